@@ -1,0 +1,1 @@
+"""Airflow operators, one class a stage: shard in, summary out. Knows no pixels."""

@@ -1,0 +1,1 @@
+"""What holds an image back: overcompletion, fidelity and table checks."""

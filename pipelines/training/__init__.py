@@ -1,0 +1,1 @@
+"""Data sets and trainers of the bundled small models."""

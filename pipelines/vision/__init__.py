@@ -1,0 +1,1 @@
+"""Segmenters, captioner, tagger and upscalers, each behind a small protocol."""
