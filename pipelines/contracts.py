@@ -1,0 +1,187 @@
+"""What passes between stages: frozen, slotted dataclasses. The step's key is made here.
+
+    key = sha256(stage, its version, input artifact digests, parameters, model revisions, seed)
+
+Two steps with one key are the same step, whoever runs them and when (design, "The one idea").
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class State(StrEnum):
+    """How a step ended."""
+
+    DONE = "done"
+    REJECTED = "rejected"
+    FAILED = "failed"
+
+
+class ShotState(StrEnum):
+    """What became of a shot in a run."""
+
+    PUBLISHED = "published"
+    HELD = "held"
+    REJECTED = "rejected"
+    FAILED = "failed"
+    PENDING = "pending"
+
+
+def canonical_json(value: Any) -> str:
+    """The one spelling of `value` that keys are made of: sorted, compact, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def sha256_hex(data: bytes) -> str:
+    """Digest that names an artifact."""
+    return hashlib.sha256(data).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRef:
+    """One model of a profile: `sha256` is of its weight file, or of its files in name order where there are several."""
+
+    name: str
+    revision: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """Bytes in the store. `sha256` is both digest and object name; `role` says what they are to the step that made them."""
+
+    sha256: str
+    role: str
+    media_type: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """One catalogue row. `photo` is the photo's digest in the store, or None with the reason why there is none."""
+
+    sku: str
+    row: int
+    title: str
+    category: str
+    photo: str | None
+    photo_problem: str = ""
+    image_link: str = ""
+    item_group_id: str = ""
+    extra: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Shot:
+    """One product in one scene for one channel: the unit of work."""
+
+    product: Product
+    scene: str
+    channel: str
+
+    @property
+    def sku(self) -> str:
+        """The product's SKU."""
+        return self.product.sku
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A step before it is computed: exactly what its key is made of, and nothing else.
+
+    `inputs` maps a role to an artifact digest. `parameters` is JSON. `attempt` is 0 except where a recomputation was
+    forced (`reprocess = all`), when it is what distinguishes the new key.
+    """
+
+    stage: str
+    version: int
+    inputs: Mapping[str, str]
+    parameters: Mapping[str, Any]
+    models: tuple[ModelRef, ...] = ()
+    seed: int | None = None
+    attempt: str = ""
+
+    @property
+    def key(self) -> str:
+        """sha256 over everything above, 64 hex digits."""
+        return sha256_hex(
+            canonical_json(
+                {
+                    "stage": self.stage,
+                    "version": self.version,
+                    "inputs": dict(self.inputs),
+                    "parameters": dict(self.parameters),
+                    "models": sorted([m.name, m.revision, m.sha256] for m in self.models),
+                    "seed": self.seed,
+                    "attempt": self.attempt,
+                }
+            ).encode()
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One check on one image. `passed` is score ≤ threshold for `at_most` checks, ≥ otherwise; `picture` is the role of
+    the output that shows where, or "" where there is nothing to show."""
+
+    check: str
+    score: float
+    threshold: float
+    passed: bool
+    reason: str = ""
+    picture: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Bytes that a step made, before the store has them."""
+
+    role: str
+    data: bytes
+    media_type: str
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What a stage returns for one job: outputs to be stored, small facts (JSON) and verdicts."""
+
+    outputs: tuple[Output, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    verdicts: tuple[Verdict, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A step as the ledger has it. `reason` is a rejection's reason or a failure's error."""
+
+    key: str
+    job: Job
+    state: State
+    outputs: tuple[Artifact, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    verdicts: tuple[Verdict, ...] = ()
+    reason: str = ""
+    seconds: float = 0.0
+    device: str = ""
+
+    def output(self, role: str) -> str:
+        """Digest of the output with this role. Raises KeyError where the step made none."""
+        for artifact in self.outputs:
+            if artifact.role == role:
+                return artifact.sha256
+        raise KeyError(f"step {self.job.stage} {self.key[:12]} made no {role!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class ShotStep:
+    """A step as one run used it for one shot. `chosen` is False for the candidates that were passed over."""
+
+    step: Step
+    reused: bool
+    chosen: bool = True
