@@ -54,7 +54,7 @@ class ModelRef:
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """Bytes in the store. `sha256` is both digest and object name; `role` says what they are to the step that made them."""
+    """Bytes in the store. `sha256` is digest and object name; `role` says what they are to the step that made them."""
 
     sha256: str
     role: str

@@ -1,0 +1,306 @@
+"""One stage over many shots: find, claim, compute, store, record. The only place where steps come to be.
+
+Operators call `run_stage` with the Postgres ledger and the S3 store, `packshot shoot` with a ledger in memory and a
+folder; the stages cannot tell the difference.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pipelines.contracts import Artifact, Job, Made, Shot, ShotStep, State, Step
+from pipelines.errors import OutOfMemory, Rejected, ShotTimeout
+
+if TYPE_CHECKING:
+    from pipelines.models import Profile
+    from pipelines.scenes import Scene
+
+log = logging.getLogger(__name__)
+
+
+class Store(Protocol):
+    """Content-addressed bytes: written once, verified when read."""
+
+    def put(self, data: bytes, media_type: str) -> str:
+        """Store `data`; when this returns its digest, the object is durable."""
+
+    def get(self, digest: str) -> bytes:
+        """The bytes. Raises KeyError where there are none, IntegrityError where they are not what their name says."""
+
+
+class Ledger(Protocol):
+    """What ran. The table of steps is the lineage."""
+
+    def find(self, keys: Sequence[str]) -> dict[str, Step]:
+        """Finished steps (`done` and `rejected`) by key. A `failed` step is no result and is tried again."""
+
+    def claim(self, keys: Sequence[str]) -> AbstractContextManager[None]:
+        """Hold these keys: whoever else wants one waits. The claim ends with its holder, however it ends."""
+
+    def record(self, step: Step) -> Step:
+        """Write a step in one transaction. The first committed result of a key wins and is what is returned."""
+
+    def use(self, run: str, shot: Shot, steps: Sequence[ShotStep]) -> None:
+        """Note which steps this run used for this shot (idempotent)."""
+
+    def chosen(self, run: str, shots: Sequence[Shot]) -> dict[str, dict[str, Step]]:
+        """SKU → stage → the chosen step of this run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Everything besides the shot that decides what is made: it ends up in keys through the stages' parameters."""
+
+    profile: Profile
+    scene: Scene
+    path: str = "auto"
+    method: str | None = None
+    mask_guidance: bool = True
+    seed: int | None = None
+    attempt: str = ""
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A job and the bytes of its inputs, by role."""
+
+    job: Job
+    inputs: Mapping[str, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One stage of the workflow, as functions.
+
+    job(shot, upstream, recipe, candidate) → Job     no pixels: what the key is made of; `upstream`: stage → step
+    load(recipe) → models                            once a shard, and only when something is to be computed
+    compute(works, models, recipe) → [Made|Rejected] same order as `works`
+    candidates(recipe) → int                         how many seeds may be tried, one step each
+    score(step) → float                              lower is better; `passes(step)` stops the search
+    """
+
+    name: str
+    version: int
+    needs: tuple[str, ...]
+    job: Callable[[Shot, Mapping[str, Step], Recipe, int], Job]
+    load: Callable[[Recipe], Any]
+    compute: Callable[[Sequence[Work], Any, Recipe], Sequence[Made | Rejected]]
+    batched: bool = False
+    candidates: Callable[[Recipe], int] = lambda recipe: 1
+    score: Callable[[Step], float] = lambda step: 0.0
+    passes: Callable[[Step], bool] = lambda step: True
+
+
+@dataclass(slots=True)
+class StageSummary:
+    """What one stage did to one shard; JSON through `dataclasses.asdict`."""
+
+    stage: str
+    shots: int = 0
+    skipped: int = 0
+    computed: int = 0
+    reused: int = 0
+    rejected: int = 0
+    failed: int = 0
+    seconds: float = 0.0
+    reasons: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much is done at once and for how long. `shot_seconds` is for one shot; a batch gets it once per shot."""
+
+    batch_size: int = 4
+    shot_seconds: float = 300.0
+
+
+def run_stage(
+    stage: Stage,
+    run: str,
+    shots: Sequence[Shot],
+    recipe: Recipe,
+    ledger: Ledger,
+    store: Store,
+    limits: Limits = Limits(),
+    progress: Callable[[Shot, Step], None] | None = None,
+) -> StageSummary:
+    """Bring every shot of a shard through one stage.
+
+    Shots whose upstream step is not `done` are skipped. Steps that the ledger has are reused; the rest are claimed,
+    computed and recorded one batch at a time, so a killed task loses one batch at most.
+
+    Raises whatever store and ledger raise (the task is retried); bad input ends as `rejected`, a bug as `failed` step.
+    """
+    summary = StageSummary(stage.name, shots=len(shots))
+    upstream = ledger.chosen(run, shots)
+    live = [shot for shot in shots if _ready(stage, upstream.get(shot.sku, {}))]
+    summary.skipped = len(shots) - len(live)
+    models = _Once(lambda: stage.load(recipe))
+    tried: dict[str, list[ShotStep]] = {shot.sku: [] for shot in live}
+
+    searching = live
+    for candidate in range(stage.candidates(recipe)):
+        jobs = [(shot, stage.job(shot, upstream.get(shot.sku, {}), recipe, candidate)) for shot in searching]
+        for batch in _batches(jobs, limits.batch_size if stage.batched else 1):
+            for shot, used in _resolve(stage, batch, recipe, models, ledger, store, limits):
+                tried[shot.sku].append(used)
+                _count(summary, used)
+                if progress is not None:
+                    progress(shot, used.step)
+        searching = [s for s in searching if not _settled(stage, tried[s.sku][-1].step)]
+        if not searching:
+            break
+
+    for shot in live:
+        best = _choose(stage, [used.step for used in tried[shot.sku]])
+        ledger.use(run, shot, [ShotStep(u.step, u.reused, u.step.key == best.key) for u in tried[shot.sku]])
+    return summary
+
+
+def _ready(stage: Stage, upstream: Mapping[str, Step]) -> bool:
+    return all(name in upstream and upstream[name].state is State.DONE for name in stage.needs)
+
+
+def _settled(stage: Stage, step: Step) -> bool:
+    """No further seed would help: it passed, or its input is bad, or the code is broken."""
+    return step.state is not State.DONE or stage.passes(step)
+
+
+def _choose(stage: Stage, steps: Sequence[Step]) -> Step:
+    """The first that passes, else the best of those that were made, else the last attempt."""
+    done = [step for step in steps if step.state is State.DONE]
+    return next((s for s in done if stage.passes(s)), min(done, key=stage.score) if done else steps[-1])
+
+
+def _count(summary: StageSummary, used: ShotStep) -> None:
+    summary.reused += used.reused
+    summary.computed += not used.reused
+    summary.seconds += 0.0 if used.reused else used.step.seconds
+    summary.rejected += used.step.state is State.REJECTED
+    summary.failed += used.step.state is State.FAILED
+    if used.step.reason:
+        summary.reasons[used.step.reason] += 1
+
+
+def _resolve(
+    stage: Stage,
+    batch: Sequence[tuple[Shot, Job]],
+    recipe: Recipe,
+    models: _Once,
+    ledger: Ledger,
+    store: Store,
+    limits: Limits,
+) -> Iterator[tuple[Shot, ShotStep]]:
+    """Reuse what is there; claim, look again (somebody may have finished while we waited), compute the rest."""
+    keys = [job.key for _, job in batch]
+    known = ledger.find(keys)
+    missing = {job.key: job for _, job in batch if job.key not in known}
+    fresh: dict[str, Step] = {}
+    if missing:
+        with ledger.claim(sorted(missing)):
+            known |= ledger.find(sorted(missing))
+            todo = [job for key, job in missing.items() if key not in known]
+            for step in _compute(stage, todo, recipe, models, store, limits):
+                fresh[step.key] = ledger.record(step)
+    for shot, job in batch:
+        reused = job.key not in fresh
+        yield shot, ShotStep(known[job.key] if reused else fresh[job.key], reused)
+
+
+def _compute(
+    stage: Stage, jobs: Sequence[Job], recipe: Recipe, models: _Once, store: Store, limits: Limits
+) -> list[Step]:
+    """Compute jobs as one batch; where that does not fit or does not end, as two halves (on one: fail it alone)."""
+    if not jobs:
+        return []
+    works = [Work(job, {role: store.get(digest) for role, digest in job.inputs.items()}) for job in jobs]
+    loaded = models.get()
+    started = time.monotonic()
+    try:
+        with _time_limit(limits.shot_seconds * len(jobs)), _torch_out_of_memory():
+            made = stage.compute(works, loaded, recipe)
+    except Exception as error:
+        if len(jobs) > 1:
+            log.warning("%s: a batch of %d ended with %s; halving it", stage.name, len(jobs), type(error).__name__)
+            halves = jobs[: len(jobs) // 2], jobs[len(jobs) // 2 :]
+            return [step for half in halves for step in _compute(stage, half, recipe, models, store, limits)]
+        if isinstance(error, Rejected):
+            state, reason = State.REJECTED, error.reason
+        else:
+            log.exception("%s failed on key %s", stage.name, jobs[0].key)
+            state, reason = State.FAILED, f"{type(error).__name__}: {error}"
+        seconds = time.monotonic() - started
+        return [Step(jobs[0].key, jobs[0], state, reason=reason, seconds=seconds, device=recipe.device)]
+    seconds = (time.monotonic() - started) / len(jobs)
+    return [_finish(job, result, store, seconds, recipe.device) for job, result in zip(jobs, made, strict=True)]
+
+
+def _finish(job: Job, result: Made | Rejected, store: Store, seconds: float, device: str) -> Step:
+    """The objects are durable before the row that names them is written."""
+    if isinstance(result, Rejected):
+        return Step(job.key, job, State.REJECTED, reason=result.reason, seconds=seconds, device=device)
+    outputs = tuple(
+        Artifact(store.put(out.data, out.media_type), out.role, out.media_type, len(out.data)) for out in result.outputs
+    )
+    return Step(job.key, job, State.DONE, outputs, result.facts, result.verdicts, seconds=seconds, device=device)
+
+
+class _Once:
+    """Models are loaded when first needed: a shard that reuses everything loads none."""
+
+    def __init__(self, load: Callable[[], Any]):
+        self._load = load
+        self._loaded: list[Any] = []
+
+    def get(self) -> Any:
+        if not self._loaded:
+            self._loaded.append(self._load())
+        return self._loaded[0]
+
+
+def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+@contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Raise ShotTimeout after `seconds`. Only the main thread can be interrupted; elsewhere there is no limit."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def expire(signum: int, frame: object) -> None:
+        raise ShotTimeout(f"no result after {seconds:g} s")
+
+    previous = signal.signal(signal.SIGALRM, expire)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+@contextmanager
+def _torch_out_of_memory() -> Iterator[None]:
+    """Translate torch's out-of-memory error at its border, so that nothing else needs to know torch."""
+    try:
+        yield
+    except RuntimeError as error:
+        if type(error).__name__ == "OutOfMemoryError":
+            import torch
+
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            raise OutOfMemory(str(error)) from error
+        raise
