@@ -1,0 +1,109 @@
+"""Every setting of packshot, with its default. The environment decides: PACKSHOT_<NAME>.
+
+`packshot up` writes where its embedded services are into `<state_dir>/environment` (mode 0600), so that every later
+command and every Airflow task finds them; a variable in the process environment wins over that file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+ROOT = Path(__file__).resolve().parents[1]
+"""The checkout: where dags/, plugins/ and sql/ are."""
+
+
+class Settings(BaseSettings):
+    """All of it. Read it with `get_settings()`; build one by hand only in tests."""
+
+    model_config = SettingsConfigDict(env_prefix="PACKSHOT_", extra="ignore", frozen=True)
+
+    # Where things are kept
+    state_dir: Path = Field(ROOT / ".packshot", description="Data, logs and credentials of the embedded services.")
+    models_dir: Path | None = Field(None, description="Folder of published checkpoints, for profiles beside `mini`.")
+
+    # Postgres
+    database_url: str = Field("", repr=False, description="Postgres for the ledger; empty: the embedded one.")
+    airflow_database_url: str = Field(
+        "", repr=False, description="Postgres for Airflow's metadata; empty: database `airflow` on the same server."
+    )
+
+    # S3
+    s3_endpoint: str = Field("", description="host:port of an S3 store; empty: the embedded SeaweedFS.")
+    s3_access_key: str = Field("", description="Access key of the store.")
+    s3_secret_key: SecretStr = Field(SecretStr(""), description="Secret key of the store.")
+    s3_bucket: str = Field("packshot", description="Bucket that holds every artifact; made when it is not there.")
+    s3_region: str = Field("us-east-1", description="Region that requests are signed for.")
+    s3_secure: bool = Field(False, description="Speak https to the store.")
+
+    # Airflow
+    airflow_url: str = Field("", description="Base URL of Airflow's API and UI; empty: the embedded one.")
+    airflow_user: str = Field("admin", description="User that `packshot run` and `packshot campaign` log in as.")
+    airflow_password: SecretStr = Field(SecretStr(""), description="That user's password.")
+    airflow_parallelism: int = Field(3, ge=1, description="Tasks that the embedded Airflow runs at once, of all pools.")
+    gpu_slots: int = Field(1, ge=1, description="Slots of pool `gpu`: one per accelerator (or per CPU-only machine).")
+    nightly_schedule: str = Field(
+        "", description="Cron of the nightly catalog_refresh, such as `0 3 * * *`; empty: off."
+    )
+
+    # Work
+    profile: str = Field("mini", description="Which models: `mini` (bundled), `sd15`, `sdxl`.")
+    shard_size: int = Field(8, ge=1, description="Shots that one task handles; 64 to 256 where a GPU makes them quick.")
+    batch_size: int = Field(4, ge=1, description="Images denoised at once; halved when the accelerator is full.")
+    shot_seconds: float = Field(300, gt=0, description="Time limit of one shot in one stage, in seconds.")
+    device: str = Field("auto", description="`auto`, `cpu`, `cuda` or `cuda:<n>`.")
+    dtype: str = Field(
+        "auto", description="Precision of the diffusion models: `auto`, `float32`, `float16`, `bfloat16`."
+    )
+
+    # Trust
+    trust_unpinned: bool = Field(False, description="Load weights whose sha256 the profile does not name.")
+    trust_pickle: bool = Field(False, description="Read legacy torch files (with weights_only) that are not pinned.")
+    allow_private_links: bool = Field(False, description="Fetch photos from addresses that are not public.")
+
+    # Limits on what a catalogue may bring
+    feed_max_bytes: int = Field(256 * 2**20, gt=0, description="Largest catalogue file, in bytes.")
+    photo_max_bytes: int = Field(64 * 2**20, gt=0, description="Largest photo file, in bytes.")
+    photo_max_megapixels: float = Field(100, gt=0, description="Largest photo, in megapixels, known before decoding.")
+    photo_timeout_seconds: float = Field(20, gt=0, description="Time limit of one photo's download, in seconds.")
+
+    def compute(self) -> Compute:
+        """The device and precision that models run with here. Imports torch."""
+        import torch
+
+        device, why_device = self.device, "PACKSHOT_DEVICE"
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            why_device = "a CUDA device is there" if device == "cuda" else "no CUDA device is there"
+        if self.dtype != "auto":
+            return Compute(device, self.dtype, f"{why_device}; PACKSHOT_DTYPE")
+        if device == "cpu":
+            return Compute(device, "float32", f"{why_device}; CPUs are slow in half precision")
+        if self.profile == "mini":
+            return Compute(device, "float32", f"{why_device}; models this small gain nothing from half precision")
+        return Compute(device, "float16", f"{why_device}; the published checkpoints are made for half precision")
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """Device and precision (a torch dtype's name) of a run, and why these."""
+
+    device: str
+    dtype: str
+    reason: str
+
+
+def environment_file(state_dir: Path) -> Path:
+    """Where `packshot up` leaves the addresses and credentials of the services that it started."""
+    return state_dir / "environment"
+
+
+@lru_cache
+def get_settings() -> Settings:
+    """The settings of this process: its environment, then `<state_dir>/environment`, then the defaults."""
+    state_dir = Settings().state_dir
+    return Settings(_env_file=environment_file(state_dir), _env_file_encoding="utf-8")  # type: ignore[call-arg]
