@@ -85,7 +85,7 @@ class Stage:
     load(recipe) → models                            once a shard, and only when something is to be computed
     compute(works, models, recipe) → [Made|Rejected] same order as `works`
     candidates(recipe) → int                         how many seeds may be tried, one step each
-    score(step) → float                              lower is better; `passes(step)` stops the search
+    score(step) → float                              lower is better; `passes(step, recipe)` stops the search
     """
 
     name: str
@@ -97,7 +97,7 @@ class Stage:
     batched: bool = False
     candidates: Callable[[Recipe], int] = lambda recipe: 1
     score: Callable[[Step], float] = lambda step: 0.0
-    passes: Callable[[Step], bool] = lambda step: True
+    passes: Callable[[Step, Recipe], bool] = lambda step, recipe: True
 
 
 @dataclass(slots=True)
@@ -156,12 +156,12 @@ def run_stage(
                 _count(summary, used)
                 if progress is not None:
                     progress(shot, used.step)
-        searching = [s for s in searching if not _settled(stage, tried[s.sku][-1].step)]
+        searching = [s for s in searching if not _settled(stage, tried[s.sku][-1].step, recipe)]
         if not searching:
             break
 
     for shot in live:
-        best = _choose(stage, [used.step for used in tried[shot.sku]])
+        best = _choose(stage, [used.step for used in tried[shot.sku]], recipe)
         ledger.use(run, shot, [ShotStep(u.step, u.reused, u.step.key == best.key) for u in tried[shot.sku]])
     return summary
 
@@ -170,15 +170,15 @@ def _ready(stage: Stage, upstream: Mapping[str, Step]) -> bool:
     return all(name in upstream and upstream[name].state is State.DONE for name in stage.needs)
 
 
-def _settled(stage: Stage, step: Step) -> bool:
+def _settled(stage: Stage, step: Step, recipe: Recipe) -> bool:
     """No further seed would help: it passed, or its input is bad, or the code is broken."""
-    return step.state is not State.DONE or stage.passes(step)
+    return step.state is not State.DONE or stage.passes(step, recipe)
 
 
-def _choose(stage: Stage, steps: Sequence[Step]) -> Step:
+def _choose(stage: Stage, steps: Sequence[Step], recipe: Recipe) -> Step:
     """The first that passes, else the best of those that were made, else the last attempt."""
     done = [step for step in steps if step.state is State.DONE]
-    return next((s for s in done if stage.passes(s)), min(done, key=stage.score) if done else steps[-1])
+    return next((s for s in done if stage.passes(s, recipe)), min(done, key=stage.score) if done else steps[-1])
 
 
 def _count(summary: StageSummary, used: ShotStep) -> None:
