@@ -1,0 +1,181 @@
+"""Scenes: reviewed presets in YAML, one file a scene. What a merchandiser chooses when they choose a look.
+
+A scene says everything that decides how a shot looks: prompt, inpainting method, controls, LoRA, placement, channel and
+the thresholds of its checks. Unknown keys are refused, so a typing error cannot silently fall back to a default.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from pipelines.contracts import canonical_json, sha256_hex
+from pipelines.errors import UsageError
+
+FOLDER = Path(__file__).resolve().parent
+PLACEHOLDERS = ("product", "tags", "colour", "category")
+"""What a prompt template may ask of a product's description."""
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class MaskGuidance(_Part):
+    """How the product mask is refined before it bounds a ControlNet (paper, section 3.2); diameters in px of the model's
+    canvas, 0 = off."""
+
+    closing: int = Field(3, ge=0, le=63)
+    opening: int = Field(0, ge=0, le=63)
+    dilation: int = Field(3, ge=0, le=63)
+
+
+class Control(_Part):
+    """One ControlNet: what it draws, from where, how strongly and over which share of the steps."""
+
+    kind: Literal["canny"] = "canny"
+    source: Literal["photo", "cutout"] = "photo"
+    scale: float = Field(1.0, ge=0, le=2)
+    start: Share = 0.0
+    end: Share = 1.0
+    low: int = Field(60, ge=0, le=255)
+    high: int = Field(140, ge=0, le=255)
+    mask_guidance: MaskGuidance | None = MaskGuidance()
+
+
+class SceneLora(_Part):
+    """The scene's LoRA, a part of the profile, and its strength."""
+
+    name: Name
+    scale: float = Field(1.0, ge=0, le=2)
+
+
+class ScenePlacement(_Part):
+    """Where the product stands: its longer side as a share of the canvas's shorter one, and the line it stands on."""
+
+    anchor: Literal["ground", "centre"] = "ground"
+    scale: float = Field(0.6, gt=0.05, le=0.98)
+    ground_line: float = Field(0.86, ge=0.2, le=1)
+
+
+class Channel(_Part):
+    """Where the image is to be published, in px. `min_width` and `min_height` are the channel's own rule."""
+
+    name: Name = "web"
+    width: int = Field(1024, ge=64, le=8192)
+    height: int = Field(1024, ge=64, le=8192)
+    format: Literal["jpeg", "png", "webp"] = "jpeg"
+    quality: int = Field(92, ge=50, le=100)
+    min_width: int = Field(500, ge=1)
+    min_height: int = Field(500, ge=1)
+
+
+class Checks(_Part):
+    """Thresholds. An image is held when E⁺ is above `overcompletion`, or a score is on the wrong side of its own."""
+
+    overcompletion: float = Field(0.05, ge=0, le=1)
+    fidelity: Share = 1.0
+    halo: float = Field(0.35, ge=0)
+    background: Share = 0.5
+
+
+class Scene(_Part):
+    """One reviewed look."""
+
+    name: Name
+    title: str = Field(min_length=1, max_length=80)
+    description: str = Field("", max_length=600)
+    prompt: str = Field(min_length=1, max_length=600)
+    negative_prompt: str = Field("", max_length=600)
+    method: Literal["brushnet", "blended", "soft"] = "brushnet"
+    steps: int = Field(20, ge=1, le=200)
+    guidance_scale: float = Field(2.5, ge=1, le=30)
+    strength: float = Field(1.0, gt=0, le=1)
+    candidates: int = Field(3, ge=1, le=16)
+    base_seed: int = Field(0, ge=0)
+    brushnet_scale: float = Field(1.0, ge=0, le=2)
+    controls: tuple[Control, ...] = ()
+    lora: SceneLora | None = None
+    placement: ScenePlacement = ScenePlacement()
+    channel: Channel = Channel()
+    checks: Checks = Checks()
+    picture: str = ""
+
+    @field_validator("prompt")
+    @classmethod
+    def _known_placeholders(cls, prompt: str) -> str:
+        for _, field, spec, conversion in string.Formatter().parse(prompt):
+            if field is not None and (field not in PLACEHOLDERS or spec or conversion):
+                raise ValueError(f"{{{field}}} is not one of {', '.join(f'{{{name}}}' for name in PLACEHOLDERS)}")
+        return prompt
+
+    @property
+    def digest(self) -> str:
+        """sha256 over the whole definition: which version of a scene made an image."""
+        return sha256_hex(canonical_json(self.model_dump(mode="json")).encode())
+
+    def fill_prompt(self, description: Mapping[str, Any]) -> str:
+        """The prompt for one product, from the facts of its describe step (subject, tags, colour, category)."""
+        tags = ", ".join(tag["tag"] for tag in description.get("tags", ()))
+        filled = self.prompt.format(
+            product=description["subject"],
+            tags=tags,
+            colour=description.get("colour", ""),
+            category=description.get("category", ""),
+        )
+        return " ".join(filled.replace(" ,", ",").split()).strip(" ,")
+
+    def sampler_settings(self) -> dict[str, Any]:
+        """What of the scene reaches the sampler, as parameters of a generate step."""
+        return self.model_dump(
+            mode="json",
+            include={
+                "steps", "guidance_scale", "strength", "brushnet_scale", "controls", "lora", "placement",
+            },
+        )  # fmt: skip
+
+
+def list_scenes(folder: Path = FOLDER) -> list[Scene]:
+    """All scenes of a folder, by name."""
+    return [check_scene(path) for path in sorted(folder.glob("*.yaml"))]
+
+
+def scene_names(folder: Path = FOLDER) -> list[str]:
+    """Names alone, without reading the files: cheap enough for a DAG file."""
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
+def load_scene(name: str, folder: Path = FOLDER) -> Scene:
+    """One scene by name. Raises UsageError where there is none, naming those that there are."""
+    path = folder / f"{name}.yaml"
+    if name not in scene_names(folder):
+        raise UsageError(f"no scene {name!r}: there are {', '.join(scene_names(folder)) or 'none'}")
+    return check_scene(path)
+
+
+def check_scene(path: Path) -> Scene:
+    """Read and validate one file. Raises UsageError with one line that names file, field and what was expected."""
+    try:
+        data = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"{path}: not a readable YAML file: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise UsageError(f"{path}: expected the keys of a scene, found {type(data).__name__}")
+    try:
+        scene = Scene.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "scene"
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        raise UsageError(f"{path}: {where}: {first['msg']}{more}") from error
+    if scene.name != path.stem:
+        raise UsageError(f"{path}: name: {scene.name!r} must be the file's name, {path.stem!r}")
+    return scene

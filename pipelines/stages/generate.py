@@ -1,0 +1,183 @@
+"""Stage 3: paint a scene around the product (paper, section 3).
+
+The cutout is placed on the channel's canvas, reduced to the model's size, and everything around it is inpainted. Each
+raw candidate is measured for overcompletion at once; the first seed that passes ends the search, `candidates` at most.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from pipelines.contracts import Job, Made, Output, Shot, Step, sha256_hex
+from pipelines.diffusion.control import canny_edges
+from pipelines.diffusion.inpainting import InpaintingPipeline
+from pipelines.diffusion.mask_guidance import refine_mask
+from pipelines.placement import LaidProduct, lay_product, place
+from pipelines.quality.overcompletion import OvercompletionDetector
+from pipelines.vision.photos import png_bytes, read_photo
+from pipelines.workflow import Recipe, Stage, Work
+
+SIDE_MULTIPLE = 64
+"""An autoencoder of 8x and a UNet of four levels: canvases come in multiples of 64 px."""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateModels:
+    """The sampler with its branches, and the segmenter that looks at what it made."""
+
+    pipeline: InpaintingPipeline
+    detector: OvercompletionDetector
+
+
+def model_canvas(width: int, height: int, native: int) -> tuple[int, int]:
+    """Size to sample at for a channel of width × height px: its shorter side is `native`, both multiples of 64 px."""
+    ratio = native / min(width, height)
+    return tuple(max(SIDE_MULTIPLE, round(side * ratio / SIDE_MULTIPLE) * SIDE_MULTIPLE) for side in (width, height))  # type: ignore[return-value]
+
+
+def candidate_seed(shot: Shot, base_seed: int, candidate: int) -> int:
+    """Seed of a shot's n-th candidate, 0..2³¹: its own for every product, the same on every day and machine."""
+    return int(sha256_hex(f"{base_seed}/{shot.sku}/{shot.scene}/{shot.channel}/{candidate}".encode())[:8], 16) >> 1
+
+
+def job(shot: Shot, upstream: Mapping[str, Step], recipe: Recipe, candidate: int) -> Job:
+    """What the raw image depends on: photo, cutout, prompt, the scene's sampler settings, models, seed."""
+    scene, profile = recipe.scene, recipe.profile
+    method = recipe.method or scene.method
+    parts = ["autoencoder", "clip", "unet", "scheduler", "salient"]
+    parts += ["brushnet"] if method == "brushnet" else []
+    parts += [f"controlnet_{control.kind}" for control in scene.controls]
+    parts += [scene.lora.name] if scene.lora else []
+    base_seed = scene.base_seed if recipe.seed is None else recipe.seed
+    return Job(
+        stage=STAGE.name,
+        version=STAGE.version,
+        inputs={"photo": shot.product.photo or "", "cutout": upstream["cutout"].output("cutout")},
+        parameters={
+            "prompt": scene.fill_prompt(upstream["describe"].facts),
+            "negative_prompt": scene.negative_prompt,
+            "method": method,
+            "mask_guidance": recipe.mask_guidance,
+            "canvas": [scene.channel.width, scene.channel.height],
+            **scene.sampler_settings(),
+        },
+        models=tuple(profile.ref(name) for name in parts),
+        seed=candidate_seed(shot, base_seed, candidate),
+        attempt=recipe.attempt,
+    )
+
+
+def load(recipe: Recipe) -> GenerateModels:
+    """Load the sampler for the scene's method, with its controls and LoRA, and the fast segmenter."""
+    scene = recipe.scene
+    pipeline = InpaintingPipeline.from_profile(
+        recipe.profile.name,
+        method=recipe.method or scene.method,
+        models_dir=recipe.profile.models_dir,
+        controls=tuple(control.kind for control in scene.controls),
+    ).to(recipe.device)
+    if scene.lora:
+        pipeline.load_lora(recipe.profile.part(scene.lora.name).path, scene.lora.scale)
+    return GenerateModels(pipeline, OvercompletionDetector.from_profile(recipe.profile))
+
+
+def compute(works: Sequence[Work], models: GenerateModels, recipe: Recipe) -> list[Made]:
+    """Inpaint one batch of shots and measure each image. All works of a batch share the scene, so one call does."""
+    scene = recipe.scene
+    canvas: tuple[int, int] = (scene.channel.width, scene.channel.height)
+    width, height = model_canvas(*canvas, recipe.profile.native_size)
+    laid, small = [], []
+    for work in works:
+        photo, cutout = read_photo(work.inputs["photo"]).image(), Image.open(io.BytesIO(work.inputs["cutout"]))
+        matte = np.asarray(cutout.getchannel("A"))
+        where = place(matte, canvas, scene.placement.scale, scene.placement.anchor, scene.placement.ground_line)
+        product = lay_product(photo, cutout, where)
+        laid.append(where)
+        small.append(_Reduced.of(product, width, height))
+    controls = [_control(small, control, recipe.mask_guidance) for control in scene.controls]
+    images = models.pipeline(
+        image=[item.colour for item in small],
+        product_mask=[item.mask for item in small],
+        prompt=[work.job.parameters["prompt"] for work in works],
+        negative_prompt=[work.job.parameters["negative_prompt"] for work in works],
+        strength=scene.strength,
+        num_inference_steps=scene.steps,
+        guidance_scale=scene.guidance_scale,
+        brushnet_scale=scene.brushnet_scale,
+        control_images=[images for images, _ in controls],
+        control_masks=[masks for _, masks in controls],
+        control_scales=[control.scale for control in scene.controls],
+        control_starts=[control.start for control in scene.controls],
+        control_ends=[control.end for control in scene.controls],
+        height=height,
+        width=width,
+        generator=[torch.Generator("cpu").manual_seed(work.job.seed or 0) for work in works],
+    ).images
+    return [
+        _measured(image, item, where.facts(), models.detector)
+        for image, item, where in zip(images, small, laid, strict=True)
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Reduced:
+    """The placed product at the model's size: colour RGB, matte L, and the matte as (1, 1, H, W) float, 1 = product."""
+
+    colour: Image.Image
+    matte: Image.Image
+    mask: torch.Tensor
+
+    @classmethod
+    def of(cls, product: LaidProduct, width: int, height: int) -> _Reduced:
+        colour, matte = product.reduced(width, height)
+        return cls(colour, matte, torch.from_numpy(np.asarray(matte, np.float32) / 255)[None, None])
+
+
+def _control(small: Sequence[_Reduced], control: Any, guided: bool) -> tuple[list[Image.Image], torch.Tensor | None]:
+    """A control image for each shot, and the refined product masks that bound its residuals (section 3.2)."""
+    images = [canny_edges(item.colour, item.mask, control.low, control.high) for item in small]
+    if not guided or control.mask_guidance is None:
+        return images, None
+    guide = control.mask_guidance
+    masks = torch.cat([item.mask for item in small])
+    return images, refine_mask(masks, closing=guide.closing, opening=guide.opening, dilation=guide.dilation)
+
+
+def _measured(
+    image: Image.Image, item: _Reduced, placement: Mapping[str, Any], detector: OvercompletionDetector
+) -> Made:
+    found = detector.measure(np.asarray(image), np.asarray(item.matte))
+    placed = item.colour.copy()
+    placed.putalpha(item.matte)
+    return Made(
+        outputs=(
+            Output("raw", png_bytes(image), "image/png"),
+            Output("placed", png_bytes(placed), "image/png"),
+        ),
+        facts={
+            "placement": dict(placement),
+            "e_plus": found.e_plus,
+            "uncertainty": found.uncertainty,
+        },
+    )
+
+
+STAGE = Stage(
+    name="generate",
+    version=1,
+    needs=("cutout", "describe"),
+    job=job,
+    load=load,
+    compute=compute,
+    batched=True,
+    candidates=lambda recipe: recipe.scene.candidates,
+    score=lambda step: float(step.facts["e_plus"]),
+    passes=lambda step, recipe: step.facts["e_plus"] <= recipe.scene.checks.overcompletion,
+)
