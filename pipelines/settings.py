@@ -71,6 +71,16 @@ class Settings(BaseSettings):
     photo_max_megapixels: float = Field(100, gt=0, description="Largest photo, in megapixels, known before decoding.")
     photo_timeout_seconds: float = Field(20, gt=0, description="Time limit of one photo's download, in seconds.")
 
+    def environment(self) -> dict[str, str]:
+        """What differs from the defaults, as PACKSHOT_* variables for a child process. Secrets are in clear."""
+        variables = {}
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if value != field.default:
+                text = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+                variables[f"PACKSHOT_{name.upper()}"] = text
+        return variables
+
     def compute(self) -> Compute:
         """The device and precision that models run with here. Imports torch."""
         import torch
@@ -102,8 +112,13 @@ def environment_file(state_dir: Path) -> Path:
     return state_dir / "environment"
 
 
+def read_settings(state_dir: Path | None = None) -> Settings:
+    """The process environment, then `<state_dir>/environment`, then the defaults."""
+    state_dir = state_dir or Settings().state_dir
+    return Settings(state_dir=state_dir, _env_file=environment_file(state_dir), _env_file_encoding="utf-8")
+
+
 @lru_cache
 def get_settings() -> Settings:
-    """The settings of this process: its environment, then `<state_dir>/environment`, then the defaults."""
-    state_dir = Settings().state_dir
-    return Settings(_env_file=environment_file(state_dir), _env_file_encoding="utf-8")  # type: ignore[call-arg]
+    """`read_settings()`, once a process."""
+    return read_settings()
