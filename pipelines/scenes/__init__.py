@@ -30,8 +30,10 @@ class _Part(BaseModel):
 
 
 class MaskGuidance(_Part):
-    """How the product mask is refined before it bounds a ControlNet (paper, section 3.2); diameters in px of the model's
-    canvas, 0 = off."""
+    """How the product mask is refined before it bounds a ControlNet (paper, section 3.2).
+
+    Diameters in px of the model's canvas, 0 = off.
+    """
 
     closing: int = Field(3, ge=0, le=63)
     opening: int = Field(0, ge=0, le=63)
@@ -107,7 +109,7 @@ class Scene(_Part):
     placement: ScenePlacement = ScenePlacement()
     channel: Channel = Channel()
     checks: Checks = Checks()
-    picture: str = ""
+    picture: str = Field("", pattern=r"^([a-z0-9][a-z0-9_-]*\.(png|jpg|webp))?$")
 
     @field_validator("prompt")
     @classmethod
@@ -179,3 +181,9 @@ def check_scene(path: Path) -> Scene:
     if scene.name != path.stem:
         raise UsageError(f"{path}: name: {scene.name!r} must be the file's name, {path.stem!r}")
     return scene
+
+
+def picture_of(scene: Scene, folder: Path = FOLDER) -> Path | None:
+    """The preview picture of a scene, or None where it has none."""
+    path = folder / scene.picture
+    return path if scene.picture and path.is_file() else None

@@ -1,0 +1,416 @@
+"""The `packshot` command. Every command imports what it needs when it runs, so that `--help` answers at once.
+
+Exit codes: 0 done, 1 something failed, 2 wrong usage or input. With `--json`, one document on standard output and
+nothing else there; progress and messages go to standard error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from pipelines.errors import PackshotError, UsageError
+
+if TYPE_CHECKING:
+    from pipelines.contracts import Shot, Step
+    from pipelines.reports import Report
+    from pipelines.workflow import Recipe
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    help="Catalogue photos in, publishable scene images out, without altering the product.",
+    epilog="Try one photo without any service: [bold]packshot shoot photo.jpg --scene oak-window --out shots[/bold]",
+)
+scenes_app = typer.Typer(no_args_is_help=True, help="The scenes there are, and whether a file is a valid one.")
+measure_app = typer.Typer(no_args_is_help=True, help="Measure a stage against exact truth.")
+models_app = typer.Typer(no_args_is_help=True, help="The models of a profile: where from, which bytes, which licence.")
+app.add_typer(scenes_app, name="scenes")
+app.add_typer(measure_app, name="measure")
+app.add_typer(models_app, name="models")
+
+out = Console()
+err = Console(stderr=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+SceneName = Annotated[str, typer.Option("--scene", "-s", help="A scene: see `packshot scenes list`.")]
+RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or 'latest': the last that `run` triggered.")]
+
+
+def main() -> None:
+    """Entry point: turns packshot's own errors into one line and an exit code."""
+    try:
+        app(standalone_mode=True)
+    except UsageError as error:
+        err.print(f"[red]packshot:[/red] {error}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except PackshotError as error:
+        err.print(f"[red]packshot:[/red] {error}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+
+
+def _print_json(document: Any) -> None:
+    print(json.dumps(document, indent=2, ensure_ascii=False, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if isinstance(value, date | datetime):
+        return value.isoformat()
+    return str(value)
+
+
+@contextmanager
+def _bar() -> Iterator[Progress]:
+    """A progress bar on standard error; lines that scroll where that is not a terminal."""
+    columns = (
+        SpinnerColumn(), TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"), TimeElapsedColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=err, transient=False) as progress:
+        yield progress
+
+
+# ------------------------------------------------------------------------------------------------ one photo, no service
+
+
+@app.command()
+def shoot(
+    source: Annotated[Path, typer.Argument(metavar="IMAGE|CATALOG", help="A photo, or a catalogue as CSV or TSV.")],
+    scene: SceneName,
+    out_dir: Annotated[Path, typer.Option("--out", "-o", help="Folder for the images and the contact sheet.")],
+    seed: Annotated[
+        int | None, typer.Option(help="Base seed instead of the scene's: another one, another image.")
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="Inpainting method instead of the scene's.")] = None,
+    mask_guidance: Annotated[
+        bool, typer.Option("--mask-guidance/--no-mask-guidance", help="Bound the ControlNet by the product mask.")
+    ] = True,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N products.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Take a photo or a catalogue through every stage in this process, without services."""
+    from pipelines.settings import get_settings
+    from pipelines.shoot import shoot as run_shoot
+
+    settings = get_settings()
+    recipe = _recipe(scene, seed=seed, method=method, mask_guidance=mask_guidance)
+    with _bar() as progress:
+        bars: dict[str, Any] = {}
+
+        def started(stage: str, shots: int) -> None:
+            bars[stage] = progress.add_task(stage, total=shots, note="")
+
+        def done(stage: str, shot: Shot, step: Step) -> None:
+            progress.update(bars[stage], advance=1, note=f"{shot.sku}: {step.reason}" if step.reason else shot.sku)
+
+        outcomes = run_shoot(source, recipe, out_dir, settings, limit=limit, progress=done, started=started)
+    if as_json:
+        _print_json({"shots": outcomes, "contact_sheet": out_dir / "contact_sheet.png"})
+    else:
+        table = Table("SKU", "became", "file or reason")
+        for outcome in outcomes:
+            table.add_row(outcome.sku, outcome.state.value, str(outcome.picture or outcome.reason))
+        out.print(table)
+        out.print(f"Contact sheet: {out_dir / 'contact_sheet.png'}", soft_wrap=True, highlight=False)
+    raise typer.Exit(1 if any(outcome.state == "failed" for outcome in outcomes) else 0)
+
+
+def _recipe(scene: str, **overrides: Any) -> Recipe:
+    from pipelines.models import load_profile
+    from pipelines.scenes import load_scene
+    from pipelines.settings import get_settings
+    from pipelines.workflow import Recipe
+
+    settings = get_settings()
+    profile = load_profile(settings.profile, settings.models_dir)
+    return Recipe(profile, load_scene(scene), device=settings.compute().device, **overrides)
+
+
+# ------------------------------------------------------------------------------------------------ runs through Airflow
+
+
+@app.command()
+def run(
+    catalogue: Annotated[Path, typer.Argument(metavar="CATALOG", help="CSV or TSV with id, title, image_link.")],
+    scene: SceneName,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N products.")] = None,
+    reprocess: Annotated[str, typer.Option(help="missing, failed or all.")] = "missing",
+    wait: Annotated[bool, typer.Option("--wait", help="Follow the run to its end.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Put a catalogue into the store and trigger `catalog_refresh` through Airflow's API."""
+    from pipelines.airflow_api import Airflow
+    from pipelines.catalogue import ingest
+    from pipelines.scenes import load_scene
+    from pipelines.settings import get_settings
+    from pipelines.store import S3Store
+
+    settings = get_settings()
+    load_scene(scene)
+    with err.status("Putting feed and photos into the store"):
+        feed = ingest(catalogue, S3Store(settings), settings, limit)
+    conf = {"feed": feed, "scene": scene, "limit": limit, "reprocess": reprocess, "triggered_by": "packshot run"}
+    with Airflow(settings) as airflow:
+        run_id = airflow.trigger("catalog_refresh", conf)
+        if not wait:
+            _print_json({"run": run_id}) if as_json else out.print(f"Run {run_id} was triggered.", soft_wrap=True)
+            return
+        success = _follow(airflow, "catalog_refresh", run_id)
+    found = _report(run_id)
+    _print_json(found.to_json()) if as_json else _show_report(found)
+    raise typer.Exit(0 if success and not found.failed else 1)
+
+
+def _follow(airflow: Any, dag_id: str, run_id: str) -> bool:
+    """Follow a run with a bar over its shots' steps; returns whether it succeeded."""
+    with _bar() as progress:
+        task = progress.add_task(dag_id, total=None, note="")
+
+        def seen(done: int, total: int, note: str) -> None:
+            progress.update(task, completed=done, total=total or None, note=note)
+
+        return bool(airflow.follow(dag_id, run_id, seen))
+
+
+@app.command()
+def campaign(
+    scene: SceneName,
+    first: Annotated[datetime, typer.Option("--from", formats=["%Y-%m-%d"], help="First day.")],
+    last: Annotated[datetime, typer.Option("--to", formats=["%Y-%m-%d"], help="Last day, included.")],
+    category: Annotated[list[str] | None, typer.Option(help="Only this category; may be repeated.")] = None,
+    sku: Annotated[list[str] | None, typer.Option(help="Only this SKU, whenever it changed; may be repeated.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most N products a day.")] = None,
+    reprocess: Annotated[str, typer.Option(help="missing, failed or all.")] = "missing",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count shots, reuse and time; compute nothing.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Follow the backfill to its end.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Start a backfill of `campaign_backfill` over a range of days through Airflow's API."""
+    from pipelines.airflow_api import Airflow
+    from pipelines.scenes import load_scene
+    from pipelines.settings import get_settings
+
+    load_scene(scene)
+    if last < first:
+        raise UsageError(f"--to {last:%Y-%m-%d} is before --from {first:%Y-%m-%d}")
+    conf = {
+        "scene": scene, "categories": category or [], "skus": sku or [], "limit": limit, "reprocess": reprocess,
+        "dry_run": dry_run,
+    }  # fmt: skip
+    with Airflow(get_settings()) as airflow, err.status("Starting the backfill"):
+        backfill = airflow.backfill("campaign_backfill", first.date(), last.date(), conf)
+    success = True
+    if wait or dry_run:
+        with Airflow(get_settings()) as airflow:
+            for run_id in backfill.runs:
+                success &= _follow(airflow, "campaign_backfill", run_id)
+    document = _campaign_document(backfill.runs)
+    if as_json:
+        _print_json(document)
+    else:
+        seconds = document["seconds_expected"]
+        out.print(
+            f"{len(backfill.runs)} runs, {document['shots']} shots, {document['reused']} steps reused"
+            + ("" if seconds is None else f", about {seconds:.0f} s to compute")
+        )
+        for run_id in backfill.runs:
+            out.print(f"  {run_id}", soft_wrap=True, highlight=False)
+    raise typer.Exit(0 if success else 1)
+
+
+# ------------------------------------------------------------------------------------------------ what became of it
+
+
+def _report(run_id: str) -> Report:
+    from pipelines.ledger import connect
+    from pipelines.reports import latest_run, report
+    from pipelines.settings import get_settings
+
+    engine = connect(get_settings().database_url)
+    return report(engine, latest_run(engine) if run_id == "latest" else run_id)
+
+
+def _show_report(found: Report) -> None:
+    out.print(
+        f"[bold]{found.run}[/bold]: {found.products} products, [green]{found.published} published[/green], "
+        f"[yellow]{found.held} held[/yellow], {found.rejected} rejected, [red]{found.failed} failed[/red]",
+        soft_wrap=True,
+        highlight=False,
+    )
+    table = Table("stage", "computed", "reused", "seconds")
+    for name, counts in found.steps.items():
+        table.add_row(name, str(counts["computed"]), str(counts["reused"]), f"{found.seconds.get(name, 0):.1f}")
+    out.print(table)
+    rows = [shot for shot in found.shots if shot["state"] != "published"]
+    if rows:
+        table = Table("row", "SKU", "state", "reason")
+        for shot in rows:
+            table.add_row(str(shot["row"]), shot["sku"], shot["state"], shot["reason"])
+        out.print(table)
+
+
+@app.command()
+def report(run_id: RunId = "latest", as_json: AsJson = False) -> None:
+    """What became of every product of a run: published, held, rejected or failed, and why."""
+    found = _report(run_id)
+    _print_json(found.to_json()) if as_json else _show_report(found)
+
+
+@app.command()
+def lineage(
+    what: Annotated[str, typer.Argument(metavar="SKU|DIGEST", help="A product, or an image's sha256.")],
+    as_json: AsJson = False,
+) -> None:
+    """Where an image came from, down to the photo, the model revisions and the parameters."""
+    from pipelines.ledger import connect
+    from pipelines.reports import lineage as trace
+    from pipelines.settings import get_settings
+
+    found = trace(connect(get_settings().database_url), what).to_json()
+    if as_json:
+        _print_json(found)
+        return
+    out.print(f"[bold]{found['sku']}[/bold]  image {found['artifact']['sha256']}  photo {found['photo']['sha256']}")
+    table = Table("stage", "key", "models", "seconds", "device")
+    for step in found["steps"]:
+        models = ", ".join(f"{model['name']}@{model['revision']}" for model in step["models"])
+        table.add_row(step["stage"], step["key"][:12], models, f"{step['seconds']:.2f}", step["device"])
+    out.print(table)
+
+
+@app.command()
+def export(
+    run_id: RunId,
+    out_dir: Annotated[Path, typer.Option("--out", "-o", help="Folder for images, feed and contact sheet.")],
+    as_json: AsJson = False,
+) -> None:
+    """Write a run's published images, byte for byte as stored, their feed and a contact sheet."""
+    from pipelines.export import export_run
+    from pipelines.settings import get_settings
+
+    done = export_run(run_id, out_dir, get_settings())
+    if as_json:
+        _print_json(done)
+    else:
+        out.print(f"{len(done.images)} images and {done.feed.name} in {out_dir}", soft_wrap=True, highlight=False)
+        out.print(f"Contact sheet: {done.contact_sheet}", soft_wrap=True, highlight=False)
+
+
+# ----------------------------------------------------------------------------------------------- scenes, models, measures
+
+
+@scenes_app.command("list")
+def scenes_list(as_json: AsJson = False) -> None:
+    """The scenes there are: name, title, picture."""
+    from pipelines.scenes import list_scenes, picture_of
+
+    scenes = list_scenes()
+    if as_json:
+        _print_json([{"name": s.name, "title": s.title, "picture": picture_of(s)} for s in scenes])
+        return
+    table = Table("name", "title", "method", "channel", "picture")
+    for s in scenes:
+        table.add_row(s.name, s.title, s.method, f"{s.channel.width}×{s.channel.height}", str(picture_of(s) or "–"))
+    out.print(table)
+
+
+@scenes_app.command("check")
+def scenes_check(
+    file: Annotated[Path, typer.Argument(help="A scene's YAML file.")],
+    as_json: AsJson = False,
+) -> None:
+    """Validate one scene file."""
+    from pipelines.scenes import check_scene
+
+    scene = check_scene(file)
+    _print_json({"name": scene.name, "digest": scene.digest}) if as_json else out.print(f"{file}: {scene.title}: valid")
+
+
+@measure_app.command("cutout")
+def measure_cutout(
+    catalogue: Annotated[Path, typer.Argument(metavar="CATALOG", help="A catalogue with a ground_truth_alpha column.")],
+    path: Annotated[str, typer.Option(help="auto: as the pipeline does it; hqsam: HQ-SAM for every photo.")] = "auto",
+    over_scenes: Annotated[Path | None, typer.Option(help="Composite each product over these backgrounds.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """IoU and boundary F (2 px) of cutouts against the alpha masks that a catalogue names."""
+    from pipelines.measure import measure_cutouts
+    from pipelines.models import load_profile
+    from pipelines.settings import get_settings
+
+    settings = get_settings()
+    found = measure_cutouts(catalogue, path, over_scenes, load_profile(settings.profile, settings.models_dir))
+    if as_json:
+        _print_json(found)
+        return
+    table = Table("SKU", "path", "IoU", "boundary F")
+    for product in found.products:
+        table.add_row(product.sku, product.path, f"{product.iou:.4f}", f"{product.boundary_f:.4f}")
+    out.print(table)
+    out.print(f"mean IoU {found.mean_iou:.4f}, n = {found.n}")
+
+
+@models_app.command("list")
+def models_list(as_json: AsJson = False) -> None:
+    """Every model of the profile: source, revision, sha256, licence."""
+    _models(check=False, as_json=as_json)
+
+
+@models_app.command("verify")
+def models_verify(as_json: AsJson = False) -> None:
+    """Compare every model's bytes with the profile's sha256. Exit code 1 where one differs."""
+    _models(check=True, as_json=as_json)
+
+
+def _models(*, check: bool, as_json: bool) -> None:
+    from pipelines.models import load_profile, verify
+    from pipelines.settings import get_settings
+
+    settings = get_settings()
+    profile = load_profile(settings.profile, settings.models_dir)
+    problems = {checked.name: checked.problem for checked in verify(profile)} if check else {}
+    rows = [
+        {
+            "profile": profile.name, "name": part.name, "source": part.source, "revision": part.ref.revision,
+            "sha256": part.ref.sha256, "licence": part.licence, "problem": problems.get(part.name, ""),
+        }
+        for part in profile.parts
+    ]  # fmt: skip
+    if as_json:
+        _print_json(rows)
+    else:
+        table = Table("name", "source", "revision", "sha256", "licence", *(["problem"] if check else []))
+        for row in rows:
+            cells = [row["name"], row["source"], row["revision"], row["sha256"][:16], row["licence"]]
+            table.add_row(*cells, *([row["problem"] or "ok"] if check else []))
+        out.print(table)
+    raise typer.Exit(1 if any(problems.values()) else 0)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def train(
+    context: typer.Context,
+    part: Annotated[str, typer.Argument(help="autoencoder, clip, unet, brushnet, controlnet, scene_lora, ...")],
+) -> None:
+    """Train, or go on training, a bundled model. Options follow the part; `packshot train unet --help` lists them."""
+    from pipelines.training.__main__ import app as trainers
+
+    trainers([part, *context.args], prog_name="packshot train")
+
+
+if __name__ == "__main__":
+    main()

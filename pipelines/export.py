@@ -1,0 +1,64 @@
+"""A run's published images, byte for byte as stored, with the feed that names them and a contact sheet of every shot."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.contact_sheet import contact_sheet
+from pipelines.contracts import ShotState
+from pipelines.ledger import PostgresLedger, connect
+from pipelines.reports import latest_run, report
+from pipelines.settings import Settings
+from pipelines.shoot import SUFFIXES, file_name, sheet_row
+from pipelines.store import S3Store
+
+
+@dataclass(frozen=True, slots=True)
+class ExportedImage:
+    """One published image: `file` is relative to the export folder, `sha256` its name in the store."""
+
+    sku: str
+    file: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """What an export wrote."""
+
+    run: str
+    images: tuple[ExportedImage, ...]
+    feed: Path
+    contact_sheet: Path
+
+
+def export_run(run: str, out: Path, settings: Settings) -> Export:
+    """Write the published images of `run` ("latest": the last that `packshot run` triggered) into `out`.
+
+    The feed is a CSV with id, title, image_link (Google Merchant's names). Raises UsageError for a run that is not there.
+    """
+    engine = connect(settings.database_url)
+    store, ledger = S3Store(settings), PostgresLedger(engine)
+    run = latest_run(engine) if run == "latest" else run
+    states = {row["sku"]: (ShotState(row["state"]), row["reason"]) for row in report(engine, run).shots}
+    shots = ledger.shots(run)
+    steps = ledger.chosen(run, shots)
+    out.mkdir(parents=True, exist_ok=True)
+
+    images = []
+    with (out / "feed.csv").open("w", encoding="utf-8", newline="") as file:
+        feed = csv.writer(file)
+        feed.writerow(["id", "title", "image_link", "sha256"])
+        for shot in shots:
+            if states[shot.sku][0] is not ShotState.PUBLISHED:
+                continue
+            artifact = next(a for a in steps[shot.sku]["publish"].outputs if a.role == "published")
+            name = f"{file_name(shot.sku)}-{artifact.sha256[:12]}.{SUFFIXES[artifact.media_type]}"
+            (out / name).write_bytes(store.get(artifact.sha256))
+            feed.writerow([shot.sku, shot.product.title, name, artifact.sha256])
+            images.append(ExportedImage(shot.sku, name, artifact.sha256))
+    sheet = out / "contact_sheet.png"
+    contact_sheet([sheet_row(shot, steps.get(shot.sku, {}), *states[shot.sku], store) for shot in shots], sheet)
+    return Export(run, tuple(images), out / "feed.csv", sheet)

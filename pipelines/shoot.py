@@ -1,0 +1,155 @@
+"""The whole walk of a catalogue in this process: the same stages, a folder for a store, no services.
+
+For a designer who tries a photo, and for tests. What it computes is kept in memory and, byte for byte, in the output
+folder's `.packshot`; lineage across runs is what the services are for.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+from PIL import Image
+
+from pipelines.catalogue import ingest, load_manifest
+from pipelines.contact_sheet import SheetRow, contact_sheet
+from pipelines.contracts import Product, Shot, ShotState, State, Step
+from pipelines.errors import UsageError
+from pipelines.ledger import MemoryLedger
+from pipelines.settings import Settings
+from pipelines.store import FolderStore
+from pipelines.workflow import Limits, Recipe, Stage, Store, run_stage
+
+STAGES = ("cutout", "describe", "generate", "upscale", "inspect", "publish")
+"""The paper's workflow, in order."""
+
+SUFFIXES = {"image/jpeg": "jpg", "image/png": "png", "image/webp": "webp"}
+"""How a published image's file name ends."""
+
+
+def stage(name: str) -> Stage:
+    """A stage by name. Its module, and with it torch, is imported here and not before."""
+    return import_module(f"pipelines.stages.{name}").STAGE
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one shot. `picture` is the file that was written, or None."""
+
+    sku: str
+    row: int
+    state: ShotState
+    reason: str
+    picture: Path | None
+
+
+def outcome_of(steps: dict[str, Step]) -> tuple[ShotState, str]:
+    """State and reason of a shot from its chosen steps, in the words of `packshot report`."""
+    for step in steps.values():
+        if step.state is State.REJECTED:
+            return ShotState.REJECTED, step.reason
+        if step.state is State.FAILED:
+            return ShotState.FAILED, step.reason
+    verdicts = steps["inspect"].verdicts if "inspect" in steps else ()
+    failing = [verdict for verdict in verdicts if not verdict.passed]
+    if failing:
+        return ShotState.HELD, "; ".join(verdict.reason or verdict.check for verdict in failing)
+    return (ShotState.PUBLISHED, "") if "publish" in steps else (ShotState.PENDING, "")
+
+
+def shoot(
+    source: Path,
+    recipe: Recipe,
+    out: Path,
+    settings: Settings,
+    limit: int | None = None,
+    progress: Callable[[str, Shot, Step], None] | None = None,
+    started: Callable[[str, int], None] | None = None,
+) -> list[Outcome]:
+    """Take one image or a whole catalogue through every stage; write what passes, and a contact sheet, into `out`.
+
+    `progress(stage, shot, step)` is called as each step ends, `started(stage, shots)` before each stage.
+    Raises UsageError for a source that is not there or is neither an image nor a catalogue.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    store = FolderStore(out / ".packshot")
+    products = _products(source, store, settings)[:limit]
+    shots = [Shot(product, recipe.scene.name, recipe.scene.channel.name) for product in products]
+    ledger = MemoryLedger()
+    limits = Limits(settings.batch_size, settings.shot_seconds)
+    run = f"shoot/{recipe.scene.name}"
+    for name in STAGES:
+        ready = shots if name != "publish" else [s for s in shots if _passed(ledger.chosen(run, [s])[s.sku])]
+        if started is not None:
+            started(name, len(ready))
+        report = (lambda shot, step, name=name: progress(name, shot, step)) if progress is not None else None
+        run_stage(stage(name), run, ready, recipe, ledger, store, limits, report)
+    steps = ledger.chosen(run, shots)
+    outcomes = [_write(shot, steps[shot.sku], store, out) for shot in shots]
+    rows = [sheet_row(shot, steps[shot.sku], o.state, o.reason, store) for shot, o in zip(shots, outcomes, strict=True)]
+    contact_sheet(rows, out / "contact_sheet.png")
+    return outcomes
+
+
+def sheet_row(shot: Shot, steps: dict[str, Step], state: ShotState, reason: str, store: Store) -> SheetRow:
+    """One row of the contact sheet: photo → cutout → raw → final, as far as the shot came."""
+
+    def picture(stage_name: str, role: str) -> Image.Image | None:
+        step = steps.get(stage_name)
+        if step is None or step.state is not State.DONE:
+            return None
+        return Image.open(io.BytesIO(store.get(step.output(role))))
+
+    described = steps["describe"].facts if "describe" in steps else {}
+    return SheetRow(
+        sku=shot.sku,
+        title=shot.product.title,
+        state=state,
+        reason=reason,
+        caption=described.get("caption", ""),
+        tags=tuple(tag["tag"] for tag in described.get("tags", ())),
+        photo=_photo(shot.product, steps, store),
+        cutout=picture("cutout", "cutout"),
+        raw=picture("generate", "raw"),
+        final=picture("upscale", "final"),
+    )
+
+
+def _photo(product: Product, steps: dict[str, Step], store: Store) -> Image.Image | None:
+    """The photo, where the cutout stage could read it."""
+    if product.photo is None or "cutout" not in steps or steps["cutout"].state is not State.DONE:
+        return None
+    from pipelines.vision.photos import read_photo
+
+    return read_photo(store.get(product.photo)).image()
+
+
+def _products(source: Path, store: Store, settings: Settings) -> Sequence[Product]:
+    if not source.is_file():
+        raise UsageError(f"{source}: no such file: give an image, or a catalogue as CSV or TSV")
+    if source.suffix.lower() in (".csv", ".tsv", ".txt"):
+        return load_manifest(store, ingest(source, store, settings))
+    photo = store.put(source.read_bytes(), "application/octet-stream")
+    return [Product(source.stem, 1, source.stem.replace("_", " ").replace("-", " "), "", photo, image_link=source.name)]
+
+
+def _passed(steps: dict[str, Step]) -> bool:
+    return "inspect" in steps and all(verdict.passed for verdict in steps["inspect"].verdicts)
+
+
+def _write(shot: Shot, steps: dict[str, Step], store: Store, out: Path) -> Outcome:
+    state, reason = outcome_of(steps)
+    if state is not ShotState.PUBLISHED:
+        return Outcome(shot.sku, shot.product.row, state, reason, None)
+    published = steps["publish"].outputs[0]
+    path = out / f"{file_name(shot.sku)}.{SUFFIXES[published.media_type]}"
+    path.write_bytes(store.get(published.sha256))
+    return Outcome(shot.sku, shot.product.row, state, reason, path)
+
+
+def file_name(sku: str) -> str:
+    """A SKU as a file name: no separators, no leading dot, no surprises."""
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in sku).lstrip(".")[:120] or "product"
