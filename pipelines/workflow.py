@@ -274,14 +274,19 @@ def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
 
 @contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
-    """Raise ShotTimeout after `seconds`. Only the main thread can be interrupted; elsewhere there is no limit."""
-    if threading.current_thread() is not threading.main_thread():
+    """Raise ShotTimeout after `seconds`. Only the main thread can be interrupted; elsewhere there is no limit.
+
+    The process has one alarm clock and Airflow's execution_timeout uses it too: what is left of that is given back.
+    """
+    outer = signal.getitimer(signal.ITIMER_REAL)[0]
+    if threading.current_thread() is not threading.main_thread() or 0 < outer <= seconds:
         yield
         return
 
     def expire(signum: int, frame: object) -> None:
         raise ShotTimeout(f"no result after {seconds:g} s")
 
+    started = time.monotonic()
     previous = signal.signal(signal.SIGALRM, expire)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
@@ -289,6 +294,8 @@ def _time_limit(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
+        if outer:
+            signal.setitimer(signal.ITIMER_REAL, max(outer - (time.monotonic() - started), 0.001))
 
 
 @contextmanager

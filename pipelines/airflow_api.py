@@ -1,0 +1,247 @@
+"""Airflow's REST API (/api/v2), as far as the command line needs it: trigger, follow, backfill, pools, health.
+
+    with Airflow(get_settings()) as airflow:
+        run = airflow.trigger("catalog_refresh", {"feed": digest, "scene": "oak-window"})
+        success = airflow.follow("catalog_refresh", run)
+
+A refusal that the user can act on (no server, wrong login, bad parameter, a backfill under way) is a `UsageError` of
+one line; anything else is left as httpx raises it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from typing import Any, Self
+from urllib.parse import quote
+
+import httpx
+
+from pipelines.errors import UsageError
+from pipelines.settings import Settings
+
+ENDED = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
+"""States of runs and task instances after which nothing more happens by itself."""
+
+REFUSED = frozenset(
+    {
+        httpx.codes.BAD_REQUEST,
+        httpx.codes.FORBIDDEN,
+        httpx.codes.NOT_FOUND,
+        httpx.codes.CONFLICT,
+        httpx.codes.UNPROCESSABLE_ENTITY,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RunProgress:
+    """How far a run is: its state, and its task instances. `total` grows once, when the shards are known."""
+
+    state: str
+    done: int
+    total: int
+    running: tuple[str, ...] = ()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run is over."""
+        return self.state in ENDED
+
+
+@dataclass(frozen=True, slots=True)
+class Backfill:
+    """A backfill and the ids of its runs, by day."""
+
+    id: int
+    runs: tuple[str, ...]
+
+
+class Airflow:
+    """One authenticated session. The token is fetched at the first call and again when it has expired."""
+
+    def __init__(self, settings: Settings, timeout: float = 30.0):
+        if not settings.airflow_url:
+            raise UsageError("no Airflow is known: start it with `packshot up`, or set PACKSHOT_AIRFLOW_URL")
+        self.url = settings.airflow_url.rstrip("/")
+        self._login = {"username": settings.airflow_user, "password": settings.airflow_password.get_secret_value()}
+        # a proxy of the environment must not see the calls to a server on this machine
+        loopback = httpx.URL(self.url).host in {"127.0.0.1", "localhost", "::1"}
+        self._client = httpx.Client(base_url=self.url, timeout=timeout, trust_env=not loopback)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    # ------------------------------------------------------------------------------------------------ DAGs and health
+
+    def health(self) -> dict[str, str]:
+        """State of metadatabase, scheduler, dag processor and triggerer: `healthy`, `unhealthy` or `none`."""
+        answer = _decoded(self._request("GET", "/api/v2/monitor/health", authenticated=False))
+        return {name: (part or {}).get("status") or "none" for name, part in answer.items()}
+
+    def import_errors(self) -> list[str]:
+        """DAG files that do not parse: `file: last line of the trace`. Empty is good."""
+        answer = self._call("GET", "/api/v2/importErrors")
+        return [f"{e['filename']}: {e['stack_trace'].strip().splitlines()[-1]}" for e in answer["import_errors"]]
+
+    def dag_ids(self) -> list[str]:
+        """The DAGs that Airflow has read."""
+        return sorted(dag["dag_id"] for dag in self._call("GET", "/api/v2/dags", params={"limit": 100})["dags"])
+
+    def pools(self) -> dict[str, int]:
+        """Slots of every pool."""
+        answer = self._call("GET", "/api/v2/pools", params={"limit": 100})
+        return {pool["name"]: pool["slots"] for pool in answer["pools"]}
+
+    # ------------------------------------------------------------------------------------------------ runs
+
+    def trigger(self, dag_id: str, conf: Mapping[str, Any]) -> str:
+        """Start a run with these Params; returns its id. Raises UsageError when Airflow finds one of them wrong."""
+        body = {"logical_date": None, "conf": dict(conf)}
+        return self._call("POST", f"/api/v2/dags/{dag_id}/dagRuns", json=body)["dag_run_id"]
+
+    def progress(self, dag_id: str, run_id: str) -> RunProgress:
+        """How far the run is now."""
+        path = _run_path(dag_id, run_id)
+        state = self._call("GET", path)["state"]
+        tasks = list(self._pages(f"{path}/taskInstances", "task_instances", order_by="task_id"))
+        running = sorted(_task_name(task) for task in tasks if task["state"] == "running")
+        return RunProgress(state, sum(task["state"] in ENDED for task in tasks), len(tasks), tuple(running))
+
+    def follow(
+        self,
+        dag_id: str,
+        run_id: str,
+        progress: Callable[[int, int, str], None] | None = None,
+        poll_seconds: float = 2.0,
+        timeout_seconds: float = float("inf"),
+    ) -> bool:
+        """Wait for the run's end; returns whether it succeeded.
+
+        `progress(done, total, note)` is told at every look: task instances that ended, that there are, and the names
+        of those that run. Raises TimeoutError past `timeout_seconds`.
+        """
+        deadline = time.monotonic() + timeout_seconds
+        while True:
+            now = self.progress(dag_id, run_id)
+            if progress is not None:
+                progress(now.done, now.total, ", ".join(now.running) or now.state)
+            if now.ended:
+                return now.state == "success"
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{dag_id} {run_id} is {now.state} after {timeout_seconds:g} s")
+            time.sleep(poll_seconds)
+
+    def xcom(self, dag_id: str, run_id: str, task_id: str, key: str = "return_value") -> Any:
+        """What an unmapped task pushed, or None where it pushed nothing."""
+        path = f"{_run_path(dag_id, run_id)}/taskInstances/{task_id}/xcomEntries/{quote(key)}"
+        response = self._request("GET", path)
+        return None if response.status_code == httpx.codes.NOT_FOUND else _decoded(response)["value"]
+
+    # ------------------------------------------------------------------------------------------------ backfills
+
+    def backfill_days(self, dag_id: str, first: date, last: date, conf: Mapping[str, Any]) -> list[str]:
+        """The days that `backfill` would make a run for; makes none."""
+        answer = self._call("POST", "/api/v2/backfills/dry_run", json=_backfill_body(dag_id, first, last, conf))
+        return [day["partition_key"] or day["logical_date"] for day in answer["backfills"]]
+
+    def backfill(self, dag_id: str, first: date, last: date, conf: Mapping[str, Any]) -> Backfill:
+        """Start one run a day from `first` to `last`, both included, one after the other.
+
+        A day whose last run is still under way gets none. Raises UsageError while another backfill of the DAG is under
+        way, for a range in the future and for bad Params.
+        """
+        made = self._call("POST", "/api/v2/backfills", json=_backfill_body(dag_id, first, last, conf))
+        # The API does not say which runs are a backfill's. But a DAG has one active backfill at most, and a partitioned
+        # DAG gets new runs every time: the runs of these days that were queued since are its runs.
+        since = datetime.fromisoformat(made["created_at"])
+        days = {"partition_date_gte": first.isoformat(), "partition_date_lte": last.isoformat()}
+        runs = self._pages(f"/api/v2/dags/{dag_id}/dagRuns", "dag_runs", run_type="backfill", order_by="id", **days)
+        mine = [run for run in runs if datetime.fromisoformat(run["queued_at"]) >= since]
+        return Backfill(made["id"], tuple(r["dag_run_id"] for r in sorted(mine, key=lambda r: r["partition_date"])))
+
+    # ------------------------------------------------------------------------------------------------ HTTP
+
+    def _call(self, method: str, path: str, **arguments: Any) -> Any:
+        return _decoded(self._request(method, path, **arguments))
+
+    def _pages(self, path: str, name: str, **params: Any) -> list[dict[str, Any]]:
+        """Every row of a paged list."""
+        rows: list[dict[str, Any]] = []
+        while True:
+            page = self._call("GET", path, params={**params, "limit": 100, "offset": len(rows)})
+            rows += page[name]
+            if not page[name] or len(rows) >= page["total_entries"]:
+                return rows
+
+    def _request(self, method: str, path: str, *, authenticated: bool = True, **arguments: Any) -> httpx.Response:
+        try:
+            if authenticated and "Authorization" not in self._client.headers:
+                self._authenticate()
+            response = self._client.request(method, path, **arguments)
+            if authenticated and response.status_code == httpx.codes.UNAUTHORIZED:
+                self._authenticate()
+                response = self._client.request(method, path, **arguments)
+        except httpx.ConnectError as error:
+            raise UsageError(f"Airflow does not answer at {self.url}: is it up? (`packshot up`)") from error
+        return response
+
+    def _authenticate(self) -> None:
+        self._client.headers.pop("Authorization", None)
+        response = self._client.post("/auth/token", json=self._login)
+        if response.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.BAD_REQUEST):
+            raise UsageError(
+                f"Airflow at {self.url} refuses user {self._login['username']!r}: "
+                "set PACKSHOT_AIRFLOW_USER and PACKSHOT_AIRFLOW_PASSWORD"
+            )
+        response.raise_for_status()
+        self._client.headers["Authorization"] = f"Bearer {response.json()['access_token']}"
+
+
+def _decoded(response: httpx.Response) -> Any:
+    if response.status_code in REFUSED:
+        raise UsageError(f"Airflow refuses: {_detail(response)}")
+    response.raise_for_status()
+    return response.json()
+
+
+def _detail(response: httpx.Response) -> str:
+    """The API's own words, on one line."""
+    try:
+        detail = response.json()["detail"]
+    except (ValueError, KeyError, TypeError):
+        return f"{response.status_code} for {response.request.method} {response.request.url.path}"
+    if isinstance(detail, list):
+        detail = "; ".join(f"{'.'.join(map(str, item.get('loc', ())))}: {item.get('msg')}" for item in detail)
+    return " ".join(str(detail).split())
+
+
+def _run_path(dag_id: str, run_id: str) -> str:
+    return f"/api/v2/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}"
+
+
+def _task_name(task: Mapping[str, Any]) -> str:
+    return task["task_id"] + (f"[{task['map_index']}]" if task["map_index"] >= 0 else "")
+
+
+def _backfill_body(dag_id: str, first: date, last: date, conf: Mapping[str, Any]) -> dict[str, Any]:
+    """`completed`: a second campaign over the same days gets runs of its own beside the old ones."""
+    if first > last:
+        raise UsageError(f"the range ends ({last}) before it begins ({first})")
+    return {
+        "dag_id": dag_id,
+        "from_date": datetime(first.year, first.month, first.day, tzinfo=UTC).isoformat(),
+        "to_date": datetime(last.year, last.month, last.day, tzinfo=UTC).isoformat(),
+        "dag_run_conf": dict(conf),
+        "reprocess_behavior": "completed",
+        "max_active_runs": 1,
+    }
