@@ -1,4 +1,4 @@
-"""A run's published images, byte for byte as stored, with the feed that names them and a contact sheet of every shot."""
+"""A run's published images, byte for byte as stored, with their feed and a contact sheet of every shot."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Export:
 def export_run(run: str, out: Path, settings: Settings) -> Export:
     """Write the published images of `run` ("latest": the last that `packshot run` triggered) into `out`.
 
-    The feed is a CSV with id, title, image_link (Google Merchant's names). Raises UsageError for a run that is not there.
+    The feed is a CSV with id, title, image_link (Google Merchant's names). Raises UsageError for an unknown run.
     """
     engine = connect(settings.database_url)
     store, ledger = S3Store(settings), PostgresLedger(engine)

@@ -1,0 +1,176 @@
+"""A step is found by its key, computed once, and what goes wrong costs one shot."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import pytest
+
+from pipelines.contracts import Job, Made, Output, Product, Shot, State, sha256_hex
+from pipelines.errors import Rejected
+from pipelines.ledger import MemoryLedger
+from pipelines.store import FolderStore
+from pipelines.workflow import Limits, Recipe, Stage, run_stage
+
+
+class Painter:
+    """A stage that writes its seed; photos called `bad`, `bug` and `slow` misbehave, and it has room for two at once."""
+
+    def __init__(self, candidates: int = 1, room: int = 99):
+        self.loaded, self.batches, self.room = 0, [], room
+        self.stage = Stage(
+            name="paint",
+            version=1,
+            needs=(),
+            job=lambda shot, upstream, recipe, candidate: Job(
+                "paint", 1, {"photo": shot.product.photo}, {"scene": shot.scene}, seed=candidate, attempt=recipe.attempt
+            ),
+            load=self.load,
+            compute=self.compute,
+            batched=True,
+            candidates=lambda recipe: candidates,
+            score=lambda step: step.facts["score"],
+            passes=lambda step, recipe: step.facts["score"] < 0.5,
+        )
+
+    def load(self, recipe):
+        self.loaded += 1
+        return "brush"
+
+    def compute(self, works, models, recipe):
+        assert models == "brush"
+        self.batches.append(len(works))
+        if len(works) > self.room:
+            error = type("OutOfMemoryError", (RuntimeError,), {})
+            raise error("full")
+        return [self.paint(work) for work in works]
+
+    def paint(self, work):
+        photo = work.inputs["photo"].decode()
+        if photo == "bad":
+            return Rejected("no product found")
+        if photo == "bug":
+            raise ZeroDivisionError("oops")
+        if photo == "slow":
+            time.sleep(5)
+        score = {"stubborn": (0.9, 0.7, 0.8), "second": (0.9, 0.1, 0.0)}.get(photo, (0.0,) * 3)[work.job.seed]
+        return Made((Output("picture", f"{photo}{work.job.seed}".encode(), "text/plain"),), {"score": score})
+
+
+@pytest.fixture()
+def world(tmp_path):
+    store, ledger = FolderStore(tmp_path), MemoryLedger()
+
+    def shots(*photos: str) -> list[Shot]:
+        return [
+            Shot(Product(name, row, name, "", store.put(name.encode(), "text/plain")), "scene", "web")
+            for row, name in enumerate(photos, 1)
+        ]
+
+    return store, ledger, shots
+
+
+RECIPE = Recipe(profile=None, scene=None)  # type: ignore[arg-type]
+
+
+def test_what_is_there_is_reused_and_no_model_is_loaded_for_it(world):
+    store, ledger, shots = world
+    painter = Painter()
+    first = run_stage(painter.stage, "run1", shots("a", "b"), RECIPE, ledger, store)
+    second = run_stage(painter.stage, "run2", shots("a", "b", "c"), RECIPE, ledger, store)
+    third = run_stage(painter.stage, "run3", shots("a", "b"), RECIPE, ledger, store)
+    assert (first.computed, first.reused) == (2, 0)
+    assert (second.computed, second.reused) == (1, 2)
+    assert (third.computed, third.reused) == (0, 2)
+    assert painter.loaded == 2
+    chosen = ledger.chosen("run2", shots("a", "b", "c"))
+    assert store.get(chosen["c"]["paint"].output("picture")) == b"c0"
+
+
+def test_a_forced_attempt_computes_again_and_leaves_the_first_alone(world):
+    store, ledger, shots = world
+    painter = Painter()
+    run_stage(painter.stage, "run1", shots("a"), RECIPE, ledger, store)
+    again = run_stage(painter.stage, "run2", shots("a"), replace(RECIPE, attempt="run2"), ledger, store)
+    assert again.computed == 1
+    assert ledger.chosen("run1", shots("a"))["a"]["paint"].key != ledger.chosen("run2", shots("a"))["a"]["paint"].key
+
+
+def test_bad_input_and_a_bug_cost_one_shot_each(world):
+    store, ledger, shots = world
+    painter = Painter()
+    summary = run_stage(painter.stage, "run", shots("a", "bad", "bug", "b"), RECIPE, ledger, store)
+    chosen = {sku: steps["paint"] for sku, steps in ledger.chosen("run", shots("a", "bad", "bug", "b")).items()}
+    assert [chosen[sku].state for sku in ("a", "bad", "bug", "b")] == [
+        State.DONE, State.REJECTED, State.FAILED, State.DONE,
+    ]  # fmt: skip
+    assert chosen["bad"].reason == "no product found"
+    assert chosen["bug"].reason == "ZeroDivisionError: oops"
+    assert (summary.rejected, summary.failed) == (1, 1)
+
+
+def test_a_rejection_is_remembered_and_a_failure_is_tried_again(world):
+    store, ledger, shots = world
+    painter = Painter()
+    run_stage(painter.stage, "run1", shots("bad", "bug"), RECIPE, ledger, store)
+    again = run_stage(painter.stage, "run2", shots("bad", "bug"), RECIPE, ledger, store)
+    assert (again.computed, again.reused) == (1, 1)
+
+
+def test_out_of_memory_halves_the_batch_and_goes_on(world):
+    store, ledger, shots = world
+    painter = Painter(room=2)
+    summary = run_stage(painter.stage, "run", shots(*"abcdefg"), RECIPE, ledger, store, Limits(batch_size=7))
+    assert summary.computed == 7
+    assert summary.failed == 0
+    assert painter.batches == [7, 3, 1, 2, 4, 2, 2]
+
+
+def test_a_shot_past_its_time_fails_alone(world):
+    store, ledger, shots = world
+    limits = Limits(batch_size=2, shot_seconds=0.2)
+    run_stage(Painter().stage, "run", shots("slow", "a"), RECIPE, ledger, store, limits)
+    chosen = ledger.chosen("run", shots("slow", "a"))
+    assert chosen["slow"]["paint"].state is State.FAILED
+    assert "0.2 s" in chosen["slow"]["paint"].reason
+    assert chosen["a"]["paint"].state is State.DONE
+
+
+def test_seeds_are_tried_until_one_passes_and_the_best_is_kept_otherwise(world):
+    store, ledger, shots = world
+    summary = run_stage(Painter(3).stage, "run", shots("easy", "second", "stubborn"), RECIPE, ledger, store)
+    chosen = ledger.chosen("run", shots("easy", "second", "stubborn"))
+    assert {sku: steps["paint"].job.seed for sku, steps in chosen.items()} == {"easy": 0, "second": 1, "stubborn": 1}
+    assert summary.computed == 1 + 2 + 3
+
+
+def test_a_shot_without_its_upstream_step_is_skipped(world):
+    store, ledger, shots = world
+    follows = replace(Painter().stage, name="follow", needs=("paint",))
+    run_stage(Painter().stage, "run", shots("a", "bad"), RECIPE, ledger, store)
+    summary = run_stage(follows, "run", shots("a", "bad"), RECIPE, ledger, store)
+    assert summary.skipped == 1
+
+
+def test_a_store_that_is_away_is_the_tasks_problem_not_the_shots(world):
+    store, ledger, shots = world
+    items = shots("a")
+
+    class Away(FolderStore):
+        def put(self, data, media_type):
+            raise ConnectionError("the store does not answer")
+
+    with pytest.raises(ConnectionError):
+        run_stage(Painter().stage, "run", items, RECIPE, ledger, Away(store.path))
+    assert ledger.chosen("run", items).get("a", {}) == {}
+
+
+def test_every_part_of_a_job_is_in_its_key():
+    job = Job("paint", 1, {"photo": "a"}, {"x": 1.0}, seed=1)
+    others = [
+        replace(job, stage="p"), replace(job, version=2), replace(job, inputs={"photo": "b"}),
+        replace(job, parameters={"x": 2}), replace(job, seed=2), replace(job, attempt="again"),
+    ]  # fmt: skip
+    assert len({job.key, *(other.key for other in others)}) == 7
+    assert job.key == replace(job, parameters={"x": 1.0}).key != sha256_hex(b"")
