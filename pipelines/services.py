@@ -662,9 +662,9 @@ def up(settings: Settings, *, airflow: bool = True, report: Report = lambda line
         elif not _store_answers(store_client(settings), settings.s3_bucket):
             raise ServiceFailed(f"the store at {settings.s3_endpoint} takes no object: check PACKSHOT_S3_*")
         _write_private(environment_file(state_dir), _environment_text(settings, embedded))
-        if importlib.util.find_spec("pipelines.ledger"):
-            from pipelines import ledger
+        from pipelines import ledger
 
+        if hasattr(ledger, "migrate"):
             ledger.migrate(settings.database_url)
 
         # 3. Airflow on top of them

@@ -1,0 +1,155 @@
+"""Fixtures that several packages share: a real Postgres and a real S3 store for the session, a database a module.
+
+Nothing of the developer's own installation is read: PACKSHOT_* and AIRFLOW_* leave the environment before anything
+else happens, and Airflow is configured before its first import, which is when it reads its configuration.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+for name in [name for name in os.environ if name.startswith(("PACKSHOT_", "AIRFLOW_"))]:
+    del os.environ[name]
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+STATE_DIR = Path(tempfile.mkdtemp(prefix="packshot-tests-"))
+os.environ["PACKSHOT_STATE_DIR"] = str(STATE_DIR)
+
+import psycopg2
+import pytest
+from psycopg2 import sql
+from sqlalchemy.engine import make_url
+
+from pipelines.services import Installation, airflow_environment, down, up
+from pipelines.settings import ROOT, Settings, get_settings, read_settings
+
+# Ports and passwords are drawn now, so that Airflow's configuration can name a Postgres that starts only when a test
+# needs it.
+INSTALLATION = Installation.read(STATE_DIR)
+INSTALLATION.write(STATE_DIR)
+IN_PROCESS_AIRFLOW = {
+    **airflow_environment(read_settings(), INSTALLATION),
+    "AIRFLOW_HOME": str(STATE_DIR / "airflow-in-process"),
+    "AIRFLOW__CORE__UNIT_TEST_MODE": "False",
+    "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": make_url(INSTALLATION.superuser_url)
+    .set(database="airflow_in_process")
+    .render_as_string(hide_password=False),
+}
+os.environ.update(IN_PROCESS_AIRFLOW)
+
+
+def pytest_sessionstart() -> None:
+    """A `kill` or a time limit stops the services too, as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+
+
+def pytest_sessionfinish() -> None:
+    shutil.rmtree(STATE_DIR, ignore_errors=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs services by the fixtures it asks for, and run the slow tests last."""
+    for item in items:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if "services" in fixtures:
+            item.add_marker("services")
+        if fixtures & {"airflow_db", "airflow_up"}:
+            item.add_marker("airflow")
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real photos and weights beside the checkout."""
+    folder = (ROOT / "../shared").resolve()
+    if not folder.is_dir():
+        pytest.skip("needs the shared data, which are not beside this checkout (../shared)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def services() -> Iterator[Settings]:
+    """A running Postgres (database `packshot`, migrated) and S3 store, for this session alone."""
+    try:
+        up(read_settings(), airflow=False)
+        yield read_settings()
+    finally:
+        down(read_settings())
+
+
+def _as_superuser(statement: sql.Composable, database: str = "postgres") -> None:
+    url = make_url(INSTALLATION.superuser_url).set(drivername="postgresql", database=database)
+    connection = psycopg2.connect(url.render_as_string(hide_password=False))
+    connection.autocommit = True
+    with connection.cursor() as cursor:
+        cursor.execute(statement)
+    connection.close()
+
+
+@pytest.fixture(scope="session")
+def _template(services: Settings) -> str:
+    """A migrated, empty database to copy."""
+    create = sql.SQL("CREATE DATABASE template_packshot TEMPLATE packshot OWNER packshot")
+    _as_superuser(create)
+    return "template_packshot"
+
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="module")
+def settings(services: Settings, _template: str) -> Iterator[Settings]:
+    """Settings with a fresh, migrated database and an empty bucket of this module's own; `get_settings()` agrees."""
+    name = f"test_{next(_numbers)}"
+    database = sql.Identifier(name)
+    _as_superuser(sql.SQL("CREATE DATABASE {} TEMPLATE {} OWNER packshot").format(database, sql.Identifier(_template)))
+    url = make_url(services.database_url).set(database=name).render_as_string(hide_password=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PACKSHOT_DATABASE_URL", url)
+        patch.setenv("PACKSHOT_S3_BUCKET", name.replace("_", "-"))
+        get_settings.cache_clear()
+        yield get_settings()
+    get_settings.cache_clear()
+    _as_superuser(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(database))
+
+
+@pytest.fixture(scope="module")
+def store(settings: Settings):
+    """The module's S3 store, empty at first."""
+    from pipelines.store import S3Store
+
+    s3 = S3Store(settings)
+    s3.prepare()
+    return s3
+
+
+@pytest.fixture(scope="module")
+def ledger(settings: Settings):
+    """The module's ledger, empty at first."""
+    from pipelines.ledger import PostgresLedger, connect
+
+    return PostgresLedger(connect(settings.database_url))
+
+
+@pytest.fixture(scope="session")
+def airflow_db(services: Settings) -> Settings:
+    """Migrated metadata for Airflow in this process (`dag.test`, an api-server's app), apart from `airflow_up`'s."""
+    _as_superuser(sql.SQL("CREATE DATABASE airflow_in_process"))
+    argv = [sys.executable, "-m", "airflow", "db", "migrate"]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return services
+
+
+@pytest.fixture(scope="session")
+def airflow_up(services: Settings) -> Settings:
+    """A whole running Airflow over the DAGs of this checkout, working on `services` (not on a module's database)."""
+    up(services)
+    return read_settings()
