@@ -621,6 +621,7 @@ class Status:
     ui: str
     user: str
     passwords: str
+    logs: str
 
     @property
     def healthy(self) -> bool:
@@ -662,10 +663,9 @@ def up(settings: Settings, *, airflow: bool = True, report: Report = lambda line
         elif not _store_answers(store_client(settings), settings.s3_bucket):
             raise ServiceFailed(f"the store at {settings.s3_endpoint} takes no object: check PACKSHOT_S3_*")
         _write_private(environment_file(state_dir), _environment_text(settings, embedded))
-        from pipelines import ledger
+        from pipelines.schema import migrate
 
-        if hasattr(ledger, "migrate"):
-            ledger.migrate(settings.database_url)
+        migrate(settings.database_url)
 
         # 3. Airflow on top of them
         if airflow and "airflow" in embedded:
@@ -677,11 +677,11 @@ def up(settings: Settings, *, airflow: bool = True, report: Report = lambda line
 
 
 def down(settings: Settings, *, report: Report = lambda line: None) -> None:
-    """Stop everything that `up` started, last started first. The data stay."""
+    """Stop everything that `up` started, last started first. The data stay. `report` gets each service's name."""
     with _one_at_a_time(settings.state_dir):
         for name in reversed(DAEMONS):
             if _stop(settings.state_dir, name):
-                report(f"{name}: stopped")
+                report(name)
 
 
 def status(settings: Settings) -> Status:
@@ -716,7 +716,8 @@ def status(settings: Settings) -> Status:
         answers = (health.get(component) or {}).get("status") == "healthy"
         services.append(service(name, "airflow" in embedded, settings.airflow_url, answers))
     passwords = str(state_dir / "airflow" / "passwords.json") if "airflow" in embedded else ""
-    return Status(tuple(services), settings.airflow_url, settings.airflow_user, passwords)
+    logs = str(state_dir / "logs")
+    return Status(tuple(services), settings.airflow_url, settings.airflow_user, passwords, logs)
 
 
 @contextmanager

@@ -1,0 +1,503 @@
+"""The step ledger: which steps ran, which run used them for which shot, and what was published.
+
+`PostgresLedger` is the one that runs share. `MemoryLedger` keeps the steps of one process (`packshot shoot`, tests).
+What people ask the ledger afterwards (reports, lineage) is in `pipelines.reports`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import psycopg2.errors
+from sqlalchemy import (
+    Connection,
+    Engine,
+    create_engine,
+    delete,
+    exists,
+    func,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.pool import NullPool
+
+from pipelines import outcomes
+from pipelines.contracts import (
+    Product,
+    Shot,
+    ShotState,
+    ShotStep,
+    State,
+    Step,
+    canonical_json,
+    sha256_hex,
+)
+from pipelines.errors import IntegrityError
+from pipelines.ledger_rows import (
+    artifact_row,
+    chosen_keys,
+    chunks,
+    current_contents,
+    insert_missing,
+    product_digest,
+    product_of,
+    read_steps,
+    shot_ids,
+    step_row,
+    update_rows,
+    upsert_current,
+    version_ids,
+    version_row,
+)
+from pipelines.schema import (
+    approvals,
+    artifacts,
+    product_versions,
+    products,
+    publications,
+    run_shots,
+    run_steps,
+    runs,
+    scenes,
+    shots,
+    step_inputs,
+    step_models,
+    step_outputs,
+    steps,
+    verdicts,
+)
+
+CLAIM_POLL_MS = 2000
+"""A wait for a claim returns to Python this often, so that a task's time limit and SIGTERM are heard."""
+
+_FINISHED = (State.DONE, State.REJECTED)
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """How a feed differs from what the ledger knew: numbers of products."""
+
+    new: int
+    changed: int
+    unchanged: int
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """One image about to be shown for one shot. `digest` is of the published file."""
+
+    sku: str
+    scene: str
+    channel: str
+    digest: str
+
+
+def connect(url: str) -> Engine:
+    """An engine on the ledger's database. Connections are tested before use and carry packshot's name."""
+    return create_engine(
+        url,
+        pool_size=4,
+        pool_pre_ping=True,
+        json_serializer=canonical_json,
+        connect_args={"application_name": "packshot", "connect_timeout": 10},
+    )
+
+
+class PostgresLedger:
+    """The ledger in Postgres. Cheap to make; make it after a fork, not before."""
+
+    def __init__(self, engine: Engine):
+        self.engine = engine
+        # a claim outlives transactions and must die with its holder: a connection of its own, never pooled, whose
+        # other end notices within a minute when the holder's machine is gone
+        self._claims = create_engine(
+            engine.url,
+            poolclass=NullPool,
+            isolation_level="AUTOCOMMIT",
+            connect_args={
+                "application_name": "packshot claim",
+                "connect_timeout": 10,
+                "options": "-c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3"
+                f" -c lock_timeout={CLAIM_POLL_MS}",
+            },
+        )
+
+    # ------------------------------------------------------------------ steps
+
+    def find(self, keys: Sequence[str]) -> dict[str, Step]:
+        """Finished steps (`done` and `rejected`) by key. A `failed` step is no result and is tried again."""
+        with self.engine.connect() as connection:
+            return read_steps(connection, keys, _FINISHED)
+
+    @contextmanager
+    def claim(self, keys: Sequence[str]) -> Iterator[None]:
+        """Hold these keys: whoever else wants one waits. The claim ends with its holder, however it ends."""
+        with self._claims.connect() as connection:
+            for lock in sorted({_lock_id(key) for key in keys}):  # one order for everybody: no deadlock
+                _wait_for(connection, lock)
+            yield
+
+    def record(self, step: Step) -> Step:
+        """Write a step in one transaction. The first committed result of a key wins and is what is returned.
+
+        A `failed` row gives way to whatever comes later. Parameters and facts that are no JSON raise ValueError.
+        """
+        with self.engine.begin() as connection:
+            insert_missing(connection, artifacts, [artifact_row(artifact) for artifact in step.outputs])
+            row = step_row(step)
+            statement = insert(steps).values(row)
+            won = connection.execute(
+                statement.on_conflict_do_update(
+                    index_elements=[steps.c.key],
+                    set_={name: statement.excluded[name] for name in row} | {"created_at": func.now()},
+                    where=steps.c.state == State.FAILED,
+                ).returning(steps.c.key)
+            ).first()
+            if won is None:
+                return read_steps(connection, [step.key], tuple(State))[step.key]
+            key = step.key
+            inputs = [{"key": key, "role": role, "digest": digest} for role, digest in step.job.inputs.items()]
+            outputs = [
+                {"key": key, "role": made.role, "digest": made.sha256, "position": position}
+                for position, made in enumerate(step.outputs)
+            ]
+            insert_missing(connection, step_inputs, inputs)
+            insert_missing(connection, step_models, [{"key": key, **asdict(model)} for model in step.job.models])
+            insert_missing(connection, step_outputs, outputs)
+            insert_missing(
+                connection, verdicts, [{"key": key, "position": i, **asdict(v)} for i, v in enumerate(step.verdicts)]
+            )
+        return step
+
+    def use(self, run: str, shot: Shot, steps: Sequence[ShotStep]) -> None:
+        """Note which steps this run used for this shot (idempotent; a step that the run computed stays computed)."""
+        if not steps:
+            return
+        with self.engine.begin() as connection:
+            number = shot_ids(connection, [shot])[shot.sku, shot.scene, shot.channel]
+            rows = [
+                {
+                    "run": run,
+                    "shot": number,
+                    "key": used.step.key,
+                    "stage": used.step.job.stage,
+                    "reused": used.reused,
+                    "chosen": used.chosen,
+                }
+                for used in steps
+            ]
+            connection.execute(
+                delete(run_steps).where(
+                    run_steps.c.run == run,
+                    run_steps.c.shot == number,
+                    run_steps.c.stage.in_({row["stage"] for row in rows}),
+                    run_steps.c.key.not_in([row["key"] for row in rows]),
+                )
+            )
+            statement = insert(run_steps)
+            connection.execute(
+                statement.on_conflict_do_update(
+                    index_elements=[run_steps.c.run, run_steps.c.shot, run_steps.c.key],
+                    set_={
+                        "chosen": statement.excluded.chosen,
+                        "reused": run_steps.c.reused & statement.excluded.reused,
+                    },
+                ),
+                rows,
+            )
+
+    def chosen(self, run: str, shots: Sequence[Shot]) -> dict[str, dict[str, Step]]:
+        """SKU → stage → the chosen step of this run."""
+        found: dict[str, dict[str, Step]] = defaultdict(dict)
+        with self.engine.connect() as connection:
+            keys = chosen_keys(connection, run, shots)
+            by_key = read_steps(connection, sorted({key for _, key in keys}), tuple(State))
+        for sku, key in keys:
+            found[sku][by_key[key].job.stage] = by_key[key]
+        return dict(found)
+
+    # ------------------------------------------------------------------- runs
+
+    def start_run(
+        self,
+        run: str,
+        dag_id: str,
+        scene: str,
+        channel: str,
+        feed: str = "",
+        params: Mapping[str, Any] | None = None,
+        triggered_by: str = "",
+    ) -> None:
+        """Open a run, or open it again where its plan is tried again. Raises IntegrityError where another DAG has
+        the run's id."""
+        row = {
+            "id": run,
+            "dag_id": dag_id,
+            "scene": scene,
+            "channel": channel,
+            "feed": feed,
+            "params": dict(params or {}),
+            "triggered_by": triggered_by,
+            "state": "running",
+        }
+        with self.engine.begin() as connection:
+            opened = connection.execute(
+                insert(runs)
+                .values(row)
+                .on_conflict_do_update(
+                    index_elements=[runs.c.id],
+                    set_={name: row[name] for name in row if name != "id"} | {"finished_at": None, "problem": None},
+                    where=runs.c.dag_id == dag_id,
+                )
+                .returning(runs.c.id)
+            ).first()
+        if opened is None:
+            raise IntegrityError(f"run {run!r} belongs to another DAG than {dag_id}")
+
+    def record_scene(self, name: str, definition: Mapping[str, Any]) -> str:
+        """Keep a scene's definition as it was used; returns its digest."""
+        digest = sha256_hex(canonical_json(dict(definition)).encode())
+        with self.engine.begin() as connection:
+            insert_missing(connection, scenes, [{"digest": digest, "name": name, "definition": dict(definition)}])
+        return digest
+
+    def upsert_products(self, items: Sequence[Product], now: datetime | None = None) -> Changes:
+        """Bring the products to what a feed says; a product that differs gets a new version, dated `now`."""
+        now = now or datetime.now(UTC)
+        new = changed = 0
+        with self.engine.begin() as connection:
+            for chunk in chunks(sorted(items, key=lambda product: product.sku)):
+                known = current_contents(connection, [product.sku for product in chunk])
+                differing = [p for p in chunk if known.get(p.sku) != product_digest(p)]
+                versions = {}
+                if differing:
+                    versions = dict(
+                        connection.execute(
+                            insert(product_versions).returning(product_versions.c.sku, product_versions.c.id),
+                            [version_row(product, now) for product in differing],
+                        ).tuples()
+                    )
+                new += sum(product.sku not in known for product in differing)
+                changed += sum(product.sku in known for product in differing)
+                upsert_current(connection, [p for p in chunk if p.sku in versions], versions, now)
+                update_rows(connection, [p for p in chunk if p.sku not in versions])
+        return Changes(new, changed, len(items) - new - changed)
+
+    def select(self, run: str, selected: Sequence[Shot], shard_size: int) -> int:
+        """Make these shots, in this order, the run's; returns the number of shards of `shard_size` shots.
+
+        Their products must have been upserted (IntegrityError otherwise). A second call replaces the first.
+        """
+        with self.engine.begin() as connection:
+            numbers = shot_ids(connection, selected)
+            versions = version_ids(connection, [shot.product for shot in selected])
+            connection.execute(delete(run_shots).where(run_shots.c.run == run))
+            rows = [
+                {
+                    "run": run,
+                    "position": position,
+                    "shot": numbers[shot.sku, shot.scene, shot.channel],
+                    "version": versions[shot.sku],
+                    "row": shot.product.row,
+                    "shard": position // shard_size,
+                }
+                for position, shot in enumerate(selected)
+            ]
+            if rows:
+                connection.execute(insert(run_shots), rows)
+        return -(-len(selected) // shard_size)
+
+    def shots(self, run: str, shard: int | None = None) -> list[Shot]:
+        """The run's shots in order (of one shard), with their products as they were when the run began."""
+        statement = (
+            select(product_versions, run_shots.c.row, shots.c.scene, shots.c.channel)
+            .join_from(run_shots, shots, run_shots.c.shot == shots.c.id)
+            .join(product_versions, run_shots.c.version == product_versions.c.id)
+            .where(run_shots.c.run == run)
+            .order_by(run_shots.c.position)
+        )
+        if shard is not None:
+            statement = statement.where(run_shots.c.shard == shard)
+        with self.engine.connect() as connection:
+            return [Shot(product_of(row), row.scene, row.channel) for row in connection.execute(statement)]
+
+    def products_changed_between(
+        self,
+        start: datetime,
+        end: datetime,
+        categories: Sequence[str] = (),
+        skus: Sequence[str] = (),
+        limit: int | None = None,
+    ) -> list[Product]:
+        """Products that were new or changed in [start, end), as they are now, in feed order. With `skus`, those,
+        whenever they changed."""
+        statement = (
+            select(product_versions, products.c.row)
+            .join_from(products, product_versions, products.c.version == product_versions.c.id)
+            .order_by(products.c.row, products.c.sku)
+            .limit(limit)
+        )
+        if categories:
+            statement = statement.where(product_versions.c.category.in_(categories))
+        if skus:
+            statement = statement.where(products.c.sku.in_(skus))
+        else:
+            then = product_versions.alias("then")
+            statement = statement.where(
+                exists().where(then.c.sku == products.c.sku, then.c.changed_at >= start, then.c.changed_at < end)
+            )
+        with self.engine.connect() as connection:
+            return [product_of(row) for row in connection.execute(statement)]
+
+    def last_outcomes(self, scene: str, channel: str, skus: Sequence[str]) -> dict[str, ShotState]:
+        """SKU → what became of its shot in the last run that settled it."""
+        statement = (
+            select(shots.c.sku, run_shots.c.state)
+            .distinct(shots.c.sku)
+            .join_from(run_shots, shots, run_shots.c.shot == shots.c.id)
+            .join(runs, run_shots.c.run == runs.c.id)
+            .where(shots.c.scene == scene, shots.c.channel == channel, run_shots.c.state != ShotState.PENDING)
+            .order_by(shots.c.sku, runs.c.started_at.desc())
+        )
+        found: dict[str, ShotState] = {}
+        with self.engine.connect() as connection:
+            for chunk in chunks(skus):
+                for row in connection.execute(statement.where(shots.c.sku.in_(chunk))):
+                    found[row.sku] = ShotState(row.state)
+        return found
+
+    def approved(self, digests: Sequence[str]) -> set[str]:
+        """Those of these `final` images that a person approved."""
+        with self.engine.connect() as connection:
+            return {
+                digest
+                for chunk in chunks(digests)
+                for digest in connection.scalars(select(approvals.c.digest).where(approvals.c.digest.in_(chunk)))
+            }
+
+    def publish(self, run: str, rows: Sequence[Publication]) -> int:
+        """Make these the current images of their shots: all of them or, on any error, none. Returns how many are new;
+        an image that is current already is left as it is."""
+        with self.engine.begin() as connection:
+            numbers = shot_ids(connection, rows)
+            wanted = {numbers[row.sku, row.scene, row.channel]: row.digest for row in rows}
+            # one publisher at a time for a shot, in one order for everybody
+            connection.execute(select(shots.c.id).where(shots.c.id.in_(wanted)).order_by(shots.c.id).with_for_update())
+            current = dict(
+                connection.execute(
+                    select(publications.c.shot, publications.c.digest).where(
+                        publications.c.shot.in_(wanted), publications.c.superseded_at.is_(None)
+                    )
+                ).tuples()
+            )
+            fresh = {shot: digest for shot, digest in wanted.items() if current.get(shot) != digest}
+            connection.execute(
+                update(publications)
+                .where(publications.c.shot.in_(fresh), publications.c.superseded_at.is_(None))
+                .values(superseded_at=func.now())
+            )
+            if fresh:
+                connection.execute(
+                    insert(publications), [{"shot": s, "digest": d, "run": run} for s, d in fresh.items()]
+                )
+        return len(fresh)
+
+    def settle(self, run: str) -> None:
+        """Derive every shot's state and reason from the steps, verdicts and publications of the run so far."""
+        with self.engine.begin() as connection:
+            outcomes.settle(connection, run)
+
+    def finish_run(self, run: str, state: str, problem: Mapping[str, Any] | None = None) -> None:
+        """Close a run as `success` or `failed`.
+
+        `problem` says what stopped its publication and must hold a `reason`; it becomes the reason of the shots that
+        were ready. A shot that is not through all its stages ends as failed.
+        """
+        with self.engine.begin() as connection:
+            outcomes.settle(connection, run)
+            outcomes.close(connection, run, problem["reason"] if problem else None)
+            connection.execute(
+                update(runs)
+                .where(runs.c.id == run)
+                .values(state=state, finished_at=func.now(), problem=dict(problem) if problem else None)
+            )
+
+    def rates(self) -> dict[str, float]:
+        """Seconds that a shot costs, by stage: the mean over the last 500 uses that were computed. Passed-over
+        candidates count, as they cost too."""
+        with self.engine.connect() as connection:
+            return outcomes.rates(connection)
+
+
+class MemoryLedger:
+    """The ledger of one process: nothing outlives it, threads may share it."""
+
+    def __init__(self) -> None:
+        self._steps: dict[str, Step] = {}
+        self._chosen: dict[tuple[str, str, str, str], dict[str, Step]] = defaultdict(dict)
+        self._claims: dict[str, threading.RLock] = defaultdict(threading.RLock)
+        self._lock = threading.Lock()
+
+    def find(self, keys: Sequence[str]) -> dict[str, Step]:
+        """Finished steps (`done` and `rejected`) by key."""
+        found = {key: self._steps[key] for key in keys if key in self._steps}
+        return {key: step for key, step in found.items() if step.state in _FINISHED}
+
+    @contextmanager
+    def claim(self, keys: Sequence[str]) -> Iterator[None]:
+        """Hold these keys against the other threads of the process."""
+        with self._lock:
+            locks = [self._claims[key] for key in sorted(set(keys))]
+        for lock in locks:
+            lock.acquire()
+        try:
+            yield
+        finally:
+            for lock in reversed(locks):
+                lock.release()
+
+    def record(self, step: Step) -> Step:
+        """Keep a step; the first result of a key wins and is what is returned."""
+        with self._lock:
+            present = self._steps.get(step.key)
+            if present is None or present.state is State.FAILED:
+                self._steps[step.key] = step
+            return self._steps[step.key]
+
+    def use(self, run: str, shot: Shot, steps: Sequence[ShotStep]) -> None:
+        """Note which steps this run used for this shot."""
+        for used in steps:
+            if used.chosen:
+                self._chosen[run, shot.sku, shot.scene, shot.channel][used.step.job.stage] = used.step
+
+    def chosen(self, run: str, shots: Sequence[Shot]) -> dict[str, dict[str, Step]]:
+        """SKU → stage → the chosen step of this run."""
+        found = {shot.sku: self._chosen.get((run, shot.sku, shot.scene, shot.channel)) for shot in shots}
+        return {sku: dict(stages) for sku, stages in found.items() if stages}
+
+
+# ---------------------------------------------------------------------- claims
+
+
+def _lock_id(key: str) -> int:
+    """The first 64 bits of the key as the signed integer that advisory locks are named by."""
+    return int.from_bytes(bytes.fromhex(key[:16]), "big", signed=True)
+
+
+def _wait_for(connection: Connection, lock: int) -> None:
+    while True:
+        try:
+            connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": lock})
+            return
+        except OperationalError as error:
+            if not isinstance(error.orig, psycopg2.errors.LockNotAvailable):
+                raise

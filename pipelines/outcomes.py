@@ -1,0 +1,82 @@
+"""What became of the shots of a run, derived from its steps, verdicts and publications: in the database, set-based."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, text
+
+
+def settle(connection: Connection, run: str) -> None:
+    """Bring every shot of a run to the state and reason that its steps, verdicts and publications give it so far."""
+    connection.execute(text(_SETTLE), {"run": run})
+
+
+def close(connection: Connection, run: str, problem: str | None) -> None:
+    """End the shots that are still pending: held with the problem that stopped publication where they were ready for
+    it, failed otherwise."""
+    connection.execute(text(_CLOSE), {"run": run, "problem": problem})
+
+
+def rates(connection: Connection) -> dict[str, float]:
+    """Seconds that a shot costs, by stage: the mean over the last 500 uses that were computed. Passed-over candidates
+    count, as they cost too."""
+    return dict(connection.execute(text(_RATES)).tuples())
+
+
+# The first that applies: a step's bad end, a publication of what this run made, a failed check that nobody approved.
+_SETTLE = """
+UPDATE run_shots SET state = outcome.state, reason = outcome.reason
+FROM (
+    SELECT rs.position,
+           CASE WHEN bad.key IS NOT NULL THEN bad.state
+                WHEN shown.digest IS NOT NULL THEN 'published'
+                WHEN verdict.key IS NOT NULL THEN 'held'
+                ELSE 'pending' END AS state,
+           CASE WHEN bad.key IS NOT NULL THEN bad.reason
+                WHEN shown.digest IS NOT NULL THEN ''
+                WHEN verdict.key IS NOT NULL THEN coalesce(nullif(verdict.reason, ''), verdict."check" || ' failed')
+                ELSE '' END AS reason
+    FROM run_shots rs
+    LEFT JOIN LATERAL (
+        SELECT s.key, s.state, s.reason FROM run_steps u JOIN steps s USING (key)
+        WHERE u.run = rs.run AND u.shot = rs.shot AND u.chosen AND s.state IN ('rejected', 'failed')
+        ORDER BY s.state DESC LIMIT 1
+    ) bad ON true
+    LEFT JOIN LATERAL (
+        SELECT p.digest FROM run_steps u JOIN step_outputs o USING (key)
+        JOIN publications p ON p.shot = u.shot AND p.digest = o.digest
+        WHERE u.run = rs.run AND u.shot = rs.shot AND u.chosen AND u.stage = 'publish' LIMIT 1
+    ) shown ON true
+    LEFT JOIN LATERAL (
+        SELECT v.key, v."check", v.reason FROM run_steps u JOIN verdicts v USING (key)
+        WHERE u.run = rs.run AND u.shot = rs.shot AND u.chosen AND NOT v.passed
+          AND NOT EXISTS (SELECT FROM step_inputs i JOIN approvals a USING (digest)
+                          WHERE i.key = v.key AND i.role = 'final')
+        ORDER BY v.position LIMIT 1
+    ) verdict ON true
+    WHERE rs.run = :run
+) outcome
+WHERE run_shots.run = :run AND run_shots.position = outcome.position
+  AND (run_shots.state, run_shots.reason) IS DISTINCT FROM (outcome.state, outcome.reason)
+"""
+
+_CLOSE = """
+UPDATE run_shots SET
+    state = CASE WHEN inspected.done AND CAST(:problem AS text) IS NOT NULL THEN 'held' ELSE 'failed' END,
+    reason = CASE WHEN inspected.done AND CAST(:problem AS text) IS NOT NULL THEN CAST(:problem AS text)
+                  WHEN inspected.done THEN 'the run ended before publication'
+                  ELSE 'the run ended before the shot was through its stages' END
+FROM (
+    SELECT rs.position, EXISTS (SELECT FROM run_steps u WHERE u.run = rs.run AND u.shot = rs.shot
+                                AND u.stage = 'inspect' AND u.chosen) AS done
+    FROM run_shots rs WHERE rs.run = :run
+) inspected
+WHERE run_shots.run = :run AND run_shots.position = inspected.position AND run_shots.state = 'pending'
+"""
+
+_RATES = """
+SELECT stage, sum(seconds) / count(DISTINCT (run, shot)) FROM (
+    SELECT u.stage, u.run, u.shot, s.seconds,
+           row_number() OVER (PARTITION BY u.stage ORDER BY s.created_at DESC) AS age
+    FROM run_steps u JOIN steps s USING (key) WHERE NOT u.reused AND s.state = 'done'
+) recent WHERE age <= 500 GROUP BY stage
+"""

@@ -1,0 +1,252 @@
+"""The ledger's tables, and bringing a database to them. `sql/migrations` creates them; a test compares the two.
+
+products ─< product_versions ─< run_shots >─ runs          what was asked for
+            shots ─────────────┘  └─ run_steps >─┐
+steps ─< step_inputs · step_outputs · step_models · verdicts   what ran: the lineage
+artifacts                                        publications · approvals   what is shown
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Double,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+    create_engine,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.pool import NullPool
+
+SQL = Path(__file__).resolve().parents[1] / "sql"
+"""Migrations and views, in the checkout beside the package."""
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "%(table_name)s_pkey",
+        "fk": "%(table_name)s_%(column_0_name)s_fkey",
+        "uq": "%(table_name)s_%(column_0_N_name)s_key",
+        "ix": "%(table_name)s_%(column_0_N_name)s_idx",
+    }
+)
+
+
+def _now() -> Column:
+    return Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now())
+
+
+products = Table(
+    "products",
+    metadata,
+    Column("sku", Text, primary_key=True),
+    Column("row", Integer, nullable=False, comment="Row of the feed that it was last read from."),
+    Column("version", BigInteger, ForeignKey("product_versions.id"), nullable=False, comment="The current one."),
+    Column("first_seen_at", DateTime(timezone=True), nullable=False),
+)
+
+product_versions = Table(
+    "product_versions",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("sku", Text, nullable=False),
+    Column("content", Text, nullable=False, comment="sha256 over everything below but the time."),
+    Column("title", Text, nullable=False),
+    Column("category", Text, nullable=False),
+    Column("image_link", Text, nullable=False),
+    Column("photo", Text, comment="Digest of the photo; null with a photo_problem."),
+    Column("photo_problem", Text, nullable=False, server_default=""),
+    Column("item_group_id", Text, nullable=False, server_default=""),
+    Column("extra", JSONB, nullable=False),
+    Column("changed_at", DateTime(timezone=True), nullable=False),
+    Index(None, "sku", "content"),
+    Index(None, "changed_at"),
+    Index(None, "photo"),
+)
+
+scenes = Table(
+    "scenes",
+    metadata,
+    Column("digest", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("definition", JSONB, nullable=False),
+    _now(),
+)
+
+shots = Table(
+    "shots",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("sku", Text, nullable=False),
+    Column("scene", Text, nullable=False),
+    Column("channel", Text, nullable=False),
+    UniqueConstraint("sku", "scene", "channel"),
+)
+
+runs = Table(
+    "runs",
+    metadata,
+    Column("id", Text, primary_key=True, comment="Airflow's dag_run_id."),
+    Column("dag_id", Text, nullable=False),
+    Column("scene", Text, nullable=False),
+    Column("channel", Text, nullable=False),
+    Column("feed", Text, nullable=False, server_default="", comment="Digest of the manifest, where there is one."),
+    Column("params", JSONB, nullable=False),
+    Column("triggered_by", Text, nullable=False, server_default=""),
+    Column("state", Text, nullable=False, comment="running, success or failed."),
+    Column("started_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Column("finished_at", DateTime(timezone=True)),
+    Column("problem", JSONB, comment="What stopped publication: failed expectations and their rows."),
+    Index(None, "triggered_by", "started_at"),
+)
+
+run_shots = Table(
+    "run_shots",
+    metadata,
+    Column("run", Text, ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
+    Column("position", Integer, primary_key=True),
+    Column("shot", BigInteger, ForeignKey("shots.id"), nullable=False),
+    Column("version", BigInteger, ForeignKey("product_versions.id"), nullable=False),
+    Column("row", Integer, nullable=False),
+    Column("shard", Integer, nullable=False),
+    Column("state", Text, nullable=False, server_default="pending"),
+    Column("reason", Text, nullable=False, server_default=""),
+    UniqueConstraint("run", "shot"),
+    Index(None, "shot"),
+)
+
+artifacts = Table(
+    "artifacts",
+    metadata,
+    Column("digest", Text, primary_key=True),
+    Column("media_type", Text, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    _now(),
+)
+
+steps = Table(
+    "steps",
+    metadata,
+    Column("key", Text, primary_key=True),
+    Column("stage", Text, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("parameters", JSONB, nullable=False),
+    Column("seed", BigInteger),
+    Column("attempt", Text, nullable=False, server_default=""),
+    Column("state", Text, nullable=False),
+    Column("reason", Text, nullable=False, server_default=""),
+    Column("facts", JSONB, nullable=False),
+    Column("seconds", Double, nullable=False),
+    Column("device", Text, nullable=False),
+    Column("worker", Text, nullable=False, comment="host:process that computed it."),
+    _now(),
+    Index(None, "stage", "created_at"),
+)
+
+
+def _of_step(name: str, *columns: Column | Index) -> Table:
+    key = Column("key", Text, ForeignKey("steps.key", ondelete="CASCADE"), primary_key=True)
+    return Table(name, metadata, key, *columns)
+
+
+step_inputs = _of_step(
+    "step_inputs",
+    Column("role", Text, primary_key=True),
+    Column("digest", Text, nullable=False),
+    Index(None, "digest"),
+)
+
+step_outputs = _of_step(
+    "step_outputs",
+    Column("role", Text, primary_key=True),
+    Column("digest", Text, ForeignKey("artifacts.digest"), nullable=False),
+    Column("position", Integer, nullable=False),
+    Index(None, "digest"),
+)
+
+step_models = _of_step(
+    "step_models",
+    Column("name", Text, primary_key=True),
+    Column("revision", Text, nullable=False),
+    Column("sha256", Text, nullable=False),
+)
+
+verdicts = _of_step(
+    "verdicts",
+    Column("position", Integer, primary_key=True),
+    Column("check", Text, nullable=False),
+    Column("score", Double, nullable=False),
+    Column("threshold", Double, nullable=False),
+    Column("passed", Boolean, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("picture", Text, nullable=False, comment="Role of the step's output that shows where."),
+)
+
+run_steps = Table(
+    "run_steps",
+    metadata,
+    Column("run", Text, ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
+    Column("shot", BigInteger, ForeignKey("shots.id"), primary_key=True),
+    Column("key", Text, ForeignKey("steps.key"), primary_key=True),
+    Column("stage", Text, nullable=False),
+    Column("reused", Boolean, nullable=False),
+    Column("chosen", Boolean, nullable=False),
+    Index(None, "key"),
+)
+
+approvals = Table(
+    "approvals",
+    metadata,
+    Column("digest", Text, primary_key=True, comment="The `final` image that a person approved."),
+    Column("by", Text, nullable=False),
+    _now(),
+)
+
+publications = Table(
+    "publications",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("shot", BigInteger, ForeignKey("shots.id"), nullable=False),
+    Column("digest", Text, ForeignKey("artifacts.digest"), nullable=False),
+    Column("run", Text, ForeignKey("runs.id"), nullable=False),
+    Column("published_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Column("superseded_at", DateTime(timezone=True)),
+    Index(None, "shot", "digest"),
+)
+Index(
+    "publications_current_key",
+    publications.c.shot,
+    unique=True,
+    postgresql_where=publications.c.superseded_at.is_(None),
+)
+
+
+def migrate(url: str) -> None:
+    """Bring a database to the newest schema and make the views of `sql/views` anew. Safe to run again and at once by
+    several processes: they take turns."""
+    from alembic import command
+    from alembic.config import Config
+
+    views = {file.stem: file.read_text(encoding="utf-8") for file in sorted((SQL / "views").glob("*.sql"))}
+    config = Config(SQL / "alembic.ini")
+    engine = create_engine(url, poolclass=NullPool, connect_args={"application_name": "packshot migrate"})
+    with engine.begin() as connection:
+        connection.execute(text("SELECT pg_advisory_xact_lock(hashtextextended('packshot migrate', 0))"))
+        for name in views:  # a view would hold on to the columns that a migration changes
+            connection.execute(text(f'DROP VIEW IF EXISTS "{name}"'))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+        for definition in views.values():
+            connection.execute(text(definition))

@@ -1,0 +1,216 @@
+"""Content-addressed bytes: an object's name is the sha256 of what it holds. Written once, verified when read.
+
+`S3Store` speaks to any S3 server through the MinIO SDK (conditional writes are not needed: whoever writes a name
+writes the same bytes). `FolderStore` keeps the same contract in a directory, for a designer's own machine.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import certifi
+import urllib3
+from minio import Minio
+from minio.error import S3Error
+
+from pipelines.contracts import sha256_hex
+from pipelines.errors import IntegrityError
+
+if TYPE_CHECKING:
+    from pipelines.settings import Settings
+
+PREFIX = "sha256/"
+DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Stat:
+    """What the store knows of an object without reading it. `size` in bytes."""
+
+    sha256: str
+    media_type: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """One object of `verify_all`: `sha256` is of what was read; `ok` where that is the object's name."""
+
+    name: str
+    sha256: str
+    size: int
+
+    @property
+    def ok(self) -> bool:
+        """The bytes are what their name says."""
+        return self.name == object_name(self.sha256)
+
+
+def object_name(digest: str) -> str:
+    """`sha256/ab/abcd…`: two digits of fan-out keep folders and listings small. Raises KeyError on no sha256."""
+    if not DIGEST.fullmatch(digest):
+        raise KeyError(f"not a sha256 digest: {digest[:80]!r}")
+    return f"{PREFIX}{digest[:2]}/{digest}"
+
+
+def _verified(digest: str, data: bytes) -> bytes:
+    found = sha256_hex(data)
+    if found != digest:
+        raise IntegrityError(f"object {digest} holds {len(data)} bytes whose sha256 is {found}")
+    return data
+
+
+class S3Store:
+    """Artifacts in one bucket of an S3 server."""
+
+    def __init__(self, settings: Settings):
+        self.bucket = settings.s3_bucket
+        self._client = Minio(
+            settings.s3_endpoint,
+            access_key=settings.s3_access_key,
+            secret_key=settings.s3_secret_key.get_secret_value(),
+            secure=settings.s3_secure,
+            region=settings.s3_region,
+            # the SDK's own pool retries a dead endpoint for minutes and has no read timeout to speak of
+            http_client=urllib3.PoolManager(
+                maxsize=8,
+                timeout=urllib3.Timeout(connect=5, read=60),
+                retries=urllib3.Retry(total=3, backoff_factor=0.2, status_forcelist=[500, 502, 503, 504]),
+                cert_reqs="CERT_REQUIRED",
+                ca_certs=os.environ.get("SSL_CERT_FILE", certifi.where()),
+            ),
+        )
+
+    def prepare(self) -> None:
+        """Make the bucket where it is not there yet."""
+        if self._client.bucket_exists(self.bucket):
+            return
+        try:
+            self._client.make_bucket(self.bucket)
+        except S3Error as error:
+            if error.code not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
+                raise
+
+    def put(self, data: bytes, media_type: str) -> str:
+        """Store `data` under its sha256 and return that; nothing is sent where the object is there already."""
+        digest = sha256_hex(data)
+        present = self._find(digest)
+        if present is None or present.size != len(data):
+            self._client.put_object(
+                self.bucket, object_name(digest), io.BytesIO(data), len(data), content_type=media_type
+            )
+        return digest
+
+    def get(self, digest: str) -> bytes:
+        """The bytes. Raises KeyError where there are none, IntegrityError where they are not what their name says."""
+        return _verified(digest, self._read(object_name(digest)))
+
+    def has(self, digest: str) -> bool:
+        """Whether an object of this name is there (its bytes are not read)."""
+        return self._find(digest) is not None
+
+    def stat(self, digest: str) -> Stat:
+        """Media type and size. Raises KeyError where there is no such object."""
+        found = self._find(digest)
+        if found is None:
+            raise KeyError(digest)
+        return found
+
+    def verify_all(self) -> Iterator[Checked]:
+        """Read every object and say what its bytes hash to."""
+        for item in self._client.list_objects(self.bucket, prefix=PREFIX, recursive=True):
+            data = self._read(item.object_name)
+            yield Checked(item.object_name, sha256_hex(data), len(data))
+
+    def _read(self, name: str) -> bytes:
+        try:
+            response = self._client.get_object(self.bucket, name)
+        except S3Error as error:
+            if error.code == "NoSuchKey":
+                raise KeyError(name.rsplit("/", 1)[-1]) from error
+            raise
+        try:
+            return response.read()
+        finally:
+            response.close()
+            response.release_conn()
+
+    def _find(self, digest: str) -> Stat | None:
+        try:
+            found = self._client.stat_object(self.bucket, object_name(digest))
+        except S3Error as error:
+            if error.code in ("NoSuchKey", "NoSuchObject"):
+                return None
+            raise
+        return Stat(digest, found.content_type or "application/octet-stream", found.size or 0)
+
+
+class FolderStore:
+    """Artifacts as files. A file appears by rename, so that no reader sees half of one."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def prepare(self) -> None:
+        """Make the folder where it is not there yet."""
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    def put(self, data: bytes, media_type: str) -> str:
+        """Store `data` under its sha256 and return that; nothing is written where the object is there already."""
+        digest = sha256_hex(data)
+        target = self.path / object_name(digest)
+        if not target.exists() or target.stat().st_size != len(data):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _write(self._about(target), json.dumps({"media_type": media_type}).encode())
+            _write(target, data)
+        return digest
+
+    def get(self, digest: str) -> bytes:
+        """The bytes. Raises KeyError where there are none, IntegrityError where they are not what their name says."""
+        try:
+            return _verified(digest, (self.path / object_name(digest)).read_bytes())
+        except FileNotFoundError as error:
+            raise KeyError(digest) from error
+
+    def has(self, digest: str) -> bool:
+        """Whether an object of this name is there (its bytes are not read)."""
+        return (self.path / object_name(digest)).exists()
+
+    def stat(self, digest: str) -> Stat:
+        """Media type and size. Raises KeyError where there is no such object."""
+        target = self.path / object_name(digest)
+        if not target.exists():
+            raise KeyError(digest)
+        return Stat(digest, json.loads(self._about(target).read_bytes())["media_type"], target.stat().st_size)
+
+    def verify_all(self) -> Iterator[Checked]:
+        """Read every object and say what its bytes hash to."""
+        for file in sorted((self.path / PREFIX).glob("*/*")):
+            if DIGEST.fullmatch(file.name):
+                data = file.read_bytes()
+                yield Checked(file.relative_to(self.path).as_posix(), sha256_hex(data), len(data))
+
+    @staticmethod
+    def _about(target: Path) -> Path:
+        return target.with_suffix(".json")
+
+
+def _write(target: Path, data: bytes) -> None:
+    """Write, flush to disk, rename: after a crash there is a whole file or none."""
+    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".", delete=False) as file:
+        try:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(file.name, target)
+        except BaseException:
+            os.unlink(file.name)
+            raise

@@ -1,0 +1,24 @@
+"""How Alembic reaches the ledger's database: on the connection that `migrate` hands it, or by PACKSHOT_DATABASE_URL."""
+
+from __future__ import annotations
+
+import os
+
+from alembic import context
+from sqlalchemy import Connection, create_engine
+
+from pipelines.schema import metadata
+
+
+def run(connection: Connection) -> None:
+    context.configure(connection=connection, target_metadata=metadata, transactional_ddl=True)
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+given = context.config.attributes.get("connection")
+if given is not None:
+    run(given)
+else:
+    with create_engine(os.environ["PACKSHOT_DATABASE_URL"]).begin() as own:
+        run(own)
