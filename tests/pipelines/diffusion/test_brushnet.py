@@ -1,0 +1,263 @@
+"""BrushNet against recordings of the published implementation, and as a trainable branch of a frozen UNet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from safetensors.torch import load_file
+
+from pipelines.diffusion.brushnet import BrushNetModel, inject
+
+PARITY = Path(__file__).parents[3] / "../shared/parity"
+TOLERANCE = 1e-4
+
+
+class Recording:
+    def __init__(self, family: str):
+        self.tensors = load_file(PARITY / family / "record.safetensors")
+        self.unet = UNet2DConditionModel.from_pretrained(PARITY / family / "unet").eval()
+        self.brushnet = BrushNetModel.from_pretrained(PARITY / family / "brushnet").eval()
+        self.unet.requires_grad_(False)
+        self.brushnet.requires_grad_(False)
+
+    def __getitem__(self, key: str) -> torch.Tensor:
+        return self.tensors[key]
+
+    def series(self, prefix: str) -> list[torch.Tensor]:
+        found = []
+        while f"{prefix}.{len(found)}" in self.tensors:
+            found.append(self.tensors[f"{prefix}.{len(found)}"])
+        return found
+
+    def added(self, prefix: str = "") -> dict[str, torch.Tensor] | None:
+        names = [f"{prefix}added.text_embeds", f"{prefix}added.time_ids"]
+        if names[0] not in self.tensors:
+            return None
+        return {"text_embeds": self[names[0]], "time_ids": self[names[1]]}
+
+    @property
+    def injections(self):
+        return self.series("injection.down"), self["injection.mid"], self.series("injection.up")
+
+    def denoise(self, **kwargs) -> torch.Tensor:
+        embeds = self["encoder_hidden_states"]
+        return self.unet(self["sample"], self["timestep"], embeds, added_cond_kwargs=self.added(), **kwargs).sample
+
+
+@pytest.fixture(scope="module", params=["sd15", "sdxl"])
+def recording(request) -> Recording:
+    if not PARITY.is_dir():
+        pytest.skip("../shared is absent: no recordings of the published implementation")
+    return Recording(request.param)
+
+
+def close(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
+    return (ours - theirs).abs().max().item() <= TOLERANCE
+
+
+def test_every_injection_is_the_published_one(recording):
+    down, mid, up = recording.brushnet(
+        recording["sample"],
+        recording["timestep"],
+        recording["encoder_hidden_states"],
+        recording["brushnet_cond"],
+        conditioning_scale=recording["conditioning_scale"].item(),
+        added_cond_kwargs=recording.added(),
+    )
+    expected_down, expected_mid, expected_up = recording.injections
+    assert (len(down), len(up)) == (len(expected_down), len(expected_up))
+    for ours, theirs in zip([*down, mid, *up], [*expected_down, expected_mid, *expected_up], strict=True):
+        assert close(ours, theirs)
+
+
+def test_a_stock_unet_gives_the_published_output(recording):
+    control = {
+        "down_block_additional_residuals": recording.series("control.down"),
+        "mid_block_additional_residual": recording["control.mid"],
+    }
+    assert close(recording.denoise(), recording["unet.plain"])
+    with inject(recording.unet, *recording.injections):
+        assert close(recording.denoise(), recording["unet.brushnet"])
+        assert close(recording.denoise(**control), recording["unet.brushnet_control"])
+    assert close(recording.denoise(), recording["unet.plain"])
+
+
+def test_a_guided_ddim_loop_follows_the_published_one(recording):
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+    scheduler.set_timesteps(len(recording["loop.timesteps"]))
+    assert scheduler.timesteps.tolist() == recording["loop.timesteps"].tolist()
+
+    embeds = torch.cat([recording["loop.negative_embeds"], recording["loop.prompt_embeds"]])
+    cond = recording["loop.brushnet_cond"]
+    added = recording.added("loop.")
+    latents = recording["loop.latents"]
+    for i, t in enumerate(scheduler.timesteps):
+        # one pass serves both halves, unless the branch sees the pooled text
+        n = 2 if recording.brushnet.sees_text else 1
+        injections = recording.brushnet(
+            latents.repeat(n, 1, 1, 1), t, None, cond.repeat(n, 1, 1, 1), added_cond_kwargs=added
+        )
+        with inject(recording.unet, *injections):
+            eps = recording.unet(latents.repeat(2, 1, 1, 1), t, embeds, added_cond_kwargs=added).sample
+        negative, positive = eps.chunk(2)
+        eps = negative + recording["loop.guidance_scale"] * (positive - negative)
+        latents = scheduler.step(eps, t, latents).prev_sample
+        assert close(eps, recording[f"loop.eps.{i}"])
+        assert close(latents, recording[f"loop.latents.{i + 1}"])
+
+
+def test_configuration_survives_saving(recording, tmp_path):
+    recording.brushnet.save_pretrained(tmp_path)
+    again = BrushNetModel.from_pretrained(tmp_path)
+    ours, theirs = dict(again.config), dict(recording.brushnet.config)
+    for config in (ours, theirs):
+        config.pop("_name_or_path", None)
+        config.pop("_diffusers_version", None)
+    assert ours == theirs
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), recording.brushnet.parameters(), strict=True))
+
+
+# --- without recordings ---------------------------------------------------------------------------------------------
+
+
+def tiny_unet(layers_per_block: int = 2) -> UNet2DConditionModel:
+    torch.manual_seed(0)
+    return UNet2DConditionModel(
+        block_out_channels=(32, 64, 64, 64),
+        layers_per_block=layers_per_block,
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        cross_attention_dim=32,
+        attention_head_dim=8,
+        norm_num_groups=16,
+    ).eval()
+
+
+def call(model, size=(16, 16), batch: int = 1):
+    generator = torch.Generator().manual_seed(1)
+    sample = torch.randn(batch, 4, *size, generator=generator)
+    return model(sample, 500, None, torch.randn(batch, 5, *size, generator=generator))
+
+
+def test_a_new_branch_changes_nothing():
+    unet = tiny_unet()
+    brushnet = BrushNetModel.from_unet(unet)
+    sample, embeds = torch.randn(1, 4, 16, 16), torch.randn(1, 7, 32)
+    with torch.no_grad():
+        plain = unet(sample, 10, embeds).sample
+        with inject(unet, *brushnet(sample, 10, embeds, torch.randn(1, 5, 16, 16))):
+            assert torch.equal(unet(sample, 10, embeds).sample, plain)
+
+
+def test_a_new_branch_starts_from_the_weights_of_its_unet():
+    unet = tiny_unet()
+    brushnet = BrushNetModel.from_unet(unet)
+    weight = brushnet.conv_in_condition.weight
+    assert torch.equal(weight[:, :4], unet.conv_in.weight)
+    assert torch.equal(weight[:, 4:8], unet.conv_in.weight)
+    assert not weight[:, 8].any()
+    assert torch.equal(brushnet.up_blocks[1].resnets[0].conv1.weight, unet.up_blocks[1].resnets[0].conv1.weight)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("size", [(16, 16), (15, 13)])
+def test_all_sizes_fit(layers, size):
+    unet = tiny_unet(layers)
+    brushnet = BrushNetModel.from_unet(unet)
+    down, _mid, up = call(brushnet, size)
+    assert (len(down), len(up)) == (1 + 4 * layers + 3, 4 * (layers + 1) + 3)
+    with torch.no_grad(), inject(unet, *call(brushnet, size)):
+        assert unet(torch.randn(1, 4, *size), 10, torch.randn(1, 7, 32)).sample.shape[2:] == size
+
+
+def test_one_pass_serves_both_guidance_halves():
+    unet = tiny_unet()
+    brushnet = BrushNetModel.from_unet(unet)
+    wake(brushnet)
+    sample, cond, embeds = torch.randn(2, 4, 16, 16), torch.randn(2, 5, 16, 16), torch.randn(4, 7, 32)
+    twice = sample.repeat(2, 1, 1, 1)
+    with torch.no_grad():
+        with inject(unet, *brushnet(twice, 10, embeds, cond.repeat(2, 1, 1, 1))):
+            separately = unet(twice, 10, embeds).sample
+        with inject(unet, *brushnet(sample, 10, None, cond)):
+            shared = unet(twice, 10, embeds).sample
+    assert torch.allclose(separately, shared, atol=1e-5)
+
+
+def test_guess_mode_scales_from_a_tenth_to_one():
+    brushnet = BrushNetModel.from_unet(tiny_unet())
+    wake(brushnet)
+    sample, cond = torch.randn(1, 4, 16, 16), torch.randn(1, 5, 16, 16)
+    with torch.no_grad():
+        down, _, up = brushnet(sample, 10, None, cond)
+        guessed_down, _, guessed_up = brushnet(sample, 10, None, cond, guess_mode=True)
+    assert torch.allclose(guessed_down[0], down[0] * 0.1)
+    assert torch.allclose(guessed_up[-1], up[-1])
+
+
+def test_hooks_go_when_the_block_fails():
+    unet = tiny_unet()
+    brushnet = BrushNetModel.from_unet(unet)
+    wake(brushnet)
+    sample, embeds = torch.randn(1, 4, 16, 16), torch.randn(1, 7, 32)
+    with torch.no_grad():
+        plain = unet(sample, 10, embeds).sample
+        with pytest.raises(RuntimeError, match="planted"), inject(unet, *call(brushnet)):
+            raise RuntimeError("planted")
+        assert torch.equal(unet(sample, 10, embeds).sample, plain)
+
+
+def test_a_branch_of_another_unet_is_refused():
+    other = BrushNetModel.from_unet(tiny_unet(layers_per_block=1))
+    with pytest.raises(ValueError, match="places"), inject(tiny_unet(), *call(other)):
+        pass
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_branch_learns_while_the_unet_is_frozen(checkpointing):
+    unet = tiny_unet().requires_grad_(False)
+    brushnet = BrushNetModel.from_unet(unet)
+    brushnet.requires_grad_(True).train()
+    if checkpointing:
+        brushnet.enable_gradient_checkpointing()
+        unet.enable_gradient_checkpointing()
+        unet.train()
+    optimizer = torch.optim.Adam(brushnet.parameters(), lr=1e-3)
+    generator = torch.Generator().manual_seed(0)
+    sample, cond = torch.randn(2, 4, 16, 16, generator=generator), torch.randn(2, 5, 16, 16, generator=generator)
+    embeds, target = torch.randn(2, 7, 32, generator=generator), torch.randn(2, 4, 16, 16, generator=generator)
+
+    losses = []
+    for _ in range(8):
+        injections = brushnet(sample, 100, None, cond)
+        with inject(unet, *injections):
+            loss = torch.nn.functional.mse_loss(unet(sample, 100, embeds).sample, target)
+            loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert brushnet.brushnet_up_blocks[0].weight.any()
+    assert all(parameter.grad is None for parameter in unet.parameters())
+
+
+def test_other_blocks_are_refused():
+    with pytest.raises(ValueError, match="blocks"):
+        BrushNetModel(block_out_channels=(32, 64), down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"))
+
+
+def wake(brushnet: BrushNetModel) -> None:
+    """Give the zero convolutions weights, as training would."""
+    generator = torch.Generator().manual_seed(2)
+    for zero_conv in [*brushnet.brushnet_down_blocks, brushnet.brushnet_mid_block, *brushnet.brushnet_up_blocks]:
+        zero_conv.weight.data.copy_(torch.randn(zero_conv.weight.shape, generator=generator) * 0.1)
