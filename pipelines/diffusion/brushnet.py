@@ -252,6 +252,7 @@ class BrushNetModel(ModelMixin, ConfigMixin):
         sample = self.conv_in_condition(torch.cat([sample, brushnet_cond], dim=1))
 
         # 3. down
+        block: Any  # nn.ModuleList forgets what it holds
         skips: list[Tensor] = [sample]
         for block in self.down_blocks:
             sample, states = block(sample, emb)
@@ -264,7 +265,6 @@ class BrushNetModel(ModelMixin, ConfigMixin):
 
         # 5. up: `UpBlock2D.forward` keeps its inner states to itself, so its layers are called one by one
         states = []
-        block: Any  # nn.ModuleList forgets what it holds
         for block in self.up_blocks:
             for resnet in block.resnets:
                 features = torch.cat([sample, skips.pop()], dim=1)
