@@ -284,7 +284,9 @@ class PostgresLedger:
                         connection.execute(
                             insert(product_versions).returning(product_versions.c.sku, product_versions.c.id),
                             [version_row(product, now) for product in differing],
-                        ).tuples()
+                        )
+                        .tuples()
+                        .all()
                     )
                 new += sum(product.sku not in known for product in differing)
                 changed += sum(product.sku in known for product in differing)
@@ -397,7 +399,9 @@ class PostgresLedger:
                     select(publications.c.shot, publications.c.digest).where(
                         publications.c.shot.in_(wanted), publications.c.superseded_at.is_(None)
                     )
-                ).tuples()
+                )
+                .tuples()
+                .all()
             )
             fresh = {shot: digest for shot, digest in wanted.items() if current.get(shot) != digest}
             connection.execute(

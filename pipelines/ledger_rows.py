@@ -156,7 +156,7 @@ def current_contents(connection: Connection, skus: Sequence[str]) -> dict[str, s
         .order_by(products.c.sku)
         .with_for_update(of=products)
     )
-    return dict(rows.tuples())
+    return dict(rows.tuples().all())
 
 
 def version_row(product: Product, now: datetime) -> dict[str, Any]:
@@ -213,7 +213,9 @@ def version_ids(connection: Connection, items: Sequence[Product]) -> dict[str, i
                 select(product_versions.c.sku, func.max(product_versions.c.id))
                 .where(tuple_(product_versions.c.sku, product_versions.c.content).in_(chunk))
                 .group_by(product_versions.c.sku)
-            ).tuples()
+            )
+            .tuples()
+            .all()
         )
     for sku in wanted.keys() - found.keys():
         raise IntegrityError(f"product {sku!r} is not in the ledger as it was selected")

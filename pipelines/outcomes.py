@@ -19,7 +19,7 @@ def close(connection: Connection, run: str, problem: str | None) -> None:
 def rates(connection: Connection) -> dict[str, float]:
     """Seconds that a shot costs, by stage: the mean over the last 500 uses that were computed. Passed-over candidates
     count, as they cost too."""
-    return dict(connection.execute(text(_RATES)).tuples())
+    return dict(connection.execute(text(_RATES)).tuples().all())
 
 
 # The first that applies: a step's bad end, a publication of what this run made, a failed check that nobody approved.
