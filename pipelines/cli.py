@@ -25,6 +25,7 @@ from pipelines.errors import PackshotError, UsageError
 if TYPE_CHECKING:
     from pipelines.contracts import Shot, Step
     from pipelines.reports import Report
+    from pipelines.services import Status
     from pipelines.workflow import Recipe
 
 app = typer.Typer(
@@ -138,6 +139,63 @@ def _recipe(scene: str, **overrides: Any) -> Recipe:
     settings = get_settings()
     profile = load_profile(settings.profile, settings.models_dir)
     return Recipe(profile, load_scene(scene), device=settings.compute().device, **overrides)
+
+
+# ------------------------------------------------------------------------------------------------ services
+
+
+@app.command()
+def up(as_json: AsJson = False) -> None:
+    """Start Postgres, the S3 store and Airflow, or repair what died. Their data stay where they were."""
+    from pipelines import services
+    from pipelines.settings import get_settings
+
+    with err.status("Starting the services"):
+        now = services.up(get_settings(), report=lambda line: err.print(line, highlight=False, soft_wrap=True))
+    _show_status(now, as_json)
+
+
+@app.command()
+def down(as_json: AsJson = False) -> None:
+    """Stop what `packshot up` started. The data stay."""
+    from pipelines import services
+    from pipelines.settings import get_settings
+
+    stopped: list[str] = []
+    with err.status("Stopping the services"):
+        services.down(get_settings(), report=stopped.append)
+    if as_json:
+        _print_json({"stopped": stopped})
+    else:
+        names = f"stopped: {', '.join(stopped)}" if stopped else "nothing was running"
+        err.print(names, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def status(as_json: AsJson = False) -> None:
+    """Which services answer, and where they log. Exit code 1 where one does not."""
+    from pipelines import services
+    from pipelines.settings import get_settings
+
+    _show_status(services.status(get_settings()), as_json)
+
+
+def _show_status(now: Status, as_json: bool) -> None:
+    if as_json:
+        _print_json({"healthy": now.healthy, **dataclasses.asdict(now)})
+    else:
+        table = Table("service", "state", "address", "")
+        for service in now.services:
+            colour = "green" if service.state == "up" else "red"
+            whose = service.detail if service.embedded else "not ours"
+            table.add_row(service.name, f"[{colour}]{service.state}[/{colour}]", service.address, whose)
+        out.print(table)
+        logins = json.loads(now.passwords.read_text()) if now.passwords and now.passwords.exists() else {now.user: "…"}
+        names = " or ".join(f"{user} / {password}" for user, password in logins.items())
+        out.print(f"Airflow: {now.ui}  log in as {names}", highlight=False, soft_wrap=True)
+        out.print(f"Logs: {now.logs}", highlight=False, soft_wrap=True)
+    if not now.healthy:
+        raise typer.Exit(1)
 
 
 # ------------------------------------------------------------------------------------------------ runs through Airflow
@@ -310,7 +368,7 @@ def export(
         out.print(f"Contact sheet: {done.contact_sheet}", soft_wrap=True, highlight=False)
 
 
-# ----------------------------------------------------------------------------------------------- scenes, models, measures
+# ---------------------------------------------------------------------------------------- scenes, models, measures
 
 
 @scenes_app.command("list")

@@ -186,6 +186,14 @@ def _recorded(state_dir: Path, name: str) -> dict | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
+def _started(pid: int) -> int:
+    """Start time in clock ticks since boot: unlike a time of day it never shifts when the clock is set."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except (FileNotFoundError, ProcessLookupError):
+        raise psutil.NoSuchProcess(pid) from None
+
+
 def _process(state_dir: Path, name: str) -> psutil.Process | None:
     """The running process of this service. A pid that was recycled by a stranger has another start time."""
     record = _recorded(state_dir, name)
@@ -193,7 +201,7 @@ def _process(state_dir: Path, name: str) -> psutil.Process | None:
         return None
     with suppress(psutil.NoSuchProcess):
         process = psutil.Process(record["pid"])
-        if process.create_time() == record["started"] and process.status() != psutil.STATUS_ZOMBIE:
+        if _started(process.pid) == record["started"] and process.status() != psutil.STATUS_ZOMBIE:
             return process
     return None
 
@@ -206,7 +214,7 @@ def _session(state_dir: Path, name: str) -> list[psutil.Process]:
     members = []
     for process in psutil.process_iter():
         with suppress(psutil.NoSuchProcess, ProcessLookupError):
-            same = os.getsid(process.pid) == record["pid"] and process.create_time() >= record["started"]
+            same = os.getsid(process.pid) == record["pid"] and _started(process.pid) >= record["started"]
             if same and process.status() != psutil.STATUS_ZOMBIE:
                 members.append(process)
     return members
@@ -226,20 +234,27 @@ def _start(state_dir: Path, daemon: Daemon) -> None:
         )
     record = {
         "pid": process.pid,
-        "started": psutil.Process(process.pid).create_time(),
+        "started": _started(process.pid),
         "fingerprint": daemon.fingerprint,
         "stop_signal": int(daemon.stop_signal),
     }
     _write_private(_pid_file(state_dir, daemon.name), json.dumps(record))
 
 
+def _ask_to_stop(state_dir: Path, name: str) -> psutil.Process | None:
+    """Signal the service's process, if there is one."""
+    process, record = _process(state_dir, name), _recorded(state_dir, name)
+    if process is not None and record is not None:
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(record["stop_signal"])
+    return process
+
+
 def _stop(state_dir: Path, name: str, seconds: float = 20) -> bool:
     """Ask, wait, kill; then end what the service left behind. True where anything was running."""
-    leader, members = _process(state_dir, name), _session(state_dir, name)
+    members = _session(state_dir, name)
+    leader = _ask_to_stop(state_dir, name)
     if leader is not None:
-        record = _recorded(state_dir, name) or {}
-        with suppress(psutil.NoSuchProcess):
-            leader.send_signal(record["stop_signal"])
         psutil.wait_procs([leader], timeout=seconds)
     leftovers = _session(state_dir, name)
     for process in leftovers:
@@ -265,7 +280,8 @@ def _wait(state_dir: Path, name: str, ready: Callable[[], bool], seconds: float)
     log, deadline = log_file(state_dir, name), time.monotonic() + seconds
     while not ready():
         if _process(state_dir, name) is None:
-            raise ServiceFailed(f"{name} stopped while starting: see {log}")
+            last = log.read_text(errors="replace").strip().rpartition("\n")[2][:200]
+            raise ServiceFailed(f"{name} stopped while starting ({last}): see {log}")
         if time.monotonic() > deadline:
             raise ServiceFailed(f"{name} did not answer within {seconds:.0f} s: see {log}")
         time.sleep(0.1)
@@ -615,13 +631,13 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """All services, and where a person looks and logs in."""
+    """All services, and where a person looks and logs in. `passwords` is the file that has them, by user (0600)."""
 
     services: tuple[Service, ...]
     ui: str
     user: str
-    passwords: str
-    logs: str
+    passwords: Path | None
+    logs: Path
 
     @property
     def healthy(self) -> bool:
@@ -679,6 +695,8 @@ def up(settings: Settings, *, airflow: bool = True, report: Report = lambda line
 def down(settings: Settings, *, report: Report = lambda line: None) -> None:
     """Stop everything that `up` started, last started first. The data stay. `report` gets each service's name."""
     with _one_at_a_time(settings.state_dir):
+        for name in AIRFLOW_DAEMONS:  # all three at once: each takes seconds
+            _ask_to_stop(settings.state_dir, name)
         for name in reversed(DAEMONS):
             if _stop(settings.state_dir, name):
                 report(name)
@@ -715,9 +733,8 @@ def status(settings: Settings) -> Status:
     for name, component in zip(AIRFLOW_DAEMONS, ("metadatabase", "scheduler", "dag_processor"), strict=True):
         answers = (health.get(component) or {}).get("status") == "healthy"
         services.append(service(name, "airflow" in embedded, settings.airflow_url, answers))
-    passwords = str(state_dir / "airflow" / "passwords.json") if "airflow" in embedded else ""
-    logs = str(state_dir / "logs")
-    return Status(tuple(services), settings.airflow_url, settings.airflow_user, passwords, logs)
+    passwords = state_dir / "airflow" / "passwords.json" if "airflow" in embedded else None
+    return Status(tuple(services), settings.airflow_url, settings.airflow_user, passwords, state_dir / "logs")
 
 
 @contextmanager

@@ -1,0 +1,70 @@
+# packshot. `make help` lists what there is; `make demo` and `make test` set everything up by themselves.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+STATE := $(or $(PACKSHOT_STATE_DIR),.packshot)
+CATALOG ?= pipelines/sample/catalog.csv
+SCENE ?= oak-window
+LIMIT ?=
+OUT ?= $(STATE)/demo
+
+.PHONY: help venv demo test lint unit chromium down clean resolve-312
+
+help:  ## this list
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 14
+
+venv: $(INSTALLED)  ## virtual environment with everything in it (Python 3.11, else 3.12)
+
+# The stamp is newer than what decides the versions, so a second call takes no time.
+$(INSTALLED): constraints.txt pyproject.toml
+	@set -e; \
+	for python in $(PYTHON) python3.11 python3.12; do "$$python" -c '' 2>/dev/null && break || python=; done; \
+	[ -n "$$python" ] || { echo "packshot needs Python 3.11 or 3.12: apt-get install python3 python3-venv"; exit 1; }; \
+	[ -x $(BIN)/python ] || "$$python" -m venv .venv || { rm -rf .venv; echo "apt-get install python3-venv"; exit 1; }; \
+	echo "Installing packshot and its models' libraries into .venv (minutes, once)"; \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'; \
+	$(BIN)/python -m pip check --disable-pip-version-check; \
+	touch $@
+
+demo: $(INSTALLED)  ## the whole walk on the sample catalogue; CATALOG=path.csv SCENE=name LIMIT=n for another
+	@$(BIN)/packshot up
+	@code=0; $(BIN)/packshot run "$(CATALOG)" --scene "$(SCENE)" $(if $(LIMIT),--limit $(LIMIT)) --wait || code=$$?; \
+	if [ $$code -le 1 ]; then $(BIN)/packshot export latest --out "$(OUT)" || code=$$?; fi; \
+	$(BIN)/packshot status; exit $$code
+
+test: lint chromium  ## ruff, mypy, the import contracts, then every test: fast ones first
+	$(BIN)/pytest
+
+lint: $(INSTALLED)  ## ruff, mypy, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy pipelines operators dags plugins
+	$(BIN)/lint-imports
+
+unit: $(INSTALLED)  ## the tests that take less than ten seconds each
+	$(BIN)/pytest -m "not slow"
+
+chromium:
+	@command -v chromium >/dev/null && exit 0; \
+	root=; [ "$$(id -u)" = 0 ] || root="sudo -n"; \
+	if command -v apt-get >/dev/null && $$root true 2>/dev/null; then \
+		echo "Installing Debian's chromium through apt, for the test of the run page"; \
+		{ $$root apt-get update -qq && $$root apt-get install -y -qq --no-install-recommends chromium >/dev/null; } \
+			|| echo "apt could not install chromium: the test of the run page will skip"; \
+	else echo "No chromium, and no right to install it through apt: the test of the run page will skip"; fi
+
+down:  ## stop Postgres, the S3 store and Airflow; the data stay
+	@[ ! -x $(BIN)/packshot ] || $(BIN)/packshot down
+
+clean: down  ## stop the services and remove their data, the demo's output with them
+	@[ ! -f "$(STATE)/services.json" ] || rm -rf "$(STATE)"
+
+resolve-312: $(INSTALLED)  ## show that the same versions install on Python 3.12 (downloads, installs nothing)
+	@set -e; target=$$(mktemp -d); trap 'rm -rf "$$target"' EXIT; \
+	$(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+		print(*p["dependencies"], *p["optional-dependencies"]["dev"], sep="\n")' > "$$target/requirements.txt"; \
+	$(BIN)/python -m pip install --dry-run --ignore-installed --python-version 3.12 --only-binary=:all: \
+		--target "$$target/site" -c constraints.txt -r "$$target/requirements.txt"
