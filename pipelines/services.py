@@ -48,6 +48,7 @@ from pydantic import SecretStr
 from sqlalchemy.engine import make_url
 
 from pipelines.errors import PackshotError
+from pipelines.schema import migrate
 from pipelines.settings import ROOT, Settings, environment_file, get_settings
 
 LOOPBACK = "127.0.0.1"
@@ -679,8 +680,6 @@ def up(settings: Settings, *, airflow: bool = True, report: Report = lambda line
         elif not _store_answers(store_client(settings), settings.s3_bucket):
             raise ServiceFailed(f"the store at {settings.s3_endpoint} takes no object: check PACKSHOT_S3_*")
         _write_private(environment_file(state_dir), _environment_text(settings, embedded))
-        from pipelines.schema import migrate
-
         migrate(settings.database_url)
 
         # 3. Airflow on top of them

@@ -1,0 +1,220 @@
+"""The embedded services as their user meets them: started, killed, repaired, stopped, and shut to everybody else."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import psycopg2
+import pytest
+from minio.error import S3Error
+from sqlalchemy.engine import make_url
+
+from pipelines.contracts import sha256_hex
+from pipelines.services import DAEMONS, ServiceFailed, down, status, up
+from pipelines.settings import ROOT, Settings, environment_file, read_settings
+from pipelines.store import S3Store
+
+
+def _pid(state_dir: Path, name: str) -> int:
+    return json.loads((state_dir / "run" / f"{name}.json").read_text())["pid"]
+
+
+def _connect(url: str, **override: str):
+    parsed = make_url(url).set(drivername="postgresql", **override)
+    return psycopg2.connect(parsed.render_as_string(hide_password=False), connect_timeout=5)
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """State folder of an installation of this module's own, to kill and repair."""
+    state_dir = tmp_path_factory.mktemp("installation") / "state"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PACKSHOT_STATE_DIR", str(state_dir))
+        try:
+            up(read_settings(), airflow=False)
+            yield state_dir
+        finally:
+            down(read_settings())
+
+
+class TestEmbedded:
+    def test_a_second_up_changes_nothing_and_takes_no_time(self, own: Path) -> None:
+        before = {name: _pid(own, name) for name in ("postgres", "s3")}
+        lines: list[str] = []
+        since = time.monotonic()
+        up(read_settings(), airflow=False, report=lines.append)
+        assert time.monotonic() - since < 10
+        assert {name: _pid(own, name) for name in before} == before
+        assert all("was running" in line for line in lines)
+
+    def test_only_the_owner_reads_credentials_and_data(self, own: Path) -> None:
+        for path in (own, own / "environment", own / "services.json", own / "postgres", own / "s3", own / "logs"):
+            assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
+
+    def test_everything_listens_on_loopback_only(self, own: Path) -> None:
+        addresses = {
+            connection.laddr.ip
+            for name in ("postgres", "s3")
+            for connection in psutil.Process(_pid(own, name)).net_connections("inet")
+            if connection.status == psutil.CONN_LISTEN
+        }
+        assert addresses == {"127.0.0.1"}
+
+    def test_postgres_wants_the_password(self, own: Path) -> None:
+        url = read_settings().database_url
+        with _connect(url) as connection, connection.cursor() as cursor:
+            cursor.execute("SHOW server_version_num")
+            assert cursor.fetchone()[0].startswith("18")
+        with pytest.raises(psycopg2.OperationalError, match="password authentication failed"):
+            _connect(url, password="wrong")
+
+    def test_airflow_and_packshot_cannot_enter_each_others_database(self, own: Path) -> None:
+        with pytest.raises(psycopg2.OperationalError, match="permission denied"):
+            _connect(read_settings().database_url, database="airflow")
+
+    def test_the_store_wants_the_secret(self, own: Path) -> None:
+        settings = read_settings()
+        digest = S3Store(settings).put(b"a photo", "image/png")
+        strange = settings.model_copy(update={"s3_secret_key": type(settings.s3_secret_key)("wrong")})
+        with pytest.raises(S3Error, match="signature"):
+            S3Store(strange).get(digest)
+        anonymous = httpx.get(f"http://{settings.s3_endpoint}/{settings.s3_bucket}/sha256/{digest[:2]}/{digest}")
+        assert anonymous.status_code == 403
+
+    def test_killed_services_come_back_with_their_data(self, own: Path) -> None:
+        settings = read_settings()
+        with _connect(settings.database_url) as connection, connection.cursor() as cursor:
+            cursor.execute("CREATE TABLE kept AS SELECT 42 AS answer")
+        digest = S3Store(settings).put(b"kept", "text/plain")
+        for name in ("postgres", "s3"):
+            os.kill(_pid(own, name), signal.SIGKILL)
+        time.sleep(0.5)
+        assert {s.name: s.state for s in status(settings).services}["postgres"] == "down"
+
+        up(read_settings(), airflow=False)
+        with _connect(settings.database_url) as connection, connection.cursor() as cursor:
+            cursor.execute("SELECT answer FROM kept")
+            assert cursor.fetchone() == (42,)
+        assert S3Store(settings).get(digest) == b"kept"
+        assert sha256_hex(b"kept") == digest
+
+    def test_a_port_that_somebody_took_meanwhile_is_replaced(self, own: Path) -> None:
+        settings = read_settings()
+        digest = S3Store(settings).put(b"moved", "text/plain")
+        down(settings)
+        with socket.socket() as stranger:
+            stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            stranger.bind(("127.0.0.1", int(settings.s3_endpoint.rpartition(":")[2])))
+            stranger.listen()
+            up(settings, airflow=False)
+        moved = read_settings()
+        assert moved.s3_endpoint != settings.s3_endpoint
+        assert S3Store(moved).get(digest) == b"moved"
+
+    def test_down_spares_a_stranger_that_got_the_old_pid(self, own: Path) -> None:
+        stranger = subprocess.Popen(["sleep", "60"])
+        record = own / "run" / "airflow-scheduler.json"
+        record.write_text(json.dumps({"pid": stranger.pid, "started": 1, "fingerprint": "", "stop_signal": 15}))
+        try:
+            down(read_settings())
+            assert stranger.poll() is None
+        finally:
+            stranger.kill()
+            stranger.wait()
+            up(read_settings(), airflow=False)
+
+    def test_a_service_that_cannot_start_names_its_log(self, own: Path) -> None:
+        down(read_settings())
+        control = own / "postgres" / "global" / "pg_control"
+        whole = control.read_bytes()
+        control.write_bytes(b"")
+        try:
+            with pytest.raises(ServiceFailed, match=r"postgres stopped while starting .*logs/postgres\.log"):
+                up(read_settings(), airflow=False)
+        finally:
+            control.write_bytes(whole)
+            up(read_settings(), airflow=False)
+
+
+class TestSomebodyElses:
+    def test_services_named_by_the_environment_are_used_and_never_started(
+        self, services: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        state_dir = tmp_path / "state"
+        monkeypatch.setenv("PACKSHOT_STATE_DIR", str(state_dir))
+        monkeypatch.setenv("PACKSHOT_DATABASE_URL", services.database_url)
+        monkeypatch.setenv("PACKSHOT_S3_ENDPOINT", services.s3_endpoint)
+        monkeypatch.setenv("PACKSHOT_S3_ACCESS_KEY", services.s3_access_key)
+        monkeypatch.setenv("PACKSHOT_S3_SECRET_KEY", services.s3_secret_key.get_secret_value())
+        now = up(read_settings(), airflow=False)
+        assert {s.name: s.state for s in now.services if not s.embedded} == {"postgres": "up", "s3": "up"}
+        assert not list((state_dir / "run").iterdir())
+        assert services.s3_secret_key.get_secret_value() not in environment_file(state_dir).read_text()
+
+        down(read_settings())
+        assert status(read_settings()).services[0].state == "up"
+
+    def test_a_wrong_address_is_one_line_that_names_the_setting(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("PACKSHOT_STATE_DIR", str(tmp_path / "state"))
+        monkeypatch.setenv("PACKSHOT_DATABASE_URL", "postgresql+psycopg2://me:secret@127.0.0.1:1/packshot")
+        with pytest.raises(ServiceFailed) as failure:
+            up(read_settings(), airflow=False)
+        assert "127.0.0.1:1/packshot" in str(failure.value)
+        assert "PACKSHOT_DATABASE_URL" in str(failure.value)
+        assert "secret" not in str(failure.value)
+
+
+@pytest.mark.slow
+class TestAirflow:
+    @pytest.fixture
+    def api(self, airflow_up: Settings) -> Iterator[httpx.Client]:
+        body = {"username": airflow_up.airflow_user, "password": airflow_up.airflow_password.get_secret_value()}
+        with httpx.Client(base_url=airflow_up.airflow_url, timeout=30) as client:
+            token = client.post("/auth/token", json=body).json()["access_token"]
+            client.headers["Authorization"] = f"Bearer {token}"
+            yield client
+
+    def test_every_dag_is_there_and_parses(self, api: httpx.Client) -> None:
+        assert api.get("/api/v2/importErrors").json()["total_entries"] == 0
+        assert api.get("/api/v2/dags").json()["total_entries"] == len(list((ROOT / "dags").glob("*.py")))
+
+    def test_pool_gpu_has_the_slots_of_the_settings(self, api: httpx.Client, airflow_up: Settings) -> None:
+        assert api.get("/api/v2/pools/gpu").json()["slots"] == airflow_up.gpu_slots
+
+    def test_nobody_enters_without_a_password(self, airflow_up: Settings) -> None:
+        assert httpx.get(f"{airflow_up.airflow_url}/api/v2/dags").status_code == 401
+        wrong = {"username": "admin", "password": "admin"}
+        assert httpx.post(f"{airflow_up.airflow_url}/auth/token", json=wrong).status_code == 401
+
+    def test_a_killed_scheduler_comes_back_without_its_old_workers(self, airflow_up: Settings) -> None:
+        state_dir = airflow_up.state_dir
+        old = psutil.Process(_pid(state_dir, "airflow-scheduler"))
+        workers = old.children(recursive=True)
+        old.kill()
+        up(read_settings())
+        assert _pid(state_dir, "airflow-scheduler") != old.pid
+        assert workers
+        assert not any(worker.is_running() for worker in workers)
+        assert status(read_settings()).healthy
+
+    def test_down_stops_every_process(self, airflow_up: Settings) -> None:
+        state_dir = airflow_up.state_dir
+        leaders = [psutil.Process(_pid(state_dir, name)) for name in DAEMONS]
+        processes = [*leaders, *(child for leader in leaders for child in leader.children(recursive=True))]
+        down(airflow_up)
+        try:
+            assert not any(process.is_running() for process in processes)
+        finally:
+            up(airflow_up)
