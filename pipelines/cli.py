@@ -311,13 +311,13 @@ def _show_report(found: Report) -> None:
     )
     table = Table("stage", "computed", "reused", "seconds")
     for name, counts in found.steps.items():
-        table.add_row(name, str(counts["computed"]), str(counts["reused"]), f"{found.seconds.get(name, 0):.1f}")
+        table.add_row(name, str(counts.computed), str(counts.reused), f"{found.seconds.get(name, 0):.1f}")
     out.print(table)
-    rows = [shot for shot in found.shots if shot["state"] != "published"]
+    rows = [shot for shot in found.shots if shot.state != "published"]
     if rows:
         table = Table("row", "SKU", "state", "reason")
         for shot in rows:
-            table.add_row(str(shot["row"]), shot["sku"], shot["state"], shot["reason"])
+            table.add_row(str(shot.row), shot.sku, shot.state.value, shot.reason)
         out.print(table)
 
 

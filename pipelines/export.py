@@ -42,7 +42,7 @@ def export_run(run: str, out: Path, settings: Settings) -> Export:
     engine = connect(settings.database_url)
     store, ledger = S3Store(settings), PostgresLedger(engine)
     run = latest_run(engine) if run == "latest" else run
-    states = {row["sku"]: (ShotState(row["state"]), row["reason"]) for row in report(engine, run).shots}
+    states = {shot.sku: (shot.state, shot.reason) for shot in report(engine, run).shots}
     shots = ledger.shots(run)
     steps = ledger.chosen(run, shots)
     out.mkdir(parents=True, exist_ok=True)

@@ -336,9 +336,7 @@ class PostgresLedger:
         self,
         start: datetime,
         end: datetime,
-        categories: Sequence[str] = (),
         skus: Sequence[str] = (),
-        limit: int | None = None,
     ) -> list[Product]:
         """Products that were new or changed in [start, end), as they are now, in feed order. With `skus`, those,
         whenever they changed."""
@@ -346,10 +344,7 @@ class PostgresLedger:
             select(product_versions, products.c.row)
             .join_from(products, product_versions, products.c.version == product_versions.c.id)
             .order_by(products.c.row, products.c.sku)
-            .limit(limit)
         )
-        if categories:
-            statement = statement.where(product_versions.c.category.in_(categories))
         if skus:
             statement = statement.where(products.c.sku.in_(skus))
         else:

@@ -142,7 +142,7 @@ def run_stage(
     """
     summary = StageSummary(stage.name, shots=len(shots))
     upstream = ledger.chosen(run, shots)
-    live = [shot for shot in shots if _ready(stage, upstream.get(shot.sku, {}))]
+    live = [shot for shot in shots if is_ready(stage, upstream.get(shot.sku, {}))]
     summary.skipped = len(shots) - len(live)
     models = _Once(lambda: stage.load(recipe))
     tried: dict[str, list[ShotStep]] = {shot.sku: [] for shot in live}
@@ -156,26 +156,27 @@ def run_stage(
                 _count(summary, used)
                 if progress is not None:
                     progress(shot, used.step)
-        searching = [s for s in searching if not _settled(stage, tried[s.sku][-1].step, recipe)]
+        searching = [s for s in searching if not is_settled(stage, tried[s.sku][-1].step, recipe)]
         if not searching:
             break
 
     for shot in live:
-        best = _choose(stage, [used.step for used in tried[shot.sku]], recipe)
+        best = choose(stage, [used.step for used in tried[shot.sku]], recipe)
         ledger.use(run, shot, [ShotStep(u.step, u.reused, u.step.key == best.key) for u in tried[shot.sku]])
     return summary
 
 
-def _ready(stage: Stage, upstream: Mapping[str, Step]) -> bool:
+def is_ready(stage: Stage, upstream: Mapping[str, Step]) -> bool:
+    """Every stage that it needs is done."""
     return all(name in upstream and upstream[name].state is State.DONE for name in stage.needs)
 
 
-def _settled(stage: Stage, step: Step, recipe: Recipe) -> bool:
+def is_settled(stage: Stage, step: Step, recipe: Recipe) -> bool:
     """No further seed would help: it passed, or its input is bad, or the code is broken."""
     return step.state is not State.DONE or stage.passes(step, recipe)
 
 
-def _choose(stage: Stage, steps: Sequence[Step], recipe: Recipe) -> Step:
+def choose(stage: Stage, steps: Sequence[Step], recipe: Recipe) -> Step:
     """The first that passes, else the best of those that were made, else the last attempt."""
     done = [step for step in steps if step.state is State.DONE]
     return next((s for s in done if stage.passes(s, recipe)), min(done, key=stage.score) if done else steps[-1])

@@ -317,9 +317,7 @@ def test_a_day_covers_what_was_new_or_changed_on_it(ledger, request):
     assert on(0) == [vase, brighter]
     assert on(1) == [brighter]
     assert on(2) == []
-    assert on(0, categories=["Decor"]) == [vase]
     assert on(2, skus=[vase.sku]) == [vase]
-    assert ledger.products_changed_between(day, day + timedelta(days=9), limit=1) == [vase]
 
 
 def test_shots_are_cut_into_shards_in_order_and_keep_the_product_of_that_time(ledger, request):

@@ -1,0 +1,371 @@
+"""What people ask the ledger: what became of a run's products, and where an image came from.
+
+Read models: every number is one grouped query, nothing here writes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Engine, case, func, or_, select
+
+from pipelines.contracts import ModelRef, ShotState, State, Step
+from pipelines.errors import UsageError
+from pipelines.ledger_rows import read_steps
+from pipelines.schema import (
+    product_versions,
+    publications,
+    run_shots,
+    run_steps,
+    runs,
+    shots,
+    step_outputs,
+    steps,
+)
+from pipelines.store import DIGEST
+
+STAGES = ("cutout", "describe", "generate", "upscale", "inspect", "publish")
+"""The paper's workflow: the order in which reports and lineages list their stages."""
+
+COMMAND = "packshot run"
+"""`runs.triggered_by` of the runs that `latest` means."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunRow:
+    """One run as a list shows it. `shots` is how many it selected."""
+
+    run: str
+    dag_id: str
+    scene: str
+    channel: str
+    state: str
+    started_at: datetime
+    finished_at: datetime | None
+    shots: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReportedShot:
+    """What became of one catalogue row."""
+
+    sku: str
+    row: int
+    state: ShotState
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StageCount:
+    """How many steps of a stage the run computed, and how many it found finished."""
+
+    computed: int = 0
+    reused: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What became of every product of a run. The five counts sum to `products`; `pending` is 0 once a run has ended.
+
+    `seconds` is per stage, of the steps that the run computed. `problem` says what stopped publication: its `reason`
+    and, where it was a failed expectation, which rows.
+    """
+
+    run: str
+    dag_id: str
+    scene: str
+    channel: str
+    state: str
+    products: int
+    published: int
+    held: int
+    rejected: int
+    failed: int
+    pending: int
+    shots: tuple[ReportedShot, ...]
+    steps: Mapping[str, StageCount]
+    seconds: Mapping[str, float]
+    problem: Mapping[str, Any] | None
+    params: Mapping[str, Any]
+    started_at: datetime
+    finished_at: datetime | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The document of `packshot report --json`."""
+        return {
+            **asdict(self),
+            "shots": [{**asdict(shot), "state": shot.state.value} for shot in self.shots],
+            "started_at": self.started_at.isoformat(),
+            "finished_at": self.finished_at and self.finished_at.isoformat(),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class LineageStep:
+    """One step on the way to an image. `inputs` and `outputs` map a role to a digest."""
+
+    stage: str
+    version: int
+    key: str
+    state: State
+    parameters: Mapping[str, Any]
+    seed: int | None
+    models: tuple[ModelRef, ...]
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+    seconds: float
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """Where an artifact came from. `photo` is the digest of the photo, None where there was none."""
+
+    sku: str
+    scene: str
+    channel: str
+    run: str
+    artifact: str
+    photo: str | None
+    published_at: datetime | None
+    steps: tuple[LineageStep, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The document of `packshot lineage --json`."""
+        return {
+            **asdict(self),
+            "artifact": {"sha256": self.artifact},
+            "photo": {"sha256": self.photo},
+            "published_at": self.published_at and self.published_at.isoformat(),
+            "steps": [asdict(step) | {"models": [asdict(model) for model in step.models]} for step in self.steps],
+        }
+
+
+def list_runs(engine: Engine, limit: int = 50) -> list[RunRow]:
+    """The newest runs, newest first."""
+    counted = select(func.count()).where(run_shots.c.run == runs.c.id).scalar_subquery()
+    statement = select(runs, counted.label("shots")).order_by(runs.c.started_at.desc()).limit(limit)
+    with engine.connect() as connection:
+        return [
+            RunRow(r.id, r.dag_id, r.scene, r.channel, r.state, r.started_at, r.finished_at, r.shots)
+            for r in connection.execute(statement)
+        ]
+
+
+def latest_run(engine: Engine) -> str:
+    """Id of the last run that `packshot run` triggered. Raises UsageError where there is none."""
+    statement = select(runs.c.id).where(runs.c.triggered_by == COMMAND).order_by(runs.c.started_at.desc()).limit(1)
+    with engine.connect() as connection:
+        found = connection.scalar(statement)
+    if found is None:
+        raise UsageError("there is no latest run: start one with `packshot run CATALOG --scene SCENE`")
+    return found
+
+
+def latest_feed(engine: Engine) -> str:
+    """Digest of the manifest that was read last, "" where none was."""
+    statement = select(runs.c.feed).where(runs.c.feed != "").order_by(runs.c.started_at.desc()).limit(1)
+    with engine.connect() as connection:
+        return connection.scalar(statement) or ""
+
+
+def report(engine: Engine, run: str) -> Report:
+    """What became of every product of `run`. Raises UsageError for a run that the ledger does not know."""
+    with engine.connect() as connection:
+        about = connection.execute(select(runs).where(runs.c.id == run)).first()
+        if about is None:
+            raise UsageError(f"no run {run!r} in the ledger: `packshot run` and `packshot campaign` print their ids")
+        outcomes = connection.execute(
+            select(shots.c.sku, run_shots.c.row, run_shots.c.state, run_shots.c.reason)
+            .join_from(run_shots, shots, run_shots.c.shot == shots.c.id)
+            .where(run_shots.c.run == run)
+            .order_by(run_shots.c.position)
+        ).all()
+        counts, seconds = _stages(connection, run)
+    reported = tuple(ReportedShot(row.sku, row.row, ShotState(row.state), row.reason) for row in outcomes)
+    states = Counter(shot.state for shot in reported)
+    return Report(
+        run=run,
+        dag_id=about.dag_id,
+        scene=about.scene,
+        channel=about.channel,
+        state=about.state,
+        products=len(reported),
+        published=states[ShotState.PUBLISHED],
+        held=states[ShotState.HELD],
+        rejected=states[ShotState.REJECTED],
+        failed=states[ShotState.FAILED],
+        pending=states[ShotState.PENDING],
+        shots=reported,
+        steps=counts,
+        seconds=seconds,
+        problem=about.problem,
+        params=about.params,
+        started_at=about.started_at,
+        finished_at=about.finished_at,
+    )
+
+
+def _stages(connection: Connection, run: str) -> tuple[dict[str, StageCount], dict[str, float]]:
+    """Steps and seconds by stage, every stage listed. A step that two shots share is counted once."""
+    used = (
+        select(run_steps.c.stage, run_steps.c.key, func.bool_and(run_steps.c.reused).label("reused"))
+        .where(run_steps.c.run == run)
+        .group_by(run_steps.c.stage, run_steps.c.key)
+        .subquery()
+    )
+    rows = connection.execute(
+        select(
+            used.c.stage,
+            func.count().filter(~used.c.reused).label("computed"),
+            func.count().filter(used.c.reused).label("reused"),
+            func.coalesce(func.sum(steps.c.seconds).filter(~used.c.reused), 0.0).label("seconds"),
+        )
+        .join_from(used, steps, used.c.key == steps.c.key)
+        .group_by(used.c.stage)
+    ).all()
+    found = {row.stage: row for row in rows}
+    order = [*STAGES, *sorted(found.keys() - set(STAGES))]
+    return (
+        {s: StageCount(found[s].computed, found[s].reused) if s in found else StageCount() for s in order},
+        {s: round(found[s].seconds, 3) if s in found else 0.0 for s in order},
+    )
+
+
+# ---------------------------------------------------------------------- lineage
+
+
+@dataclass(frozen=True, slots=True)
+class _Origin:
+    """A use of a step by a run: the place in the ledger that a lineage starts from."""
+
+    run: str
+    shot: int
+    key: str
+    digest: str
+
+
+def lineage(engine: Engine, sku_or_digest: str, scene: str | None = None) -> Lineage:
+    """Where an artifact came from: for a digest, that artifact; for a SKU, its current image (the newest, or the one in
+    `scene`), else the last thing that was made of it.
+
+    Raises UsageError where the ledger knows neither SKU nor artifact of that name.
+    """
+    with engine.connect() as connection:
+        origin = _origin_of_digest(connection, sku_or_digest) if DIGEST.fullmatch(sku_or_digest) else None
+        origin = origin or _origin_of_sku(connection, sku_or_digest, scene)
+        if origin is None:
+            where = f" in scene {scene!r}" if scene else ""
+            raise UsageError(f"nothing was ever made of {sku_or_digest!r}{where}: give a SKU, or an artifact's sha256")
+        about = connection.execute(
+            select(shots, product_versions.c.photo)
+            .join_from(run_shots, shots, run_shots.c.shot == shots.c.id)
+            .join(product_versions, run_shots.c.version == product_versions.c.id)
+            .where(run_shots.c.run == origin.run, run_shots.c.shot == origin.shot)
+        ).one()
+        published_at = connection.scalar(
+            select(publications.c.published_at)
+            .where(publications.c.shot == origin.shot, publications.c.digest == origin.digest)
+            .order_by(publications.c.id.desc())
+            .limit(1)
+        )
+        way = _way_to(connection, origin)
+    return Lineage(
+        sku=about.sku,
+        scene=about.scene,
+        channel=about.channel,
+        run=origin.run,
+        artifact=origin.digest,
+        photo=about.photo,
+        published_at=published_at,
+        steps=tuple(_lineage_step(step) for step in way),
+    )
+
+
+def _origin_of_digest(connection: Connection, digest: str) -> _Origin | None:
+    """The use that made this artifact, rather than one that reused it; the earliest of those."""
+    row = connection.execute(
+        select(run_steps.c.run, run_steps.c.shot, run_steps.c.key)
+        .join_from(run_steps, step_outputs, run_steps.c.key == step_outputs.c.key)
+        .join(runs, run_steps.c.run == runs.c.id)
+        .join(run_shots, (run_shots.c.run == run_steps.c.run) & (run_shots.c.shot == run_steps.c.shot))
+        .where(step_outputs.c.digest == digest)
+        .order_by(run_steps.c.reused, run_steps.c.chosen.desc(), runs.c.started_at)
+        .limit(1)
+    ).first()
+    return _Origin(row.run, row.shot, row.key, digest) if row else None
+
+
+def _origin_of_sku(connection: Connection, sku: str, scene: str | None) -> _Origin | None:
+    """Its current publication, else the furthest output of the last run that had it."""
+    current = publications.c.superseded_at.is_(None)
+    ranks = case({name: rank for rank, name in enumerate(STAGES)}, value=run_steps.c.stage, else_=-1)
+    statement = (
+        select(run_steps.c.run, run_steps.c.shot, run_steps.c.key, step_outputs.c.digest)
+        .join_from(run_steps, shots, run_steps.c.shot == shots.c.id)
+        .join(step_outputs, run_steps.c.key == step_outputs.c.key)
+        .join(runs, run_steps.c.run == runs.c.id)
+        .join(run_shots, (run_shots.c.run == run_steps.c.run) & (run_shots.c.shot == run_steps.c.shot))
+        .outerjoin(
+            publications,
+            (publications.c.shot == run_steps.c.shot)
+            & (publications.c.digest == step_outputs.c.digest)
+            & (publications.c.run == run_steps.c.run)
+            & current,
+        )
+        .where(shots.c.sku == sku, run_steps.c.chosen)
+        .order_by(
+            publications.c.published_at.desc().nulls_last(),
+            runs.c.started_at.desc(),
+            ranks.desc(),
+            step_outputs.c.position,
+        )
+        .limit(1)
+    )
+    if scene is not None:
+        statement = statement.where(shots.c.scene == scene)
+    row = connection.execute(statement).first()
+    return _Origin(row.run, row.shot, row.key, row.digest) if row else None
+
+
+def _way_to(connection: Connection, origin: _Origin) -> list[Step]:
+    """The chosen steps of the shot in that run before the stage that made the artifact, then the step that made it.
+
+    Taken from the run and not by following digests: a description has no bytes to follow, yet its words are in the
+    prompt.
+    """
+    rows = connection.execute(
+        select(run_steps.c.key, run_steps.c.stage).where(
+            run_steps.c.run == origin.run,
+            run_steps.c.shot == origin.shot,
+            or_(run_steps.c.chosen, run_steps.c.key == origin.key),
+        )
+    ).all()
+    keys = defaultdict(list)
+    for row in rows:
+        keys[row.stage].append(row.key)
+    last = next(row.stage for row in rows if row.key == origin.key)
+    before = STAGES[: STAGES.index(last)] if last in STAGES else ()
+    wanted = [key for stage in before for key in keys[stage]] + [origin.key]
+    found = read_steps(connection, wanted, tuple(State))
+    return [found[key] for key in wanted]
+
+
+def _lineage_step(step: Step) -> LineageStep:
+    return LineageStep(
+        stage=step.job.stage,
+        version=step.job.version,
+        key=step.key,
+        state=step.state,
+        parameters=step.job.parameters,
+        seed=step.job.seed,
+        models=step.job.models,
+        inputs=step.job.inputs,
+        outputs={made.role: made.sha256 for made in step.outputs},
+        seconds=step.seconds,
+        device=step.device,
+    )
