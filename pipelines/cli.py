@@ -145,13 +145,18 @@ def _recipe(scene: str, **overrides: Any) -> Recipe:
 
 
 @app.command()
-def up(as_json: AsJson = False) -> None:
+def up(
+    airflow: Annotated[bool, typer.Option("--airflow/--no-airflow", help="Airflow too.")] = True,
+    as_json: AsJson = False,
+) -> None:
     """Start Postgres, the S3 store and Airflow, or repair what died. Their data stay where they were."""
     from pipelines import services
     from pipelines.settings import get_settings
 
     with err.status("Starting the services"):
-        now = services.up(get_settings(), report=lambda line: err.print(line, highlight=False, soft_wrap=True))
+        now = services.up(
+            get_settings(), airflow=airflow, report=lambda line: err.print(line, highlight=False, soft_wrap=True)
+        )
     _show_status(now, as_json)
 
 

@@ -166,11 +166,13 @@ class Daemon:
     env: Mapping[str, str] = field(default_factory=dict)
     stop_signal: int = signal.SIGTERM
     cwd: Path = ROOT
+    code: str = ""  # digest of code that the process reads only when it starts
 
     @property
     def fingerprint(self) -> str:
         """Changes when a running process no longer is what the settings ask for."""
-        return hashlib.sha256(json.dumps([list(self.argv), sorted(self.env.items())]).encode()).hexdigest()
+        what = [list(self.argv), sorted(self.env.items()), self.code]
+        return hashlib.sha256(json.dumps(what).encode()).hexdigest()
 
 
 def log_file(state_dir: Path, name: str) -> Path:
@@ -536,7 +538,7 @@ def _start_airflow(settings: Settings, installation: Installation, report: Repor
     airflow = [sys.executable, "-m", "airflow"]
     server = ["api-server", "--host", LOOPBACK, "--port", str(installation.airflow_port)]
     daemons = (
-        Daemon("airflow-api-server", [*airflow, *server], env),
+        Daemon("airflow-api-server", [*airflow, *server], env, code=_digest(ROOT / "plugins")),
         Daemon("airflow-scheduler", [*airflow, "scheduler", "--skip-serve-logs"], env),
         Daemon("airflow-dag-processor", [*airflow, "dag-processor"], env),
     )
@@ -549,6 +551,15 @@ def _start_airflow(settings: Settings, installation: Installation, report: Repor
             _wait(settings.state_dir, name, partial(_beats, client, settings, component, name), 180)
         _wait(settings.state_dir, "airflow-dag-processor", lambda: _dags_are_parsed(client, settings), 120)
     return any(started)
+
+
+def _digest(folder: Path) -> str:
+    """One digest over the Python files, templates and styles of a folder."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.suffix != ".pyc":
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _migrate_airflow(settings: Settings, env: Mapping[str, str], report: Report) -> None:
@@ -605,14 +616,22 @@ def _have_pool(client: httpx.Client, settings: Settings) -> None:
         client.patch("/api/v2/pools/gpu", headers=headers, json=pool).raise_for_status()
 
 
+def _total(client: httpx.Client, headers: Mapping[str, str], what: str) -> int:
+    answer = client.get(f"/api/v2/{what}", params={"limit": 1}, headers=headers)
+    return answer.raise_for_status().json()["total_entries"]
+
+
 def _dags_are_parsed(client: httpx.Client, settings: Settings) -> bool:
     """Every file of dags/ is a DAG or an import error by now."""
     headers = _login(client, settings)
-    seen = sum(
-        client.get(f"/api/v2/{what}", params={"limit": 1}, headers=headers).raise_for_status().json()["total_entries"]
-        for what in ("dags", "importErrors")
-    )
+    seen = _total(client, headers, "dags") + _total(client, headers, "importErrors")
     return seen >= len(list((ROOT / "dags").glob("*.py")))
+
+
+def _parsed(client: httpx.Client, settings: Settings) -> str:
+    """What the dag-processor has read, for a person."""
+    headers = _login(client, settings)
+    return f"{_total(client, headers, 'dags')} DAGs, {_total(client, headers, 'importErrors')} import errors"
 
 
 # --- up, down, status -----------------------------------------------------------------------------------------------
@@ -688,7 +707,7 @@ def up(settings: Settings, *, airflow: bool = True, report: Report = lambda line
                 _have_airflow_database(settings)
             timed("airflow", lambda: _start_airflow(settings, installation, report))
     get_settings.cache_clear()
-    return status(settings)
+    return status(settings, airflow=airflow)
 
 
 def down(settings: Settings, *, report: Report = lambda line: None) -> None:
@@ -701,8 +720,8 @@ def down(settings: Settings, *, report: Report = lambda line: None) -> None:
                 report(name)
 
 
-def status(settings: Settings) -> Status:
-    """What answers now. Starts nothing."""
+def status(settings: Settings, *, airflow: bool = True) -> Status:
+    """What answers now, without Airflow where `airflow` is False. Starts nothing."""
     state_dir, installation = settings.state_dir, Installation.read(settings.state_dir)
     embedded = _embedded(_without_embedded(settings, installation))
     settings = _connected(settings, installation)
@@ -727,11 +746,14 @@ def status(settings: Settings) -> Status:
             f"bucket {settings.s3_bucket}",
         ),
     ]
-    with httpx.Client(base_url=settings.airflow_url, timeout=10) as client:
-        health = _airflow_health(client) or {}
-    for name, component in zip(AIRFLOW_DAEMONS, ("metadatabase", "scheduler", "dag_processor"), strict=True):
-        answers = (health.get(component) or {}).get("status") == "healthy"
-        services.append(service(name, "airflow" in embedded, settings.airflow_url, answers))
+    if airflow:
+        with httpx.Client(base_url=settings.airflow_url, timeout=10) as client:
+            health = _airflow_health(client) or {}
+            details = ("", "", _parsed(client, settings) if health else "")
+        components = ("metadatabase", "scheduler", "dag_processor")
+        for name, component, detail in zip(AIRFLOW_DAEMONS, components, details, strict=True):
+            answers = (health.get(component) or {}).get("status") == "healthy"
+            services.append(service(name, "airflow" in embedded, settings.airflow_url, answers, detail))
     passwords = state_dir / "airflow" / "passwords.json" if "airflow" in embedded else None
     return Status(tuple(services), settings.airflow_url, settings.airflow_user, passwords, state_dir / "logs")
 
