@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date, datetime
 from pathlib import Path
@@ -281,18 +281,36 @@ def campaign(
         with Airflow(get_settings()) as airflow:
             for run_id in backfill.runs:
                 success &= _follow(airflow, "campaign_backfill", run_id)
-    document = _campaign_document(backfill.runs)
+    document = _campaign_document(backfill.runs, known=wait or dry_run)
     if as_json:
         _print_json(document)
     else:
-        seconds = document["seconds_expected"]
-        out.print(
-            f"{len(backfill.runs)} runs, {document['shots']} shots, {document['reused']} steps reused"
-            + ("" if seconds is None else f", about {seconds:.0f} s to compute")
-        )
+        out.print(f"{len(backfill.runs)} runs", end="")
+        if wait or dry_run:
+            out.print(f", {document['shots']} shots, {document['reused']} steps reused", end="")
+        if document["seconds_expected"] is not None:
+            out.print(f", about {document['seconds_expected']:.0f} s to compute", end="")
+        out.print()
         for run_id in backfill.runs:
             out.print(f"  {run_id}", soft_wrap=True, highlight=False)
     raise typer.Exit(0 if success else 1)
+
+
+def _campaign_document(run_ids: Sequence[str], known: bool) -> dict[str, Any]:
+    """The document of `campaign --json`: sums over its runs, null as long as these are not planned.
+
+    A dry run's figures are its forecasts; a real one's are what its runs did, and nothing is left to expect.
+    """
+    document: dict[str, Any] = {"runs": run_ids, "shots": None, "reused": None, "seconds_expected": None}
+    if not known:
+        return document
+    found = [_report(run_id) for run_id in run_ids]
+    forecasts = [report.params["forecast"] for report in found if "forecast" in report.params]
+    document["shots"] = sum(report.products for report in found) + sum(f["shots"] for f in forecasts)
+    document["reused"] = sum(count.reused for report in found for count in report.steps.values())
+    document["reused"] += sum(f["reused"] for f in forecasts)
+    document["seconds_expected"] = sum(f["seconds_expected"] for f in forecasts) if forecasts else None
+    return document
 
 
 # ------------------------------------------------------------------------------------------------ what became of it
