@@ -49,6 +49,7 @@ class Settings(BaseSettings):
     nightly_schedule: str = Field(
         "", description="Cron of the nightly catalog_refresh, such as `0 3 * * *`; empty: off."
     )
+    nightly_scene: str = Field("", description="Scene of the nightly catalog_refresh; empty: the first one by name.")
 
     # Work
     profile: str = Field("mini", description="Which models: `mini` (bundled), `sd15`, `sdxl`.")

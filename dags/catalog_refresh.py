@@ -1,0 +1,75 @@
+"""Scene images for a whole feed: whatever is new or changed is made, everything else is reused.
+
+`plan` reads the feed and cuts shards; each shard goes through cutout → describe → generate → upscale → inspect in pool
+`gpu`; what passed its checks is published as one set, or not at all.
+
+**Starting it.** The form above, or `packshot run CATALOG --scene S`, which puts feed and photos into the store first.
+*Feed* is the digest of a manifest in the store, a file or address that a worker can read, or empty: the feed that was
+read last.
+
+**Nightly.** Set `PACKSHOT_NIGHTLY_SCHEDULE` to a cron such as `0 3 * * *` (`@daily` works too) where Airflow runs, and
+the refresh of the last feed is scheduled daily, in scene `PACKSHOT_NIGHTLY_SCENE`. It is off until then. An unchanged
+product costs no computation.
+
+**When something is red.** A bad photo never fails the run: its product is `rejected` with a reason (*Pictures of this
+run* in any task). `publish` fails when the table checks found the set to be defective: nothing of it is published, the
+problem is in the run's report; once it is mended, clear `publish` and what follows. Clearing any task is always safe.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from airflow.sdk import Param, TriggerRule, dag
+
+from operators.plan import PlanRefreshOperator
+from operators.policy import DEFAULT_ARGS, Tag, scene_param, selection_params
+from operators.publish import CheckTableOperator, PublishOperator, SummaryOperator
+from operators.shots import shots_of
+from pipelines.settings import get_settings
+
+settings = get_settings()
+
+
+@dag(
+    dag_id="catalog_refresh",
+    description="Scene images for a whole feed; reuses whatever did not change.",
+    doc_md=__doc__,
+    schedule=settings.nightly_schedule or None,
+    start_date=datetime(2026, 1, 1),
+    catchup=False,
+    max_active_runs=2,
+    dagrun_timeout=timedelta(days=2),
+    default_args=DEFAULT_ARGS,
+    tags=[Tag.PACKSHOT, Tag.NIGHTLY, Tag.GPU],
+    params={
+        "feed": Param(
+            "",
+            type="string",
+            title="Feed",
+            description="Digest of a manifest, a file or an http(s) address. Empty: the feed that was read last.",
+        ),
+        "scene": scene_param(settings.nightly_scene),
+        **selection_params(),
+    },
+)
+def catalog_refresh() -> None:
+    """Plan, make, check, publish, sum up."""
+    plan = PlanRefreshOperator(task_id="plan")
+    shots = shots_of(plan.output)
+    check_catalogue = CheckTableOperator(task_id="check_catalogue", table="catalogue")
+    # a shard that was lost to broken infrastructure does not keep the others from being published; the summary says so
+    check_scores = CheckTableOperator(
+        task_id="check_scores", table="scores", trigger_rule=TriggerRule.ALL_DONE_MIN_ONE_SUCCESS
+    )
+    publish = PublishOperator(task_id="publish")
+    summary = SummaryOperator(
+        task_id="summary", checks=["check_catalogue", "check_scores", "publish"], trigger_rule=TriggerRule.ALL_DONE
+    )
+
+    plan >> check_catalogue
+    shots >> check_scores
+    [check_catalogue, check_scores] >> publish >> summary
+
+
+catalog_refresh()

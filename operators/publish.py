@@ -1,0 +1,153 @@
+"""Check the tables, publish the set as a whole, sum the run up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Literal
+
+from airflow.sdk.exceptions import AirflowFailException
+
+from operators.base import PROBLEM, PackshotOperator, attempt_of, open_services
+from operators.tables import catalogue_rows, check_table, grounds_for_publication, publication_rows, score_rows
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from pipelines.reports import Report
+
+
+class CheckTableOperator(PackshotOperator):
+    """Hold one table of the run against its suite of expectations; a failed critical one stops its publication.
+
+    :param table: `catalogue`, the products as they were read; or `scores`, every verdict of the run.
+    """
+
+    template_fields: Sequence[str] = ("run", "table")
+    ui_color = "#e8f3e6"
+
+    def __init__(
+        self,
+        *,
+        table: Literal["catalogue", "scores"],
+        execution_timeout: timedelta | None = timedelta(minutes=30),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(execution_timeout=execution_timeout, **kwargs)
+        self.table = table
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Validate; returns the digest of the validation document."""
+        services = open_services()
+        shots = services.ledger.shots(self.run)
+        if self.table == "catalogue":
+            rows = catalogue_rows(shots)
+        else:
+            rows = score_rows(shots, services.ledger.chosen(self.run, shots))
+        return check_table(self, services, context, self.table, rows)
+
+
+class PublishOperator(PackshotOperator):
+    """Encode what passed its checks or was approved by a person, check the set, make it the shop's in one transaction.
+
+    Where the set is defective nothing of it is published, and no retry is spent on it: once the cause is mended, clear
+    this task, or start another run. Either finds the encoded images by their keys.
+    """
+
+    template_fields: Sequence[str] = ("run", "scene", "reprocess")
+    ui_color = "#e8f3e6"
+
+    def __init__(
+        self,
+        *,
+        scene: str = "{{ params.scene }}",
+        reprocess: str = "{{ params.reprocess }}",
+        execution_timeout: timedelta | None = timedelta(hours=2),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(execution_timeout=execution_timeout, **kwargs)
+        self.scene = scene
+        self.reprocess = reprocess
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Publish; returns how many images the set has, and how many of them are new."""
+        from pipelines.contracts import State
+        from pipelines.ledger import Publication
+        from pipelines.shoot import stage
+        from pipelines.workflow import Limits, run_stage
+
+        services = open_services()
+        ledger = services.ledger
+        recipe = services.recipe(self.scene, attempt_of(self.reprocess, self.run))
+
+        # 1. What may be shown
+        shots = ledger.shots(self.run)
+        grounds = grounds_for_publication(services, shots, ledger.chosen(self.run, shots))
+        chosen = [shot for shot in shots if shot.sku in grounds]
+
+        # 2. Encode it
+        limits = Limits(services.settings.batch_size, services.settings.shot_seconds)
+        run_stage(stage("publish"), self.run, chosen, recipe, ledger, services.store, limits)
+        steps = ledger.chosen(self.run, chosen)
+        encoded = [shot for shot in chosen if steps[shot.sku]["publish"].state is State.DONE]
+
+        # 3. Check it as one set
+        rows = publication_rows(encoded, steps, grounds, recipe.scene.channel)
+        checked = check_table(self, services, context, "publication", rows)
+
+        # 4. Show it, all at once
+        new = ledger.publish(
+            self.run, [Publication(row["sku"], row["scene"], row["channel"], row["digest"]) for row in rows]
+        )
+        self.log.info("published", images=len(rows), new=new)
+        return {"images": len(rows), "new": new, **checked}
+
+
+class SummaryOperator(PackshotOperator):
+    """Close the run in the ledger and log what became of every shot.
+
+    Fails, and with it the run, when a shot failed or publication was stopped. Rejected and held shots are ordinary
+    outcomes.
+
+    :param checks: ids of the tasks that may have stopped publication.
+    """
+
+    ui_color = "#f4ecd8"
+
+    def __init__(
+        self, *, checks: Sequence[str], execution_timeout: timedelta | None = timedelta(minutes=10), **kwargs: Any
+    ) -> None:
+        super().__init__(execution_timeout=execution_timeout, **kwargs)
+        self.checks = checks
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Sum up; returns the report without its rows."""
+        from pipelines.reports import report
+
+        ledger = open_services().ledger
+        told = [context["ti"].xcom_pull(task_ids=task_id, key=PROBLEM) for task_id in self.checks]
+        problem = next((problem for problem in told if problem), None)
+        ledger.settle(self.run)
+        so_far = report(ledger.engine, self.run)
+        failed = bool(problem or so_far.failed or so_far.pending)
+        ledger.finish_run(self.run, "failed" if failed else "success", problem)
+        found = report(ledger.engine, self.run)
+        self.log.info("what became of run %s\n%s", self.run, as_table(found))
+        if problem:
+            raise AirflowFailException(f"publication was stopped: {problem['reason']}")
+        if failed:
+            raise AirflowFailException(f"{found.failed} of {found.products} shots failed; the log has a table of them")
+        return {name: value for name, value in found.to_json().items() if name not in ("shots", "params")}
+
+
+def as_table(report: Report) -> str:
+    """The report as text for a task's log."""
+    lines = [
+        f"{report.products} products: {report.published} published, {report.held} held, {report.rejected} rejected, "
+        f"{report.failed} failed",
+        f"{'stage':<10} {'computed':>8} {'reused':>8} {'seconds':>9}",
+    ]
+    for stage, count in report.steps.items():
+        lines.append(f"{stage:<10} {count.computed:>8} {count.reused:>8} {report.seconds[stage]:>9.1f}")
+    lines += [f"row {shot.row:<5} {shot.state:<10} {shot.sku}  {shot.reason}" for shot in report.shots]
+    return "\n".join(lines)

@@ -1,0 +1,38 @@
+"""The mapped task group that both DAGs share: one shard through the stages that need the accelerator."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from airflow.sdk import chain, task_group
+
+from operators.base import GPU_POOL
+from operators.stages import (
+    CutoutOperator,
+    DescribeOperator,
+    GenerateOperator,
+    InspectOperator,
+    UpscaleOperator,
+)
+
+if TYPE_CHECKING:
+    from airflow.sdk import TaskGroup, XComArg
+
+
+def shots_of(shards: XComArg) -> TaskGroup:
+    """Map cutout → describe → generate → upscale → inspect over the shards.
+
+    The pool stands in the group's defaults: there it holds for every mapped task.
+    """
+
+    @task_group(group_id="shots", default_args={"pool": GPU_POOL, "pool_slots": 1}, tooltip="One shard, all its stages")
+    def shots(shard: int) -> None:
+        chain(
+            CutoutOperator(task_id="cutout", shard=shard),
+            DescribeOperator(task_id="describe", shard=shard),
+            GenerateOperator(task_id="generate", shard=shard),
+            UpscaleOperator(task_id="upscale", shard=shard),
+            InspectOperator(task_id="inspect", shard=shard),
+        )
+
+    return shots.expand(shard=shards)  # type: ignore[return-value]  # typed as any node

@@ -1,0 +1,115 @@
+"""One operator a stage: a shard in, a summary out. Models are loaded once a shard, and only where something is missing.
+
+A photo that cannot be used or a shot that runs past its time costs that shot. Only broken infrastructure fails the
+task; on the next try every step that was finished is found by its key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from operators.base import PackshotOperator, attempt_of, open_services
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from pipelines.contracts import Shot, Step
+
+REASONS_KEPT = 20
+"""Reasons that a summary carries; the ledger has all of them."""
+
+
+class StageOperator(PackshotOperator):
+    """Bring one shard of the run through one stage.
+
+    :param shard: number of the shard, as `plan` cut them.
+    :param scene: the scene's name.
+    :param reprocess: `missing` reuses every step that is there; `failed` and `all` compute anew.
+    :param batch_size: shots computed at once, where the stage can; the setting by default.
+    :param shot_seconds: time limit of one shot, in seconds; the setting by default. A shot past it ends as `failed`
+        and the shard goes on. ``execution_timeout`` is for the whole shard, and fails the task.
+    """
+
+    template_fields: Sequence[str] = ("run", "shard", "scene", "reprocess")
+    ui_color = "#e6f0fa"
+    stage: ClassVar[str]
+
+    def __init__(
+        self,
+        *,
+        shard: int,
+        scene: str = "{{ params.scene }}",
+        reprocess: str = "{{ params.reprocess }}",
+        batch_size: int | None = None,
+        shot_seconds: float | None = None,
+        execution_timeout: timedelta | None = timedelta(hours=6),
+        map_index_template: str | None = "shard {{ task.shard }}",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(execution_timeout=execution_timeout, map_index_template=map_index_template, **kwargs)
+        self.shard = shard
+        self.scene = scene
+        self.reprocess = reprocess
+        self.batch_size = batch_size
+        self.shot_seconds = shot_seconds
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Run the stage; returns its `StageSummary` as JSON."""
+        from pipelines.shoot import stage as load_stage
+        from pipelines.workflow import Limits, run_stage
+
+        services = open_services()
+        shots = services.ledger.shots(self.run, int(self.shard))
+        limits = Limits(
+            batch_size=self.batch_size or services.settings.batch_size,
+            shot_seconds=self.shot_seconds or services.settings.shot_seconds,
+        )
+
+        def progress(shot: Shot, step: Step) -> None:
+            self.log.info("shot", sku=shot.sku, state=step.state, reason=step.reason, seconds=round(step.seconds, 2))
+
+        summary = run_stage(
+            load_stage(self.stage),
+            self.run,
+            shots,
+            services.recipe(self.scene, attempt_of(self.reprocess, self.run)),
+            services.ledger,
+            services.store,
+            limits,
+            progress,
+        )
+        self.log.info("stage", **{k: v for k, v in asdict(summary).items() if k != "reasons"})
+        return asdict(summary) | {"reasons": dict(summary.reasons.most_common(REASONS_KEPT))}
+
+
+class CutoutOperator(StageOperator):
+    """Separate the product from its photo: soft matte and decontaminated colour."""
+
+    stage = "cutout"
+
+
+class DescribeOperator(StageOperator):
+    """Caption, tags and colour of the product, for the scene's prompt."""
+
+    stage = "describe"
+
+
+class GenerateOperator(StageOperator):
+    """Inpaint the scene around the placed product; seeds are tried until one does not overcomplete it."""
+
+    stage = "generate"
+
+
+class UpscaleOperator(StageOperator):
+    """Enlarge the scene and lay the original product pixels over it."""
+
+    stage = "upscale"
+
+
+class InspectOperator(StageOperator):
+    """Measure the image; what fails a check is held back with the reason."""
+
+    stage = "inspect"

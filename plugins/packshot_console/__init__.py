@@ -1,0 +1,1 @@
+"""The operators' page: a FastAPI app that Airflow serves below /packshot."""

@@ -1,0 +1,21 @@
+"""One ledger and one store for the process, made at the first request."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from pipelines.ledger import PostgresLedger, connect
+from pipelines.settings import get_settings
+from pipelines.store import S3Store
+
+
+@lru_cache
+def ledger() -> PostgresLedger:
+    """The ledger of the settings."""
+    return PostgresLedger(connect(get_settings().database_url))
+
+
+@lru_cache
+def store() -> S3Store:
+    """The store of the settings."""
+    return S3Store(get_settings())

@@ -1,0 +1,48 @@
+"""The operators' page in Airflow: a menu entry, a tab on every run, and the web app behind them.
+
+This module is imported in every Airflow process, tasks included; the web app only where it is served.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+from urllib.parse import urlsplit
+
+from airflow.configuration import conf
+from airflow.plugins_manager import AirflowPlugin
+
+PREFIX = "/packshot"
+
+
+class PackshotPlugin(AirflowPlugin):
+    """Read-only pages about runs; review and dashboards can join them here."""
+
+    name = "packshot"
+
+    @cached_property
+    def fastapi_apps(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        """The web app, imported when the api-server asks for it."""
+        from packshot_console.app import create_app
+
+        return [{"app": create_app(), "url_prefix": PREFIX, "name": "packshot"}]
+
+    @cached_property
+    def external_views(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        """All runs in the menu; one run's pictures as a tab of its DAG run."""
+        base = urlsplit(conf.get("api", "base_url", fallback="/")).path.rstrip("/")
+        return [
+            {
+                "name": "Packshot runs",
+                "href": f"{base}{PREFIX}/runs",
+                "destination": "nav",
+                "category": "browse",
+                "url_route": "packshot",
+            },
+            {
+                "name": "Pictures",
+                "href": f"{base}{PREFIX}/runs/{{RUN_ID}}",
+                "destination": "dag_run",
+                "url_route": "packshot-pictures",
+            },
+        ]

@@ -1,0 +1,172 @@
+"""Policy over the whole DagBag: what Airflow would only tell at three in the morning."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from airflow.dag_processing.dagbag import DagBag
+from airflow.sdk import BaseOperator
+from airflow.sdk.definitions.mappedoperator import MappedOperator
+
+from operators.base import RETRY_POLICY
+from operators.policy import OWNER, Tag
+from operators.stages import StageOperator
+from pipelines.settings import ROOT, Settings
+
+DAGS = {"catalog_refresh": "catalog_refresh.py", "campaign_backfill": "campaign_backfill.py"}
+STAGES = ["cutout", "describe", "generate", "upscale", "inspect"]
+POOLS = {"default_pool": 128, "gpu": Settings.model_fields["gpu_slots"].default}
+HEAVY = ["torch", "torchvision", "diffusers", "transformers", "PIL", "numpy", "pandas", "cv2", "scipy"]
+HEAVY += ["great_expectations", "sqlalchemy", "minio", "segment_anything_hq"]
+
+
+@pytest.fixture(scope="module")
+def bag() -> DagBag:
+    return DagBag(str(ROOT / "dags"), known_pools=set(POOLS))
+
+
+@pytest.fixture(scope="module")
+def tasks(bag: DagBag) -> list[tuple[str, BaseOperator | MappedOperator]]:
+    return [(f"{dag.dag_id}.{task.task_id}", task) for dag in bag.dags.values() for task in dag.tasks]
+
+
+def test_every_file_is_one_dag_of_its_name_without_errors(bag: DagBag) -> None:
+    assert bag.import_errors == {}
+    assert {dag_id: Path(dag.fileloc).name for dag_id, dag in bag.dags.items()} == DAGS
+
+
+def test_tags_are_known_and_every_dag_explains_itself(bag: DagBag) -> None:
+    for dag in bag.dags.values():
+        assert dag.tags
+        assert dag.tags <= {tag.value for tag in Tag}, f"{dag.dag_id}: unknown tag in {dag.tags}"
+        assert dag.description
+        assert len(dag.doc_md or "") > 400, f"{dag.dag_id}: too little documentation"
+        assert not dag.catchup
+        assert dag.max_active_runs <= 2
+        assert dag.dagrun_timeout
+
+
+def test_every_task_has_owner_retries_and_a_time_limit(tasks) -> None:
+    for name, task in tasks:
+        assert task.owner == OWNER, name
+        assert task.retries == 2, name
+        assert task.retry_delay >= timedelta(seconds=30), name
+        assert task.execution_timeout is not None, name
+        assert task.execution_timeout <= timedelta(hours=6), name
+
+
+def test_every_task_gives_up_at_once_on_what_no_retry_can_mend(tasks) -> None:
+    for name, task in tasks:
+        assert task.retry_policy is RETRY_POLICY, name
+
+
+def test_gpu_work_is_in_pool_gpu_and_nothing_else_is(tasks) -> None:
+    in_gpu = {name for name, task in tasks if task.pool == "gpu"}
+    assert in_gpu == {f"{dag}.shots.{stage}" for dag in DAGS for stage in STAGES}
+    assert all(task.pool == "default_pool" for name, task in tasks if name not in in_gpu)
+
+
+def test_no_task_names_a_pool_that_is_not_there_or_asks_for_more_slots_than_it_has(bag: DagBag, tasks) -> None:
+    assert list(bag.dag_warnings) == []
+    for name, task in tasks:
+        assert task.pool_slots <= POOLS[task.pool], name
+
+
+def test_stages_are_mapped_over_shards_in_the_papers_order(bag: DagBag) -> None:
+    for dag in bag.dags.values():
+        group = dag.task_group.get_child_by_label("shots")
+        chain = [task.label for task in group.topological_sort()]
+        assert chain == STAGES
+        for stage in STAGES:
+            task = dag.get_task(f"shots.{stage}")
+            assert isinstance(task, StageOperator)
+            assert task.get_closest_mapped_task_group() is group
+            assert {"run", "shard", "scene"} <= set(task.template_fields)
+            assert [link.name for link in task.operator_extra_links] == ["Pictures of this run"]
+
+
+def test_nothing_is_published_before_every_check(bag: DagBag) -> None:
+    for dag in bag.dags.values():
+        publish = dag.get_task("publish")
+        checks = {"check_scores"} | ({"check_catalogue"} if dag.dag_id == "catalog_refresh" else set())
+        assert publish.upstream_task_ids == checks
+        assert publish.trigger_rule == "all_success"
+        assert dag.get_task("check_scores").upstream_task_ids == {"shots.inspect"}
+        assert [task.task_id for task in dag.leaves] == ["summary"], "the run's state must be the summary's"
+
+
+def test_forms_have_valid_defaults(bag: DagBag) -> None:
+    for dag in bag.dags.values():
+        dag.params.validate()
+        assert dag.params.get_param("reprocess").schema["enum"] == ["missing", "failed", "all"]
+        assert dag.params["scene"] in dag.params.get_param("scene").schema["enum"]
+
+
+@pytest.mark.parametrize("schedule", ["", "0 3 * * *", "@daily"])
+def test_the_nightly_refresh_is_off_until_it_is_turned_on(schedule: str) -> None:
+    code = (
+        "from airflow.dag_processing.dagbag import DagBag; bag = DagBag('dags');"
+        "print('TIMETABLE', bag.dags['catalog_refresh'].schedule)"
+    )
+    env = {"PACKSHOT_NIGHTLY_SCHEDULE": schedule}
+    told = _python(code, env).rsplit("TIMETABLE ", 1)[1].strip()
+    assert told == (schedule or "None")
+
+
+def test_a_campaign_is_never_scheduled_but_can_be_backfilled(bag: DagBag) -> None:
+    from airflow.serialization.serialized_objects import DagSerialization
+
+    dag = DagSerialization.from_dict(DagSerialization.to_dict(bag.dags["campaign_backfill"]))
+    day = datetime(2026, 5, 1, tzinfo=UTC)
+    assert dag.timetable.periodic
+    assert dag.end_date < datetime(2021, 1, 1, tzinfo=UTC)
+    keys = [info.partition_key for info in dag.iter_dagrun_infos_between(day, day + timedelta(days=1))]
+    assert keys == ["2026-05-01", "2026-05-02"]
+
+
+@pytest.mark.parametrize("file", sorted(DAGS.values()))
+def test_a_dag_file_parses_quickly_and_imports_nothing_heavy(file: str) -> None:
+    code = f"""
+import json, sys, time
+import airflow.sdk
+from airflow.sdk import BaseOperator, BaseOperatorLink, CronPartitionTimetable, Param, chain, conf, dag, task_group
+before = set(sys.modules)
+started = time.perf_counter()
+exec(compile(open("dags/{file}").read(), "dags/{file}", "exec"), {{"__name__": "parsed", "__doc__": "parsed"}})
+seconds = time.perf_counter() - started
+print("PARSED", json.dumps([seconds, [m for m in {HEAVY!r} if m in set(sys.modules) - before]]))
+"""
+    measured = [json.loads(_python(code).rsplit("PARSED ", 1)[1]) for _ in range(3)]
+    assert all(heavy == [] for _, heavy in measured)
+    assert min(seconds for seconds, _ in measured) < 0.5
+
+
+def test_plugin_files_shadow_no_package() -> None:
+    code = """
+import sys
+import operators.stages, pipelines.contracts
+from airflow import plugins_manager
+plugins, errors = plugins_manager._get_plugins()
+assert not errors, errors
+import operators.stages, pipelines.contracts
+print("PLUGINS", sorted(p.name for p in plugins if p.name == "packshot"), "torch" in sys.modules,
+      "packshot_console" in sys.modules, operators.__file__, pipelines.__file__)
+"""
+    told = _python(code).rsplit("PLUGINS ", 1)[1].split()
+    assert told[:3] == ["['packshot']", "False", "False"], "the web app must not be loaded in a task's process"
+    assert told[3:] == [str(ROOT / "operators/__init__.py"), str(ROOT / "pipelines/__init__.py")]
+
+
+def _python(code: str, env: dict[str, str] | None = None) -> str:
+    """Standard output of `code` in a process of its own, in the checkout's root."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env={**os.environ, **(env or {})}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
