@@ -1,0 +1,310 @@
+"""The catalogue contract: a CSV or TSV with Google Merchant's column names, read into products.
+
+Every row is one product. What is wrong with a row is said in that row's product, as the reason that it will be
+rejected with; only a file that cannot be read as a catalogue at all is an error. Feed and photos go into the store
+first (`ingest`), so that whoever works on them, anywhere, reads the same bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import csv
+import html
+import json
+import mimetypes
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines.contracts import Product, canonical_json
+from pipelines.errors import Rejected, UsageError
+from pipelines.links import Fetched, fetch, is_web, read_beside
+
+if TYPE_CHECKING:
+    from pipelines.settings import Settings
+    from pipelines.workflow import Store
+
+REQUIRED = ("id", "title", "image_link")
+NAMED = (*REQUIRED, "product_type", "item_group_id")
+"""Columns that products have fields for; all others are kept in `extra`."""
+
+DELIMITERS = ("\t", ",", ";", "|")
+MANIFEST = "packshot-manifest-1"
+DOWNLOADS = 8
+"""Photos fetched at once."""
+
+MAX_FIELD = 2**20
+"""Characters in one field: a quote that was left open must not swallow the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """A catalogue as read: one product a row, none with a photo yet. `row` counts as a spreadsheet does: the header is
+    row 1. A row that cannot be used has its reason in `photo_problem`."""
+
+    source: str
+    rows: tuple[Product, ...]
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What is wrong with the rows that cannot be used."""
+        return tuple(product.photo_problem for product in self.rows if product.photo_problem)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One row of the file before it is a product. `closed` is False where a quote was left open."""
+
+    number: int
+    fields: Sequence[str]
+    closed: bool
+
+
+def read_catalogue(path: Path, settings: Settings | None = None) -> Catalogue:
+    """Read a catalogue file. Raises UsageError, one line with file and remedy, where it is none."""
+    return parse_catalogue(str(path), _read_file(path, settings))
+
+
+def parse_catalogue(source: str, data: bytes) -> Catalogue:
+    """Read a catalogue from its bytes; `source` names it in errors. Raises UsageError where it is none."""
+    lines = _decode(source, data).splitlines(keepends=True)
+    if not any(line.strip() for line in lines):
+        raise UsageError(f"{source}: the file is empty: give a CSV or TSV with the columns {', '.join(REQUIRED)}")
+    delimiter = _delimiter(lines)
+    records = _records(lines, delimiter)
+    columns = [_column_name(field) for field in next(records).fields]
+    for name in REQUIRED:
+        if columns.count(name) != 1:
+            found = ", ".join(filter(None, columns))
+            many = "no column" if name not in columns else "more than one column"
+            raise UsageError(f"{source}: {many} {name!r} in its header (found: {found}): rename or add it")
+    products = [_product(record, columns) for record in records]
+    if not products:
+        raise UsageError(f"{source}: no product below its header")
+    return Catalogue(source, tuple(_unique(products)))
+
+
+def ingest(source: Path | str, store: Store, settings: Settings, limit: int | None = None) -> str:
+    """Put a catalogue (a file, or an http(s) address) and its photos into the store; returns its manifest's digest.
+
+    The manifest is JSON: the products, each with its photo's digest or the reason why there is none. Same files, same
+    digest. With `limit`, the first so many rows. Raises UsageError where the source is no catalogue.
+    """
+    return asyncio.run(_ingest(source, store, settings, limit))
+
+
+def load_manifest(store: Store, digest: str) -> list[Product]:
+    """The products of a manifest that `ingest` made. Raises UsageError where the store has none of that digest."""
+    try:
+        document = json.loads(store.get(digest))
+    except (KeyError, ValueError) as error:
+        raise UsageError(f"the store has no feed {digest}: put one there with `packshot run CATALOG`") from error
+    if not isinstance(document, dict) or document.get("kind") != MANIFEST:
+        raise UsageError(f"the object {digest} is no feed that `packshot run` put there")
+    return [Product(**product) for product in document["products"]]
+
+
+# ------------------------------------------------------------------- reading a file
+
+
+def _read_file(path: Path, settings: Settings | None) -> bytes:
+    remedy = f"give a CSV or TSV with the columns {', '.join(REQUIRED)}"
+    try:
+        size = path.stat().st_size
+        if settings is not None and size > settings.feed_max_bytes:
+            limit = settings.feed_max_bytes / 2**20
+            raise UsageError(f"{path}: larger than {limit:g} MiB: split it, or raise PACKSHOT_FEED_MAX_BYTES")
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise UsageError(f"{path}: no such file: {remedy}") from error
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror}): {remedy}") from error
+
+
+def _decode(source: str, data: bytes) -> str:
+    """UTF-8 or UTF-16 by its mark, else UTF-8, else what spreadsheets in Europe write."""
+    encodings = ["utf-8-sig", "cp1252"]
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        encodings = ["utf-16"]
+    for encoding in encodings:
+        try:
+            return data.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+    raise UsageError(f"{source}: not readable as text: save it as CSV in UTF-8")
+
+
+def _delimiter(lines: Sequence[str]) -> str:
+    """The delimiter that finds most of the required columns, then the one that finds most columns."""
+
+    def columns(delimiter: str) -> tuple[int, int]:
+        header = next(_records(lines, delimiter)).fields
+        return len(set(REQUIRED) & {_column_name(field) for field in header}), len(header)
+
+    return max(DELIMITERS, key=columns)
+
+
+def _column_name(field: str) -> str:
+    return "_".join(field.strip().lower().split())
+
+
+def _records(lines: Sequence[str], delimiter: str) -> Iterator[Record]:
+    """Every row that is not blank; the first is the header.
+
+    A quote that is never closed, or only by a later row's, would swallow products: a record over several lines that
+    does not have the header's columns ends with its first line, and reading goes on with the next.
+    """
+    csv.field_size_limit(MAX_FIELD)
+    position, number, width = 0, 0, None
+    while position < len(lines):
+        fields, taken, closed = _record(lines, position, delimiter)
+        if not closed or (taken > 1 and width not in (None, len(fields))):
+            fields, taken, closed = lines[position].replace('"', "").split(delimiter), 1, False
+        position += taken
+        number += 1
+        if any(field.strip() for field in fields):
+            width = width or len(fields)
+            yield Record(number, fields, closed)
+
+
+def _record(lines: Sequence[str], start: int, delimiter: str) -> tuple[list[str], int, bool]:
+    """The record that starts at a line, how many lines it takes, and whether its quotes are sound."""
+
+    def reader(strict: bool) -> Any:
+        return csv.reader((lines[n] for n in range(start, len(lines))), delimiter=delimiter, strict=strict)
+
+    lenient = reader(strict=False)
+    try:
+        fields: list[str] = next(lenient, [])
+        if lenient.line_num > 1:  # within one line, a stray quote is taken as it is: 12" plate
+            next(reader(strict=True))
+    except csv.Error:
+        return [], max(lenient.line_num, 2), False
+    return fields, max(lenient.line_num, 1), True
+
+
+# ------------------------------------------------------------------ rows to products
+
+
+def _product(record: Record, columns: Sequence[str]) -> Product:
+    """One row; its `photo_problem` says what is wrong with it."""
+    number, fields = record.number, record.fields
+    values: dict[str, str] = {}
+    for name, field in zip(columns, fields, strict=False):
+        value = html.unescape(field).replace("\x00", "").strip()
+        # Merchant feeds may repeat a column, such as additional_image_link
+        values[name] = ", ".join(filter(None, (values.get(name), value)))
+    problem = ""
+    if not record.closed:
+        problem = f"row {number} has a quote that is not closed: close it, or double the quotes inside a field"
+    elif len(fields) != len(columns):
+        problem = (
+            f"row {number} has {len(fields)} columns, the header {len(columns)}: quote fields that hold a delimiter"
+        )
+    elif any("\x00" in field for field in fields):
+        problem = f"row {number} holds a NUL character: save the file as text"
+    elif not values["id"]:
+        problem = f"row {number} has no id"
+    elif not values["image_link"]:
+        problem = f"row {number} names no photo: fill in image_link"
+    return Product(
+        sku=values.get("id") or f"#{number}",
+        row=number,
+        title=values.get("title", ""),
+        category=values.get("product_type", "") or values.get("google_product_category", ""),
+        photo=None,
+        photo_problem=problem,
+        image_link=values.get("image_link", ""),
+        item_group_id=values.get("item_group_id", ""),
+        extra={name: value for name, value in values.items() if name and name not in NAMED and value},
+    )
+
+
+def _unique(products: Sequence[Product]) -> Iterator[Product]:
+    """The first usable row of a SKU has it; the others are shown as `SKU#row` with the reason."""
+    owners: dict[str, int] = {}
+    for product in sorted(products, key=lambda p: bool(p.photo_problem)):
+        owners.setdefault(product.sku, product.row)
+    taken = set(owners)
+    for product in products:
+        if owners[product.sku] == product.row:
+            yield product
+            continue
+        name = f"{product.sku}#{product.row}"
+        while name in taken:
+            name += "#"
+        taken.add(name)
+        duplicate = f"row {product.row} repeats the id of row {owners[product.sku]}, which is the one used"
+        yield replace(product, sku=name, photo_problem=product.photo_problem or duplicate)
+
+
+# ------------------------------------------------------------------ into the store
+
+
+async def _ingest(source: Path | str, store: Store, settings: Settings, limit: int | None) -> str:
+    folder = None if isinstance(source, str) and is_web(source) else Path(source).parent
+    data = await _feed(source, settings)
+    catalogue = parse_catalogue(str(source), data)
+    products = catalogue.rows[:limit]
+    photos = await _photos(products, folder, store, settings)
+    document = {
+        "kind": MANIFEST,
+        "source": Path(str(source)).name,
+        "feed": store.put(data, "text/csv"),
+        "products": [asdict(_with_photo(product, photos)) for product in products],
+    }
+    return store.put(canonical_json(document).encode(), "application/json")
+
+
+async def _feed(source: Path | str, settings: Settings) -> bytes:
+    if not (isinstance(source, str) and is_web(source)):
+        return _read_file(Path(source), settings)
+    try:
+        limit, seconds = settings.feed_max_bytes, 10 * settings.photo_timeout_seconds
+        return (await fetch(source, limit, seconds, settings.allow_private_links)).data
+    except Rejected as error:
+        raise UsageError(f"{error.reason}: give a catalogue that can be reached from here") from error
+
+
+async def _photos(
+    products: Sequence[Product], folder: Path | None, store: Store, settings: Settings
+) -> dict[str, str | Rejected]:
+    """Link → digest in the store, or why there is none. Each link is read once, some at a time."""
+    turns = asyncio.Semaphore(DOWNLOADS)
+
+    async def one(link: str) -> str | Rejected:
+        async with turns:
+            try:
+                photo = await _photo(link, folder, settings)
+            except Rejected as rejected:
+                return rejected
+            return await asyncio.to_thread(store.put, photo.data, photo.media_type)
+
+    links = list({product.image_link: None for product in products if not product.photo_problem})
+    return dict(zip(links, await asyncio.gather(*map(one, links)), strict=True))
+
+
+async def _photo(link: str, folder: Path | None, settings: Settings) -> Fetched:
+    """The bytes behind a link. They are not decoded here: whether they are a picture is the cutout stage's business."""
+    media_type = mimetypes.guess_type(link)[0] or "application/octet-stream"
+    if is_web(link):
+        seconds, private = settings.photo_timeout_seconds, settings.allow_private_links
+        photo = await fetch(link, settings.photo_max_bytes, seconds, private)
+    elif folder is None:
+        raise Rejected(f"{link} is a path, and the catalogue came from the web: name photos by http or https addresses")
+    else:
+        photo = Fetched(read_beside(folder, link, settings.photo_max_bytes), media_type)
+    if not photo.data:
+        raise Rejected(f"{link} is empty (0 bytes)")
+    return Fetched(photo.data, photo.media_type or media_type)
+
+
+def _with_photo(product: Product, photos: Mapping[str, str | Rejected]) -> Product:
+    if product.photo_problem:
+        return product
+    photo = photos[product.image_link]
+    if isinstance(photo, Rejected):
+        return replace(product, photo_problem=f"row {product.row}: photo {photo.reason}")
+    return replace(product, photo=photo)

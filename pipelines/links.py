@@ -1,0 +1,165 @@
+"""The bytes behind a catalogue's links: a file beside the catalogue, or a page at a public address. Nothing else.
+
+A catalogue comes from outside. Its paths may not leave its folder, by `..`, by root or by symlink; its addresses may
+not reach into the network that this program runs in (server-side request forgery): every address that a name resolves
+to is checked, at every redirect, and the connection goes to the address that was checked, so that a second answer of
+the name server changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ipaddress
+import os
+import socket
+import ssl
+import stat
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+
+import httpx
+
+from pipelines.errors import Rejected
+
+MAX_REDIRECTS = 5
+USER_AGENT = "packshot"
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What an address answered with. `media_type` is the server's word."""
+
+    data: bytes
+    media_type: str
+
+
+def is_web(link: str) -> bool:
+    """Whether a link is an address and not a path."""
+    return "://" in link
+
+
+def read_beside(folder: Path, link: str, max_bytes: int) -> bytes:
+    """The file at `link`, relative to `folder` and inside of it. Raises Rejected with the reason it cannot be had."""
+    if PurePosixPath(link).is_absolute():
+        raise Rejected(f"{link} is an absolute path: name the file relative to the catalogue")
+    try:
+        target = Path(os.path.realpath(folder / link))
+        if not target.is_relative_to(os.path.realpath(folder)):
+            raise Rejected(f"{link} leaves the catalogue's folder: put the file into it")
+        # resolved, so it is no link; should it become one now, or a pipe, it is not followed and not waited for
+        descriptor = os.open(target, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with open(descriptor, "rb") as file:
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode):
+                raise Rejected(f"{link} is no file")
+            _check_size(link, found.st_size, max_bytes)
+            return file.read()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise Rejected(_why_unreadable(link, error)) from error
+
+
+def _why_unreadable(link: str, error: OSError | ValueError) -> str:
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return f"{link} is not there: put the file into the catalogue's folder or correct the path"
+    if isinstance(error, IsADirectoryError):
+        return f"{link} is no file"
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return f"{link[:80]}… is too long for a file name"
+    return f"{link!r} cannot be read: {getattr(error, 'strerror', None) or error}"
+
+
+async def fetch(link: str, max_bytes: int, seconds: float, allow_private: bool = False) -> Fetched:
+    """What an http(s) address answers, within `seconds` in all, redirects included.
+
+    Raises Rejected with the reason where it is no public address, too large, too slow, or answers with an error.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            return await _follow(link, max_bytes, seconds, allow_private)
+    except (TimeoutError, httpx.TimeoutException) as error:
+        raise Rejected(f"{link} did not arrive within {seconds:g} s") from error
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise Rejected(f"{link} cannot be fetched: {str(error) or type(error).__name__}") from error
+
+
+async def _follow(link: str, max_bytes: int, seconds: float, allow_private: bool) -> Fetched:
+    url = httpx.URL(link)
+    # no proxy and no credentials from the environment: they would carry the request past the check
+    async with httpx.AsyncClient(trust_env=False, timeout=seconds, verify=_certificates()) as client:
+        for _ in range(MAX_REDIRECTS + 1):
+            if url.scheme not in ("http", "https") or not url.host:
+                raise Rejected(f"{url} is no http or https address")
+            if url.userinfo:
+                raise Rejected(f"the address at {url.host} has a login in it: name one that needs none")
+            address = await _checked_address(url, allow_private)
+            request = client.build_request(
+                "GET",
+                url.copy_with(host=address),
+                headers={"Host": url.netloc.decode(), "User-Agent": USER_AGENT, "Accept-Encoding": "identity"},
+                extensions={
+                    "sni_hostname": url.raw_host.decode()
+                },  # the certificate is held against the name, not the address
+            )
+            response = await client.send(request, stream=True)
+            try:
+                if response.is_redirect:
+                    url = url.join(response.headers["Location"])
+                    continue
+                if response.status_code != httpx.codes.OK:
+                    raise Rejected(f"{link} answers {response.status_code} {response.reason_phrase}".strip())
+                data = await _body(link, response, max_bytes)
+                return Fetched(data, response.headers.get("Content-Type", "").partition(";")[0].strip())
+            finally:
+                await response.aclose()
+    raise Rejected(f"{link} redirects more than {MAX_REDIRECTS} times")
+
+
+@lru_cache
+def _certificates() -> ssl.SSLContext:
+    """Read once: it takes longer than a small photo."""
+    return httpx.create_ssl_context(trust_env=False)
+
+
+async def _body(link: str, response: httpx.Response, max_bytes: int) -> bytes:
+    _check_size(link, int(response.headers.get("Content-Length", "0") or 0), max_bytes)
+    received = bytearray()
+    async for chunk in response.aiter_raw():
+        received += chunk
+        _check_size(link, len(received), max_bytes)
+    return bytes(received)
+
+
+def _check_size(link: str, size: int, max_bytes: int) -> None:
+    if size > max_bytes:
+        raise Rejected(f"{link} is larger than {max_bytes / 2**20:g} MiB")
+
+
+async def _checked_address(url: httpx.URL, allow_private: bool) -> str:
+    """One address of the host, when all of them are public."""
+    port = url.port or {"http": 80, "https": 443}[url.scheme]
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(url.raw_host.decode(), port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise Rejected(f"{url.host} is no known host") from error
+    addresses = [str(entry[4][0]) for entry in found]
+    for address in addresses:
+        if not allow_private and not is_public(address):
+            raise Rejected(f"{url.host} is at {address}, which is no public address")
+    return addresses[0]
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address is one of the internet at large, also when it is written into an IPv6 address (mapped,
+    6to4, Teredo, NAT64)."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        embedded = [ip.ipv4_mapped, ip.sixtofour, *(ip.teredo or ())]
+        if ip in ipaddress.ip_network("64:ff9b::/96") or ip in ipaddress.ip_network("::/96"):
+            embedded.append(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF))
+        if any(inner is not None and not is_public(str(inner)) for inner in embedded):
+            return False
+        if ip.ipv4_mapped is not None:
+            return True
+    return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified)
