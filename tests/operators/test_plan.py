@@ -1,0 +1,158 @@
+"""What a run works on."""
+
+from __future__ import annotations
+
+import io
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from operators.plan import PlanCampaignOperator, PlanRefreshOperator, choose
+from pipelines.contracts import Job, Product, ShotStep, State, Step
+from pipelines.errors import UsageError
+from pipelines.ledger import PostgresLedger
+from pipelines.reports import report
+from pipelines.scenes import scene_names
+
+SCENE = scene_names()[0]
+ROWS = [
+    ("CUP-1", "Cup", "Home > Kitchen > Cups"),
+    ("POT-2", "Pot", "Home > Kitchen"),
+    ("LAMP-3", "Lamp", "Home > Lighting"),
+    ("SHOE-4", "Shoe", "Apparel > Shoes"),
+    ("BOOK-5", "Book", "Media"),
+]
+MAY_1, MAY_2 = datetime(2026, 5, 1, 9, tzinfo=UTC), datetime(2026, 5, 2, 9, tzinfo=UTC)
+
+
+@pytest.fixture(scope="module")
+def feed(tmp_path_factory) -> Path:
+    """A catalogue file with five products and their photos."""
+    folder = tmp_path_factory.mktemp("feed")
+    lines = ["id,title,product_type,image_link"]
+    for number, (sku, title, category) in enumerate(ROWS):
+        out = io.BytesIO()
+        Image.new("RGB", (64, 64), (number * 40, 90, 120)).save(out, "PNG")
+        (folder / f"{sku}.png").write_bytes(out.getvalue())
+        lines.append(f"{sku},{title},{category},{sku}.png")
+    path = folder / "catalog.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def small_shards(settings, store, monkeypatch) -> None:
+    from pipelines.settings import get_settings
+
+    monkeypatch.setenv("PACKSHOT_SHARD_SIZE", "2")
+    get_settings.cache_clear()
+    yield
+    get_settings.cache_clear()
+
+
+def refresh(run: str, context: dict[str, Any], **about: Any) -> list[int]:
+    about = {"feed": "", "scene": SCENE, "categories": [], "skus": [], "limit": None, "reprocess": "missing"} | about
+    return PlanRefreshOperator(task_id="plan", run=run, triggered_by="test", **about).execute(context)
+
+
+def campaign(run: str, context: dict[str, Any], **about: Any) -> list[int]:
+    about = {"day": "", "scene": SCENE, "categories": [], "skus": [], "limit": None, "reprocess": "missing"} | about
+    return PlanCampaignOperator(task_id="plan", run=run, triggered_by="test", **about).execute(context)
+
+
+def selected(ledger: PostgresLedger, run: str) -> list[str]:
+    return [shot.sku for shot in ledger.shots(run)]
+
+
+def test_without_any_feed_read_before_the_remedy_is_named(context, ledger) -> None:
+    with pytest.raises(UsageError, match="packshot run CATALOG"):
+        refresh("r-none", context)
+
+
+def test_a_file_becomes_shards_of_shots_in_feed_order(context, ledger, feed) -> None:
+    assert refresh("r-file", context, feed=str(feed)) == [0, 1, 2]
+    assert selected(ledger, "r-file") == [sku for sku, _, _ in ROWS]
+    assert [shot.sku for shot in ledger.shots("r-file", 1)] == ["LAMP-3", "SHOE-4"]
+    found = report(ledger.engine, "r-file")
+    assert (found.scene, found.dag_id, found.products) == (SCENE, "catalog_refresh", 5)
+    assert found.params["asked"] == "by a test"
+
+
+def test_an_empty_feed_means_the_one_that_was_read_last(context, ledger, feed) -> None:
+    refresh("r-before", context, feed=str(feed))
+    assert refresh("r-again", context) == [0, 1, 2]
+
+
+def test_planning_the_same_run_again_replaces_its_selection(context, ledger, feed) -> None:
+    refresh("r-twice", context, feed=str(feed))
+    assert refresh("r-twice", context, feed=str(feed), limit=1) == [0]
+    assert selected(ledger, "r-twice") == ["CUP-1"]
+
+
+def test_selections_arrive_as_the_text_that_templates_render(context, ledger, feed) -> None:
+    about = {"categories": '["home > kitchen"]', "skus": "[]", "limit": "1"}
+    refresh("r-text", context, feed=str(feed), **about)
+    assert selected(ledger, "r-text") == ["CUP-1"]
+
+
+def test_nothing_selected_is_no_error(context, ledger, feed) -> None:
+    assert refresh("r-nothing", context, feed=str(feed), skus=["NO-SUCH"]) == []
+
+
+def test_an_unknown_scene_names_those_there_are(context, feed) -> None:
+    with pytest.raises(UsageError, match=SCENE):
+        refresh("r-scene", context, feed=str(feed), scene="no-such-scene")
+
+
+@pytest.mark.parametrize(
+    ("categories", "skus", "expected"),
+    [
+        ([], [], ["CUP-1", "POT-2", "LAMP-3", "SHOE-4", "BOOK-5"]),
+        (["Home > Kitchen"], [], ["CUP-1", "POT-2"]),
+        (["home>kitchen > cups", "Media"], [], ["CUP-1", "BOOK-5"]),
+        (["Home > Kit"], [], []),
+        ([], ["BOOK-5", "CUP-1"], ["CUP-1", "BOOK-5"]),
+        (["Home"], ["BOOK-5", "CUP-1"], ["CUP-1"]),
+    ],
+)
+def test_a_category_holds_those_below_it(categories, skus, expected) -> None:
+    products = [Product(sku, row, title, category, None) for row, (sku, title, category) in enumerate(ROWS)]
+    assert [product.sku for product in choose(products, categories, skus)] == expected
+
+
+def test_reprocess_failed_takes_only_what_did_not_end_as_an_image(context, ledger, feed) -> None:
+    refresh("r-first", context, feed=str(feed), limit=2)
+    bad, good = ledger.shots("r-first")
+    for shot, state, reason in ((bad, State.REJECTED, "no product in the photo"), (good, State.DONE, "")):
+        job = Job("cutout", 1, {"photo": shot.product.photo}, {"for": "this test"})
+        ledger.use("r-first", shot, [ShotStep(ledger.record(Step(job.key, job, state, reason=reason)), False)])
+    ledger.settle("r-first")
+    assert refresh("r-failed", context, feed=str(feed), reprocess="failed") == [0]
+    assert selected(ledger, "r-failed") == ["CUP-1"]
+
+
+def test_a_campaigns_day_covers_what_was_new_or_changed_on_it(context, ledger) -> None:
+    first = [Product(f"DAY-{n}", n, "A", "Days", None, "none") for n in (1, 2)]
+    ledger.upsert_products(first, now=MAY_1)
+    ledger.upsert_products([Product("DAY-2", 2, "Changed", "Days", None, "none")], now=MAY_2)
+    campaign("c-1", context, day="2026-05-01", categories=["Days"])
+    campaign("c-2", context, day="2026-05-02", categories=["Days"])
+    campaign("c-3", context, day="2026-05-03", categories=["Days"])
+    assert selected(ledger, "c-1") == ["DAY-1", "DAY-2"]
+    assert selected(ledger, "c-2") == ["DAY-2"]
+    assert selected(ledger, "c-3") == []
+    assert [shot.product.title for shot in ledger.shots("c-1")] == ["A", "Changed"], "a product is as it is now"
+
+
+def test_a_campaign_over_named_products_takes_them_whatever_the_day(context, ledger) -> None:
+    ledger.upsert_products([Product("NAMED-1", 1, "A", "Named", None, "none")], now=MAY_1)
+    campaign("c-named", context, day="2026-06-30", skus=["NAMED-1"])
+    assert selected(ledger, "c-named") == ["NAMED-1"]
+
+
+def test_a_partition_that_is_no_day_is_refused(context) -> None:
+    with pytest.raises(UsageError, match="YYYY-MM-DD"):
+        campaign("c-odd", context, day="2026-05")
