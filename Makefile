@@ -17,6 +17,7 @@ help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 14
 
 venv: $(INSTALLED)  ## virtual environment with everything in it (Python 3.11, else 3.12)
+	@:
 
 # The stamp is newer than what decides the versions, so a second call takes no time.
 $(INSTALLED): constraints.txt pyproject.toml
@@ -25,7 +26,7 @@ $(INSTALLED): constraints.txt pyproject.toml
 	[ -n "$$python" ] || { echo "packshot needs Python 3.11 or 3.12: apt-get install python3 python3-venv"; exit 1; }; \
 	[ -x $(BIN)/python ] || "$$python" -m venv .venv || { rm -rf .venv; echo "apt-get install python3-venv"; exit 1; }; \
 	echo "Installing packshot and its models' libraries into .venv (minutes, once)"; \
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'; \
+	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'; \
 	$(BIN)/python -m pip check --disable-pip-version-check; \
 	touch $@
 
@@ -42,7 +43,7 @@ lint: $(INSTALLED)  ## ruff, mypy, import-linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy pipelines operators dags plugins
-	$(BIN)/lint-imports
+	PYTHONPATH=plugins $(BIN)/lint-imports
 
 unit: $(INSTALLED)  ## the tests that take less than ten seconds each
 	$(BIN)/pytest -m "not slow"
