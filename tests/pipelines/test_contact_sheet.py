@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageFont
+
+from pipelines import contact_sheet as module
+from pipelines.contact_sheet import PAD, STATE_COLOURS, TILE, SheetRow, contact_sheet
+from pipelines.contracts import ShotState
+
+
+def row(sku: str, state: ShotState = ShotState.PUBLISHED, **fields: object) -> SheetRow:
+    pictures = {
+        "photo": Image.new("RGB", (900, 600), (200, 40, 40)),
+        "cutout": Image.new("RGBA", (900, 600), (40, 200, 40, 0)),
+        "raw": Image.new("L", (256, 256), 90),
+        "final": Image.new("CMYK", (1024, 1024), (0, 0, 0, 0)),
+    }
+    return SheetRow(sku=sku, title=f"Product {sku}", state=state, **{**pictures, **fields})  # type: ignore[arg-type]
+
+
+def colours(image: Image.Image) -> set[tuple[int, int, int]]:
+    return {colour for _, colour in image.convert("RGB").getcolors(1 << 24) or ()}
+
+
+def test_shows_the_pictures_of_a_row_in_the_order_of_the_work(tmp_path: Path) -> None:
+    contact_sheet([row("A-1")], tmp_path / "sheet.png")
+    sheet = Image.open(tmp_path / "sheet.png")
+    x, y = module.COLUMN_GAP + PAD + TILE // 2, module.HEADER + PAD + TILE // 2
+    photo, cutout, raw, final = (sheet.getpixel((x + n * (TILE + module.GAP), y)) for n in range(4))
+    assert photo == (200, 40, 40)
+    assert cutout in {(255, 255, 255), (214, 214, 214)}, "a transparent cutout lies on a checkerboard"
+    assert raw == (90, 90, 90)
+    assert final == (255, 255, 255)
+
+
+@pytest.mark.parametrize("state", list(ShotState))
+def test_every_state_has_a_colour_of_its_own(state: ShotState, tmp_path: Path) -> None:
+    contact_sheet([row("A-1", state)], tmp_path / "sheet.png")
+    expected = tuple(bytes.fromhex(STATE_COLOURS[state][1:]))
+    assert Image.open(tmp_path / "sheet.png").getpixel((module.COLUMN_GAP + 2, module.HEADER + 60)) == expected
+
+
+def test_a_shot_that_never_came_to_a_picture_still_has_its_row(tmp_path: Path) -> None:
+    bare = SheetRow("A-1", "Lost photo", ShotState.REJECTED, "row 3: photo images/none.jpg is not there")
+    contact_sheet([bare], tmp_path / "sheet.png")
+    reason = tuple(bytes.fromhex(STATE_COLOURS[ShotState.REJECTED][1:]))
+    sheet = Image.open(tmp_path / "sheet.png").convert("RGB")
+    below = sheet.crop((module.COLUMN_GAP + PAD, module.HEADER + PAD + TILE + 36, sheet.width // 2, sheet.height))
+    assert reason in colours(below), "the reason is written below"
+
+
+def test_no_rows_make_an_empty_sheet(tmp_path: Path) -> None:
+    contact_sheet([], tmp_path / "sheet.png")
+    assert Image.open(tmp_path / "sheet.png").height == module.HEADER
+
+
+def test_counts_the_products_that_it_does_not_draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_ROWS", 4)
+    contact_sheet([row(str(n)) for n in range(6)], tmp_path / "six.png")
+    contact_sheet([row(str(n)) for n in range(4)], tmp_path / "four.png")
+    assert Image.open(tmp_path / "six.png").height == Image.open(tmp_path / "four.png").height + 48
+
+
+def test_text_too_long_for_its_line_is_cut_with_an_ellipsis() -> None:
+    font = ImageFont.load_default(15)
+    short = module._shorten("an endless reason " * 40, font, 300)
+    assert short.endswith("…")
+    assert font.getlength(short) <= 300
