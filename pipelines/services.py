@@ -53,6 +53,7 @@ from pipelines.settings import ROOT, Settings, environment_file, get_settings
 
 LOOPBACK = "127.0.0.1"
 USER_NAMESPACE = ("unshare", "--user", "--map-user=1000", "--map-group=1000")
+AS_NOBODY = ("setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups")
 PROBE_BUCKET = "packshot-probe"
 PORTS = range(15_000, 22_000)  # below the kernel's ephemeral ports, and so is the gRPC port that SeaweedFS adds
 GRPC_OFFSET = 10_000
@@ -304,23 +305,28 @@ def _postgres_binaries() -> Path:
 
 
 def _as_ordinary_user(data: Path, binary: Path) -> tuple[str, ...]:
-    """Command prefix under which Postgres agrees to run: it refuses root. Gives `data` to that user where it must."""
+    """Command prefix under which Postgres agrees to run: it refuses root. Gives `data` to the user that it runs as."""
     if os.geteuid() != 0:
         return ()
     if shutil.which("unshare") and subprocess.run([*USER_NAMESPACE, "true"], capture_output=True).returncode == 0:
+        _give(data, "root")
         return USER_NAMESPACE
-    # Containers often forbid user namespaces: then the data become nobody's, who must be able to reach them.
-    prefix = ("setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups")
+    # containers often forbid user namespaces: then the data become nobody's, who must be able to reach them
     data.parent.chmod(0o711)
-    for path in (data, *data.rglob("*")):
-        shutil.chown(path, "nobody", "nogroup")
-    for argv in (["test", "-w", str(data)], [str(binary), "--version"]):
-        if subprocess.run([*prefix, *argv], capture_output=True).returncode != 0:
+    _give(data, "nobody")
+    for argv in (["test", "-w", str(data)], ["test", "-x", str(binary)]):
+        if subprocess.run([*AS_NOBODY, *argv], capture_output=True).returncode != 0:
             raise ServiceFailed(
                 f"Postgres refuses to run as root, user namespaces are forbidden here and user nobody cannot reach "
-                f"{argv[-1] if argv[0] == 'test' else binary}: run packshot as an ordinary user"
+                f"{argv[-1]}: run packshot as an ordinary user"
             )
-    return prefix
+    return AS_NOBODY
+
+
+def _give(data: Path, user: str) -> None:
+    if data.owner() != user:
+        for path in (data, *data.rglob("*")):
+            shutil.chown(path, user)
 
 
 def _start_postgres(settings: Settings, installation: Installation) -> bool:
@@ -353,9 +359,13 @@ def _initdb(prefix: Sequence[str], initdb: Path, data: Path, password: str) -> N
     """Initialise a cluster that asks for passwords (SCRAM), in UTF-8 with the locale built into Postgres."""
     for leftover in data.iterdir():  # of an initdb that was killed
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    password_file = data.parent / "initdb-password"
+    _write_private(password_file, password)
+    shutil.chown(password_file, data.owner())
     argv = [*prefix, str(initdb), "-D", str(data), "-U", "postgres", "-A", "scram-sha-256", "-E", "UTF8"]
-    argv += ["--locale-provider=builtin", "--locale=C.UTF-8", "--pwfile=/dev/stdin"]
-    done = subprocess.run(argv, input=password + "\n", text=True, capture_output=True)
+    argv += ["--locale-provider=builtin", "--locale=C.UTF-8", f"--pwfile={password_file}"]
+    done = subprocess.run(argv, text=True, capture_output=True)
+    password_file.unlink()
     if done.returncode != 0:
         raise ServiceFailed(f"initdb failed: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else argv}")
 
