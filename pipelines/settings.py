@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from pipelines.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[1]
 """The checkout: where dags/, plugins/ and sql/ are."""
@@ -114,9 +116,13 @@ def environment_file(state_dir: Path) -> Path:
 
 
 def read_settings(state_dir: Path | None = None) -> Settings:
-    """The process environment, then `<state_dir>/environment`, then the defaults."""
-    state_dir = state_dir or Settings().state_dir
-    return Settings(state_dir=state_dir, _env_file=environment_file(state_dir), _env_file_encoding="utf-8")
+    """The process environment, then `<state_dir>/environment`, then the defaults. Raises UsageError on a bad value."""
+    try:
+        state_dir = state_dir or Settings().state_dir
+        return Settings(state_dir=state_dir, _env_file=environment_file(state_dir), _env_file_encoding="utf-8")
+    except ValidationError as error:
+        wrong = "; ".join(f"PACKSHOT_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors(include_input=False))
+        raise UsageError(wrong) from None
 
 
 @lru_cache
