@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file
+from tiny_models import make_brushnet, make_unet
 
 from pipelines.diffusion.brushnet import BrushNetModel, inject
 
@@ -130,19 +131,6 @@ def test_configuration_survives_saving(recording, tmp_path):
 # --- without recordings ---------------------------------------------------------------------------------------------
 
 
-def tiny_unet(layers_per_block: int = 2) -> UNet2DConditionModel:
-    torch.manual_seed(0)
-    return UNet2DConditionModel(
-        block_out_channels=(32, 64, 64, 64),
-        layers_per_block=layers_per_block,
-        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-        cross_attention_dim=32,
-        attention_head_dim=8,
-        norm_num_groups=16,
-    ).eval()
-
-
 def call(model, size=(16, 16), batch: int = 1):
     generator = torch.Generator().manual_seed(1)
     sample = torch.randn(batch, 4, *size, generator=generator)
@@ -150,7 +138,7 @@ def call(model, size=(16, 16), batch: int = 1):
 
 
 def test_a_new_branch_changes_nothing():
-    unet = tiny_unet()
+    unet = make_unet()
     brushnet = BrushNetModel.from_unet(unet)
     sample, embeds = torch.randn(1, 4, 16, 16), torch.randn(1, 7, 32)
     with torch.no_grad():
@@ -160,7 +148,7 @@ def test_a_new_branch_changes_nothing():
 
 
 def test_a_new_branch_starts_from_the_weights_of_its_unet():
-    unet = tiny_unet()
+    unet = make_unet()
     brushnet = BrushNetModel.from_unet(unet)
     weight = brushnet.conv_in_condition.weight
     assert torch.equal(weight[:, :4], unet.conv_in.weight)
@@ -172,7 +160,7 @@ def test_a_new_branch_starts_from_the_weights_of_its_unet():
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("size", [(16, 16), (15, 13)])
 def test_all_sizes_fit(layers, size):
-    unet = tiny_unet(layers)
+    unet = make_unet(layers)
     brushnet = BrushNetModel.from_unet(unet)
     down, _mid, up = call(brushnet, size)
     assert (len(down), len(up)) == (1 + 4 * layers + 3, 4 * (layers + 1) + 3)
@@ -181,9 +169,8 @@ def test_all_sizes_fit(layers, size):
 
 
 def test_one_pass_serves_both_guidance_halves():
-    unet = tiny_unet()
-    brushnet = BrushNetModel.from_unet(unet)
-    wake(brushnet)
+    unet = make_unet()
+    brushnet = make_brushnet(unet)
     sample, cond, embeds = torch.randn(2, 4, 16, 16), torch.randn(2, 5, 16, 16), torch.randn(4, 7, 32)
     twice = sample.repeat(2, 1, 1, 1)
     with torch.no_grad():
@@ -195,8 +182,7 @@ def test_one_pass_serves_both_guidance_halves():
 
 
 def test_guess_mode_scales_from_a_tenth_to_one():
-    brushnet = BrushNetModel.from_unet(tiny_unet())
-    wake(brushnet)
+    brushnet = make_brushnet(make_unet())
     sample, cond = torch.randn(1, 4, 16, 16), torch.randn(1, 5, 16, 16)
     with torch.no_grad():
         down, _, up = brushnet(sample, 10, None, cond)
@@ -206,9 +192,8 @@ def test_guess_mode_scales_from_a_tenth_to_one():
 
 
 def test_hooks_go_when_the_block_fails():
-    unet = tiny_unet()
-    brushnet = BrushNetModel.from_unet(unet)
-    wake(brushnet)
+    unet = make_unet()
+    brushnet = make_brushnet(unet)
     sample, embeds = torch.randn(1, 4, 16, 16), torch.randn(1, 7, 32)
     with torch.no_grad():
         plain = unet(sample, 10, embeds).sample
@@ -218,14 +203,14 @@ def test_hooks_go_when_the_block_fails():
 
 
 def test_a_branch_of_another_unet_is_refused():
-    other = BrushNetModel.from_unet(tiny_unet(layers_per_block=1))
-    with pytest.raises(ValueError, match="places"), inject(tiny_unet(), *call(other)):
+    other = BrushNetModel.from_unet(make_unet(layers_per_block=1))
+    with pytest.raises(ValueError, match="places"), inject(make_unet(), *call(other)):
         pass
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_branch_learns_while_the_unet_is_frozen(checkpointing):
-    unet = tiny_unet().requires_grad_(False)
+    unet = make_unet().requires_grad_(False)
     brushnet = BrushNetModel.from_unet(unet)
     brushnet.requires_grad_(True).train()
     if checkpointing:
@@ -254,10 +239,3 @@ def test_the_branch_learns_while_the_unet_is_frozen(checkpointing):
 def test_other_blocks_are_refused():
     with pytest.raises(ValueError, match="blocks"):
         BrushNetModel(block_out_channels=(32, 64), down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"))
-
-
-def wake(brushnet: BrushNetModel) -> None:
-    """Give the zero convolutions weights, as training would."""
-    generator = torch.Generator().manual_seed(2)
-    for zero_conv in [*brushnet.brushnet_down_blocks, brushnet.brushnet_mid_block, *brushnet.brushnet_up_blocks]:
-        zero_conv.weight.data.copy_(torch.randn(zero_conv.weight.shape, generator=generator) * 0.1)

@@ -1,0 +1,10 @@
+from __future__ import annotations
+
+import pytest
+from tiny_models import Parts, make_parts
+
+
+@pytest.fixture(scope="session")
+def parts(tmp_path_factory) -> Parts:
+    """The modules of a tiny SD 1.5."""
+    return make_parts(tmp_path_factory.mktemp("tokenizer"))
