@@ -14,6 +14,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -72,7 +73,8 @@ class Profile:
     """Every model of the chain.
 
     `native_size` is the side, in px, that the diffusion model was trained at. A caption whose probability is at least
-    `caption_confidence` is trusted; below it title and category carry the prompt (calibrated, see the card of `blip`).
+    `caption_confidence` is trusted; below it title and category carry the prompt. `tag_confidence` is the same for
+    CLIP's tags, by kind of word; kinds that are not in it are not asked (both calibrated, see the card of `blip`).
     `models_dir` is where the files of a profile that is not bundled were looked for.
     """
 
@@ -80,6 +82,8 @@ class Profile:
     title: str
     native_size: int
     caption_confidence: float
+    tag_confidence: Mapping[str, float]
+    vocabulary: Path
     parts: tuple[Part, ...]
     models_dir: Path | None = None
 
@@ -130,8 +134,16 @@ def load_profile(name: str, models_dir: Path | None = None) -> Profile:
         if root is None:
             raise UsageError(f"profile {name} is not bundled: set PACKSHOT_MODELS_DIR to the folder of its checkpoints")
         parts = tuple(_read_part(part, entry, root) for part, entry in document["parts"].items())
-        size, confidence = int(document["native_size"]), float(document["caption_confidence"])
-        return Profile(name, document["title"], size, confidence, parts, models_dir)
+        return Profile(
+            name=name,
+            title=document["title"],
+            native_size=int(document["native_size"]),
+            caption_confidence=float(document["caption_confidence"]),
+            tag_confidence={str(kind): float(least) for kind, least in document["tag_confidence"].items()},
+            vocabulary=PROFILES / document["vocabulary"],
+            parts=parts,
+            models_dir=models_dir,
+        )
     except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise UsageError(f"{file.name}: not a profile ({type(error).__name__}: {error})") from error
 
@@ -203,20 +215,18 @@ def _digest(files: tuple[tuple[str, int, int], ...]) -> str:
 
 
 def _check_safetensors(file: Path) -> None:
-    """Raise IntegrityError where `file` is a pickle or cut short: the header says how long the file must be."""
+    """Raise IntegrityError where `file` is of another kind or cut short: its header says how long it must be."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         start = stream.read(8)
-        if start.startswith((b"PK", b"\x80")):
-            raise IntegrityError(f"{file}: expected safetensors, found a torch or pickle file")
         length = int.from_bytes(start, "little")
-        if len(start) < 8 or not 2 <= length <= min(size - 8, 100_000_000):
-            raise IntegrityError(f"{file}: expected safetensors, found a file that is cut short or of another kind")
         try:
-            header = json.loads(stream.read(length))
+            header: Any = json.loads(stream.read(length)) if 2 <= length <= size - 8 else None
             end = max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise IntegrityError(f"{file}: expected safetensors, found a file of another kind") from error
+            pickled = start.startswith((b"PK", b"\x80"))
+            found = "a torch or pickle file" if pickled else "a file that is cut short or of another kind"
+            raise IntegrityError(f"{file}: expected safetensors, found {found}") from error
     if size != 8 + length + end:
         raise IntegrityError(f"{file}: expected {8 + length + end:,} bytes as its header says, found {size:,}")
 

@@ -1,0 +1,136 @@
+"""Stage 2: say what the product is (paper, section 1: step 2).
+
+BLIP writes a caption, CLIP ranks the reviewed vocabulary, the colour is measured. What the shop itself says comes
+first: a category that the title names is never overruled by a picture, and where the models are unsure the title is the
+prompt.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from pipelines.contracts import Job, Made, Shot, Step
+from pipelines.vision.captioner import Caption, Captioner
+from pipelines.vision.colours import dominant_colour
+from pipelines.vision.photos import read_photo
+from pipelines.vision.tagger import Tag, Tagger
+from pipelines.vision.vocabulary import Vocabulary, load_vocabulary, plain_words
+from pipelines.workflow import Recipe, Stage, Work
+
+MARGIN = 0.1
+"""How much of the photo around the product the models see, as a share of the product's longer side."""
+MOST_TAGS = 5
+COLOUR_SHARE = 0.4
+"""A product has a colour where at least this share of its pixels goes by one name."""
+
+
+@dataclass(frozen=True, slots=True)
+class DescribeModels:
+    """Captioner, tagger and the vocabulary that both speak."""
+
+    captioner: Captioner
+    tagger: Tagger
+    vocabulary: Vocabulary
+
+
+def job(shot: Shot, upstream: Mapping[str, Step], recipe: Recipe, candidate: int) -> Job:
+    """What the description depends on: photo, cutout, the shop's words, the vocabulary, models and their thresholds."""
+    profile = recipe.profile
+    return Job(
+        stage=STAGE.name,
+        version=STAGE.version,
+        inputs={"photo": shot.product.photo or "", "cutout": upstream["cutout"].output("cutout")},
+        parameters={
+            "title": shot.product.title,
+            "category": shot.product.category,
+            "vocabulary": load_vocabulary(profile.vocabulary).digest,
+            "caption_confidence": profile.caption_confidence,
+            "tag_confidence": dict(profile.tag_confidence),
+        },
+        models=(profile.ref("blip"), profile.ref("clip")),
+        attempt=recipe.attempt,
+    )
+
+
+def load(recipe: Recipe) -> DescribeModels:
+    """Load BLIP and CLIP; the vocabulary's sentences are embedded once."""
+    vocabulary = load_vocabulary(recipe.profile.vocabulary)
+    return DescribeModels(
+        Captioner.from_profile(recipe.profile, vocabulary, recipe.device),
+        Tagger.from_profile(recipe.profile, vocabulary, recipe.device),
+        vocabulary,
+    )
+
+
+def compute(works: Sequence[Work], models: DescribeModels, recipe: Recipe) -> list[Made]:
+    """Describe each product. Nothing is stored: caption, tags, colour and subject are the step's facts."""
+    cutouts = [np.asarray(Image.open(io.BytesIO(work.inputs["cutout"])).convert("RGBA")) for work in works]
+    views = [
+        product_view(read_photo(work.inputs["photo"]).rgb, cutout[..., 3])
+        for work, cutout in zip(works, cutouts, strict=True)
+    ]
+    captions, ranked = models.captioner.caption(views), models.tagger.rank(views)
+    described = []
+    for work, cutout, caption, tags in zip(works, cutouts, captions, ranked, strict=True):
+        parameters = work.job.parameters
+        colour, share = dominant_colour(cutout[..., :3], (cutout[..., 3] / 255).astype(np.float32))
+        colour = colour if share >= COLOUR_SHARE else ""
+        category = choose_category(
+            parameters["title"], parameters["category"], caption, parameters["caption_confidence"], models.vocabulary
+        )
+        kept = choose_tags(tags, parameters["title"], parameters["tag_confidence"], models.vocabulary)
+        described.append(
+            Made(
+                facts={
+                    "caption": caption.text,
+                    "tags": [{"tag": tag.tag, "score": round(tag.score, 4)} for tag in kept],
+                    "colour": colour,
+                    "category": category,
+                    "confidence": round(caption.confidence, 4),
+                    "subject": subject(parameters["title"], parameters["category"], category, colour),
+                }
+            )
+        )
+    return described
+
+
+def product_view(photo: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """The part of the photo (H, W, 3) around the product, by its matte (H, W) uint8; all of it where that is 0."""
+    rows, columns = np.flatnonzero((alpha > 127).any(axis=1)), np.flatnonzero((alpha > 127).any(axis=0))
+    if len(rows) == 0:
+        return photo
+    extra = int(MARGIN * max(rows[-1] - rows[0], columns[-1] - columns[0]))
+    top, left = max(rows[0] - extra, 0), max(columns[0] - extra, 0)
+    return photo[top : rows[-1] + extra + 1, left : columns[-1] + extra + 1]
+
+
+def choose_category(title: str, product_type: str, caption: Caption, least: float, vocabulary: Vocabulary) -> str:
+    """The vocabulary's category: named by the title, else by the shop's category, else by a caption that is sure."""
+    named = vocabulary.find(title) or vocabulary.find(product_type)
+    if named:
+        return named
+    return caption.category if caption.confidence >= least else ""
+
+
+def choose_tags(tags: Sequence[Tag], title: str, least: Mapping[str, float], vocabulary: Vocabulary) -> list[Tag]:
+    """The tags that may enter a prompt: materials that the title names, then CLIP's where it is sure enough of them."""
+    named = vocabulary.find(title, "material")
+    kept = [Tag(named, "material", 1.0)] if named else []
+    kept += [tag for tag in tags if tag.kind in least and tag.score >= least[tag.kind] and tag.tag != named]
+    return kept[:MOST_TAGS]
+
+
+def subject(title: str, product_type: str, category: str, colour: str) -> str:
+    """The words for {product} in a scene's prompt: colour and category, or the title where no category is known."""
+    if category:
+        return category if colour == category else f"{colour} {category}".strip()
+    leaf = product_type.rsplit(">", 1)[-1]
+    return plain_words(title) or plain_words(leaf) or "product"
+
+
+STAGE = Stage(name="describe", version=1, needs=("cutout",), job=job, load=load, compute=compute, batched=True)

@@ -1,0 +1,81 @@
+"""Caption a product photo with BLIP (Li et al. 2022, https://arxiv.org/abs/2201.12086), and say how sure it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import BlipForConditionalGeneration, BlipProcessor
+
+from pipelines.vision.vocabulary import Vocabulary, plain_words
+
+if TYPE_CHECKING:
+    from pipelines.models import Profile
+
+LONGEST = 24
+"""Tokens of the longest caption."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caption:
+    """A sentence, the category it names ("" for none of the vocabulary) and the probability of those words, 0..1."""
+
+    text: str
+    category: str
+    confidence: float
+
+
+class Captioner:
+    """BLIP with its processor. `caption` decodes greedily: the same picture gives the same sentence."""
+
+    def __init__(self, folder: Path, vocabulary: Vocabulary, device: str = "cpu"):
+        model = BlipForConditionalGeneration.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
+        )
+        self.model = model.to(device).eval()
+        self.processor = BlipProcessor.from_pretrained(folder, local_files_only=True)
+        self.vocabulary = vocabulary
+        self.device = device
+
+    @classmethod
+    def from_profile(cls, profile: Profile, vocabulary: Vocabulary, device: str = "cpu") -> Captioner:
+        """The captioner that a profile names, its file checked against the profile's digest."""
+        return cls(profile.part("blip").check().path, vocabulary, device)
+
+    @torch.inference_mode()
+    def caption(self, images: Sequence[np.ndarray]) -> list[Caption]:
+        """Caption (H, W, 3) uint8 RGB images, each best cropped to the product."""
+        inputs = self.processor(images=[Image.fromarray(image) for image in images], return_tensors="pt")
+        output = self.model.generate(
+            pixel_values=inputs.pixel_values.to(self.device),
+            max_new_tokens=LONGEST,
+            num_beams=1,
+            do_sample=False,
+            output_scores=True,
+            return_dict_in_generate=True,
+        )
+        words = output.sequences[:, -len(output.scores) :]
+        scores = torch.stack(output.scores, dim=1).softmax(dim=-1)
+        likely = scores.gather(-1, words[..., None])[..., 0]
+        return [self._read(ids, chances) for ids, chances in zip(words.cpu(), likely.cpu(), strict=True)]
+
+    def _read(self, ids: Tensor, chances: Tensor) -> Caption:
+        """The sentence; its confidence is the product over the tokens that spell the category."""
+        ends = [len(self._decode(ids[: n + 1])) for n in range(len(ids))]
+        text = self._decode(ids)
+        category, start, end = self.vocabulary.locate(text)
+        if not category:
+            return Caption(text, "", 0.0)
+        starts = [0, *ends[:-1]]
+        spelling = [float(p) for p, a, b in zip(chances, starts, ends, strict=True) if a < end and b > start and b > a]
+        return Caption(text, category, float(np.prod(spelling)))
+
+    def _decode(self, ids: Tensor) -> str:
+        text = self.processor.tokenizer.decode(ids, skip_special_tokens=True)
+        return plain_words(text.replace(" - ", "-"))
