@@ -88,6 +88,16 @@ class Airflow:
         answer = _decoded(self._request("GET", "/api/v2/monitor/health", authenticated=False))
         return {name: (part or {}).get("status") or "none" for name, part in answer.items()}
 
+    def heartbeats(self) -> dict[str, datetime]:
+        """When each component that beats did so last."""
+        answer = _decoded(self._request("GET", "/api/v2/monitor/health", authenticated=False))
+        beats = {name: (part or {}).get(f"latest_{name}_heartbeat") for name, part in answer.items()}
+        return {name: datetime.fromisoformat(beat) for name, beat in beats.items() if beat}
+
+    def warm_up(self) -> None:
+        """Call the Execution API once: its first call takes seconds, which the first task need not pay."""
+        self._request("GET", "/execution/health", authenticated=False)
+
     def import_errors(self) -> list[str]:
         """DAG files that do not parse: `file: last line of the trace`. Empty is good."""
         answer = self._call("GET", "/api/v2/importErrors")
@@ -102,6 +112,15 @@ class Airflow:
         answer = self._call("GET", "/api/v2/pools", params={"limit": 100})
         return {pool["name"]: pool["slots"] for pool in answer["pools"]}
 
+    def set_pool(self, name: str, slots: int, description: str) -> None:
+        """Make the pool, or give it these slots. A task that names a missing pool would wait for ever, silently."""
+        known = self.pools()
+        pool = {"name": name, "slots": slots, "description": description, "include_deferred": True}
+        if name not in known:
+            self._call("POST", "/api/v2/pools", json=pool)
+        elif known[name] != slots:
+            self._call("PATCH", f"/api/v2/pools/{quote(name)}", json=pool)
+
     # ------------------------------------------------------------------------------------------------ runs
 
     def trigger(self, dag_id: str, conf: Mapping[str, Any]) -> str:
@@ -113,7 +132,7 @@ class Airflow:
         """How far the run is now."""
         path = _run_path(dag_id, run_id)
         state = self._call("GET", path)["state"]
-        tasks = list(self._pages(f"{path}/taskInstances", "task_instances", order_by="task_id"))
+        tasks = list(self._pages(f"{path}/taskInstances", "task_instances", order_by="id"))
         running = sorted(_task_name(task) for task in tasks if task["state"] == "running")
         return RunProgress(state, sum(task["state"] in ENDED for task in tasks), len(tasks), tuple(running))
 
@@ -222,7 +241,7 @@ def _detail(response: httpx.Response) -> str:
         return f"{response.status_code} for {response.request.method} {response.request.url.path}"
     if isinstance(detail, list):
         detail = "; ".join(f"{'.'.join(map(str, item.get('loc', ())))}: {item.get('msg')}" for item in detail)
-    return " ".join(str(detail).split())
+    return " ".join(str(detail).partition("Failed validating")[0].split())  # what follows repeats the schema
 
 
 def _run_path(dag_id: str, run_id: str) -> str:

@@ -1,0 +1,30 @@
+"""The services that packshot needs, run here without containers: Postgres 18, an S3 store (SeaweedFS) and Airflow.
+
+`up` starts what is not running and repairs what died, `down` stops it and leaves the data, `status` tells. Everything
+is under one folder, `Settings.state_dir`:
+
+    services.json   ports and random credentials, drawn once (0600)
+    environment     the same as PACKSHOT_* variables, for every later command (0600)
+    postgres/ s3/ airflow/    data;   logs/    one file a service;   run/    one file a running process
+
+A service whose address is in the environment already (PACKSHOT_DATABASE_URL, PACKSHOT_S3_ENDPOINT,
+PACKSHOT_AIRFLOW_URL) is somebody else's: it is used and checked, never started or stopped. The embedded ones listen on
+the loopback interface only and are meant for one machine and its user.
+"""
+
+from pipelines.services.airflow import airflow_environment
+from pipelines.services.daemons import ServiceFailed
+from pipelines.services.installation import Installation
+from pipelines.services.lifecycle import DAEMONS, Service, Status, down, status, up
+
+__all__ = [
+    "DAEMONS",
+    "Installation",
+    "Service",
+    "ServiceFailed",
+    "Status",
+    "airflow_environment",
+    "down",
+    "status",
+    "up",
+]

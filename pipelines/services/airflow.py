@@ -1,0 +1,139 @@
+"""The embedded Airflow: api-server, scheduler with a LocalExecutor, dag-processor; configured by environment alone."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import httpx
+
+from pipelines.airflow_api import Airflow
+from pipelines.errors import UsageError
+from pipelines.services.daemons import Daemon, ServiceFailed, ensure, log_file, process, wait
+from pipelines.services.installation import LOOPBACK, Installation, write_private
+from pipelines.settings import ROOT, Settings
+
+API_SERVER, SCHEDULER, DAG_PROCESSOR = "airflow-api-server", "airflow-scheduler", "airflow-dag-processor"
+
+
+def airflow_environment(settings: Settings, installation: Installation) -> dict[str, str]:
+    """Airflow's configuration, all of it by environment. `settings` name the services, as after `up`.
+
+    One api-server worker, few task processes and no triggerer, because the whole demo fits in 7 GB.
+    """
+    home = settings.state_dir / "airflow"
+    url = settings.airflow_url or installation.airflow_url
+    options: dict[str, dict[str, object]] = {
+        "core": {
+            "dags_folder": ROOT / "dags",
+            "plugins_folder": ROOT / "plugins",
+            "load_examples": False,
+            "executor": "LocalExecutor",
+            "parallelism": settings.airflow_parallelism,
+            "dags_are_paused_at_creation": False,  # runs of a paused DAG stay queued; Settings.nightly_schedule is off
+            "fernet_key": installation.fernet_key,
+            "execution_api_server_url": f"{url}/execution/",
+            "auth_manager": "airflow.api_fastapi.auth.managers.simple.simple_auth_manager.SimpleAuthManager",
+            "simple_auth_manager_users": "admin:admin,viewer:viewer",
+            "simple_auth_manager_passwords_file": home / "passwords.json",
+        },
+        "database": {"sql_alchemy_conn": settings.airflow_database_url},
+        "api": {
+            "base_url": url,
+            "secret_key": installation.api_secret_key,
+            "expose_config": False,
+            "expose_stacktrace": False,
+            "workers": 1,
+        },
+        "api_auth": {"jwt_secret": installation.jwt_secret},
+        "dag_processor": {"refresh_interval": 10, "bundle_refresh_check_interval": 5, "parsing_processes": 1},
+        "logging": {"base_log_folder": settings.state_dir / "logs" / "tasks"},
+        "scheduler": {"enable_health_check": False},
+        "usage_data_collection": {"enabled": False},
+    }
+    variables = {
+        f"AIRFLOW__{section.upper()}__{name.upper()}": str(value)
+        for section, values in options.items()
+        for name, value in values.items()
+    }
+    return {
+        **variables,
+        **settings.environment(),
+        "AIRFLOW_HOME": str(home),
+        "PYTHONPATH": str(ROOT),
+        "MALLOC_ARENA_MAX": "2",
+        "GX_ANALYTICS_ENABLED": "false",
+    }
+
+
+def start_airflow(settings: Settings, installation: Installation, report: Callable[[str], None]) -> bool:
+    """Migrate the metadata, start what is not running, have pool `gpu`. True where anything was started."""
+    home = settings.state_dir / "airflow"
+    home.mkdir(mode=0o700, exist_ok=True)
+    passwords = {"admin": installation.admin_password, "viewer": installation.viewer_password}
+    write_private(home / "passwords.json", json.dumps(passwords))
+    env = airflow_environment(settings, installation)
+    _migrate_metadata(settings, env, report)
+
+    airflow = [sys.executable, "-m", "airflow"]
+    server = ["api-server", "--host", LOOPBACK, "--port", str(installation.airflow_port)]
+    daemons = (
+        Daemon(API_SERVER, [*airflow, *server], env, code=_digest(ROOT / "plugins")),
+        Daemon(SCHEDULER, [*airflow, "scheduler", "--skip-serve-logs"], env),
+        Daemon(DAG_PROCESSOR, [*airflow, "dag-processor"], env),
+    )
+    started = [ensure(settings.state_dir, daemon) for daemon in daemons]
+    with Airflow(settings) as api:
+        wait(settings.state_dir, API_SERVER, lambda: bool(health(api)), 180)
+        api.warm_up()
+        api.set_pool("gpu", settings.gpu_slots, "One slot per GPU")
+        wait(settings.state_dir, SCHEDULER, lambda: _beats(api, "scheduler", settings, SCHEDULER), 180)
+        wait(settings.state_dir, DAG_PROCESSOR, lambda: _beats(api, "dag_processor", settings, DAG_PROCESSOR), 180)
+        files = len(list((ROOT / "dags").glob("*.py")))  # each is a DAG or an import error, once it was read
+        wait(settings.state_dir, DAG_PROCESSOR, lambda: len(api.dag_ids()) + len(api.import_errors()) >= files, 120)
+    return any(started)
+
+
+def health(api: Airflow) -> dict[str, str]:
+    """`Airflow.health`, empty where Airflow does not answer."""
+    try:
+        return api.health()
+    except (UsageError, httpx.HTTPError):
+        return {}
+
+
+def _beats(api: Airflow, component: str, settings: Settings, name: str) -> bool:
+    """The component's heartbeat is of the process that runs now, not of one that was killed a moment ago."""
+    beat, running = api.heartbeats().get(component), process(settings.state_dir, name)
+    return beat is not None and running is not None and beat.timestamp() >= running.create_time()
+
+
+def _digest(folder: Path) -> str:
+    """One digest over the Python files, templates and styles of a folder."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.suffix != ".pyc":
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _migrate_metadata(settings: Settings, env: Mapping[str, str], report: Callable[[str], None]) -> None:
+    """`airflow db migrate`, which takes long enough to be skipped where this version did it to this database."""
+    version = importlib.metadata.version("apache-airflow-core")
+    mark = settings.state_dir / "airflow" / "migrated.json"
+    done = {"version": version, "database": hashlib.sha256(settings.airflow_database_url.encode()).hexdigest()}
+    if mark.exists() and json.loads(mark.read_text()) == done:
+        return
+    report(f"airflow: preparing its metadata for {version}")
+    with log_file(settings.state_dir, "airflow-migrate").open("ab") as log:
+        argv = [sys.executable, "-m", "airflow", "db", "migrate"]
+        code = subprocess.run(argv, env={**os.environ, **env}, cwd=ROOT, stdout=log, stderr=log).returncode
+    if code != 0:
+        raise ServiceFailed(f"airflow db migrate failed: see {log.name}")
+    write_private(mark, json.dumps(done))

@@ -1,0 +1,219 @@
+"""Start, stop and look at all of it."""
+
+from __future__ import annotations
+
+import fcntl
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import SecretStr
+from sqlalchemy.engine import make_url
+
+from pipelines.airflow_api import Airflow
+from pipelines.schema import migrate
+from pipelines.services.airflow import API_SERVER, DAG_PROCESSOR, SCHEDULER, health, start_airflow
+from pipelines.services.daemons import ServiceFailed, ask_to_stop, log_file, process, stop
+from pipelines.services.installation import Installation, free_port, port_is_free, write_private
+from pipelines.services.postgres import database_answers, have_airflow_database, host, start_postgres
+from pipelines.services.s3 import start_store, store_answers, store_client
+from pipelines.settings import Settings, environment_file, get_settings
+
+DAEMONS = ("postgres", "s3", API_SERVER, SCHEDULER, DAG_PROCESSOR)
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """One service as it is now. `state` is up, down or failing; `embedded` is False for somebody else's."""
+
+    name: str
+    state: str
+    embedded: bool
+    address: str
+    detail: str = ""
+    log: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """All services, and where a person looks and logs in. `passwords` is the file that has them, by user (0600)."""
+
+    services: tuple[Service, ...]
+    ui: str
+    user: str
+    passwords: Path | None
+    logs: Path
+
+    @property
+    def healthy(self) -> bool:
+        """Every service is up."""
+        return all(service.state == "up" for service in self.services)
+
+
+def up(settings: Settings, *, airflow: bool = True, report: Report = lambda line: None) -> Status:
+    """Have every service running and ready, start or repair what is not, and the schemas up to date.
+
+    `airflow` False leaves Airflow out (tests of the ledger and the store). `report` gets a line a service. Takes
+    seconds where all of it runs. Raises ServiceFailed.
+    """
+    state_dir = settings.state_dir
+
+    def timed(name: str, start: Callable[[], bool]) -> None:
+        since = time.monotonic()
+        what = "started" if start() else "was running"
+        report(f"{name}: {what} ({time.monotonic() - since:.1f} s)")
+
+    with _one_at_a_time(state_dir):
+        # 1. Ports and credentials; what the environment names is somebody else's
+        installation = Installation.read(state_dir)
+        settings = _without_embedded(settings, installation)
+        _redraw_taken_ports(state_dir, installation)
+        installation.write(state_dir)
+        embedded = _embedded(settings)
+        settings = _connected(settings, installation)
+
+        # 2. Postgres and the store
+        if "postgres" in embedded:
+            timed("postgres", lambda: start_postgres(settings, installation))
+        elif not database_answers(settings.database_url):
+            raise ServiceFailed(
+                f"Postgres at {host(settings.database_url)} lets nobody in: check PACKSHOT_DATABASE_URL"
+            )
+        if "s3" in embedded:
+            timed("s3", lambda: start_store(settings, installation))
+        elif not store_answers(store_client(settings), settings.s3_bucket):
+            raise ServiceFailed(f"the store at {settings.s3_endpoint} takes no object: check PACKSHOT_S3_*")
+        write_private(environment_file(state_dir), _environment_text(settings, embedded))
+        migrate(settings.database_url)
+
+        # 3. Airflow on top of them
+        if airflow and "airflow" in embedded:
+            if "postgres" not in embedded:
+                have_airflow_database(settings)
+            timed("airflow", lambda: start_airflow(settings, installation, report))
+    get_settings.cache_clear()
+    return status(settings, airflow=airflow)
+
+
+def down(settings: Settings, *, report: Report = lambda line: None) -> None:
+    """Stop everything that `up` started, last started first. The data stay. `report` gets each service's name."""
+    with _one_at_a_time(settings.state_dir):
+        for name in (API_SERVER, SCHEDULER, DAG_PROCESSOR):  # all three at once: each takes seconds
+            ask_to_stop(settings.state_dir, name)
+        for name in reversed(DAEMONS):
+            if stop(settings.state_dir, name):
+                report(name)
+
+
+def status(settings: Settings, *, airflow: bool = True) -> Status:
+    """What answers now, without Airflow where `airflow` is False. Starts nothing."""
+    state_dir, installation = settings.state_dir, Installation.read(settings.state_dir)
+    embedded = _embedded(_without_embedded(settings, installation))
+    settings = _connected(settings, installation)
+
+    def service(name: str, own: bool, address: str, answers: bool, detail: str = "") -> Service:
+        running = not own or process(state_dir, name) is not None
+        state = "up" if running and answers else "failing" if running else "down"
+        return Service(name, state, own, address, detail, str(log_file(state_dir, name)) if own else "")
+
+    services = [
+        service(
+            "postgres",
+            "postgres" in embedded,
+            host(settings.database_url),
+            database_answers(settings.database_url),
+        ),
+        service(
+            "s3",
+            "s3" in embedded,
+            settings.s3_endpoint,
+            store_answers(store_client(settings), settings.s3_bucket),
+            f"bucket {settings.s3_bucket}",
+        ),
+    ]
+    if airflow:
+        with Airflow(settings, timeout=10) as api:
+            found = health(api)
+            read = f"{len(api.dag_ids())} DAGs, {len(api.import_errors())} import errors" if found else ""
+        for name, component, detail in (
+            (API_SERVER, "metadatabase", ""),
+            (SCHEDULER, "scheduler", ""),
+            (DAG_PROCESSOR, "dag_processor", read),
+        ):
+            answers = found.get(component) == "healthy"
+            services.append(service(name, "airflow" in embedded, settings.airflow_url, answers, detail))
+    passwords = state_dir / "airflow" / "passwords.json" if "airflow" in embedded else None
+    return Status(tuple(services), settings.airflow_url, settings.airflow_user, passwords, state_dir / "logs")
+
+
+@contextmanager
+def _one_at_a_time(state_dir: Path) -> Iterator[None]:
+    """Two `up` at once would start everything twice."""
+    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for name in ("logs", "run"):
+        (state_dir / name).mkdir(mode=0o700, exist_ok=True)
+    with (state_dir / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _without_embedded(settings: Settings, installation: Installation) -> Settings:
+    """`settings` with "" for every address of ours, which a former `up` left in the environment file."""
+    ours = {"database_url", "airflow_database_url", "s3_endpoint", "airflow_url"}
+    return settings.model_copy(
+        update={name: "" for name in ours if getattr(settings, name) == getattr(installation, name)}
+    )
+
+
+def _embedded(settings: Settings) -> set[str]:
+    """The services that are ours to start, of settings `_without_embedded`."""
+    addresses = {"postgres": settings.database_url, "s3": settings.s3_endpoint, "airflow": settings.airflow_url}
+    return {name for name, address in addresses.items() if not address}
+
+
+def _connected(settings: Settings, installation: Installation) -> Settings:
+    """`settings` with the embedded services filled in where no other was named."""
+    update: dict[str, object] = {}
+    if not settings.database_url:
+        update["database_url"] = installation.database_url
+    if not settings.airflow_database_url:
+        update["airflow_database_url"] = (
+            make_url(settings.database_url).set(database="airflow").render_as_string(hide_password=False)
+            if settings.database_url
+            else installation.airflow_database_url
+        )
+    if not settings.s3_endpoint:
+        update["s3_endpoint"] = installation.s3_endpoint
+        update["s3_access_key"] = installation.s3_access_key
+        update["s3_secret_key"] = SecretStr(installation.s3_secret_key)
+    if not settings.airflow_url:
+        update["airflow_url"] = installation.airflow_url
+        update["airflow_user"] = "admin"
+        update["airflow_password"] = SecretStr(installation.admin_password)
+    return settings.model_copy(update=update)
+
+
+def _redraw_taken_ports(state_dir: Path, installation: Installation) -> None:
+    """A stranger may hold a port by now, after a reboot for instance."""
+    if not process(state_dir, "postgres") and not port_is_free(installation.postgres_port):
+        installation.postgres_port = free_port()
+    if not process(state_dir, "s3") and not all(map(port_is_free, installation.s3_ports)):
+        installation.s3_ports = [free_port() for _ in range(5)]
+    if not process(state_dir, "airflow-api-server") and not port_is_free(installation.airflow_port):
+        installation.airflow_port = free_port()
+
+
+def _environment_text(settings: Settings, embedded: set[str]) -> str:
+    """Lines of the environment file: the embedded services and nothing else, so that what is not ours is never kept."""
+    names = {
+        "postgres": ("database_url", "airflow_database_url"),
+        "s3": ("s3_endpoint", "s3_access_key", "s3_secret_key"),
+        "airflow": ("airflow_url", "airflow_user", "airflow_password"),
+    }
+    variables = settings.environment()
+    kept = [f"PACKSHOT_{name.upper()}" for service in sorted(embedded) for name in names[service]]
+    return "".join(f"{name}={variables[name]}\n" for name in kept if name in variables)

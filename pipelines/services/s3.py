@@ -1,0 +1,86 @@
+"""The embedded S3 store: SeaweedFS in one process, and the client that tells whether a store is ready."""
+
+from __future__ import annotations
+
+import io
+import secrets
+import sysconfig
+from pathlib import Path
+
+import minio
+import urllib3
+
+from pipelines.services.daemons import Daemon, ensure, wait
+from pipelines.services.installation import LOOPBACK, Installation
+from pipelines.settings import Settings
+
+PROBE_BUCKET = "packshot-probe"
+
+
+def start_store(settings: Settings, installation: Installation) -> bool:
+    """SeaweedFS in one process, with its unauthenticated side doors shut as far as they can be."""
+    data = settings.state_dir / "s3"
+    data.mkdir(mode=0o700, exist_ok=True)
+    s3, master, volume, filer, admin = installation.s3_ports
+    argv = [
+        str(Path(sysconfig.get_path("scripts")) / "weed"),
+        "-logtostderr=true",
+        "mini",
+        f"-dir={data}",
+        f"-ip={LOOPBACK}",
+        f"-ip.bind={LOOPBACK}",
+        f"-s3.port={s3}",
+        f"-master.port={master}",
+        f"-volume.port={volume}",
+        f"-filer.port={filer}",
+        f"-admin.port={admin}",
+        "-admin.ui=false",
+        "-webdav=false",
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
+        "-s3.autoCreateBucket=false",
+        "-s3.allowDeleteBucketNotEmpty=false",
+        "-disableHttp",  # else the filer gives every object to anybody
+        "-master.telemetry=false",
+        "-volume.max=1000",  # the default fills up long before the disk does
+        "-master.volumeSizeLimitMB=256",
+    ]
+    env = {
+        "AWS_ACCESS_KEY_ID": installation.s3_access_key,
+        "AWS_SECRET_ACCESS_KEY": installation.s3_secret_key,
+        "GOMEMLIMIT": "400MiB",
+    }
+    started = ensure(settings.state_dir, Daemon("s3", argv, env, cwd=data))
+    client = store_client(settings)
+    wait(settings.state_dir, "s3", lambda: store_answers(client, settings.s3_bucket), 90)
+    return started
+
+
+def store_client(settings: Settings) -> minio.Minio:
+    """A client that gives up on a dead endpoint within seconds, unlike the SDK's own pool."""
+    pool = urllib3.PoolManager(timeout=urllib3.Timeout(connect=2, read=10), retries=urllib3.Retry(0))
+    return minio.Minio(
+        settings.s3_endpoint,
+        settings.s3_access_key,
+        settings.s3_secret_key.get_secret_value(),
+        secure=settings.s3_secure,
+        region=settings.s3_region,
+        http_client=pool,
+    )
+
+
+def store_answers(client: minio.Minio, bucket: str) -> bool:
+    """Put and get an object: SeaweedFS lists buckets seconds before it can write. Makes the buckets."""
+    probe = secrets.token_bytes(32)
+    try:
+        for name in (bucket, PROBE_BUCKET):
+            if not client.bucket_exists(name):
+                client.make_bucket(name)
+        client.put_object(PROBE_BUCKET, "probe", io.BytesIO(probe), len(probe))
+        response = client.get_object(PROBE_BUCKET, "probe")
+        try:
+            return response.data == probe
+        finally:
+            response.close()
+    except (urllib3.exceptions.HTTPError, minio.error.MinioException):
+        return False
