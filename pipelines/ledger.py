@@ -10,7 +10,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -32,6 +32,7 @@ from sqlalchemy.pool import NullPool
 
 from pipelines import outcomes
 from pipelines.contracts import (
+    Artifact,
     Product,
     Shot,
     ShotState,
@@ -43,20 +44,20 @@ from pipelines.contracts import (
 )
 from pipelines.errors import IntegrityError
 from pipelines.ledger_rows import (
+    add_versions,
     artifact_row,
     chosen_keys,
     chunks,
     current_contents,
     insert_missing,
+    move_rows,
     product_digest,
     product_of,
     read_steps,
     shot_ids,
     step_row,
-    update_rows,
-    upsert_current,
     version_ids,
-    version_row,
+    write_parts,
 )
 from pipelines.schema import (
     approvals,
@@ -64,16 +65,13 @@ from pipelines.schema import (
     product_versions,
     products,
     publications,
+    run_artifacts,
     run_shots,
     run_steps,
     runs,
     scenes,
     shots,
-    step_inputs,
-    step_models,
-    step_outputs,
     steps,
-    verdicts,
 )
 
 CLAIM_POLL_MS = 2000
@@ -164,18 +162,7 @@ class PostgresLedger:
             ).first()
             if won is None:
                 return read_steps(connection, [step.key], tuple(State))[step.key]
-            key = step.key
-            inputs = [{"key": key, "role": role, "digest": digest} for role, digest in step.job.inputs.items()]
-            outputs = [
-                {"key": key, "role": made.role, "digest": made.sha256, "position": position}
-                for position, made in enumerate(step.outputs)
-            ]
-            insert_missing(connection, step_inputs, inputs)
-            insert_missing(connection, step_models, [{"key": key, **asdict(model)} for model in step.job.models])
-            insert_missing(connection, step_outputs, outputs)
-            insert_missing(
-                connection, verdicts, [{"key": key, "position": i, **asdict(v)} for i, v in enumerate(step.verdicts)]
-            )
+            write_parts(connection, step)
         return step
 
     def use(self, run: str, shot: Shot, steps: Sequence[ShotStep]) -> None:
@@ -263,6 +250,20 @@ class PostgresLedger:
         if opened is None:
             raise IntegrityError(f"run {run!r} belongs to another DAG than {dag_id}")
 
+    def attach(self, run: str, artifact: Artifact) -> None:
+        """Keep a document beside a run, under its role; a later one of that role takes its place."""
+        with self.engine.begin() as connection:
+            insert_missing(connection, artifacts, [artifact_row(artifact)])
+            row = {"run": run, "role": artifact.role, "digest": artifact.sha256}
+            connection.execute(
+                insert(run_artifacts)
+                .values(row)
+                .on_conflict_do_update(
+                    index_elements=[run_artifacts.c.run, run_artifacts.c.role],
+                    set_={"digest": artifact.sha256, "created_at": func.now()},
+                )
+            )
+
     def record_scene(self, name: str, definition: Mapping[str, Any]) -> str:
         """Keep a scene's definition as it was used; returns its digest."""
         digest = sha256_hex(canonical_json(dict(definition)).encode())
@@ -277,21 +278,11 @@ class PostgresLedger:
         with self.engine.begin() as connection:
             for chunk in chunks(sorted(items, key=lambda product: product.sku)):
                 known = current_contents(connection, [product.sku for product in chunk])
-                differing = [p for p in chunk if known.get(p.sku) != product_digest(p)]
-                versions = {}
-                if differing:
-                    versions = dict(
-                        connection.execute(
-                            insert(product_versions).returning(product_versions.c.sku, product_versions.c.id),
-                            [version_row(product, now) for product in differing],
-                        )
-                        .tuples()
-                        .all()
-                    )
+                differing = [product for product in chunk if known.get(product.sku) != product_digest(product)]
+                add_versions(connection, differing, now)
+                move_rows(connection, chunk)
                 new += sum(product.sku not in known for product in differing)
                 changed += sum(product.sku in known for product in differing)
-                upsert_current(connection, [p for p in chunk if p.sku in versions], versions, now)
-                update_rows(connection, [p for p in chunk if p.sku not in versions])
         return Changes(new, changed, len(items) - new - changed)
 
     def select(self, run: str, selected: Sequence[Shot], shard_size: int) -> int:

@@ -68,6 +68,22 @@ def step_row(step: Step) -> dict[str, Any]:
     }
 
 
+def write_parts(connection: Connection, step: Step) -> None:
+    """What hangs on a step: inputs, models, outputs, verdicts."""
+    key = step.key
+    inputs = [{"key": key, "role": role, "digest": digest} for role, digest in step.job.inputs.items()]
+    outputs = [
+        {"key": key, "role": made.role, "digest": made.sha256, "position": position}
+        for position, made in enumerate(step.outputs)
+    ]
+    insert_missing(connection, step_inputs, inputs)
+    insert_missing(connection, step_models, [{"key": key, **asdict(model)} for model in step.job.models])
+    insert_missing(connection, step_outputs, outputs)
+    insert_missing(
+        connection, verdicts, [{"key": key, "position": i, **asdict(v)} for i, v in enumerate(step.verdicts)]
+    )
+
+
 def read_steps(connection: Connection, keys: Sequence[str], states: Sequence[State]) -> dict[str, Step]:
     """Steps in these states, by key, with all that hangs on them."""
     found: dict[str, Step] = {}
@@ -159,48 +175,46 @@ def current_contents(connection: Connection, skus: Sequence[str]) -> dict[str, s
     return dict(rows.tuples().all())
 
 
-def version_row(product: Product, now: datetime) -> dict[str, Any]:
-    """Row of `product_versions`."""
-    return {
-        "sku": product.sku,
-        "content": product_digest(product),
-        "title": product.title,
-        "category": product.category,
-        "image_link": product.image_link,
-        "photo": product.photo,
-        "photo_problem": product.photo_problem,
-        "item_group_id": product.item_group_id,
-        "extra": dict(product.extra),
-        "changed_at": now,
-    }
-
-
-def upsert_current(
-    connection: Connection, items: Sequence[Product], versions: Mapping[str, int], now: datetime
-) -> None:
-    """Make these versions the current ones of their products."""
+def add_versions(connection: Connection, items: Sequence[Product], now: datetime) -> None:
+    """Write a version of each product and make it the current one."""
     if not items:
         return
+    rows = [
+        {
+            "sku": product.sku,
+            "content": product_digest(product),
+            "title": product.title,
+            "category": product.category,
+            "image_link": product.image_link,
+            "photo": product.photo,
+            "photo_problem": product.photo_problem,
+            "item_group_id": product.item_group_id,
+            "extra": dict(product.extra),
+            "changed_at": now,
+        }
+        for product in items
+    ]
+    written = insert(product_versions).returning(product_versions.c.sku, product_versions.c.id)
+    versions = dict(connection.execute(written, rows).tuples().all())
     statement = insert(products)
     connection.execute(
         statement.on_conflict_do_update(
             index_elements=[products.c.sku],
-            set_={"version": statement.excluded.version, "row": statement.excluded.row},
+            set_={"version": statement.excluded.version},
         ),
         [{"sku": p.sku, "row": p.row, "version": versions[p.sku], "first_seen_at": now} for p in items],
     )
 
 
-def update_rows(connection: Connection, items: Sequence[Product]) -> None:
-    """Products that moved within the feed, and only those."""
-    if items:
-        connection.execute(
-            text(
-                "UPDATE products SET row = moved.row FROM unnest(CAST(:skus AS text[]), CAST(:rows AS int[]))"
-                " AS moved (sku, row) WHERE products.sku = moved.sku AND products.row <> moved.row"
-            ),
-            {"skus": [p.sku for p in items], "rows": [p.row for p in items]},
-        )
+def move_rows(connection: Connection, items: Sequence[Product]) -> None:
+    """Note where in the feed the products are, where that has changed."""
+    connection.execute(
+        text(
+            "UPDATE products SET row = moved.row FROM unnest(CAST(:skus AS text[]), CAST(:rows AS int[]))"
+            " AS moved (sku, row) WHERE products.sku = moved.sku AND products.row <> moved.row"
+        ),
+        {"skus": [p.sku for p in items], "rows": [p.row for p in items]},
+    )
 
 
 def version_ids(connection: Connection, items: Sequence[Product]) -> dict[str, int]:

@@ -19,6 +19,7 @@ from pipelines.ledger_rows import read_steps
 from pipelines.schema import (
     product_versions,
     publications,
+    run_artifacts,
     run_shots,
     run_steps,
     runs,
@@ -72,7 +73,8 @@ class Report:
     """What became of every product of a run. The five counts sum to `products`; `pending` is 0 once a run has ended.
 
     `seconds` is per stage, of the steps that the run computed. `problem` says what stopped publication: its `reason`
-    and, where it was a failed expectation, which rows.
+    and, where it was a failed expectation, which rows. `documents` maps the role of what was kept beside the run, such
+    as `validation/scores`, to its digest.
     """
 
     run: str
@@ -90,6 +92,7 @@ class Report:
     steps: Mapping[str, StageCount]
     seconds: Mapping[str, float]
     problem: Mapping[str, Any] | None
+    documents: Mapping[str, str]
     params: Mapping[str, Any]
     started_at: datetime
     finished_at: datetime | None
@@ -185,6 +188,11 @@ def report(engine: Engine, run: str) -> Report:
             .where(run_shots.c.run == run)
             .order_by(run_shots.c.position)
         ).all()
+        documents = connection.execute(
+            select(run_artifacts.c.role, run_artifacts.c.digest)
+            .where(run_artifacts.c.run == run)
+            .order_by(run_artifacts.c.role)
+        ).all()
         counts, seconds = _stages(connection, run)
     reported = tuple(ReportedShot(row.sku, row.row, ShotState(row.state), row.reason) for row in outcomes)
     states = Counter(shot.state for shot in reported)
@@ -204,6 +212,7 @@ def report(engine: Engine, run: str) -> Report:
         steps=counts,
         seconds=seconds,
         problem=about.problem,
+        documents={row.role: row.digest for row in documents},
         params=about.params,
         started_at=about.started_at,
         finished_at=about.finished_at,

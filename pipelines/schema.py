@@ -8,8 +8,6 @@ artifacts                                        publications · approvals   wha
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -31,8 +29,10 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.pool import NullPool
 
-SQL = Path(__file__).resolve().parents[1] / "sql"
-"""Migrations and views, in the checkout beside the package."""
+from pipelines.settings import ROOT
+
+SQL = ROOT / "sql"
+"""Migrations and views."""
 
 metadata = MetaData(
     naming_convention={
@@ -204,6 +204,15 @@ run_steps = Table(
     Column("reused", Boolean, nullable=False),
     Column("chosen", Boolean, nullable=False),
     Index(None, "key"),
+)
+
+run_artifacts = Table(
+    "run_artifacts",
+    metadata,
+    Column("run", Text, ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
+    Column("role", Text, primary_key=True),
+    Column("digest", Text, ForeignKey("artifacts.digest"), nullable=False),
+    _now(),
 )
 
 approvals = Table(

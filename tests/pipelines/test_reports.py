@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import text
 
-from pipelines.contracts import Job, Made, ModelRef, Output, Product, Shot, Verdict, sha256_hex
+from pipelines.contracts import Artifact, Job, Made, ModelRef, Output, Product, Shot, Verdict, sha256_hex
 from pipelines.errors import Rejected, UsageError
 from pipelines.forecast import forecast
 from pipelines.ledger import PostgresLedger, Publication
@@ -144,8 +144,12 @@ def test_a_stopped_publication_names_its_problem(ledger, folder, shots, request)
     run = request.node.name
     refresh(ledger, folder, run, shots[2:])
     problem = {"reason": "publication stopped", "failures": [{"expectation": "unique", "rows": ["a"]}]}
+    for data in (b"first try", b"second try"):
+        ledger.attach(run, Artifact(sha256_hex(data), "validation/publication", "application/json", len(data)))
     ledger.finish_run(run, "failed", problem)
-    assert report(ledger.engine, run).to_json()["problem"] == problem
+    found = report(ledger.engine, run).to_json()
+    assert found["problem"] == problem
+    assert found["documents"] == {"validation/publication": sha256_hex(b"second try")}
 
 
 def test_latest_is_the_last_run_of_the_command(ledger, request):
