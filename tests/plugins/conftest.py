@@ -1,0 +1,128 @@
+"""A run in the ledger with every outcome, and Airflow's own api-server with the plugin."""
+
+from __future__ import annotations
+
+import io
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import httpx
+import pytest
+from PIL import Image, ImageDraw
+
+from pipelines.contracts import Artifact, Job, Product, Shot, ShotStep, State, Step, Verdict
+from pipelines.ledger import PostgresLedger, Publication
+from pipelines.settings import Settings
+from pipelines.store import S3Store
+
+RUN = "manual__2026-05-01T10:00:00+00:00"
+HOSTILE = '<script>alert("x")</script> & "vase"'
+REASON = "the product grew by 31 % at its right edge"
+
+
+def picture(colour: str, *, cut_out: bool = False) -> bytes:
+    """A disc on a ground, or on nothing: 640 × 480 px, PNG."""
+    image = Image.new("RGBA", (640, 480), (0, 0, 0, 0) if cut_out else colour)
+    ImageDraw.Draw(image).ellipse((200, 120, 440, 360), fill="#b5483a")
+    out = io.BytesIO()
+    (image if cut_out else image.convert("RGB")).save(out, "PNG")
+    return out.getvalue()
+
+
+@pytest.fixture(scope="module")
+def run(ledger: PostgresLedger, store: S3Store) -> dict[str, str]:
+    """A run with a published, a held and a rejected shot; returns the digests of some of its pictures."""
+    photo = store.put(picture("white"), "image/png")
+    products = [
+        Product("CUP-1", 2, HOSTILE, "Kitchen", photo),
+        Product("LAMP-2", 3, "Lamp", "Lighting", photo),
+        Product("GONE-3", 4, "Gone", "Kitchen", None, "gone.jpg: no such file"),
+    ]
+    shots = [Shot(product, "oak", "web") for product in products]
+    ledger.upsert_products(products)
+    ledger.start_run(RUN, "catalog_refresh", "oak", "web")
+    ledger.select(RUN, shots, 8)
+
+    def step(shot: Shot, stage: str, outputs: dict[str, bytes], **about: object) -> Step:
+        artifacts = tuple(
+            Artifact(store.put(data, "image/png"), role, "image/png", len(data)) for role, data in outputs.items()
+        )
+        job = Job(stage, 1, {"photo": photo}, {"sku": shot.sku})
+        made = replace(Step(job.key, job, State.DONE, artifacts, seconds=1.5, device="cpu"), **about)
+        ledger.use(RUN, shot, [ShotStep(ledger.record(made), reused=False)])
+        return made
+
+    digests = {"photo": photo}
+    for shot, passed in zip(shots[:2], (True, False), strict=True):
+        step(shot, "cutout", {"cutout": picture("white", cut_out=True)})
+        step(shot, "describe", {}, facts={"caption": "a red cup"})
+        step(shot, "generate", {"raw": picture("#223344")}, facts={"prompt": "a red cup on an oak table"})
+        step(shot, "upscale", {"final": picture("#446688")})
+        verdict = Verdict("overcompletion", 0.31, 0.05, passed, "" if passed else REASON, "where")
+        inspected = step(shot, "inspect", {"where": picture("#ff8800")}, verdicts=(verdict,))
+        digests[f"where {shot.sku}"] = inspected.output("where")
+    published = step(shots[0], "publish", {"published": picture("#446689")})
+    ledger.publish(RUN, [Publication("CUP-1", "oak", "web", published.output("published"))])
+    step(shots[2], "cutout", {}, state=State.REJECTED, reason="gone.jpg: no such file")
+    ledger.finish_run(RUN, "success")
+    return digests | {"published": published.output("published")}
+
+
+@dataclass(frozen=True)
+class Served:
+    """Where the api-server listens, and the viewer's password."""
+
+    url: str
+    password: str
+
+
+@pytest.fixture(scope="module")
+def served(airflow_db: Settings, settings: Settings, tmp_path_factory) -> Iterator[Served]:
+    """Airflow's api-server with the plugin, on a port of its own, in a thread of this process."""
+    import uvicorn
+    from airflow.api_fastapi.app import create_app, purge_cached_app
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    passwords = tmp_path_factory.mktemp("airflow") / "passwords.json"
+    served = Served(f"http://127.0.0.1:{port}", "a password for tests")
+    passwords.write_text(json.dumps({"viewer": served.password, "admin": "another"}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE", str(passwords))
+        patch.setenv("AIRFLOW__API__BASE_URL", served.url)
+        config = uvicorn.Config(create_app(apps="all"), host="127.0.0.1", port=port, log_level="error")
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, daemon=True)
+        thread.start()
+        while not server.started:
+            assert thread.is_alive(), "the api-server did not start"
+            time.sleep(0.05)
+        yield served
+        server.should_exit = True
+        thread.join(timeout=30)
+        purge_cached_app()
+    from packshot_console import pictures, services
+
+    for cached in (services.ledger, services.store, pictures.preview):
+        cached.cache_clear()
+
+
+@pytest.fixture
+def anonymous(served: Served) -> Iterator[httpx.Client]:
+    """Somebody who is not logged in."""
+    with httpx.Client(base_url=f"{served.url}/packshot", trust_env=False) as client:
+        yield client
+
+
+@pytest.fixture
+def viewer(served: Served) -> Iterator[httpx.Client]:
+    """A logged-in viewer, the weakest role there is."""
+    with httpx.Client(base_url=f"{served.url}/packshot", trust_env=False) as client:
+        login = client.post(f"{served.url}/auth/token", json={"username": "viewer", "password": served.password})
+        client.headers["Authorization"] = f"Bearer {login.raise_for_status().json()['access_token']}"
+        yield client

@@ -1,0 +1,71 @@
+"""The operators' page as a person sees it: a real, headless Chromium, logged in through Airflow's own form."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+from pipelines.settings import ROOT
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+RUN = "manual__2026-05-01T10:00:00+00:00"
+REASON = "the product grew by 31 % at its right edge"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    path = shutil.which("chromium")
+    if path is None:
+        pytest.skip("needs Debian's chromium: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_viewer_logs_in_and_sees_every_shot_with_pictures_and_the_reason_of_a_held_one(
+    browser, served, run, theme
+) -> None:
+    page = browser.new_page(viewport={"width": 1280, "height": 1000}, color_scheme=theme)
+    complaints: list[str] = []
+    page.goto(f"{served.url}/packshot/runs/{RUN}")
+    assert "/auth/login" in page.url, "without a session the page leads to the login"
+    page.get_by_label("Username").fill("viewer")
+    page.get_by_label("Password").fill(served.password)
+    page.get_by_role("button", name="Sign in").click()
+    page.wait_for_url(f"{served.url}/packshot/runs/**")
+    page.on("console", lambda message: complaints.append(message.text))
+    page.reload(wait_until="networkidle")
+
+    cards = page.locator("article.shot")
+    assert cards.count() == 3
+    for sku, pictures in (("CUP-1", 4), ("LAMP-2", 4 + 1), ("GONE-3", 0)):
+        images = page.locator(f"article[data-sku='{sku}'] img")
+        assert images.count() == pictures
+        for image in images.all():
+            image.scroll_into_view_if_needed()
+            image.evaluate("img => img.decode()")
+            assert image.evaluate("img => img.naturalWidth") > 0
+    held = page.locator("article[data-state='held']")
+    assert held.get_by_text(REASON).first.is_visible()
+    assert held.get_by_text("overcompletion").first.is_visible()
+    assert complaints == [], "nothing of the page is refused by its own policy"
+
+    pictures = ROOT / "build" / "pictures"
+    pictures.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=pictures / f"operators-page-{theme}.png", full_page=True)
+    page.close()
+
+
+def test_a_browser_without_a_session_gets_no_picture(browser, served, run) -> None:
+    page = browser.new_page()
+    answer = page.goto(f"{served.url}/packshot/pictures/{run['photo']}")
+    assert "/auth/login" in page.url
+    assert answer.headers["content-type"].startswith("text/html")
+    page.close()
