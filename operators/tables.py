@@ -12,9 +12,9 @@ from operators.base import PROBLEM, PackshotOperator, Services
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
-    from pipelines.quality.tables import Failure
 
     from pipelines.contracts import Shot, Step
+    from pipelines.quality.tables import Failure, Table
     from pipelines.scenes import Channel
 
 Row = dict[str, Any]
@@ -101,16 +101,15 @@ def grounds_for_publication(
 
 
 def check_table(
-    task: PackshotOperator, services: Services, context: Context, table: str, rows: Sequence[Row]
+    task: PackshotOperator, services: Services, context: Context, table: Table, rows: Sequence[Row]
 ) -> dict[str, Any]:
     """Hold `rows` against the suite of `table`; keep the validation document beside the run; returns its digest.
 
     A failed critical expectation is written into the run, with the rows, and raised as AirflowFailException: the same
     rows would fail again. A failed warning is logged.
     """
-    from pipelines.quality.tables import validate
-
     from pipelines.contracts import Artifact
+    from pipelines.quality.tables import validate
 
     result = validate(table, rows)
     data = json.dumps(result.document, indent=1, sort_keys=True).encode()
