@@ -28,7 +28,8 @@ def pipeline(parts) -> InpaintingPipeline:
 def shoot(pipeline, image=None, mask=None, prompt="a lamp on a table", seed=0, **kwargs):
     default_image, default_mask = product()
     settings = {"num_inference_steps": STEPS, "guidance_scale": 3.0, "generator": seeded(seed)} | kwargs
-    return pipeline(image or default_image, mask or default_mask, prompt, **settings).images[0]
+    mask = default_mask if mask is None else mask
+    return pipeline(image or default_image, mask, prompt, **settings).images[0]
 
 
 def edges(colour="red"):
@@ -151,9 +152,10 @@ class TestMethods:
         scheduler = DDIMScheduler(**parts.scheduler_config | {"prediction_type": prediction})
         pipeline = InpaintingPipeline(**parts.as_kwargs() | {"scheduler": scheduler}, method=method)
         image, mask = product()
-        original = pipeline._encode_image(torch.from_numpy(np.asarray(image)).permute(2, 0, 1)[None] / 127.5 - 1)
+        original = pipeline._encode_image(torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 127.5 - 1)
         latents = pipeline(image, mask, "a lamp", num_inference_steps=STEPS, generator=seeded()).latents
-        assert torch.allclose(latents[..., 3:6, 3:5], original[..., 3:6, 3:5], atol=0.05)
+        # the last step of this schedule ends just short of noise-free, and soft blending happens before it
+        assert torch.allclose(latents[..., 3:6, 3:5], original[..., 3:6, 3:5], atol=0.1 if method == "soft" else 1e-5)
         assert not torch.allclose(latents[..., :2, :2], original[..., :2, :2], atol=0.5)
 
     def test_without_a_branch_it_is_plain_text_to_image(self, parts, pipeline):
@@ -208,7 +210,7 @@ class TestMethods:
         pipeline = InpaintingPipeline(**parts.as_kwargs(), method="blended")
         image, mask = product()
         call = {"num_inference_steps": 10, "guidance_scale": 1.0}
-        original = pipeline._encode_image(torch.from_numpy(np.asarray(image)).permute(2, 0, 1)[None] / 127.5 - 1)
+        original = pipeline._encode_image(torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 127.5 - 1)
         steps = []
         weak, strong = (
             pipeline(
