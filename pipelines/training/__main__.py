@@ -1,0 +1,57 @@
+"""`python -m pipelines.training PART`: train a bundled model, or go on training it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipelines.training.loop import PROFILE, ROOT, TrainOptions
+
+TRAINERS: dict[str, str] = {
+    "autoencoder": "pipelines.training.autoencoder:train",
+    "clip": "pipelines.training.clip:train",
+    "unet": "pipelines.training.unet:train",
+    "brushnet": "pipelines.training.brushnet:train",
+    "controlnet_canny": "pipelines.training.controlnet:train",
+    "blip": "pipelines.training.blip:train",
+    "upscaler": "pipelines.training.upscaler:train",
+    "scene_lora": "pipelines.training.scene_lora:train",
+}
+
+
+def trainer(part: str) -> Callable[[TrainOptions], Any]:
+    """Import the trainer of `part`. Raises KeyError when there is none."""
+    module, function = TRAINERS[part].split(":")
+    found: Callable[[TrainOptions], Any] = getattr(importlib.import_module(module), function)
+    return found
+
+
+def main(
+    part: str,
+    minutes: Annotated[float, typer.Option(help="Training time in all, over resumes.")] = 8.0,
+    steps: Annotated[int | None, typer.Option(help="Stop after so many steps instead.")] = None,
+    device: str = "cpu",
+    dtype: Annotated[str, typer.Option(help="Autocast type: float32 or bfloat16.")] = "float32",
+    batch: int | None = None,
+    lr: float | None = None,
+    size: Annotated[int | None, typer.Option(help="Picture side in px where a part has a choice.")] = None,
+    resume: bool = True,
+    data: Path = ROOT / ".." / "shared" / "training",
+    out: Path = PROFILE,
+    work: Path = ROOT / "build" / "training",
+) -> None:
+    """Train PART within a time budget and export it into the bundled profile."""
+    if part not in TRAINERS:
+        raise typer.BadParameter(f"no trainer {part!r}; there are {', '.join(TRAINERS)}")
+    options = TrainOptions(
+        part, minutes, steps, device, dtype, batch, lr, resume, size=size, data=data, out=out, work=work
+    )
+    typer.echo(trainer(part)(options))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,47 @@
+"""Model cards: what a bundled model is, what it learnt from, how it was made and what it reaches."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import nn
+
+from pipelines.training.loop import TrainOptions
+
+COMPOSED = (
+    "Composed packshots (`pipelines/training/composer.py`) around 957 cutouts: fluent-emoji-3d (MIT), "
+    "saleor (CC-BY-4.0), solidus (BSD-3-Clause); every tenth product name is held out."
+)
+REAL = (
+    "Photographs: scenes of codec-corpus (CC-BY-SA-4.0 / Unsplash / unrestricted), debian-wallpapers (GPL-2+, "
+    "CC-BY-4.0, CC-BY-SA), iclight (Apache-2.0), npm themes (MIT, Unsplash), robosuite textures (MIT), "
+    "webgltf-env (CC0), WordPress themes (public-domain photos); product photos of clothing-dataset (CC0-1.0), "
+    "grocery-store (MIT), magento2 (OSL-3.0 / AFL-3.0), vendure (Unsplash)."
+)
+
+
+def write_card(
+    folder: Path, title: str, model: nn.Module, options: TrainOptions, figures: Mapping[str, object], notes: str = ""
+) -> None:
+    """Write `folder`/CARD.md: architecture, data and licences, command, steps, wall time, figures and licence.
+
+    Figures of earlier stages (another size) that the card already holds are kept.
+    """
+    card = folder / "CARD.md"
+    earlier = re.search(r"Figures\*\*: (\{.*\})", card.read_text(encoding="utf-8")) if card.exists() else None
+    figures = {**(json.loads(earlier[1]) if earlier else {}), **figures}
+    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    command = f"packshot train {options.part} --minutes {options.minutes:g}"
+    text = f"""# mini / {title}
+
+- **Architecture**: `{type(model).__name__}`, {millions:.2f} M parameters; the config stands beside the weights.
+- **Data**: {COMPOSED}
+  {REAL}
+- **Made by**: `{command}` on {options.device} ({options.dtype}), two cores shared with other work.
+- **Figures**: {json.dumps(figures)}
+- **Licence**: Apache-2.0 for the weights, as far as this project can give one; the sources' licences above stand.
+"""
+    card.write_text(text + (f"\n{notes.strip()}\n" if notes else ""), encoding="utf-8")

@@ -1,0 +1,233 @@
+"""Train the bundled CLIP (Radford et al. 2021): its text tower conditions the UNet, both towers rank the vocabulary.
+
+Contrastive over composed scenes with their captions and over labelled photos. Equal captions inside a batch are equally
+right, so the target of a row is spread over them. The text tower is trained with the UNet first (`unet.train_at`);
+whenever an exported model is there, this trainer leaves the text tower alone, or the UNet would not understand it.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
+
+from pipelines.training.card import write_card
+from pipelines.training.composer import COLOURS, MATERIALS, Scene, caption_of
+from pipelines.training.data import Composer, load_square, read_index, shot_pack
+from pipelines.training.labels import labelled, vocabulary
+from pipelines.training.loop import TrainOptions, fit, step_rng
+
+CONTEXT = 48
+WIDTH = 128
+SIDE = 96
+VOCABULARY = 2400
+SHOTS = 4000
+PHOTO = "a photo of {}"
+
+
+def build(tokenizer: CLIPTokenizer) -> CLIPModel:
+    """Two small towers: text 4 x 128 with `CONTEXT` positions, image 4 x 192 over 36 patches of 16 px."""
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": WIDTH,
+        "intermediate_size": 4 * WIDTH,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "max_position_embeddings": CONTEXT,
+        "projection_dim": WIDTH,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    vision = {
+        "hidden_size": 192,
+        "intermediate_size": 576,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "image_size": SIDE,
+        "patch_size": 16,
+        "projection_dim": WIDTH,
+    }
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=WIDTH))
+
+
+def build_tokenizer(texts: Sequence[str]) -> CLIPTokenizer:
+    """Learn byte-pair merges from `texts`; every byte keeps a token, so any catalogue title can be written."""
+    backend = Tokenizer(models.BPE(end_of_word_suffix="</w>", continuing_subword_prefix=""))
+    backend.normalizer = normalizers.Lowercase()
+    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(False)])
+    backend.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
+    )
+    backend.train_from_iterator(texts, trainer)
+    merges = [tuple(pair) for pair in _merges(backend)]
+    tokens = [*alphabet, *(f"{letter}</w>" for letter in alphabet), *("".join(pair) for pair in merges)]
+    vocabulary = {token: n for n, token in enumerate(dict.fromkeys(tokens))}
+    for special in ("<|startoftext|>", "<|endoftext|>"):
+        vocabulary[special] = len(vocabulary)
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=CONTEXT)
+
+
+def _merges(backend: Tokenizer) -> list[list[str]]:
+    merges: list[list[str]] = json.loads(backend.to_str())["model"]["merges"]
+    return merges
+
+
+def train(options: TrainOptions) -> Path:
+    """Train within the budget and export model, tokenizer and processor to `options.out`/clip; return that folder."""
+    torch.manual_seed(options.seed)
+    folder = options.out / "clip"
+    batch, lr = options.batch or 64, options.lr or 1e-3
+    pack = shot_pack(options.work / "shots", options.data, 128, SHOTS)
+    photos, labels = labelled_photos(options)
+    if (folder / "model.safetensors").exists():
+        tokenizer, model = CLIPTokenizer.from_pretrained(folder), CLIPModel.from_pretrained(folder).float()
+        model.text_model.requires_grad_(False)
+    else:
+        tokenizer = prepare_tokenizer(options)
+        model = build(tokenizer)
+    model = model.to(options.device)
+
+    def loss_of_step(step: int) -> Tensor:
+        rng = step_rng(options, step)
+        half = batch // 2
+        shots, real = rng.integers(0, len(pack), batch - half), rng.integers(0, len(photos), half)
+        pictures = np.stack([_cut(pack.image(int(n)), rng) for n in shots] + [_cut(photos[int(n)], rng) for n in real])
+        texts = [shorten(pack.captions[int(n)], rng) for n in shots] + [PHOTO.format(labels[n]) for n in real]
+        tokens = tokenizer(texts, padding="max_length", truncation=True, max_length=CONTEXT, return_tensors="pt")
+        logits = model(
+            input_ids=tokens.input_ids.to(options.device),
+            attention_mask=tokens.attention_mask.to(options.device),
+            pixel_values=_pixels(pictures).to(options.device),
+        ).logits_per_image
+        return contrastive_loss(logits, texts)
+
+    result = fit(options, model, loss_of_step, batch=batch, lr=lr, weight_decay=0.05)
+    ema = result.ema
+    assert isinstance(ema, CLIPModel)
+    figures = {**result.figures, **evaluate(ema, tokenizer, options)}
+    export(ema, tokenizer, options)
+    write_card(folder, "clip", ema, options, figures)
+    return folder
+
+
+def export(model: CLIPModel, tokenizer: CLIPTokenizer, options: TrainOptions) -> None:
+    """Write model, tokenizer and processors into `options.out`/clip."""
+    folder = options.out / "clip"
+    copy.deepcopy(model).half().save_pretrained(folder)
+    CLIPProcessor(_image_processor(), tokenizer).save_pretrained(folder)
+    _image_processor().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def prepare_tokenizer(options: TrainOptions) -> CLIPTokenizer:
+    """The tokenizer learnt from composed captions, the names of all training pictures and the vocabulary."""
+    names = [item.name for folder in ("photos", "cutouts") for item in read_index(options.data, folder)]
+    captions = shot_pack(options.work / "shots", options.data, 128, SHOTS).captions
+    return build_tokenizer([*captions, *every_caption_word(), *every_tag(), *(PHOTO.format(name) for name in names)])
+
+
+def contrastive_loss(logits: Tensor, texts: Sequence[str]) -> Tensor:
+    """Symmetric cross-entropy of `logits` (N images, N texts); equal texts share the target."""
+    same = torch.tensor([[one == other for other in texts] for one in texts], dtype=torch.float32, device=logits.device)
+    target = same / same.sum(dim=1, keepdim=True)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def shorten(caption: str, rng: np.random.Generator) -> str:
+    """Drop clauses of a composed caption at random, so that short prompts are in the language too."""
+    if rng.random() < 0.5:
+        return caption
+    subject, _, rest = caption.partition(" on ")
+    clauses = rest.split(", ")
+    place = clauses[0].split(" against ")
+    kept = [f"on {place[0]}"] if rng.random() < 0.7 else []
+    kept += [f"against {place[1]}"] if len(place) > 1 and rng.random() < 0.7 else []
+    words = " ".join([subject, *kept])
+    return ", ".join([words, *(clause for clause in clauses[1:] if rng.random() < 0.7)])
+
+
+def every_caption_word() -> list[str]:
+    """Captions that between them hold every word the composer knows, for the tokenizer."""
+    names = [*COLOURS, *MATERIALS]
+    props = ["none", "podium", "ball", "window", "plant", "arch"]
+    base = Scene("white", "white", "left", "none", "white", 0.6, 0.01, 0.8, 0.5, 0.5, 0.2, 0.0)
+    return [
+        caption_of(dataclasses.replace(base, wall=name, floor=name, accent=name, prop=prop, light=light), "product")
+        for name in names
+        for prop in props
+        for light in ("left", "right", "front")
+    ] * 4
+
+
+def every_tag() -> list[str]:
+    """The sentences of the vocabulary, which the tagger asks for."""
+    return [word.sentence for word in vocabulary().words] * 4
+
+
+def labelled_photos(options: TrainOptions) -> tuple[NDArray[np.uint8], list[str]]:
+    """The labelled product photos, (N, 112, 112, 3) uint8, packed once in the work folder, and their categories."""
+    items = labelled(options, "photos", "train")
+    packed = options.folder / "labelled.npy"
+    if not packed.exists():
+        np.save(packed, np.stack([load_square(one.item.path, 112) for one in items]))
+    return np.load(packed, mmap_mode="r"), [one.category for one in items]
+
+
+@torch.no_grad()
+def evaluate(model: CLIPModel, tokenizer: CLIPTokenizer, options: TrainOptions, count: int = 200) -> dict[str, float]:
+    """Share of held-out composed shots whose wall, and whose floor, the model names right among all names."""
+    composer = Composer(options.data, "test", seed=21)
+    shots = [composer.shot(n, (128, 128)) for n in range(count)]
+    pictures = np.stack([_cut(np.round(shot.image * 255).astype(np.uint8), None) for shot in shots])
+    images = F.normalize(_features(model.get_image_features(pixel_values=_pixels(pictures))), dim=-1)
+    figures = {}
+    for place, names in (("wall", [*COLOURS, "concrete", "linen"]), ("floor", [*COLOURS, *MATERIALS])):
+        texts = [f"{'against' if place == 'wall' else 'on'} a {name} {place}" for name in names]
+        tokens = tokenizer([f"a photo of a product {t}" for t in texts], padding="max_length", return_tensors="pt")
+        words = F.normalize(_features(model.get_text_features(**tokens)), dim=-1)
+        best = (images @ words.T).argmax(dim=1).tolist()
+        right = [f"{names[b]} {place}" in shot.caption for b, shot in zip(best, shots, strict=True)]
+        figures[f"{place}_accuracy"] = round(float(np.mean(right)), 3)
+    return figures
+
+
+def _features(output: object) -> Tensor:
+    """transformers 5 wraps the projected features in a model output."""
+    return output if isinstance(output, Tensor) else output.pooler_output  # type: ignore[attr-defined]
+
+
+def _image_processor() -> CLIPImageProcessor:
+    return CLIPImageProcessor(
+        size={"shortest_edge": SIDE},
+        crop_size={"height": SIDE, "width": SIDE},
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    )
+
+
+def _cut(picture: NDArray[np.uint8], rng: np.random.Generator | None) -> NDArray[np.uint8]:
+    """Reduce a square picture to `SIDE` px; with `rng`, from a random crop of nine tenths or more."""
+    side = picture.shape[0]
+    if rng is not None:
+        crop = int(rng.integers(int(0.9 * side), side + 1))
+        top, left = rng.integers(0, side - crop + 1, 2)
+        picture = picture[top : top + crop, left : left + crop]
+    return cv2.resize(picture, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+
+
+def _pixels(pictures: NDArray[np.uint8]) -> Tensor:
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1

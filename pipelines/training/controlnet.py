@@ -1,0 +1,132 @@
+"""Train the bundled canny ControlNet (Zhang et al. 2023): the product's edges, all else black, guide where it stands.
+
+The control image is the sampler's own (`pipelines.diffusion.control.canny_edges` behind the product mask), so black
+means 'no control' and mask guidance applies. The UNet is frozen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, ControlNetModel
+from torch import Tensor, nn
+
+from pipelines.diffusion.control import canny_edges
+from pipelines.training.autoencoder import tensor_bytes
+from pipelines.training.card import write_card
+from pipelines.training.data import ShotPack, shot_pack
+from pipelines.training.loop import TrainOptions, fit, grid_picture, step_rng, torch_rng
+from pipelines.training.unet import (
+    GUIDANCE,
+    SHOTS,
+    LatentPack,
+    TextConditioned,
+    build_model,
+    build_scheduler,
+    latent_pack,
+    load_autoencoder,
+    noised,
+)
+
+EMBEDDING = (8, 16, 32, 48)
+
+
+def train(options: TrainOptions) -> Path:
+    """Train at `options.size` (128 px) from the exported ControlNet or the UNet; return the export's folder."""
+    torch.manual_seed(options.seed)
+    side = options.size or 128
+    stage = dataclasses.replace(options, part=f"controlnet_canny_{side}")
+    batch, lr = options.batch or (24 if side <= 128 else 8), options.lr or 4e-4
+    folder = options.out / "controlnet_canny"
+    vae = load_autoencoder(options)
+    shots = shot_pack(options.work / "shots", options.data, side, SHOTS[side])
+    pack = latent_pack(dataclasses.replace(options, part=f"unet_{side}"), vae, shots, side)
+    base = build_model(options, first=False).requires_grad_(False).eval()
+    model = load(folder, base).to(options.device, memory_format=torch.channels_last)
+    scheduler = build_scheduler()
+
+    def loss_of_step(step: int) -> Tensor:
+        rng = step_rng(stage, step)
+        picks = rng.integers(0, len(shots), batch)
+        latents = torch.from_numpy(pack.latents[picks].astype(np.float32)).to(options.device)
+        states = base.encode([pack.caption(int(n), rng) for n in picks])
+        noisy, timesteps, target = noised(scheduler, latents, torch_rng(stage, step))
+        control = control_images(shots, picks.tolist()).to(options.device)
+        down, mid = model(noisy, timesteps, states, control, return_dict=False)
+        predicted = base.unet(
+            noisy,
+            timesteps,
+            encoder_hidden_states=states,
+            down_block_additional_residuals=down,
+            mid_block_additional_residual=mid,
+        ).sample
+        return F.mse_loss(predicted.float(), target)
+
+    result = fit(
+        stage,
+        model,
+        loss_of_step,
+        batch=batch,
+        lr=lr,
+        every_seconds=150,
+        on_checkpoint=lambda ema, _: show(ema, base, vae, shots, pack, stage.folder / "samples.png"),
+    )
+    result.ema.half().save_pretrained(folder)  # type: ignore[operator]
+    write_card(folder, "controlnet_canny", result.ema, options, {f"{side}_px": result.figures})
+    return folder
+
+
+def load(folder: Path, base: TextConditioned) -> ControlNetModel:
+    """The exported ControlNet in float32, or a new one with the UNet's weights."""
+    if (folder / "config.json").exists():
+        loaded: ControlNetModel = ControlNetModel.from_pretrained(folder).float()
+        return loaded
+    new: ControlNetModel = ControlNetModel.from_unet(base.unet, conditioning_embedding_out_channels=EMBEDDING)
+    return new.requires_grad_(True)
+
+
+def control_images(shots: ShotPack, picks: list[int]) -> Tensor:
+    """The product edges of shots as (N, 3, H, W) in 0..1."""
+    edges = [np.asarray(canny_edges(np.asarray(shots.image(n)), shots.mask(n) / np.float32(255))) for n in picks]
+    return torch.from_numpy(np.stack(edges)).permute(0, 3, 1, 2).float() / 255
+
+
+@torch.no_grad()
+def sample(
+    controlnet: ControlNetModel, base: TextConditioned, prompts: list[str], control: Tensor, steps: int = 16
+) -> Tensor:
+    """Latents for `prompts` under the edges `control` (N, 3, H, W), by DDIM with classifier-free guidance."""
+    scheduler = build_scheduler()
+    scheduler.set_timesteps(steps)
+    states = base.encode([""] * len(prompts) + prompts)
+    size = (control.shape[-2] // 8, control.shape[-1] // 8)
+    latents = torch.randn((len(prompts), 4, *size), generator=torch.Generator().manual_seed(0)).to(control)
+    for t in scheduler.timesteps:
+        both = torch.cat([latents] * 2)
+        down, mid = controlnet(both, t, states, torch.cat([control] * 2), return_dict=False)
+        predicted = base.unet(
+            both,
+            t,
+            encoder_hidden_states=states,
+            down_block_additional_residuals=down,
+            mid_block_additional_residual=mid,
+        ).sample
+        without, with_text = predicted.chunk(2)
+        latents = scheduler.step(without + GUIDANCE * (with_text - without), t, latents).prev_sample
+    return latents
+
+
+@torch.no_grad()
+def show(
+    model: nn.Module, base: TextConditioned, vae: AutoencoderKL, shots: ShotPack, pack: LatentPack, path: Path
+) -> None:
+    """Draw six shots' edges, and what is painted under them."""
+    assert isinstance(model, ControlNetModel)
+    picks = list(range(1, 7))
+    control = control_images(shots, picks).to(vae.device)
+    decoded = vae.decode(sample(model, base, [pack.captions[n] for n in picks], control)).sample
+    grid_picture([*tensor_bytes(control * 2 - 1), *tensor_bytes(decoded)]).save(path)

@@ -1,0 +1,235 @@
+"""Train the bundled text-to-image UNet, a small SD 1.5 (Rombach et al. 2022): 4 levels x 2 layers, cross-attention.
+
+v-prediction on a schedule rescaled to zero terminal SNR (Salimans & Ho 2022; Lin et al. 2024, section 3), because a
+scene's wall colour lives in the very lowest frequency, which an un-rescaled schedule leaks. First at 128 px (16 x 16
+latents), then the same weights at 256 px. The first stage trains CLIP's text tower along; after that it is frozen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import CLIPModel, CLIPTokenizer
+
+from pipelines.training.autoencoder import tensor_bytes, to_tensor
+from pipelines.training.card import write_card
+from pipelines.training.clip import CONTEXT, prepare_tokenizer, shorten
+from pipelines.training.clip import build as build_clip
+from pipelines.training.clip import export as export_clip
+from pipelines.training.data import ShotPack, load_photographs, shot_pack
+from pipelines.training.loop import TrainOptions, fit, grid_picture, step_rng, torch_rng
+
+WIDTHS = (32, 64, 128, 160)
+SHOTS = {128: 12000, 256: 4000}
+PHOTOGRAPHS = 600
+PHOTOGRAPH_SHARE = 0.06
+CAPTION_DROPOUT = 0.1
+GUIDANCE = 3.0
+PROMPTS = (
+    "a photo of a mug on an oak wood floor against a beige wall, soft light from the left",
+    "a photo of a bag standing on a white podium on a pink floor against a pink wall, soft light from the right",
+    "a photo of a shoe on a white marble floor against a dark green wall, soft light from the front, "
+    "window light on the wall",
+    "a photo of a bottle on a navy blue floor against a sky blue wall, soft light from the left, "
+    "a yellow ball beside it",
+    "a photo of a hat on a linen floor against a terracotta wall, soft light from the left, plant shadow on the wall",
+    "a photo of an empty scene on a grey floor against a white wall, soft light from the right, "
+    "a sage green arch behind it",
+)
+
+
+def build() -> UNet2DConditionModel:
+    """Attention on the three larger sizes; 12 + 1 ControlNet outputs and 28 BrushNet injections, as in SD 1.5."""
+    return UNet2DConditionModel(
+        sample_size=32,
+        block_out_channels=WIDTHS,
+        layers_per_block=2,
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        cross_attention_dim=128,
+        attention_head_dim=4,
+        norm_num_groups=8,
+    )
+
+
+def build_scheduler() -> DDIMScheduler:
+    """Zero terminal SNR, v-prediction, trailing timesteps; latents are never clipped."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        clip_sample=False,
+        set_alpha_to_one=True,
+    )
+
+
+class TextConditioned(nn.Module):
+    """The UNet with the CLIP whose text tower feeds it, as one trainable."""
+
+    def __init__(self, unet: UNet2DConditionModel, clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
+        super().__init__()
+        self.unet, self.clip, self.tokenizer = unet, clip, tokenizer
+
+    def encode(self, texts: list[str]) -> Tensor:
+        """Captions to (N, CONTEXT, width) hidden states."""
+        ids = self.tokenizer(
+            texts, padding="max_length", truncation=True, max_length=CONTEXT, return_tensors="pt"
+        ).input_ids
+        return self.clip.text_model(input_ids=ids.to(self.unet.device)).last_hidden_state
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LatentPack:
+    """Cached latents, (N, 4, h, w) float16: composed shots first (with captions), then real photographs."""
+
+    latents: NDArray[np.float16]
+    captions: list[str]
+
+    def draw(self, rng: np.random.Generator, count: int) -> NDArray[np.int64]:
+        """Indices of a batch: composed shots, with a small share of photographs."""
+        composed = rng.integers(0, len(self.captions), count)
+        photographs = rng.integers(0, len(self.latents), count) % max(len(self.latents) - len(self.captions), 1)
+        return np.where(rng.random(count) < PHOTOGRAPH_SHARE, len(self.captions) + photographs, composed)
+
+    def caption(self, index: int, rng: np.random.Generator) -> str:
+        """The caption of one sample, shortened at random, sometimes dropped for classifier-free guidance."""
+        if rng.random() < CAPTION_DROPOUT:
+            return ""
+        return shorten(self.captions[index], rng) if index < len(self.captions) else "a real photograph"
+
+
+def train(options: TrainOptions) -> Path:
+    """Train 128 px for two thirds of the budget, then 256 px (or only `options.size`); return the export's folder."""
+    if options.size is not None:
+        return train_at(options, options.size)
+    train_at(dataclasses.replace(options, minutes=options.minutes * 2 / 3), 128)
+    return train_at(dataclasses.replace(options, minutes=options.minutes / 3), 256)
+
+
+def train_at(options: TrainOptions, side: int) -> Path:
+    """One stage at `side` px, starting from the exported UNet when there is one."""
+    torch.manual_seed(options.seed)
+    stage = dataclasses.replace(options, part=f"unet_{side}")
+    batch, lr = options.batch or (32 if side <= 128 else 12), options.lr or (6e-4 if side <= 128 else 3e-4)
+    folder = options.out / "unet"
+    first = not (folder / "config.json").exists()
+    shots = shot_pack(options.work / "shots", options.data, side, SHOTS[side])
+    pack = latent_pack(stage, load_autoencoder(options), shots, side)
+    model = build_model(options, first)
+    scheduler = build_scheduler()
+
+    def loss_of_step(step: int) -> Tensor:
+        rng = step_rng(stage, step)
+        picks = pack.draw(rng, batch)
+        latents = torch.from_numpy(pack.latents[picks].astype(np.float32)).to(options.device)
+        states = model.encode([pack.caption(int(n), rng) for n in picks])
+        noisy, timesteps, target = noised(scheduler, latents, torch_rng(stage, step))
+        predicted = model.unet(noisy, timesteps, encoder_hidden_states=states).sample
+        return F.mse_loss(predicted.float(), target)
+
+    result = fit(
+        stage,
+        model,
+        loss_of_step,
+        batch=batch,
+        lr=lr,
+        every_seconds=150,
+        on_checkpoint=lambda ema, step: show(ema, options, side, stage.folder / "samples.png"),
+    )
+    ema = result.ema
+    assert isinstance(ema, TextConditioned)
+    if first:
+        export_clip(ema.clip, ema.tokenizer, options)
+    ema.unet.half().save_pretrained(folder)
+    scheduler.save_pretrained(options.out / "scheduler")
+    write_card(folder, "unet", ema.unet, options, {f"{side}_px": result.figures})
+    return folder
+
+
+def build_model(options: TrainOptions, first: bool) -> TextConditioned:
+    """A new UNet with a CLIP to be trained along, or the exported ones with the text tower frozen."""
+    exported = options.out / "clip"
+    if first:
+        tokenizer = prepare_tokenizer(options)
+        model = TextConditioned(build(), build_clip(tokenizer), tokenizer)
+        model.clip.vision_model.requires_grad_(False)
+        for part in (model.clip.visual_projection, model.clip.text_projection):
+            part.requires_grad_(False)
+        model.clip.logit_scale.requires_grad_(False)
+    else:
+        unet = UNet2DConditionModel.from_pretrained(options.out / "unet").float()
+        clip = CLIPModel.from_pretrained(exported).float().requires_grad_(False)
+        model = TextConditioned(unet, clip, CLIPTokenizer.from_pretrained(exported))
+    model.unet.to(memory_format=torch.channels_last)
+    return model.to(options.device)
+
+
+def load_autoencoder(options: TrainOptions) -> AutoencoderKL:
+    """The exported autoencoder, float32, frozen."""
+    model = AutoencoderKL.from_pretrained(options.out / "autoencoder").float().requires_grad_(False).eval()
+    return model.to(options.device, memory_format=torch.channels_last)
+
+
+def latent_pack(options: TrainOptions, vae: AutoencoderKL, shots: ShotPack, side: int) -> LatentPack:
+    """Encode `shots` and some real photographs once into the part's work folder."""
+    packed = options.folder / "latents.npy"
+    if not packed.exists():
+        photographs = load_photographs(options.data, side, "train")[:PHOTOGRAPHS]
+        latents = [encode(vae, np.stack([shots.image(k) for k in part])) for part in _parts(len(shots))]
+        latents += [encode(vae, photographs[part]) for part in _parts(len(photographs))]
+        np.save(packed, np.concatenate(latents))
+    return LatentPack(np.load(packed), shots.captions)
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderKL, pictures: NDArray[np.uint8]) -> NDArray[np.float16]:
+    """(N, H, W, 3) uint8 to (N, 4, H/8, W/8) latents, zero mean and unit deviation."""
+    images = to_tensor(pictures).to(vae.device).contiguous(memory_format=torch.channels_last)
+    return vae.encode(images).latent_dist.mode().cpu().numpy().astype(np.float16)
+
+
+def noised(scheduler: DDIMScheduler, latents: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw noise and timesteps: returns the noisy latents, the timesteps (N,) and the v target."""
+    noise = torch.randn(latents.shape, generator=generator).to(latents)
+    timesteps = torch.randint(0, scheduler.config.num_train_timesteps, (len(latents),), generator=generator)
+    timesteps = timesteps.to(latents.device)
+    noisy = scheduler.add_noise(latents, noise, timesteps).contiguous(memory_format=torch.channels_last)
+    return noisy, timesteps, scheduler.get_velocity(latents, noise, timesteps)
+
+
+@torch.no_grad()
+def sample(
+    model: TextConditioned, prompts: list[str], side: int, steps: int = 16, guidance: float = GUIDANCE, seed: int = 0
+) -> Tensor:
+    """Latents (N, 4, side/8, side/8) for `prompts` by DDIM with classifier-free guidance."""
+    scheduler = build_scheduler()
+    scheduler.set_timesteps(steps)
+    states = model.encode([""] * len(prompts) + prompts)
+    latents = torch.randn((len(prompts), 4, side // 8, side // 8), generator=torch.Generator().manual_seed(seed))
+    latents = latents.to(model.unet.device)
+    for t in scheduler.timesteps:
+        without, with_text = model.unet(torch.cat([latents] * 2), t, encoder_hidden_states=states).sample.chunk(2)
+        latents = scheduler.step(without + guidance * (with_text - without), t, latents).prev_sample
+    return latents
+
+
+@torch.no_grad()
+def show(model: nn.Module, options: TrainOptions, side: int, path: Path) -> None:
+    """Draw the fixed `PROMPTS` into a grid picture at `path`."""
+    assert isinstance(model, TextConditioned)
+    decoded = load_autoencoder(options).decode(sample(model, list(PROMPTS), side)).sample
+    grid_picture(tensor_bytes(decoded)).save(path)
+
+
+def _parts(count: int, size: int = 32) -> list[range]:
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]
