@@ -101,6 +101,8 @@ def up(settings: Settings, *, airflow: bool = True, report: Report = lambda line
 
 def down(settings: Settings, *, report: Report = lambda line: None) -> None:
     """Stop everything that `up` started, last started first. The data stay. `report` gets each service's name."""
+    if not settings.state_dir.exists():
+        return
     with _one_at_a_time(settings.state_dir):
         for name in (API_SERVER, SCHEDULER, DAG_PROCESSOR):  # all three at once: each takes seconds
             ask_to_stop(settings.state_dir, name)

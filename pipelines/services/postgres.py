@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,10 +27,9 @@ AS_NOBODY = ("setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups")
 def start_postgres(settings: Settings, installation: Installation) -> bool:
     """Initialise the cluster the first time, start the server, have both databases. True where it was started."""
     binaries, data = _postgres_binaries(), settings.state_dir / "postgres"
-    data.mkdir(mode=0o700, exist_ok=True)
+    if not data.exists():
+        _initdb(binaries, data, installation.postgres_password)
     prefix = _as_ordinary_user(data, binaries / "postgres")
-    if not (data / "PG_VERSION").exists():
-        _initdb(prefix, binaries / "initdb", data, installation.postgres_password)
     if process(settings.state_dir, "postgres") is None:
         _settle_after_a_kill(data)
     options = {
@@ -85,19 +83,23 @@ def _give(data: Path, user: str) -> None:
             shutil.chown(path, user)
 
 
-def _initdb(prefix: Sequence[str], initdb: Path, data: Path, password: str) -> None:
-    """Initialise a cluster that asks for passwords (SCRAM), in UTF-8 with the locale built into Postgres."""
-    for leftover in data.iterdir():  # of an initdb that was killed
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-    password_file = data.parent / "initdb-password"
+def _initdb(binaries: Path, data: Path, password: str) -> None:
+    """A cluster that asks for passwords (SCRAM), in UTF-8 with the locale built into Postgres. All of it or nothing."""
+    fresh, password_file = data.with_name("postgres.new"), data.with_name("postgres.password")
+    if fresh.exists():  # of an initdb that was killed
+        shutil.rmtree(fresh)
+    fresh.mkdir(mode=0o700)
+    prefix = _as_ordinary_user(fresh, binaries / "initdb")
     write_private(password_file, password)
-    shutil.chown(password_file, data.owner())
-    argv = [*prefix, str(initdb), "-D", str(data), "-U", "postgres", "-A", "scram-sha-256", "-E", "UTF8"]
+    shutil.chown(password_file, fresh.owner())
+    argv = [*prefix, str(binaries / "initdb"), "-D", str(fresh), "-U", "postgres", "-A", "scram-sha-256", "-E", "UTF8"]
     argv += ["--locale-provider=builtin", "--locale=C.UTF-8", f"--pwfile={password_file}"]
     done = subprocess.run(argv, text=True, capture_output=True)
     password_file.unlink()
     if done.returncode != 0:
-        raise ServiceFailed(f"initdb failed: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else argv}")
+        last = done.stderr.strip().rpartition("\n")[2]
+        raise ServiceFailed(f"initdb failed: {last}")
+    fresh.rename(data)
 
 
 def _settle_after_a_kill(data: Path) -> None:

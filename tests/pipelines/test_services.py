@@ -88,7 +88,9 @@ class TestEmbedded:
         strange = settings.model_copy(update={"s3_secret_key": type(settings.s3_secret_key)("wrong")})
         with pytest.raises(S3Error, match="signature"):
             S3Store(strange).get(digest)
-        anonymous = httpx.get(f"http://{settings.s3_endpoint}/{settings.s3_bucket}/sha256/{digest[:2]}/{digest}")
+        anonymous = httpx.get(
+            f"http://{settings.s3_endpoint}/{settings.s3_bucket}/sha256/{digest[:2]}/{digest}", trust_env=False
+        )
         assert anonymous.status_code == 403
 
     def test_killed_services_come_back_with_their_data(self, own: Path) -> None:
@@ -132,6 +134,13 @@ class TestEmbedded:
             stranger.kill()
             stranger.wait()
             up(read_settings(), airflow=False)
+
+    def test_an_up_that_was_killed_while_it_made_the_cluster_is_made_good(self, own: Path) -> None:
+        down(read_settings())
+        (own / "postgres").rename(own / "postgres.new")
+        (own / "postgres.new" / "global" / "pg_control").unlink()
+        up(read_settings(), airflow=False)
+        assert not (own / "postgres.new").exists()
 
     def test_a_service_that_cannot_start_names_its_log(self, own: Path) -> None:
         down(read_settings())
@@ -181,7 +190,7 @@ class TestAirflow:
     @pytest.fixture
     def api(self, airflow_up: Settings) -> Iterator[httpx.Client]:
         body = {"username": airflow_up.airflow_user, "password": airflow_up.airflow_password.get_secret_value()}
-        with httpx.Client(base_url=airflow_up.airflow_url, timeout=30) as client:
+        with httpx.Client(base_url=airflow_up.airflow_url, timeout=30, trust_env=False) as client:
             token = client.post("/auth/token", json=body).json()["access_token"]
             client.headers["Authorization"] = f"Bearer {token}"
             yield client
@@ -194,9 +203,9 @@ class TestAirflow:
         assert api.get("/api/v2/pools/gpu").json()["slots"] == airflow_up.gpu_slots
 
     def test_nobody_enters_without_a_password(self, airflow_up: Settings) -> None:
-        assert httpx.get(f"{airflow_up.airflow_url}/api/v2/dags").status_code == 401
+        assert httpx.get(f"{airflow_up.airflow_url}/api/v2/dags", trust_env=False).status_code == 401
         wrong = {"username": "admin", "password": "admin"}
-        assert httpx.post(f"{airflow_up.airflow_url}/auth/token", json=wrong).status_code == 401
+        assert httpx.post(f"{airflow_up.airflow_url}/auth/token", json=wrong, trust_env=False).status_code == 401
 
     def test_a_killed_scheduler_comes_back_without_its_old_workers(self, airflow_up: Settings) -> None:
         state_dir = airflow_up.state_dir
