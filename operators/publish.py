@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from airflow.sdk.exceptions import AirflowFailException
 
 from operators.base import PROBLEM, PackshotOperator, attempt_of, open_services
-from operators.tables import catalogue_rows, check_table, grounds_for_publication, publication_rows, score_rows
+from operators.tables import (
+    catalogue_rows,
+    check_table,
+    feed_csv,
+    grounds_for_publication,
+    publication_rows,
+    score_rows,
+)
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -71,7 +78,7 @@ class PublishOperator(PackshotOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Publish; returns how many images the set has, and how many of them are new."""
-        from pipelines.contracts import State
+        from pipelines.contracts import Artifact, State
         from pipelines.ledger import Publication
         from pipelines.shoot import stage
         from pipelines.workflow import Limits, run_stage
@@ -96,6 +103,8 @@ class PublishOperator(PackshotOperator):
         checked = check_table(self, services, context, "publication", rows)
 
         # 4. Show it, all at once
+        feed = feed_csv(encoded, rows, services.settings.s3_bucket)
+        ledger.attach(self.run, Artifact(services.store.put(feed, "text/csv"), "feed", "text/csv", len(feed)))
         new = ledger.publish(
             self.run, [Publication(row["sku"], row["scene"], row["channel"], row["digest"]) for row in rows]
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -100,6 +102,20 @@ def grounds_for_publication(
     return grounds
 
 
+def feed_csv(shots: Iterable[Shot], rows: Iterable[Row], bucket: str) -> bytes:
+    """The published images as a feed: Google Merchant's `id`, `title`, `image_link`, and the image's sha256."""
+    from pipelines.store import object_name
+
+    titles = {shot.sku: shot.product.title for shot in shots}
+    out = io.StringIO(newline="")
+    feed = csv.writer(out)
+    feed.writerow(["id", "title", "image_link", "sha256"])
+    for row in rows:
+        link = f"s3://{bucket}/{object_name(row['digest'])}"
+        feed.writerow([row["sku"], titles[row["sku"]], link, row["digest"]])
+    return out.getvalue().encode()
+
+
 def check_table(
     task: PackshotOperator, services: Services, context: Context, table: Table, rows: Sequence[Row]
 ) -> dict[str, Any]:
@@ -114,7 +130,7 @@ def check_table(
     result = validate(table, rows)
     data = json.dumps(result.document, indent=1, sort_keys=True).encode()
     digest = services.store.put(data, "application/json")
-    services.ledger.attach(task.run, Artifact(digest, f"validation/{table}", "application/json", len(data)))
+    services.ledger.attach(task.run, Artifact(digest, f"validation of the {table}", "application/json", len(data)))
     critical = [failure for failure in result.failures if failure.critical]
     for failure in result.failures:
         task.log.warning("expectation failed", table=table, expectation=_said(failure), critical=failure.critical)
@@ -123,7 +139,13 @@ def check_table(
             "reason": f"table check `{table}`: " + "; ".join(_said(failure) for failure in critical),
             "table": table,
             "failures": [
-                {"expectation": f.expectation, "column": f.column, "rows": list(f.rows[:ROWS_NAMED])} for f in critical
+                {
+                    "expectation": failure.expectation,
+                    "column": failure.column,
+                    "reason": failure.reason,
+                    "rows": list(failure.rows[:ROWS_NAMED]),
+                }
+                for failure in critical
             ],
             "document": digest,
         }
@@ -139,6 +161,6 @@ def check_table(
 
 
 def _said(failure: Failure) -> str:
-    """An expectation and its rows on one line."""
-    named = ", ".join(map(str, failure.rows[:5])) + (", …" if len(failure.rows) > 5 else "")
-    return f"{failure.expectation} on {failure.column or 'the table'}" + (f" ({named})" if named else "")
+    """What was expected, and the rows that it does not hold for, on one line."""
+    named = ", ".join(failure.rows[:5]) + (", …" if len(failure.rows) > 5 else "")
+    return f"{failure.reason} ({failure.expectation} on {failure.column or 'the table'})" + (named and f": {named}")

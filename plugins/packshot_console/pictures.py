@@ -18,7 +18,7 @@ CACHED_PREVIEWS = 512
 
 QUALITY = 82
 
-SERVED_AS_STORED = frozenset({"image/png", "image/jpeg", "image/webp", "application/json"})
+SERVED_AS_STORED = frozenset({"image/png", "image/jpeg", "image/webp", "application/json", "text/csv"})
 """Media types of what the stages made themselves. A catalogue's photo is only ever shown as a preview."""
 
 

@@ -1,0 +1,246 @@
+"""The set of a run is published as a whole, or, where its table is defective, not at all."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from airflow.sdk.exceptions import AirflowFailException
+from PIL import Image
+from sqlalchemy import text
+
+from operators.publish import CheckTableOperator, PublishOperator, SummaryOperator
+from pipelines.contracts import Artifact, Job, Product, Shot, ShotStep, State, Step, Verdict
+from pipelines.ledger import PostgresLedger
+from pipelines.reports import report
+from pipelines.scenes import load_scene, scene_names
+from pipelines.store import S3Store
+
+SCENE = load_scene(scene_names()[0])
+PASSED = (Verdict("overcompletion", 0.01, 0.05, True), Verdict("fidelity", 0.0, 1.0, True))
+HELD = (Verdict("overcompletion", 0.4, 0.05, False, "the product grew"),)
+_runs = itertools.count(1)
+
+
+class Catalogue:
+    """A run whose shots are through every stage but the last."""
+
+    def __init__(self, ledger: PostgresLedger, store: S3Store):
+        self.ledger, self.store = ledger, store
+        self.run = f"run-{next(_runs)}"
+        self.shots: list[Shot] = []
+
+    def open(self, *skus: str) -> Catalogue:
+        """Select these products."""
+        products = [Product(f"{self.run}-{sku}", row, sku, "Kitchen", "a" * 64) for row, sku in enumerate(skus, 2)]
+        self.shots = [Shot(product, SCENE.name, SCENE.channel.name) for product in products]
+        self.ledger.upsert_products(products)
+        self.ledger.start_run(self.run, "catalog_refresh", SCENE.name, SCENE.channel.name)
+        self.ledger.select(self.run, self.shots, 8)
+        return self
+
+    def inspected(self, shot: Shot, verdicts: Sequence[Verdict] = PASSED, side: int = 600) -> Step:
+        """Record everything up to and with `inspect` for one shot, whose final image is `side` px wide and high."""
+        out = io.BytesIO()
+        Image.effect_noise((side, side), 40).convert("RGB").save(out, "PNG")
+        digest = self.store.put(out.getvalue(), "image/png")
+        final = Artifact(digest, "final", "image/png", len(out.getvalue()))
+        for stage, outputs, found in (("cutout", (), ()), ("upscale", (final,), ()), ("inspect", (), tuple(verdicts))):
+            job = Job(stage, 1, {"final": digest} if stage == "inspect" else {}, {"sku": shot.sku})
+            step = Step(job.key, job, State.DONE, outputs, verdicts=found, seconds=1.0, device="cpu")
+            self.ledger.use(self.run, shot, [ShotStep(self.ledger.record(step), reused=False)])
+        return step
+
+    def publish(self, context: dict[str, Any]) -> dict[str, Any]:
+        """Run the operator, as its task would."""
+        task = PublishOperator(task_id="publish", run=self.run, scene=SCENE.name, reprocess="missing")
+        return task.execute(context)
+
+    def summary(self, context: dict[str, Any]) -> dict[str, Any]:
+        """Run the operator, as its task would."""
+        return SummaryOperator(task_id="summary", run=self.run, checks=["publish"]).execute(context)
+
+    def outcomes(self) -> dict[str, str]:
+        """Title → state."""
+        return {
+            shot.sku.removeprefix(f"{self.run}-"): shot.state.value
+            for shot in report(self.ledger.engine, self.run).shots
+        }
+
+    def execute(self, statement: str) -> None:
+        """Plant or mend something behind the ledger's back."""
+        with self.ledger.engine.begin() as connection:
+            connection.execute(text(statement), {"run": self.run})
+
+    def published(self) -> int:
+        """Publications of this run."""
+        with self.ledger.engine.connect() as connection:
+            query = text("SELECT count(*) FROM publications WHERE run = :run")
+            return connection.scalar(query, {"run": self.run})
+
+
+@pytest.fixture
+def catalogue(ledger: PostgresLedger, store: S3Store) -> Catalogue:
+    return Catalogue(ledger, store)
+
+
+def test_what_passed_is_published_and_what_failed_a_check_is_held(catalogue, context) -> None:
+    cup, pot, lamp = catalogue.open("cup", "pot", "lamp").shots
+    catalogue.inspected(cup)
+    catalogue.inspected(pot, HELD)
+    catalogue.inspected(lamp)
+    told = catalogue.publish(context)
+    assert (told["images"], told["new"]) == (2, 2)
+    assert catalogue.summary(context)["state"] == "success"
+    assert catalogue.outcomes() == {"cup": "published", "pot": "held", "lamp": "published"}
+
+
+def test_a_persons_approval_outweighs_a_failed_check(catalogue, context) -> None:
+    (cup,) = catalogue.open("cup").shots
+    final = catalogue.inspected(cup, HELD).job.inputs["final"]
+    catalogue.execute(f"INSERT INTO approvals (digest, by) VALUES ('{final}', 'ada')")
+    catalogue.publish(context)
+    assert catalogue.outcomes() == {"cup": "pending"}
+    catalogue.summary(context)
+    assert catalogue.outcomes() == {"cup": "published"}
+
+
+def test_the_feed_and_the_validation_are_kept_beside_the_run(catalogue, context, store) -> None:
+    (cup,) = catalogue.open("cup").shots
+    catalogue.inspected(cup)
+    catalogue.publish(context)
+    kept = report(catalogue.ledger.engine, catalogue.run).documents
+    assert set(kept) == {"feed", "validation of the publication"}
+    (row,) = csv.DictReader(io.StringIO(store.get(kept["feed"]).decode()))
+    assert (row["id"], row["title"]) == (cup.sku, "cup")
+    image = Image.open(io.BytesIO(store.get(row["sha256"])))
+    assert (image.format, image.size) == ("JPEG", (600, 600))
+
+
+def test_publishing_again_changes_nothing(catalogue, context) -> None:
+    (cup,) = catalogue.open("cup").shots
+    catalogue.inspected(cup)
+    assert catalogue.publish(context)["new"] == 1
+    assert catalogue.publish(context)["new"] == 0
+    assert report(catalogue.ledger.engine, catalogue.run).steps["publish"].computed == 1
+
+
+def plant_a_key_twice(catalogue: Catalogue) -> None:
+    catalogue.execute("ALTER TABLE run_shots DROP CONSTRAINT run_shots_run_shot_key")
+    catalogue.execute(
+        "INSERT INTO run_shots (run, position, shot, version, row, shard)"
+        " SELECT run, 99, shot, version, row, shard FROM run_shots WHERE run = :run AND position = 0"
+    )
+
+
+def mend_a_key_twice(catalogue: Catalogue) -> None:
+    catalogue.execute("DELETE FROM run_shots WHERE run = :run AND position = 99")
+    catalogue.execute("ALTER TABLE run_shots ADD CONSTRAINT run_shots_run_shot_key UNIQUE (run, shot)")
+
+
+def plant_no_verdict(catalogue: Catalogue) -> None:
+    step = catalogue.inspected(catalogue.shots[0], ())
+    assert step.verdicts == ()
+    catalogue.execute(f"DELETE FROM verdicts WHERE key = '{step.key}'")
+
+
+def mend_no_verdict(catalogue: Catalogue) -> None:
+    key = catalogue.ledger.chosen(catalogue.run, catalogue.shots)[catalogue.shots[0].sku]["inspect"].key
+    catalogue.execute(
+        'INSERT INTO verdicts (key, position, "check", score, threshold, passed, reason, picture)'
+        f" VALUES ('{key}', 0, 'overcompletion', 0.01, 0.05, true, '', '')"
+    )
+
+
+def plant_too_small(catalogue: Catalogue) -> None:
+    catalogue.inspected(catalogue.shots[0], side=SCENE.channel.min_width - 1)
+
+
+def mend_too_small(catalogue: Catalogue) -> None:
+    catalogue.execute(
+        "DELETE FROM run_steps u USING shots s WHERE u.shot = s.id AND u.run = :run AND s.sku LIKE '%-cup'"
+    )
+    catalogue.ledger.settle(catalogue.run)
+
+
+@pytest.mark.parametrize(
+    ("plant", "mend", "expectation", "images"),
+    [
+        (plant_a_key_twice, mend_a_key_twice, "expect_column_values_to_be_unique", 2),
+        (plant_no_verdict, mend_no_verdict, "expect_column_values_to_not_be_null", 2),
+        (plant_too_small, mend_too_small, "expect_column_pair_values_a_to_be_greater_than_b", 1),
+    ],
+    ids=["a key twice", "no verdict", "too small"],
+)
+def test_a_defective_set_is_stopped_and_the_mended_one_published_without_a_step(
+    catalogue, context, plant, mend, expectation, images
+) -> None:
+    cup, pot = catalogue.open("cup", "pot").shots
+    catalogue.inspected(pot)
+    if plant is plant_a_key_twice:
+        catalogue.inspected(cup)
+    plant(catalogue)
+
+    with pytest.raises(AirflowFailException, match="publication"):
+        catalogue.publish(context)
+    with pytest.raises(AirflowFailException, match="publication was stopped"):
+        catalogue.summary(context)
+    found = report(catalogue.ledger.engine, catalogue.run)
+    assert catalogue.published() == 0, "nothing of the set is published, the sound rows neither"
+    assert found.published == 0
+    assert found.held == found.products
+    assert found.state == "failed"
+    assert {failure["expectation"] for failure in found.problem["failures"]} == {expectation}
+    named = {row for failure in found.problem["failures"] for row in failure["rows"]}
+    assert named == {f"{cup.sku}/{SCENE.name}/{SCENE.channel.name}"}
+    assert found.problem["document"] == found.documents["validation of the publication"]
+    before = found.steps["publish"]
+
+    mend(catalogue)
+    context["ti"].pushed.clear()
+    assert catalogue.publish(context)["images"] == images
+    after = report(catalogue.ledger.engine, catalogue.run).steps["publish"]
+    assert after.computed <= before.computed, "no step is computed again"
+    assert catalogue.published() == images
+
+
+def test_a_broken_catalogue_stops_publication_with_its_rows(catalogue, context) -> None:
+    catalogue.open("cup", "pot")
+    catalogue.execute(
+        "UPDATE product_versions v SET photo = 'not-a-digest' FROM run_shots r"
+        " WHERE r.version = v.id AND r.run = :run AND r.position = 1"
+    )
+    with pytest.raises(AirflowFailException, match="a photo is named by its sha256"):
+        CheckTableOperator(task_id="check", run=catalogue.run, table="catalogue").execute(context)
+    problem = report(catalogue.ledger.engine, catalogue.run).problem
+    assert problem["table"] == "catalogue"
+    assert problem["failures"][0]["rows"] == [f"3 {catalogue.shots[1].sku}"]
+
+
+def test_a_verdict_without_a_sound_score_stops_publication(catalogue, context) -> None:
+    (cup,) = catalogue.open("cup").shots
+    catalogue.inspected(cup, (replace(PASSED[0], score=-0.5),))
+    with pytest.raises(AirflowFailException, match="not negative"):
+        CheckTableOperator(task_id="check", run=catalogue.run, table="scores").execute(context)
+
+
+def test_the_summary_fails_a_run_with_a_failed_shot_and_not_one_with_a_rejected(catalogue, context) -> None:
+    cup, pot = catalogue.open("cup", "pot").shots
+    catalogue.inspected(cup)
+    catalogue.publish(context)
+
+    def ends(state: State, reason: str) -> None:
+        job = Job("cutout", 1, {}, {"sku": pot.sku, "state": state})
+        step = Step(job.key, job, state, reason=reason)
+        catalogue.ledger.use(catalogue.run, pot, [ShotStep(catalogue.ledger.record(step), reused=False)])
+
+    ends(State.REJECTED, "no product in the photo")
+    assert catalogue.summary(context)["rejected"] == 1
+    ends(State.FAILED, "ShotTimeout: no result after 1 s")
+    with pytest.raises(AirflowFailException, match="1 of 2 shots failed"):
+        catalogue.summary(context)
