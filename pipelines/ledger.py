@@ -105,6 +105,7 @@ def connect(url: str) -> Engine:
         url,
         pool_size=4,
         pool_pre_ping=True,
+        executemany_mode="values_plus_batch",  # upserts of many rows in few round trips
         json_serializer=canonical_json,
         connect_args={"application_name": "packshot", "connect_timeout": 10},
     )

@@ -22,19 +22,18 @@ def rates(connection: Connection) -> dict[str, float]:
     return dict(connection.execute(text(_RATES)).tuples().all())
 
 
-# The first that applies: a step's bad end, a publication of what this run made, a failed check that nobody approved.
+# The first that applies: a step's bad end, a publication of what this run made, failed checks that nobody approved.
 _SETTLE = """
 UPDATE run_shots SET state = outcome.state, reason = outcome.reason
 FROM (
     SELECT rs.position,
            CASE WHEN bad.key IS NOT NULL THEN bad.state
                 WHEN shown.digest IS NOT NULL THEN 'published'
-                WHEN verdict.key IS NOT NULL THEN 'held'
+                WHEN held.reasons IS NOT NULL THEN 'held'
                 ELSE 'pending' END AS state,
            CASE WHEN bad.key IS NOT NULL THEN bad.reason
                 WHEN shown.digest IS NOT NULL THEN ''
-                WHEN verdict.key IS NOT NULL THEN coalesce(nullif(verdict.reason, ''), verdict."check" || ' failed')
-                ELSE '' END AS reason
+                ELSE coalesce(held.reasons, '') END AS reason
     FROM run_shots rs
     LEFT JOIN LATERAL (
         SELECT s.key, s.state, s.reason FROM run_steps u JOIN steps s USING (key)
@@ -47,12 +46,12 @@ FROM (
         WHERE u.run = rs.run AND u.shot = rs.shot AND u.chosen AND u.stage = 'publish' LIMIT 1
     ) shown ON true
     LEFT JOIN LATERAL (
-        SELECT v.key, v."check", v.reason FROM run_steps u JOIN verdicts v USING (key)
+        SELECT string_agg(coalesce(nullif(v.reason, ''), v."check"), '; ' ORDER BY v.position) AS reasons
+        FROM run_steps u JOIN verdicts v USING (key)
         WHERE u.run = rs.run AND u.shot = rs.shot AND u.chosen AND NOT v.passed
           AND NOT EXISTS (SELECT FROM step_inputs i JOIN approvals a USING (digest)
                           WHERE i.key = v.key AND i.role = 'final')
-        ORDER BY v.position LIMIT 1
-    ) verdict ON true
+    ) held ON true
     WHERE rs.run = :run
 ) outcome
 WHERE run_shots.run = :run AND run_shots.position = outcome.position

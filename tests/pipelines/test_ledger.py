@@ -365,7 +365,7 @@ def test_every_shot_ends_in_the_state_that_its_steps_give_it(ledger, request):
     ledger.settle(run)
     assert states(ledger, run) == [
         ("published", ""),
-        ("held", "the product grew by 31 %"),
+        ("held", "the product grew by 31 %; a bright edge"),
         ("rejected", "cutout says no"),
         ("failed", "cutout says no"),
         ("pending", ""),

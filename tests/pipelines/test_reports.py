@@ -268,6 +268,6 @@ def test_the_views_count_shots_seconds_and_overcompletion(ledger, folder, shots,
         " WHERE scene = 'attic'"
     )
     assert (category, images, grown) == ("Kitchen", 2, 1)
-    # Wilson's interval of 1 in 2 at 95 %: centre 0.5, half-width z/2 · sqrt((n + z²) / n²) / (1 + z²/n) · …
+    # Wilson's 95 % interval of one in two
     assert low == pytest.approx(0.0945, abs=1e-3)
     assert high == pytest.approx(0.9055, abs=1e-3)
