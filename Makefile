@@ -11,7 +11,7 @@ SCENE ?= oak-window
 LIMIT ?=
 OUT ?= $(STATE)/demo
 
-.PHONY: help venv demo test lint unit chromium down clean resolve-312
+.PHONY: help venv demo test lint unit chromium bench down clean resolve-312
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 14
@@ -42,7 +42,7 @@ test: lint chromium  ## ruff, mypy, the import contracts, then every test: fast 
 lint: $(INSTALLED)  ## ruff, mypy, import-linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy pipelines operators dags plugins
+	$(BIN)/mypy pipelines operators dags plugins benchmarks
 	PYTHONPATH=plugins $(BIN)/lint-imports
 
 unit: $(INSTALLED)  ## the tests that take less than ten seconds each
@@ -56,6 +56,9 @@ chromium:
 		{ $$root apt-get update -qq && $$root apt-get install -y -qq --no-install-recommends chromium >/dev/null; } \
 			|| echo "apt could not install chromium: the test of the run page will skip"; \
 	else echo "No chromium, and no right to install it through apt: the test of the run page will skip"; fi
+
+bench: $(INSTALLED)  ## the demo, and the peak memory of all its processes
+	@$(BIN)/python benchmarks/peak_memory.py $(MAKE) --no-print-directory demo
 
 down:  ## stop Postgres, the S3 store and Airflow; the data stay
 	@[ ! -x $(BIN)/packshot ] || $(BIN)/packshot down
