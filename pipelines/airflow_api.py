@@ -35,6 +35,9 @@ REFUSED = frozenset(
     }
 )
 
+BACKFILL_LAG = 60.0
+"""Seconds: Airflow notices a backfill's end up to half a minute late, and refuses another one until then."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunProgress:
@@ -130,11 +133,14 @@ class Airflow:
 
     def progress(self, dag_id: str, run_id: str) -> RunProgress:
         """How far the run is now."""
-        path = _run_path(dag_id, run_id)
-        state = self._call("GET", path)["state"]
-        tasks = list(self._pages(f"{path}/taskInstances", "task_instances", order_by="id"))
+        state = self._call("GET", _run_path(dag_id, run_id))["state"]
+        tasks = self.tasks(dag_id, run_id)
         running = sorted(_task_name(task) for task in tasks if task["state"] == "running")
         return RunProgress(state, sum(task["state"] in ENDED for task in tasks), len(tasks), tuple(running))
+
+    def tasks(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
+        """The run's task instances as the API tells them: task_id, map_index, state, pool, try_number, ..."""
+        return self._pages(f"{_run_path(dag_id, run_id)}/taskInstances", "task_instances", order_by="id")
 
     def follow(
         self,
@@ -179,7 +185,14 @@ class Airflow:
         A day whose last run is still under way gets none. Raises UsageError while another backfill of the DAG is under
         way, for a range in the future and for bad Params.
         """
-        made = self._call("POST", "/api/v2/backfills", json=_backfill_body(dag_id, first, last, conf))
+        response = self._request("POST", "/api/v2/backfills", json=_backfill_body(dag_id, first, last, conf))
+        patience = time.monotonic() + BACKFILL_LAG
+        while response.status_code == httpx.codes.CONFLICT and time.monotonic() < patience:
+            if self._under_way(dag_id):
+                break
+            time.sleep(2)
+            response = self._request("POST", "/api/v2/backfills", json=_backfill_body(dag_id, first, last, conf))
+        made = _decoded(response)
         # The API does not say which runs are a backfill's. But a DAG has one active backfill at most, and a partitioned
         # DAG gets new runs every time: the runs of these days that were queued since are its runs.
         since = datetime.fromisoformat(made["created_at"])
@@ -187,6 +200,11 @@ class Airflow:
         runs = self._pages(f"/api/v2/dags/{dag_id}/dagRuns", "dag_runs", run_type="backfill", order_by="id", **days)
         mine = [run for run in runs if datetime.fromisoformat(run["queued_at"]) >= since]
         return Backfill(made["id"], tuple(r["dag_run_id"] for r in sorted(mine, key=lambda r: r["partition_date"])))
+
+    def _under_way(self, dag_id: str) -> bool:
+        """Whether a run of a backfill is still to end."""
+        params = {"run_type": "backfill", "state": ["queued", "running"], "limit": 1}
+        return self._call("GET", f"/api/v2/dags/{dag_id}/dagRuns", params=params)["total_entries"] > 0
 
     # ------------------------------------------------------------------------------------------------ HTTP
 

@@ -1,0 +1,106 @@
+"""A campaign on a running installation: Airflow's own scheduler, workers and REST API, driven by the command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.airflow_api import Airflow
+from pipelines.errors import UsageError
+from pipelines.settings import ROOT, Settings
+
+pytestmark = pytest.mark.slow
+
+SAMPLE = ROOT / "pipelines" / "sample" / "catalog.csv"
+TODAY = datetime.now(UTC).date()
+YESTERDAY = TODAY - timedelta(days=1)
+LIMIT = 2
+
+
+def packshot(*arguments: str, code: int = 0) -> dict[str, Any]:
+    """Run the command with --json; returns its document."""
+    argv = [sys.executable, "-m", "pipelines.cli", *arguments, "--json"]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+def campaign(*more: str, first: date = YESTERDAY) -> dict[str, Any]:
+    """Two days of the other scene."""
+    return packshot("campaign", "--scene", "studio-sage", "--from", str(first), "--to", str(TODAY), *more)
+
+
+@pytest.fixture(scope="module")
+def airflow(airflow_up: Settings):
+    with Airflow(airflow_up) as api:
+        yield api
+
+
+@pytest.fixture(scope="module")
+def refreshed(airflow: Airflow) -> dict[str, Any]:
+    """The sample's first products in one scene: what the campaign finds."""
+    assert SAMPLE.is_file()
+    return packshot("run", str(Path(SAMPLE)), "--scene", "oak-window", "--limit", str(LIMIT), "--wait")
+
+
+def test_airflow_reads_the_dags_and_has_the_pool(airflow: Airflow) -> None:
+    assert airflow.import_errors() == []
+    assert airflow.dag_ids() == ["campaign_backfill", "catalog_refresh"]
+    assert airflow.pools()["gpu"] == 1
+    assert airflow.health()["scheduler"] == "healthy"
+
+
+def test_what_airflow_refuses_is_told_in_one_line(airflow: Airflow) -> None:
+    for refused, reason in (
+        (lambda: airflow.trigger("catalog_refresh", {"scene": "nowhere"}), "'nowhere' is not one of"),
+        (lambda: airflow.trigger("no_such_dag", {}), "no_such_dag"),
+        (lambda: airflow.trigger("campaign_backfill", {}), "does not allow manual runs"),
+        (lambda: airflow.backfill("campaign_backfill", TODAY, YESTERDAY, {}), "ends .* before it begins"),
+        (lambda: airflow.backfill("campaign_backfill", TODAY + timedelta(5), TODAY + timedelta(6), {}), "future"),
+    ):
+        with pytest.raises(UsageError, match=reason) as error:
+            refused()
+        assert "\n" not in str(error.value)
+
+
+def test_the_run_went_through_pool_gpu(airflow: Airflow, refreshed) -> None:
+    tasks = airflow.tasks("catalog_refresh", refreshed["run"])
+    in_gpu = {task["task_id"] for task in tasks if task["pool"] == "gpu"}
+    assert in_gpu == {f"shots.{stage}" for stage in ("cutout", "describe", "generate", "upscale", "inspect")}
+    assert refreshed["products"] == LIMIT
+    assert refreshed["failed"] == 0
+
+
+def test_a_dry_run_forecasts_and_computes_nothing(refreshed) -> None:
+    told = campaign("--dry-run")
+    assert len(told["runs"]) == 2
+    assert told["shots"] == LIMIT
+    assert told["reused"] == 2 * LIMIT, "cutout and description of each"
+    assert told["seconds_expected"] > 0
+    for run in told["runs"]:
+        assert packshot("report", run)["products"] == 0
+
+
+def test_a_campaign_reuses_cutouts_and_descriptions_and_its_repetition_everything(refreshed) -> None:
+    told = campaign("--wait")
+    assert told["shots"] == LIMIT
+    reports = [packshot("report", run) for run in told["runs"]]
+    assert [report["products"] for report in reports] == [0, LIMIT], "the products were new today"
+    for report in reports:
+        assert report["steps"]["cutout"]["computed"] == 0
+        assert report["steps"]["describe"]["computed"] == 0
+        assert report["failed"] == 0
+    assert reports[1]["steps"]["generate"]["computed"] >= LIMIT
+    assert reports[1]["published"] + reports[1]["held"] == LIMIT
+
+    again = campaign("--wait")
+    assert set(again["runs"]).isdisjoint(told["runs"])
+    for run in again["runs"]:
+        steps = packshot("report", run)["steps"]
+        assert {stage: count["computed"] for stage, count in steps.items()} == dict.fromkeys(steps, 0)
