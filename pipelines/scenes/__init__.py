@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipelines.contracts import canonical_json, sha256_hex
 from pipelines.errors import UsageError
@@ -52,6 +52,14 @@ class Control(_Part):
     high: int = Field(140, ge=0, le=255)
     mask_guidance: MaskGuidance | None = MaskGuidance()
 
+    @model_validator(mode="after")
+    def _in_order(self) -> Control:
+        if self.start >= self.end:
+            raise ValueError(f"start ({self.start:g}) must be before end ({self.end:g}): shares of the steps, 0 to 1")
+        if self.low > self.high:
+            raise ValueError(f"low ({self.low}) must not be above high ({self.high}): Canny's two thresholds")
+        return self
+
 
 class SceneLora(_Part):
     """The scene's LoRA, a part of the profile, and its strength."""
@@ -78,6 +86,13 @@ class Channel(_Part):
     quality: int = Field(92, ge=50, le=100)
     min_width: int = Field(500, ge=1)
     min_height: int = Field(500, ge=1)
+
+    @model_validator(mode="after")
+    def _large_enough(self) -> Channel:
+        if self.width < self.min_width or self.height < self.min_height:
+            size, least = f"{self.width}×{self.height}", f"{self.min_width}×{self.min_height}"
+            raise ValueError(f"{size} px is below the channel's own min_width and min_height, {least} px")
+        return self
 
 
 class Checks(_Part):

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipelines.errors import UsageError
+from pipelines.placement import place
+from pipelines.scenes import FOLDER, PLACEHOLDERS, Scene, check_scene, list_scenes, load_scene, picture_of, scene_names
+from pipelines.training.composer import COLOURS, LIGHTS, MATERIALS
+
+SCENES = list_scenes()
+EACH = pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.name)
+MINIMAL = {"name": "mine", "title": "Mine", "prompt": "a photo of {product} on a white floor"}
+
+
+def written(folder: Path, **changes: object) -> Path:
+    path = folder / "mine.yaml"
+    path.write_text(yaml.safe_dump({**MINIMAL, **changes}), "utf-8")
+    return path
+
+
+def test_there_are_scenes_to_choose_from() -> None:
+    assert len(SCENES) >= 5
+    assert len({scene.title for scene in SCENES}) == len(SCENES)
+    assert scene_names() == [scene.name for scene in SCENES]
+
+
+def test_one_scene_has_all_that_the_paper_combines() -> None:
+    """BrushNet, a ControlNet under mask guidance, and the scene's own LoRA."""
+    full = [s for s in SCENES if s.method == "brushnet" and s.lora and any(c.mask_guidance for c in s.controls)]
+    assert [scene.name for scene in full] == ["oak-window"]
+
+
+@EACH
+def test_the_prompt_speaks_the_words_that_the_bundled_models_were_taught(scene: Scene) -> None:
+    surfaces = "|".join([*COLOURS, *MATERIALS])
+    taught = (
+        rf"a photo of {{product}} (standing on an? ({'|'.join(COLOURS)}) podium )?on an? ({surfaces}) floor "
+        rf"against an? ({surfaces}) wall, soft light from the ({'|'.join(LIGHTS)})"
+        rf"(, an? ({'|'.join(COLOURS)}) (ball beside|arch behind) it|, (window light|plant shadow) on the wall)?"
+    )
+    assert re.fullmatch(taught, scene.prompt), scene.prompt
+
+
+@EACH
+def test_a_prompt_is_filled_from_a_description(scene: Scene) -> None:
+    prompt = scene.fill_prompt({"subject": "a brass table lamp", "tags": [{"tag": "lamp"}], "colour": "yellow"})
+    assert "a brass table lamp" in prompt
+    assert not set("{}") & set(prompt)
+
+
+def test_a_product_that_is_hardly_described_leaves_no_holes_in_the_prompt(tmp_path: Path) -> None:
+    scene = check_scene(written(tmp_path, prompt="a photo of {product}, {tags}, {colour} on a white floor, {category}"))
+    assert scene.fill_prompt({"subject": "a cup"}).endswith("floor")
+
+
+@EACH
+def test_the_image_is_at_least_what_its_channel_asks_for(scene: Scene) -> None:
+    assert scene.channel.width >= scene.channel.min_width
+    assert scene.channel.height >= scene.channel.min_height
+
+
+@EACH
+@pytest.mark.parametrize("size", [(300, 900), (900, 300), (500, 500)], ids=["tall", "wide", "square"])
+def test_every_product_fits_the_canvas(scene: Scene, size: tuple[int, int]) -> None:
+    import numpy as np
+
+    matte = np.full((size[1], size[0]), 255, np.uint8)
+    canvas = (scene.channel.width, scene.channel.height)
+    placed = place(matte, canvas, scene.placement.scale, scene.placement.anchor, scene.placement.ground_line)
+    assert 0 <= placed.left <= placed.left + placed.width <= canvas[0]
+    assert 0 <= placed.top <= placed.top + placed.height <= canvas[1]
+
+
+def test_a_change_of_any_field_is_another_version() -> None:
+    scene = load_scene("studio-sage")
+    assert scene.digest == load_scene("studio-sage").digest
+    assert scene.digest != scene.model_copy(update={"steps": scene.steps + 1}).digest
+
+
+def test_an_unknown_scene_is_answered_with_those_there_are() -> None:
+    with pytest.raises(UsageError, match=r"no scene 'sage-studio': there are .*studio-sage"):
+        load_scene("sage-studio")
+
+
+def test_a_scene_name_cannot_leave_the_folder() -> None:
+    with pytest.raises(UsageError, match="no scene"):
+        load_scene("../scenes/studio-sage")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"promt": "typo"}, r"mine\.yaml: promt: "),
+        ({"controls": [{"kind": "canny", "mask_guidence": None}]}, r"controls\.0\.mask_guidence: "),
+        ({"prompt": "a photo of {produkt}"}, r"prompt: .*\{produkt\} is not one of \{product\}"),
+        ({"prompt": "a photo of {product!r}"}, "prompt: "),
+        ({"prompt": "a photo of {product"}, "prompt: "),
+        ({"method": "magic"}, "method: .*brushnet"),
+        ({"steps": 0}, "steps: .*greater than or equal to 1"),
+        ({"guidance_scale": "much"}, "guidance_scale: "),
+        ({"placement": {"scale": 1.4}}, r"placement\.scale: .*0\.98"),
+        ({"placement": {"anchor": "ceiling"}}, r"placement\.anchor: .*ground"),
+        ({"controls": [{"kind": "tile"}]}, r"controls\.0\.kind: .*canny"),
+        ({"controls": [{"start": 0.7, "end": 0.2}]}, r"controls\.0.*end"),
+        ({"channel": {"width": 400, "min_width": 500}}, "channel.*min_width"),
+        ({"lora": {"name": "../elsewhere"}}, r"lora\.name: "),
+        ({"checks": {"overcompletion": -1}}, r"checks\.overcompletion: "),
+        ({"picture": "../../secret.png"}, "picture: "),
+        ({"title": ""}, "title: "),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_wrong_field_is_named_in_one_line(changes: dict[str, object], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        check_scene(written(tmp_path, **changes))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "- a\n- list\n", "name: [", "\x00\x01", "title: !!python/object/apply:os.getcwd []"]
+)
+def test_a_file_that_is_no_scene_is_refused_in_one_line(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text, "utf-8")
+    with pytest.raises(UsageError, match=r"mine\.yaml: ") as caught:
+        check_scene(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_under_another_name_than_its_scene_is_refused(tmp_path: Path) -> None:
+    written(tmp_path).rename(tmp_path / "yours.yaml")
+    with pytest.raises(UsageError, match="name: 'mine' must be the file's name, 'yours'"):
+        check_scene(tmp_path / "yours.yaml")
+
+
+def test_a_file_that_is_not_there_is_refused_by_its_path(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"none\.yaml"):
+        check_scene(tmp_path / "none.yaml")
+
+
+@EACH
+def test_a_picture_that_is_named_is_there(scene: Scene) -> None:
+    assert not scene.picture or picture_of(scene) == FOLDER / scene.picture
+
+
+def test_every_placeholder_is_filled() -> None:
+    scene = Scene(name="all", title="All", prompt=" ".join(f"{{{name}}}" for name in PLACEHOLDERS))
+    filled = scene.fill_prompt({"subject": "s", "tags": [{"tag": "t"}], "colour": "c", "category": "k"})
+    assert filled == "s t c k"
