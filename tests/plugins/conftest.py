@@ -20,6 +20,7 @@ from pipelines.settings import Settings
 from pipelines.store import S3Store
 
 RUN = "manual__2026-05-01T10:00:00+00:00"
+STOPPED = "backfill__2026-05-02T00:00:00+00:00__2026-05-02__abc"
 HOSTILE = '<script>alert("x")</script> & "vase"'
 REASON = "the product grew by 31 % at its right edge"
 
@@ -69,7 +70,14 @@ def run(ledger: PostgresLedger, store: S3Store) -> dict[str, str]:
     ledger.publish(RUN, [Publication("CUP-1", "oak", "web", published.output("published"))])
     step(shots[2], "cutout", {}, state=State.REJECTED, reason="gone.jpg: no such file")
     ledger.finish_run(RUN, "success")
-    return digests | {"published": published.output("published")}
+
+    document = b'{"success": false}'
+    kept = Artifact(store.put(document, "application/json"), "validation", "application/json", len(document))
+    failure = {"expectation": "expect_column_values_to_be_unique", "column": "key", "rows": ["CUP-1/oak/web"]}
+    ledger.start_run(STOPPED, "campaign_backfill", "oak", "web")
+    ledger.attach(STOPPED, kept)
+    ledger.finish_run(STOPPED, "failed", {"reason": "a shot has one image", "failures": [failure]})
+    return digests | {"published": published.output("published"), "validation": kept.sha256}
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from PIL import Image
 from pipelines.store import S3Store
 
 RUN = "manual__2026-05-01T10:00:00+00:00"
+STOPPED = "backfill__2026-05-02T00:00:00+00:00__2026-05-02__abc"
 REASON = "the product grew by 31 % at its right edge"
 
 
@@ -47,6 +48,15 @@ def test_a_viewer_sees_the_runs_and_every_shot_with_its_pictures_and_reasons(vie
         shown = viewer.get(source.removeprefix("/packshot").replace("&amp;", "&"))
         assert shown.status_code == 200
         assert Image.open(io.BytesIO(shown.content)).format == "WEBP"
+
+
+def test_a_run_whose_publication_was_stopped_says_why_and_for_which_rows(viewer, run) -> None:
+    page = viewer.get(f"/runs/{STOPPED}").text
+    for words in ("Publication was stopped", "a shot has one image", "to_be_unique", "CUP-1/oak/web", "No shot"):
+        assert words in page
+    link = f'/packshot/artifacts/{run["validation"]}"'
+    assert link in page
+    assert viewer.get(f"/artifacts/{run['validation']}").json() == {"success": False}
 
 
 def test_a_state_can_be_picked(viewer, run) -> None:
