@@ -53,8 +53,7 @@ def outcome_of(steps: dict[str, Step]) -> tuple[ShotState, str]:
             return ShotState.REJECTED, step.reason
         if step.state is State.FAILED:
             return ShotState.FAILED, step.reason
-    verdicts = steps["inspect"].verdicts if "inspect" in steps else ()
-    failing = [verdict for verdict in verdicts if not verdict.passed]
+    failing = [verdict for step in steps.values() for verdict in step.verdicts if not verdict.passed]
     if failing:
         return ShotState.HELD, "; ".join(verdict.reason or verdict.check for verdict in failing)
     return (ShotState.PUBLISHED, "") if "publish" in steps else (ShotState.PENDING, "")
@@ -137,7 +136,7 @@ def _products(source: Path, store: Store, settings: Settings) -> Sequence[Produc
 
 
 def _passed(steps: dict[str, Step]) -> bool:
-    return "inspect" in steps and all(verdict.passed for verdict in steps["inspect"].verdicts)
+    return "inspect" in steps and all(verdict.passed for step in steps.values() for verdict in step.verdicts)
 
 
 def _write(shot: Shot, steps: dict[str, Step], store: Store, out: Path) -> Outcome:
