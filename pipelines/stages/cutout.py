@@ -1,0 +1,234 @@
+"""Stage 1: cut the product out of its photo (paper, section 3.1, step 1).
+
+Three paths, tried in this order: a photo that arrives with alpha is taken as it is; on plain studio paper the product
+is cut by colour; everything else goes to HQ-SAM, prompted by the salient-object net. The edge is then refined to a soft
+matte at the photo's own resolution, and the rim freed of the old background's colour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from pipelines.contracts import Job, Made, Output, Shot, Step, Verdict
+from pipelines.errors import Rejected, UsageError
+from pipelines.vision.matting import decontaminate, refine_matte
+from pipelines.vision.people import find_skin, garment_part, garment_prompt, is_worn
+from pipelines.vision.photos import Photo, png_bytes, read_photo
+from pipelines.vision.segmenters import HQSamSegmenter, SalientSegmenter, main_pieces, prompt_from
+from pipelines.vision.studio import cut_studio, find_studio
+from pipelines.workflow import Recipe, Stage, Work
+
+PATHS = ("auto", "hqsam")
+WORKING_SIDE = 1024
+"""Longer side, in px, that masks are found at; HQ-SAM sees no more. Only the edge is refined at full resolution."""
+
+MIN_AREA = 0.003
+MAX_AREA = 0.93
+"""Shares of the picture below which there is no product, and above which there is nothing around it."""
+
+MIN_AGREEMENT = 0.5
+SHADOW_ALPHA = 0.8
+"""Photos with alpha often carry the product's soft shadow in it: below this it is no product."""
+
+
+@dataclass(frozen=True, slots=True)
+class CutoutModels:
+    """The two segmenters."""
+
+    salient: SalientSegmenter
+    hqsam: HQSamSegmenter
+
+
+@dataclass(frozen=True, slots=True)
+class CutoutResult:
+    """A product, cut out.
+
+    Attributes:
+        matte: `(H, W)` float32 at the photo's size, 0..1, 1 = product; exactly 1 inside.
+        colours: `(H, W, 3)` uint8: the photo's, with those of the soft rim freed of the background.
+        path: how it was found: `alpha`, `studio` or `hqsam`.
+        box: left, top, right, bottom of the product in pixels.
+        score: IoU of this mask and the salient-object net's, an independent opinion; 1 where they are the same.
+        held: why a person should look at it, "" where nobody needs to.
+    """
+
+    matte: np.ndarray
+    colours: np.ndarray
+    path: str
+    box: tuple[int, int, int, int]
+    score: float
+    held: str = ""
+
+
+def cutout(photo: Photo, models: CutoutModels, path: str = "auto", garment: str = "") -> CutoutResult:
+    """Cut the product out of a photo.
+
+    Args:
+        photo: as `read_photo` gives it.
+        models: the segmenters.
+        path: `auto`, or `hqsam` to have HQ-SAM do every photo.
+        garment: `upper`, `lower` or "": which half of a person a worn garment covers (`people.garment_part`).
+
+    Raises:
+        Rejected: there is no product in the photo, or nothing but product.
+    """
+    if path not in PATHS:
+        raise UsageError(f"cutout path {path!r}: there are {', '.join(PATHS)}")
+    if path == "auto" and photo.alpha is not None and _is_cut_out(photo.alpha):
+        return _finish(photo, _without_shadow(photo.alpha), "alpha", 1.0)
+
+    image = _fit(photo.rgb, WORKING_SIDE)
+    saliency = models.salient.segment(image)
+    salient = main_pieces(saliency > 0.5)
+    if salient.mean() < MIN_AREA:
+        raise Rejected("no product found: nothing in the photo stands out from its background")
+    studio = find_studio(image)
+    figure = cut_studio(image, studio, saliency) if studio is not None else None
+
+    skin = find_skin(image)
+    if figure is not None and is_worn(figure, skin, garment):
+        mask, held = _worn(image, figure, skin, models.hqsam, garment)
+        return _finish(photo, _soft(photo, image, mask), "hqsam", _iou(mask > 0.5, salient), held)
+    if figure is not None and path == "auto":
+        return _finish(photo, _soft(photo, image, figure.astype(np.float32)), "studio", _iou(figure, salient))
+
+    prompt = prompt_from(saliency)
+    if prompt is None:
+        raise Rejected("no product found: nothing in the photo stands out from its background")
+    mask = models.hqsam.segment_prompted(image, prompt)
+    mask = mask * main_pieces(mask > 0.5, share=0.02)
+    agreement = _iou(mask > 0.5, salient)
+    held = ""
+    if agreement < MIN_AGREEMENT:
+        held = f"unsure what the product is: the two segmenters agree on {agreement:.0%} of it"
+    return _finish(photo, _soft(photo, image, mask), "hqsam", agreement, held)
+
+
+def _worn(
+    image: np.ndarray, figure: np.ndarray, skin: np.ndarray, hqsam: HQSamSegmenter, part: str
+) -> tuple[np.ndarray, str]:
+    """The garment of a person alone; held where it cannot be told apart from what else they wear."""
+    prompt = garment_prompt(image, figure, skin, part)
+    if prompt is None:
+        return figure.astype(np.float32), "worn by a person and not separable from them"
+    mask = hqsam.segment_prompted(image, prompt) * (figure & ~skin)
+    mask = mask * main_pieces(mask > 0.5, share=0.1)
+    share = float((mask > 0.5).sum() / figure.sum())
+    if not part:
+        return mask, "worn by a person, and the title does not say which garment is meant"
+    if share < 0.15:
+        return mask, f"worn by a person, and only {share:.0%} of the figure was recognised as the garment"
+    return mask, ""
+
+
+def _is_cut_out(alpha: np.ndarray) -> bool:
+    """The alpha channel means a cutout: some of it is clear, some opaque."""
+    return float((alpha < 0.05).mean()) > 0.02 and float((alpha > SHADOW_ALPHA).mean()) > MIN_AREA
+
+
+def _without_shadow(alpha: np.ndarray) -> np.ndarray:
+    """The alpha channel as it is at the product and 2 px around it, nothing elsewhere."""
+    product = cv2.dilate((alpha > SHADOW_ALPHA).astype(np.uint8), np.ones((5, 5), np.uint8))
+    return alpha * product
+
+
+def _soft(photo: Photo, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """A mask found on the reduced `image` as a soft matte at the photo's size."""
+    width, height = photo.size
+    full = cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
+    return refine_matte(photo.rgb, full, radius=max(2, round(0.003 * max(width, height))))
+
+
+def _finish(photo: Photo, matte: np.ndarray, path: str, score: float, held: str = "") -> CutoutResult:
+    area = float((matte > 0.5).mean())
+    if area < MIN_AREA:
+        raise Rejected("no product found: what stood out turned out to be a shadow or a speck")
+    if area > MAX_AREA:
+        raise Rejected("no product found: the photo is filled to its edges, there is no background to tell it from")
+    rows, columns = np.flatnonzero((matte > 0.5).any(axis=1)), np.flatnonzero((matte > 0.5).any(axis=0))
+    box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
+    return CutoutResult(matte, decontaminate(photo.rgb, matte), path, box, score, held)
+
+
+def _fit(image: np.ndarray, side: int) -> np.ndarray:
+    """The image with its longer side at most `side`."""
+    scale = side / max(image.shape[:2])
+    if scale >= 1:
+        return image
+    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+
+
+def _iou(a: np.ndarray, b: np.ndarray) -> float:
+    return float((a & b).sum() / max(1, (a | b).sum()))
+
+
+def job(shot: Shot, upstream: Mapping[str, Step], recipe: Recipe, candidate: int) -> Job:
+    """What the cutout depends on: the photo, the path, which half of a person a garment covers, the segmenters.
+
+    A product without a usable photo has a job too, whose outcome is the rejection that says why.
+    """
+    product = shot.product
+    parameters = {"path": recipe.path, "garment": garment_part(f"{product.category} {product.title}")}
+    if product.photo is None:
+        parameters["problem"] = product.photo_problem or "the product has no photo"
+    return Job(
+        stage=STAGE.name,
+        version=STAGE.version,
+        inputs={"photo": product.photo} if product.photo is not None else {},
+        parameters=parameters,
+        models=(recipe.profile.ref("hqsam"), recipe.profile.ref("salient")),
+        attempt=recipe.attempt,
+    )
+
+
+def load(recipe: Recipe) -> CutoutModels:
+    """Load both segmenters of the profile."""
+    salient = SalientSegmenter.from_profile(recipe.profile, recipe.device)
+    return CutoutModels(salient, HQSamSegmenter.from_profile(recipe.profile, salient, recipe.device))
+
+
+def compute(works: Sequence[Work], models: CutoutModels, recipe: Recipe) -> list[Made | Rejected]:
+    """Cut each photo out; a bad photo is that shot's rejection."""
+    return [_compute_one(work, models) for work in works]
+
+
+def _compute_one(work: Work, models: CutoutModels) -> Made | Rejected:
+    parameters = work.job.parameters
+    if "problem" in parameters:
+        return Rejected(parameters["problem"])
+    try:
+        photo = read_photo(work.inputs["photo"])
+        result = cutout(photo, models, parameters["path"], parameters["garment"])
+    except Rejected as rejection:
+        return rejection
+    matte = np.clip(result.matte * 255 + 0.5, 0, 255).astype(np.uint8)
+    rgba = Image.fromarray(np.dstack([result.colours, matte]), "RGBA")
+    return Made(
+        outputs=(Output("cutout", png_bytes(rgba), "image/png"),),
+        facts={
+            "path": result.path,
+            "box": list(result.box),
+            "agreement": round(result.score, 4),
+            "width": photo.size[0],
+            "height": photo.size[1],
+        },
+        verdicts=(
+            Verdict(
+                check="cutout",
+                score=round(result.score, 4),
+                threshold=MIN_AGREEMENT,
+                passed=not result.held,
+                reason=result.held,
+                picture="cutout",
+            ),
+        ),
+    )
+
+
+STAGE = Stage(name="cutout", version=1, needs=(), job=job, load=load, compute=compute)

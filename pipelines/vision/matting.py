@@ -1,0 +1,110 @@
+"""From a rough mask to a soft matte at the photo's resolution, and the product's own colours in its soft rim."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+
+def refine_matte(image: np.ndarray, mask: np.ndarray, radius: int, epsilon: float = 1e-4) -> np.ndarray:
+    """Snap a soft mask to the edges of its image with a colour guided filter.
+
+    He, Sun and Tang, "Guided Image Filtering", ECCV 2010, section 3.3: in each window the matte is a linear function
+    of the three colour channels. Only a band of `2 * radius` around the mask's edge is changed.
+
+    Args:
+        image: `(H, W, 3)` uint8 RGB.
+        mask: `(H, W)` float, 0..1.
+        radius: of the window in pixels: about how far off the mask's edge may be.
+        epsilon: regularisation; colour variances (0..1) below it count as flat.
+
+    Returns:
+        `(H, W)` float32, 0..1.
+    """
+    mask = mask.astype(np.float32)
+    unsure = cv2.dilate((cv2.absdiff(cv2.blur(mask, (3, 3)), np.round(mask)) > 0.02).astype(np.uint8), _disc(radius))
+    if not unsure.any():
+        return mask
+    y0, y1, x0, x1 = _bounds(unsure, 2 * radius)
+    band = unsure[y0:y1, x0:x1] > 0
+    guide = image[y0:y1, x0:x1].astype(np.float32) / 255
+    guided = _guided_filter(guide, mask[y0:y1, x0:x1], band, radius, epsilon)
+    matte = np.round(mask)
+    matte[y0:y1, x0:x1][band] = np.clip(guided[band], 0, 1)
+    return matte
+
+
+def decontaminate(image: np.ndarray, matte: np.ndarray, radius: int = 8) -> np.ndarray:
+    """Give soft rim pixels the product's colour without the old background's.
+
+    A rim pixel shows `matte * product + (1 - matte) * background`. The background near it is estimated from pixels
+    that are surely background, the equation solved for the product, and the answer kept near the colours of the
+    product's inside, since the division amplifies noise.
+
+    Args:
+        image: `(H, W, 3)` uint8 RGB.
+        matte: `(H, W)` float, 0..1.
+        radius: how far to look for pure colours, in pixels.
+
+    Returns:
+        `(H, W, 3)` uint8; equal to `image` where the matte is 0 or at least 0.99.
+    """
+    colours = image.astype(np.float32)
+    rim = (matte > 0) & (matte < 0.99)
+    if not rim.any():
+        return image
+    inside, inside_weight = _spread(colours, (matte >= 0.99).astype(np.float32), radius)
+    outside, outside_weight = _spread(colours, (matte <= 0.01).astype(np.float32), radius)
+    alpha = np.maximum(matte, 0.1)[..., None]
+    solved = np.clip((colours - (1 - alpha) * outside) / alpha, 0, 255)
+    solved = np.where(outside_weight[..., None] > 0, solved, colours)
+    # the lower the matte, the less its pixel knows of the product
+    trust = np.clip(matte, 0, 1)[..., None]
+    clean = np.where(inside_weight[..., None] > 0, trust * solved + (1 - trust) * inside, solved)
+    result = image.copy()
+    result[rim] = np.clip(clean[rim] + 0.5, 0, 255).astype(np.uint8)
+    return result
+
+
+def _guided_filter(guide: np.ndarray, target: np.ndarray, band: np.ndarray, radius: int, epsilon: float) -> np.ndarray:
+    """The filter's answer, right where `band` is set: only the 3 x 3 systems that those pixels need are solved."""
+
+    def mean(x: np.ndarray) -> np.ndarray:
+        return cv2.blur(x, (2 * radius + 1, 2 * radius + 1))
+
+    needed = cv2.dilate(band.astype(np.uint8), np.ones((2 * radius + 1, 2 * radius + 1), np.uint8)) > 0
+    mean_guide, mean_target = mean(guide), mean(target)
+    covariance = (mean(guide * target[..., None]) - mean_guide * mean_target[..., None])[needed]
+    sigma = np.empty((len(covariance), 3, 3), np.float32)
+    for i in range(3):
+        for j in range(i, 3):
+            value = mean(guide[..., i] * guide[..., j]) - mean_guide[..., i] * mean_guide[..., j]
+            sigma[:, i, j] = sigma[:, j, i] = value[needed]
+    sigma[:, range(3), range(3)] += epsilon
+    slope = np.zeros_like(guide)
+    slope[needed] = np.linalg.solve(sigma, covariance[..., None])[..., 0]
+    offset = mean_target - (slope * mean_guide).sum(axis=-1)
+    return (mean(slope) * guide).sum(axis=-1) + mean(offset)
+
+
+def _spread(colours: np.ndarray, weight: np.ndarray, radius: int) -> tuple[np.ndarray, np.ndarray]:
+    """Average colour of the weighted pixels around each pixel, and how much of the window they fill."""
+    total = cv2.GaussianBlur(weight, (0, 0), radius / 2)
+    total[total < 1e-4] = 0
+    spread = cv2.GaussianBlur(colours * weight[..., None], (0, 0), radius / 2)
+    return spread / np.maximum(total, 1e-4)[..., None], total
+
+
+def _disc(radius: int) -> np.ndarray:
+    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
+
+
+def _bounds(mask: np.ndarray, margin: int) -> tuple[int, int, int, int]:
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    height, width = mask.shape
+    return (
+        max(0, int(rows[0]) - margin),
+        min(height, int(rows[-1]) + margin + 1),
+        max(0, int(columns[0]) - margin),
+        min(width, int(columns[-1]) + margin + 1),
+    )

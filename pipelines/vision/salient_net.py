@@ -1,0 +1,117 @@
+"""U²-Net-P: a small net for salient objects, with the batch normalisation folded into the convolutions.
+
+Qin et al., "U²-Net: Going Deeper with Nested U-Structure for Salient Object Detection", Pattern Recognition 2020,
+section 3. A U-Net whose every stage is itself a small U-Net (an RSU block). The published weights fold their
+normalisation into the convolutions on export, and fine-tuning at a low rate works without it, so this net has none.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+SIDE = 320
+"""The side in pixels that the published weights were trained at."""
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+
+def _resize(x: Tensor, like: Tensor) -> Tensor:
+    return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def _pool(x: Tensor) -> Tensor:
+    return F.max_pool2d(x, 2, stride=2, ceil_mode=True)
+
+
+def _conv(inputs: int, outputs: int, dilation: int = 1) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=dilation, dilation=dilation), nn.ReLU(inplace=True))
+
+
+class RSU(nn.Module):
+    """A residual U-block (figure 2): `depth` levels with pooling between them, the last one dilated instead."""
+
+    def __init__(self, depth: int, inputs: int, middle: int, outputs: int) -> None:
+        super().__init__()
+        self.enter = _conv(inputs, outputs)
+        self.down = nn.ModuleList(_conv(outputs if i == 0 else middle, middle) for i in range(depth - 1))
+        self.bottom = _conv(middle, middle, dilation=2)
+        self.up = nn.ModuleList(_conv(2 * middle, outputs if i == depth - 2 else middle) for i in range(depth - 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(B, inputs, H, W)` to `(B, outputs, H, W)`."""
+        entered = self.enter(x)
+        skips: list[Tensor] = []
+        x = entered
+        for i, block in enumerate(self.down):
+            x = block(x if i == 0 else _pool(x))
+            skips.append(x)
+        x = self.bottom(x)
+        for block in self.up:
+            skip = skips.pop()
+            x = block(torch.cat([_resize(x, skip), skip], dim=1))
+        return x + entered
+
+
+class DilatedRSU(nn.Module):
+    """The residual U-block of the deepest stages (RSU-4F): dilations 1, 2, 4, 8 in place of pooling."""
+
+    def __init__(self, inputs: int, middle: int, outputs: int) -> None:
+        super().__init__()
+        self.enter = _conv(inputs, outputs)
+        self.down = nn.ModuleList(_conv(outputs if d == 1 else middle, middle, d) for d in (1, 2, 4))
+        self.bottom = _conv(middle, middle, dilation=8)
+        self.up = nn.ModuleList(_conv(2 * middle, outputs if d == 1 else middle, d) for d in (4, 2, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(B, inputs, H, W)` to `(B, outputs, H, W)`."""
+        entered = self.enter(x)
+        skips: list[Tensor] = []
+        x = entered
+        for block in self.down:
+            x = block(x)
+            skips.append(x)
+        x = self.bottom(x)
+        for block in self.up:
+            x = block(torch.cat([x, skips.pop()], dim=1))
+        return x + entered
+
+
+class U2NetP(nn.Module):
+    """U²-Net-P (1.1 M parameters): six encoder and five decoder stages, a saliency map from each, and their fusion."""
+
+    def __init__(self, middle: int = 16, width: int = 64) -> None:
+        super().__init__()
+        self.encoder = nn.ModuleList(
+            [RSU(7, 3, middle, width)]
+            + [RSU(depth, width, middle, width) for depth in (6, 5, 4)]
+            + [DilatedRSU(width, middle, width) for _ in range(2)]
+        )
+        self.decoder = nn.ModuleList(
+            [DilatedRSU(2 * width, middle, width)] + [RSU(depth, 2 * width, middle, width) for depth in (4, 5, 6, 7)]
+        )
+        self.side = nn.ModuleList(nn.Conv2d(width, 1, 3, padding=1) for _ in range(6))
+        self.fuse = nn.Conv2d(6, 1, 1)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Give saliency logits for an image.
+
+        Args:
+            image: `(B, 3, H, W)`, normalised by `MEAN` and `STD`; the published weights expect 320 px.
+
+        Returns:
+            Seven tensors `(B, 1, H, W)`: the fused logits first, then those of the six stages, finest first.
+        """
+        skips: list[Tensor] = []
+        x = image
+        for i, stage in enumerate(self.encoder):
+            x = stage(x if i == 0 else _pool(x))
+            skips.append(x)
+        stages = [skips.pop()]
+        for block in self.decoder:
+            skip = skips.pop()
+            stages.append(block(torch.cat([_resize(stages[-1], skip), skip], dim=1)))
+        sides = [_resize(head(x), image) for head, x in zip(self.side, reversed(stages), strict=True)]
+        return [self.fuse(torch.cat(sides, dim=1)), *sides]

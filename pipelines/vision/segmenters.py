@@ -1,0 +1,211 @@
+"""Find the product in a picture: a fast salient-object net, and HQ-SAM prompted by it (paper, section 3.1, step 1).
+
+Both are segmenters: an RGB image in, a soft mask out, 1 = product. They are independent enough that where they
+disagree, the checks report uncertainty.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import cv2
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from pipelines.vision.salient_net import MEAN, SIDE, STD, U2NetP
+
+if TYPE_CHECKING:
+    from segment_anything_hq import SamPredictor
+    from segment_anything_hq.modeling import Sam
+
+    from pipelines.models import Profile
+
+MASK_SIDE = 256
+"""SAM's masks in and out have this side: a quarter of the 1,024 px that its encoder sees."""
+
+MIN_SALIENCY = 0.5
+LOGIT_SCALE = 16.0
+"""What a fully salient pixel is worth as SAM's mask prompt: the size of the logits that SAM itself puts out."""
+
+
+class Segmenter(Protocol):
+    """Anything that finds the product in a picture."""
+
+    def segment(self, image: np.ndarray) -> np.ndarray:
+        """Map `(H, W, 3)` uint8 RGB to a soft mask `(H, W)` float32, 0..1, 1 = product."""
+
+
+class SalientSegmenter:
+    """U²-Net-P at 320 px: what strikes the eye. A tenth of HQ-SAM's time."""
+
+    def __init__(self, net: U2NetP, device: str = "cpu") -> None:
+        self._net = net.eval().requires_grad_(False).to(device)
+        self._device = device
+
+    @classmethod
+    def from_file(cls, path: Path, device: str = "cpu") -> SalientSegmenter:
+        """Load safetensors weights; half-precision ones are widened."""
+        net = U2NetP()
+        net.load_state_dict(load_file(path))
+        return cls(net, device)
+
+    @classmethod
+    def from_profile(cls, profile: Profile, device: str = "cpu") -> SalientSegmenter:
+        """Load the profile's part `salient`, checked against its digest."""
+        return cls.from_file(profile.part("salient").check().weights[0], device)
+
+    def segment(self, image: np.ndarray) -> np.ndarray:
+        """See `Segmenter.segment`."""
+        height, width = image.shape[:2]
+        small = cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+        small = (small - np.float32(MEAN)) / np.float32(STD)
+        batch = torch.from_numpy(small).permute(2, 0, 1)[None].to(self._device)
+        with torch.inference_mode():
+            saliency = self._net(batch)[0].sigmoid()[0, 0].cpu().numpy()
+        return cv2.resize(saliency, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What HQ-SAM is asked for, in pixels of the image.
+
+    Attributes:
+        box: `(4,)` float, left, top, right, bottom.
+        points: `(N, 2)` float, x and y.
+        labels: `(N,)` int, 1 on the product, 0 beside it.
+        mask: a rough mask `(H, W)` float in 0..1, or None.
+    """
+
+    box: np.ndarray
+    points: np.ndarray
+    labels: np.ndarray
+    mask: np.ndarray | None = None
+
+
+def prompt_from(saliency: np.ndarray, points: int = 3) -> Prompt | None:
+    """Turn a saliency map `(H, W)`, 0..1, into a prompt; None where nothing is salient.
+
+    The box holds every salient piece of at least 4 % of the largest one's area, so a set stays one product. Points
+    lie where the salient region is widest, far from each other.
+    """
+    core = main_pieces(saliency > MIN_SALIENCY)
+    if not core.any():
+        return None
+    rows, columns = np.flatnonzero(core.any(axis=1)), np.flatnonzero(core.any(axis=0))
+    box = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32)
+    chosen = deepest_points(core, points)
+    return Prompt(box, chosen, np.ones(len(chosen), np.int64), np.where(core, saliency, 0.0))
+
+
+def deepest_points(mask: np.ndarray, count: int) -> np.ndarray:
+    """Up to `count` points `(N, 2)` float32, x and y, where a boolean mask is widest, far from each other."""
+    inside = np.pad(mask, 1).astype(np.uint8)
+    chosen: list[tuple[int, int]] = []
+    for _ in range(count):
+        depth = cv2.distanceTransform(inside, cv2.DIST_L2, 5)
+        y, x = np.unravel_index(int(depth.argmax()), depth.shape)
+        if depth[y, x] < 1:
+            break
+        chosen.append((int(x) - 1, int(y) - 1))
+        cv2.circle(inside, (int(x), int(y)), int(depth[y, x] * 0.8) + 1, 0, -1)
+    return np.array(chosen, np.float32).reshape(-1, 2)
+
+
+def main_pieces(mask: np.ndarray, share: float = 0.04) -> np.ndarray:
+    """The connected pieces of a boolean mask that have at least `share` of the largest one's area."""
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    if count <= 1:
+        return np.zeros_like(mask, dtype=bool)
+    areas = stats[1:, cv2.CC_STAT_AREA]
+    kept = np.concatenate([[False], areas >= share * areas.max()])
+    return kept[labels]
+
+
+class HQSamSegmenter:
+    """HQ-SAM (Ke et al. 2023, "Segment Anything in High Quality"), prompted by a salient-object segmenter or a caller.
+
+    The picture is encoded once (the slow part) and kept, so that asking again about the same picture is quick.
+    """
+
+    def __init__(self, sam: Sam, salient: Segmenter, device: str = "cpu") -> None:
+        predictor_class = _segment_anything().SamPredictor
+        self._predictor: SamPredictor = predictor_class(sam.eval().requires_grad_(False).to(device))
+        self._salient = salient
+        self._encoded: np.ndarray | None = None
+
+    @classmethod
+    def from_file(cls, path: Path, salient: Segmenter, device: str = "cpu") -> HQSamSegmenter:
+        """Load the whole `vit_tiny` model from safetensors; half-precision weights are widened."""
+        return cls(build_sam(path), salient, device)
+
+    @classmethod
+    def from_profile(cls, profile: Profile, salient: Segmenter, device: str = "cpu") -> HQSamSegmenter:
+        """Load the profile's part `hqsam`, checked against its digest."""
+        return cls.from_file(profile.part("hqsam").check().weights[0], salient, device)
+
+    def segment(self, image: np.ndarray) -> np.ndarray:
+        """See `Segmenter.segment`. Zeros where nothing in the picture is salient."""
+        prompt = prompt_from(self._salient.segment(image))
+        if prompt is None:
+            return np.zeros(image.shape[:2], np.float32)
+        return self.segment_prompted(image, prompt)
+
+    def segment_prompted(self, image: np.ndarray, prompt: Prompt, passes: int = 2) -> np.ndarray:
+        """Segment what `prompt` asks for.
+
+        Args:
+            image: `(H, W, 3)` uint8 RGB.
+            prompt: in pixels of `image`.
+            passes: decoder passes; each takes the mask before it as its mask prompt.
+
+        Returns:
+            `(H, W)` float32, 0..1: the sigmoid of the mask's logits.
+        """
+        if self._encoded is not image:
+            with torch.inference_mode():
+                self._predictor.set_image(image)
+            self._encoded = image
+        mask_input = None if prompt.mask is None else mask_prompt(prompt.mask)
+        for _ in range(passes):
+            with torch.inference_mode():
+                logits, _, low = self._predictor.predict(
+                    point_coords=prompt.points if len(prompt.points) else None,
+                    point_labels=prompt.labels if len(prompt.points) else None,
+                    box=prompt.box,
+                    mask_input=mask_input,
+                    multimask_output=False,
+                    return_logits=True,
+                )
+            mask_input = np.clip(low, -2 * LOGIT_SCALE, 2 * LOGIT_SCALE)
+        return (1 / (1 + np.exp(-np.clip(logits[0], -30, 30)))).astype(np.float32)
+
+
+def mask_prompt(mask: np.ndarray) -> np.ndarray:
+    """A soft mask `(H, W)` as SAM wants it: logits `(1, 256, 256)`, the longer side fitted, the rest background."""
+    height, width = mask.shape
+    scale = MASK_SIDE / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    small = cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_AREA)
+    prompt = np.full((1, MASK_SIDE, MASK_SIDE), -LOGIT_SCALE, np.float32)
+    prompt[0, : size[1], : size[0]] = (2 * small - 1) * LOGIT_SCALE
+    return prompt
+
+
+def build_sam(path: Path | None = None) -> Sam:
+    """HQ-SAM's `vit_tiny`, with weights from a safetensors file where one is named."""
+    sam = _segment_anything().sam_model_registry["vit_tiny"]()
+    if path is not None:
+        sam.load_state_dict(load_file(path))
+    return sam
+
+
+def _segment_anything():  # type: ignore[no-untyped-def]
+    """Import the library without its notes about timm's moved modules."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import segment_anything_hq
+    return segment_anything_hq

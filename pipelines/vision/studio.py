@@ -1,0 +1,133 @@
+"""Photos on plain paper: recognise the background by the picture's border, and cut the product out by colour.
+
+Where the background is known, every pixel tells how far it is from it. What colour alone cannot tell is a shadow (the
+background, darker) from a grey product, and a white product from white paper: there the salient-object net decides.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from pipelines.vision.segmenters import main_pieces
+
+BORDER = 0.02
+"""Width of the frame that is looked at, as a share of the picture's shorter side."""
+
+MIN_INLIERS = 0.7
+MAX_SPREAD = 5.0
+MIN_BRIGHTNESS = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Studio:
+    """A plain background.
+
+    Attributes:
+        colour: `(H, W, 3)` float32: what the background looks like behind every pixel, 0..255.
+        spread: standard deviation of the border around it, in levels.
+    """
+
+    colour: np.ndarray
+    spread: float
+
+
+def find_studio(image: np.ndarray) -> Studio | None:
+    """Recognise plain paper, evenly lit or with a smooth gradient.
+
+    A quadratic surface is fitted to the border's colours with outliers left out (a product may touch the border); the
+    background is plain when most of the border follows it closely. Dark backgrounds are not taken: products fade into
+    them.
+
+    Args:
+        image: `(H, W, 3)` uint8 RGB.
+    """
+    height, width = image.shape[:2]
+    frame = max(2, round(BORDER * min(height, width)))
+    border = np.ones((height, width), bool)
+    border[frame:-frame, frame:-frame] = False
+    ys, xs = np.nonzero(border)
+    every = max(1, len(ys) // 4000)
+    ys, xs = ys[::every], xs[::every]
+    colours = image[ys, xs].astype(np.float64)
+    basis = _quadratic(ys / height, xs / width)
+
+    kept = np.abs(colours - np.median(colours, axis=0)).max(axis=1) < 40
+    for _ in range(4):
+        if kept.sum() < 50:
+            return None
+        fit, *_ = np.linalg.lstsq(basis[kept], colours[kept], rcond=None)
+        residual = np.abs(colours - basis @ fit).max(axis=1)
+        kept = residual < max(4.0, 2.5 * residual[kept].std())
+    spread = float((colours - basis @ fit)[kept].std())
+    if kept.mean() < MIN_INLIERS or spread > MAX_SPREAD or colours[kept].mean() < MIN_BRIGHTNESS:
+        return None
+    yy, xx = np.mgrid[0:height, 0:width]
+    surface = _quadratic((yy / height).ravel(), (xx / width).ravel()) @ fit
+    return Studio(np.clip(surface, 1, 255).reshape(height, width, 3).astype(np.float32), spread)
+
+
+def cut_studio(image: np.ndarray, studio: Studio, saliency: np.ndarray) -> np.ndarray:
+    """Cut the product out of plain paper.
+
+    Args:
+        image: `(H, W, 3)` uint8 RGB.
+        studio: its background.
+        saliency: `(H, W)` float, 0..1, of the salient-object net.
+
+    Returns:
+        `(H, W)` bool, true = product.
+    """
+    side = max(image.shape[:2])
+    pixels = cv2.GaussianBlur(image, (0, 0), 0.8).astype(np.float32)
+    # a shadow is the background times a shade below 1; what remains beside it is colour
+    shade = (pixels * studio.colour).sum(axis=2) / (studio.colour**2).sum(axis=2)
+    tint = np.abs(pixels - shade[..., None] * studio.colour).max(axis=2)
+    away = np.abs(pixels - studio.colour).max(axis=2)
+    plain = away < max(3.0, 2.5 * studio.spread)
+    distinct = (tint > max(12.0, 5 * studio.spread)) | (shade < 0.5)
+
+    product = main_pieces(saliency > 0.5)
+    if not product.any():
+        return product
+    # thin parts that the net's 320 px lose: cords, laces, straps
+    product |= _touching(distinct & (saliency > 0.02), product)
+    # paper that it takes in: a rim around the product, and the gaps inside
+    paper = _grow((saliency < 0.1) & ~distinct, plain, round(0.025 * side))
+    product &= ~paper
+    product &= ~_gaps(plain & product, saliency, side)
+    return main_pieces(product, share=0.02)
+
+
+def _quadratic(y: np.ndarray, x: np.ndarray) -> np.ndarray:
+    return np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=1)
+
+
+def _touching(candidates: np.ndarray, product: np.ndarray) -> np.ndarray:
+    """The connected pieces of `candidates` that overlap `product`."""
+    count, labels = cv2.connectedComponents(candidates.astype(np.uint8), connectivity=8)
+    touched = np.zeros(count, bool)
+    touched[np.unique(labels[product])] = True
+    touched[0] = False
+    return touched[labels]
+
+
+def _grow(seed: np.ndarray, into: np.ndarray, steps: int) -> np.ndarray:
+    """`seed` dilated `steps` pixels, never leaving `into`."""
+    region, allowed = seed.astype(np.uint8), (seed | into).astype(np.uint8)
+    kernel = np.ones((3, 3), np.uint8)
+    for _ in range(steps):
+        region = cv2.dilate(region, kernel) & allowed
+    return region > 0
+
+
+def _gaps(plain: np.ndarray, saliency: np.ndarray, side: int) -> np.ndarray:
+    """Pieces of plain paper inside the product (a handle's eye): large enough, and doubted by the net."""
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(plain.astype(np.uint8), connectivity=4)
+    areas = stats[:, cv2.CC_STAT_AREA]
+    doubt = np.bincount(labels.ravel(), weights=saliency.ravel(), minlength=count) / np.maximum(1, areas)
+    gaps = (areas > (0.006 * side) ** 2) & (doubt < 0.8)
+    gaps[0] = False
+    return gaps[labels]
