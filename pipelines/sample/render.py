@@ -8,7 +8,7 @@ old numpy, so give it a virtual environment of its own:
     bpy-venv/bin/python pipelines/sample/render.py BlendSwap-CC-0.sh3f --only SMP-003 --size 400 --out previews
 
 Each product is rendered twice with one camera: the photo, and the mask (backdrop hidden, transparent film, every
-material replaced by an opaque one). Then `catalog.csv` and `CREDITS.md` are written beside the pictures.
+material replaced by an opaque one). `catalog.csv` and `CREDITS.md` are written beside the pictures.
 The models named here are an evaluation set: `HELD_OUT` keeps them out of anything that is trained.
 """
 
@@ -102,13 +102,14 @@ PRODUCTS: tuple[Product, ...] = (
     ),
     Product(
         "SMP-002",
-        "Chesterfield Leather Armchair",
-        "Furniture > Chairs > Armchairs",
-        "winchesterArmchair",
+        "Rust Velvet Lounge Armchair",
+        "Furniture > Chairs > Armchairs, Recliners & Sleeper Chairs",
+        "armchair2",
         Setting("floor", (0.66, 0.49, 0.34), (0.86, 0.83, 0.78)),
         yaw=-28,
         aspect=(5, 4),
         fill=0.66,
+        finishes=(Finish("None", colour=(0.66, 0.36, 0.24), roughness=0.85),),
     ),
     Product(
         "SMP-003",
@@ -508,7 +509,9 @@ def render_photo(parts: list[bpy.types.Object], folder: Path) -> Image.Image:
         return near
     scene.render.use_border = False
     scene.render.resolution_percentage = 30
-    far = render(folder).resize(near.size, Image.Resampling.BICUBIC)
+    pixels = np.asarray(render(folder))[2:-2, 2:-2]  # the denoiser leaves specks on the outermost pixels
+    pixels = np.pad(pixels, ((2, 2), (2, 2), (0, 0)), mode="edge")
+    far = Image.fromarray(pixels).resize(near.size, Image.Resampling.BICUBIC)
     scene.render.resolution_percentage = 100
     scene.render.use_border = True
     feather = round(0.02 * max(near.size))
@@ -590,6 +593,7 @@ def mask_link(product: Product) -> str:
 
 def write_catalogue(out: Path) -> None:
     """catalog.csv with Google Merchant's column names, then the two columns that tests and lawyers read."""
+    out.mkdir(parents=True, exist_ok=True)
     with (out / "catalog.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
@@ -607,15 +611,16 @@ def read_creators(library: Path) -> dict[str, str]:
 
 
 def read_source(library: Path, model: str) -> str:
-    """Where the model was published: the address in its licence file, or ''."""
+    """Where the model was published, from its own licence file. Raises ValueError where that does not say CC0: the
+    library as a whole does, yet two of its models were released under CC BY."""
     with zipfile.ZipFile(library) as archive:
         for name in archive.namelist():
             if name.startswith(f"{LIBRARY_FOLDER}/{model}/") and "LICENSE" in name.upper():
-                found = re.search(
-                    r"https?://www\.blendswap\.com/blends?/(?:view/)?\d+", archive.read(name).decode("latin-1")
-                )
-                return found.group(0) if found else ""
-    return ""
+                text = archive.read(name).decode("latin-1")
+                found = re.search(r"https?://www\.blendswap\.com/blends?/(?:view/)?\d+", text)
+                if found and "Creative Commons Zero" in text:
+                    return found.group(0)
+    raise ValueError(f"{model}: no licence file of its own that says CC0: choose another model")
 
 
 def write_credits(library: Path, out: Path) -> None:
@@ -649,11 +654,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     by_sku = {product.sku: product for product in PRODUCTS}
+    write_catalogue(arguments.out)
+    write_credits(arguments.library, arguments.out)  # first: it stops where a licence does not allow the picture
     for product in [by_sku[sku] for sku in arguments.only or by_sku]:
         photograph(arguments.library, product, arguments.out, arguments.size, arguments.samples, arguments.threads)
         print(f"{product.sku} {product.title}", flush=True)
-    write_catalogue(arguments.out)
-    write_credits(arguments.library, arguments.out)
 
 
 if __name__ == "__main__":
