@@ -45,6 +45,8 @@ def refresh(airflow_db, settings, store, feed):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PACKSHOT_SHARD_SIZE", "2")
         get_settings.cache_clear()
+        from airflow.settings import Session
+
         bag = DagBag(str(ROOT / "dags"))
 
         def run(**params: Any) -> tuple[DagRunState, Report]:
@@ -53,6 +55,7 @@ def refresh(airflow_db, settings, store, feed):
             return ended.state, report(PostgresLedger(_engine()).engine, ended.run_id)
 
         yield run
+        Session.remove()  # the database goes before the interpreter does
     get_settings.cache_clear()
 
 
