@@ -104,10 +104,10 @@ def down(settings: Settings, *, report: Report = lambda line: None) -> None:
     if not settings.state_dir.exists():
         return
     with _one_at_a_time(settings.state_dir):
-        for name in (API_SERVER, SCHEDULER, DAG_PROCESSOR):  # all three at once: each takes seconds
-            ask_to_stop(settings.state_dir, name)
+        # Airflow's three at once: each takes seconds
+        asked = [name for name in (API_SERVER, SCHEDULER, DAG_PROCESSOR) if ask_to_stop(settings.state_dir, name)]
         for name in reversed(DAEMONS):
-            if stop(settings.state_dir, name):
+            if stop(settings.state_dir, name) or name in asked:
                 report(name)
 
 
