@@ -185,7 +185,7 @@ class InpaintingPipeline:
             return model.from_pretrained(part(key), torch_dtype=torch.float32, local_files_only=True)
 
         clip = part("clip")
-        scheduler_config = diffusers.SchedulerMixin.load_config(part("scheduler"), local_files_only=True)
+        scheduler_config = diffusers.DDIMScheduler.load_config(part("scheduler"), local_files_only=True)
         scheduler = getattr(diffusers, scheduler_config["_class_name"])
         return cls(
             vae=load(AutoencoderKL, "autoencoder"),

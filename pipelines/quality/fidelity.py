@@ -116,7 +116,7 @@ def background_quality(image: np.ndarray, matte: np.ndarray) -> Measure:
     return Measure(score, far * np.float32(1 - score), reason if score < 0.5 else "")
 
 
-NOISE_LEVELS = (16.0, 26.0, 36.0, 46.0)
+NOISE_LEVELS = (20.0, 32.0, 44.0, 56.0)
 """Noise estimates, in grey levels, at which a picture of full, half, quarter and eighth size counts as noise."""
 
 FLAT_LEVELS = 1.5

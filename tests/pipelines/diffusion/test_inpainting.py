@@ -155,7 +155,7 @@ class TestMethods:
         original = pipeline._encode_image(torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 127.5 - 1)
         latents = pipeline(image, mask, "a lamp", num_inference_steps=STEPS, generator=seeded()).latents
         # the last step of this schedule ends just short of noise-free, and soft blending happens before it
-        assert torch.allclose(latents[..., 3:6, 3:5], original[..., 3:6, 3:5], atol=0.1 if method == "soft" else 1e-5)
+        assert torch.allclose(latents[..., 3:6, 3:5], original[..., 3:6, 3:5], atol=0.1 if method == "soft" else 1e-3)
         assert not torch.allclose(latents[..., :2, :2], original[..., :2, :2], atol=0.5)
 
     def test_without_a_branch_it_is_plain_text_to_image(self, parts, pipeline):
