@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
+    pretty_exceptions_show_locals=False,
     rich_markup_mode="rich",
     help="Catalogue photos in, publishable scene images out, without altering the product.",
     epilog="Try one photo without any service: [bold]packshot shoot photo.jpg --scene oak-window --out shots[/bold]",
@@ -332,6 +333,8 @@ def _show_report(found: Report) -> None:
         soft_wrap=True,
         highlight=False,
     )
+    if found.problem:
+        out.print(f"[red]publication was stopped[/red]: {found.problem['reason']}", soft_wrap=True, highlight=False)
     table = Table("stage", "computed", "reused", "seconds")
     for name, counts in found.steps.items():
         table.add_row(name, str(counts.computed), str(counts.reused), f"{found.seconds.get(name, 0):.1f}")
