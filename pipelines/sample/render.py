@@ -20,7 +20,7 @@ import math
 import re
 import tempfile
 import zipfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import bpy
@@ -81,9 +81,7 @@ class Product:
     aspect: tuple[int, int] = (1, 1)  # width : height
     fill: float = 0.74  # share of the frame that the product may take
     suffix: str = ".jpg"
-    group: str = ""
     finishes: tuple[Finish, ...] = ()
-    tilt: tuple[float, float] = field(default=(0.0, 0.0))  # degrees about x and y before it stands on the ground
 
 
 SWEEP = Setting("sweep")
@@ -209,7 +207,7 @@ PRODUCTS: tuple[Product, ...] = (
     ),
     Product(
         "SMP-014",
-        "Black Leather Briefcase",
+        "Charcoal Leather Briefcase",
         "Luggage & Bags > Briefcases",
         "briefcase",
         Setting("none"),
@@ -269,7 +267,7 @@ def import_model(library: Path, product: Product) -> list[bpy.types.Object]:
     bpy.context.collection.objects.link(turn)
     for part in parts:
         part.parent = turn
-    turn.rotation_euler = (math.radians(product.tilt[0]), math.radians(product.tilt[1]), math.radians(product.yaw))
+    turn.rotation_euler = (0.0, 0.0, math.radians(product.yaw))
     corners = vertices(parts)
     low, high = corners.min(0), corners.max(0)
     scale = 1.0 / float((high - low).max())
@@ -598,7 +596,7 @@ def write_catalogue(out: Path) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
         for p in PRODUCTS:
-            writer.writerow([p.sku, p.title, p.product_type, image_link(p), "", p.group, mask_link(p), LICENCE])
+            writer.writerow([p.sku, p.title, p.product_type, image_link(p), "", "", mask_link(p), LICENCE])
 
 
 def read_creators(library: Path) -> dict[str, str]:
