@@ -20,6 +20,8 @@ TRAINERS: dict[str, str] = {
     "blip": "pipelines.training.blip:train",
     "upscaler": "pipelines.training.upscaler:train",
     "scene_lora": "pipelines.training.scene_lora:train",
+    "salient": "pipelines.training.salient:train",
+    "hqsam": "pipelines.training.hq_head:train",
 }
 
 

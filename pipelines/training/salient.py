@@ -57,7 +57,7 @@ def evaluate(net: nn.Module, items: list[Composite]) -> float:
     return float(np.mean(scores))
 
 
-def train(options: TrainOptions) -> dict[str, object]:
+def train(options: TrainOptions) -> dict[str, float]:
     """Fine-tune the net in `options.out / "salient"` and write it back with its card.
 
     The weights that are there are where it starts: at first those of the published net.
@@ -87,6 +87,6 @@ def train(options: TrainOptions) -> dict[str, object]:
         "held_out_iou_before": round(before, 4),
         "held_out_iou": round(evaluate(result.ema, held_out), 4),
     }
-    save_file({k: v.contiguous() for k, v in result.ema.state_dict().items()}, folder / WEIGHTS)
+    save_file({k: v.half().contiguous() for k, v in result.ema.state_dict().items()}, folder / WEIGHTS)
     write_card(folder, "salient", net, options, figures, NOTES)
     return figures

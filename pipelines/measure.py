@@ -1,0 +1,149 @@
+"""Measure cutouts against alpha masks that a catalogue names (`packshot measure cutout`)."""
+
+from __future__ import annotations
+
+import csv
+import html
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from pipelines.errors import Rejected, UsageError
+from pipelines.models import Profile
+from pipelines.stages.cutout import PATHS, CutoutModels, cutout
+from pipelines.vision.people import garment_part
+from pipelines.vision.photos import Photo, read_photo
+from pipelines.vision.segmenters import HQSamSegmenter, SalientSegmenter
+
+PRODUCT_ALPHA = 0.8
+"""Alpha masks may hold a soft shadow; above this they mean product."""
+
+BOUNDARY_TOLERANCE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class ProductCutout:
+    """One product's figures. `path` is how it was cut out, `rejected` where it was not."""
+
+    sku: str
+    path: str
+    iou: float
+    boundary_f: float
+
+
+@dataclass(frozen=True, slots=True)
+class CutoutMeasure:
+    """Figures of a catalogue: `mean_iou` over `n` products."""
+
+    mean_iou: float
+    n: int
+    products: tuple[ProductCutout, ...]
+
+
+def measure_cutouts(
+    catalogue: Path, path: str, scenes: Path | None, models: Profile | CutoutModels, device: str = "cpu"
+) -> CutoutMeasure:
+    """Cut out every product whose row names a `ground_truth_alpha`, and compare.
+
+    Args:
+        catalogue: CSV with `id`, `image_link`, `ground_truth_alpha`; paths relative to it.
+        path: `auto` or `hqsam`.
+        scenes: a folder of backgrounds. Where given, each photo's background is replaced by one of them through the
+            alpha mask, shadow and all; product n gets the n-th picture.
+        models: a profile, or its segmenters where they are loaded already.
+        device: torch device for a profile's segmenters.
+
+    Raises:
+        UsageError: no such path, catalogue or scene, or no row that names a mask.
+    """
+    if path not in PATHS:
+        raise UsageError(f"--path {path}: there are {', '.join(PATHS)}")
+    if isinstance(models, Profile):
+        salient = SalientSegmenter.from_profile(models, device)
+        models = CutoutModels(salient, HQSamSegmenter.from_profile(models, salient, device))
+    backgrounds = _backgrounds(scenes) if scenes is not None else []
+    products = []
+    for index, row in enumerate(_rows(catalogue)):
+        alpha = _read_alpha(catalogue.parent / row["ground_truth_alpha"])
+        photo = read_photo((catalogue.parent / row["image_link"]).read_bytes())
+        if backgrounds:
+            photo = over_scene(photo, alpha, backgrounds[index % len(backgrounds)])
+        truth = alpha > PRODUCT_ALPHA
+        garment = garment_part(f"{row.get('product_type', '')} {html.unescape(row.get('title', ''))}")
+        try:
+            result = cutout(photo, models, path, garment)
+            found, how = result.matte > 0.5, result.path
+        except Rejected:
+            found, how = np.zeros_like(truth), "rejected"
+        products.append(ProductCutout(row["id"], how, iou(found, truth), boundary_f(found, truth)))
+    return CutoutMeasure(float(np.mean([p.iou for p in products])), len(products), tuple(products))
+
+
+def over_scene(photo: Photo, alpha: np.ndarray, scene: Image.Image) -> Photo:
+    """A photo taken on white, as if it had been taken before `scene`.
+
+    `photo = alpha * product + (1 - alpha) * white`, so adding `(1 - alpha) * (scene - white)` swaps the background
+    exactly, soft shadows included.
+    """
+    height, width = alpha.shape
+    scale = max(width / scene.width, height / scene.height)
+    size = (max(width, round(scene.width * scale)), max(height, round(scene.height * scale)))
+    backdrop = np.asarray(scene.convert("RGB").resize(size, Image.Resampling.BICUBIC), np.float32)[:height, :width]
+    mixed = photo.rgb + (1 - alpha[..., None]) * (backdrop - 255)
+    return Photo(np.clip(mixed + 0.5, 0, 255).astype(np.uint8), None)
+
+
+def iou(found: np.ndarray, truth: np.ndarray) -> float:
+    """Intersection over union of two boolean masks; 1 where both are empty."""
+    union = int((found | truth).sum())
+    return float((found & truth).sum() / union) if union else 1.0
+
+
+def boundary_f(found: np.ndarray, truth: np.ndarray, tolerance: int = BOUNDARY_TOLERANCE) -> float:
+    """F-score of the outlines of two boolean masks, matched within `tolerance` px.
+
+    Perazzi et al., "A Benchmark Dataset and Evaluation Methodology for Video Object Segmentation", CVPR 2016,
+    section 4: contour accuracy.
+    """
+    edge_found, edge_truth = _outline(found), _outline(truth)
+    if not edge_found.any() or not edge_truth.any():
+        return float(edge_found.any() == edge_truth.any())
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * tolerance + 1, 2 * tolerance + 1))
+    precision = float(edge_found[cv2.dilate(edge_truth.astype(np.uint8), disc) > 0].sum() / edge_found.sum())
+    recall = float(edge_truth[cv2.dilate(edge_found.astype(np.uint8), disc) > 0].sum() / edge_truth.sum())
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+
+def _outline(mask: np.ndarray) -> np.ndarray:
+    """Product pixels that touch the background."""
+    return mask & ~(cv2.erode(mask.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0)
+
+
+def _rows(catalogue: Path) -> list[dict[str, str]]:
+    try:
+        with catalogue.open(encoding="utf-8-sig", newline="") as file:
+            rows = [row for row in csv.DictReader(file) if (row.get("ground_truth_alpha") or "").strip()]
+    except OSError as error:
+        raise UsageError(f"{catalogue}: cannot be read ({error.strerror})") from error
+    if not rows:
+        raise UsageError(f"{catalogue}: no row names a ground_truth_alpha, there is nothing to measure against")
+    return rows
+
+
+def _read_alpha(path: Path) -> np.ndarray:
+    """(H, W) float32, 0..1."""
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("L"), np.float32) / 255
+    except OSError as error:
+        raise UsageError(f"{path}: the alpha mask cannot be read ({error})") from error
+
+
+def _backgrounds(folder: Path) -> list[Image.Image]:
+    files = sorted(p for p in folder.glob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp"))
+    if not files:
+        raise UsageError(f"{folder}: no pictures to put behind the products")
+    return [Image.open(file) for file in files]
