@@ -11,7 +11,7 @@ count as much. One finder is one bias, so several look, each by another cue, and
     colour    GrabCut (Rother et al. 2004) with M as seed: what looks like the product rather than the scene.
     sam       HQ-SAM prompted by points on M: what one would cut out. Slow; `inspect` asks it, `generate` does not.
 
-How far they disagree is reported as uncertainty. tau is set on pictures in which nothing grew: `thresholds.yaml`.
+How far they disagree is reported as uncertainty. tau is set on pictures in which nothing grew: `calibrate.py`.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class SamFinder:
 
     name = "sam"
 
-    def __init__(self, segmenter: HQSamSegmenter, margin: float = 0.35):
+    def __init__(self, segmenter: HQSamSegmenter, margin: float = 0.1):
         self._segmenter = segmenter
         self._margin = margin
 
@@ -133,7 +133,7 @@ class SamFinder:
         box = np.array(
             [max(0, left - dx), max(0, top - dy), min(width, right + dx), min(height, bottom + dy)], np.float32
         )
-        return self._segmenter.segment_prompted(image, Prompt(box, prompt.points, prompt.labels), passes=1) > 0.5
+        return self._segmenter.segment_prompted(image, Prompt(box, prompt.points, prompt.labels)) > 0.5
 
 
 class OvercompletionDetector:

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pipelines.quality.overcompletion import ColourFinder, OvercompletionDetector, extension
+
+SIDE = 320
+
+
+def box(top: int, left: int, bottom: int, right: int) -> np.ndarray:
+    mask = np.zeros((SIDE, SIDE), bool)
+    mask[top:bottom, left:right] = True
+    return mask
+
+
+PRODUCT = box(120, 120, 200, 200)
+
+
+class Seen:
+    """A finder that has already made up its mind."""
+
+    def __init__(self, name: str, found: np.ndarray):
+        self.name = name
+        self._found = found
+
+    def find(self, image, placed):
+        return self._found
+
+
+def measure(*found: np.ndarray):
+    detector = OvercompletionDetector([Seen(str(i), one) for i, one in enumerate(found)])
+    return detector.measure(np.zeros((SIDE, SIDE, 3), np.uint8), PRODUCT.astype(np.uint8) * 255)
+
+
+class TestExtension:
+    def test_what_is_found_where_it_was_placed_is_none(self):
+        assert not extension(PRODUCT, PRODUCT).any()
+
+    def test_a_shrunken_product_is_none(self):
+        assert not extension(box(140, 140, 180, 180), PRODUCT).any()
+
+    def test_a_thin_rim_is_the_segmenters_unsure_edge(self):
+        assert not extension(box(117, 117, 203, 203), PRODUCT).any()
+
+    def test_a_cord_is_one(self):
+        grown = extension(PRODUCT | box(158, 200, 161, 260), PRODUCT)
+        assert grown[159, 230]
+        assert grown.sum() == pytest.approx(3 * 60, rel=0.1)
+
+    def test_what_does_not_touch_the_product_is_another_object(self):
+        assert not extension(PRODUCT | box(20, 20, 60, 60), PRODUCT).any()
+
+
+class TestDetector:
+    def test_normalised_by_the_product(self):
+        grown = PRODUCT | box(120, 200, 200, 240)
+        assert measure(grown, grown).e_plus == pytest.approx(0.5, abs=0.05)
+
+    def test_one_alone_does_not_convince(self):
+        found = measure(PRODUCT | box(120, 200, 200, 240), PRODUCT)
+        assert found.e_plus == 0
+        assert found.uncertainty == pytest.approx(0.5, abs=0.05)
+
+    def test_two_of_three_do(self):
+        grown = PRODUCT | box(120, 200, 200, 240)
+        found = measure(grown, grown, PRODUCT)
+        assert found.e_plus == pytest.approx(0.5, abs=0.05)
+        assert found.heat.max() == pytest.approx(2 / 3, abs=0.01)
+        assert found.heat[150, 220] > 0.5
+        assert found.heat[150, 150] == 0
+
+    def test_a_single_finder_is_refused(self):
+        with pytest.raises(ValueError, match="at least two"):
+            OvercompletionDetector([ColourFinder()])
+
+    @pytest.mark.parametrize("matte", [np.zeros((SIDE, SIDE), np.uint8), np.zeros((8, 8), np.uint8)])
+    def test_a_matte_without_a_product_or_of_another_size_is_refused(self, matte):
+        detector = OvercompletionDetector([Seen("a", PRODUCT), Seen("b", PRODUCT)])
+        with pytest.raises(ValueError, match="matte"):
+            detector.measure(np.zeros((SIDE, SIDE, 3), np.uint8), matte)
+
+
+class TestColourFinder:
+    def test_follows_the_products_colour_and_stops_at_the_scene(self):
+        rng = np.random.default_rng(0)
+        image = rng.normal((170, 180, 160), 4, (SIDE, SIDE, 3))
+        image[PRODUCT | box(150, 200, 175, 250)] = rng.normal((150, 40, 30), 6, ((80 * 80) + 25 * 50, 3))
+        found = ColourFinder().find(image.clip(0, 255).astype(np.uint8), PRODUCT)
+        grown = extension(found, PRODUCT)
+        assert grown[160, 230]
+        assert not grown[:140].any()
+        assert grown.sum() == pytest.approx(25 * 50, rel=0.3)
