@@ -20,7 +20,7 @@ def row(sku: str, state: ShotState = ShotState.PUBLISHED, **fields: object) -> S
     return SheetRow(sku=sku, title=f"Product {sku}", state=state, **{**pictures, **fields})  # type: ignore[arg-type]
 
 
-def colours(image: Image.Image) -> set[tuple[int, int, int]]:
+def colours(image: Image.Image) -> set[object]:
     return {colour for _, colour in image.convert("RGB").getcolors(1 << 24) or ()}
 
 
