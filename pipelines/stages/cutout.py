@@ -32,6 +32,10 @@ MAX_AREA = 0.93
 """Shares of the picture below which there is no product, and above which there is nothing around it."""
 
 MIN_AGREEMENT = 0.5
+MIN_STABILITY = 0.85
+SPECK = 0.002
+"""Holes below this share of the product are the segmenter's doubt about print and seams, not gaps."""
+
 SHADOW_ALPHA = 0.8
 """Photos with alpha often carry the product's soft shadow in it: below this it is no product."""
 
@@ -93,20 +97,20 @@ def cutout(photo: Photo, models: CutoutModels, path: str = "auto", garment: str 
     skin = find_skin(image)
     if figure is not None and is_worn(figure, skin, garment):
         mask, held = _worn(image, figure, skin, models.hqsam, garment)
-        return _finish(photo, _soft(photo, image, mask), "hqsam", _iou(mask > 0.5, salient), held)
+        return _finish(photo, _soft(photo, mask), "hqsam", _iou(mask > 0.5, salient), held)
     if figure is not None and path == "auto":
-        return _finish(photo, _soft(photo, image, figure.astype(np.float32)), "studio", _iou(figure, salient))
+        return _finish(photo, _soft(photo, figure.astype(np.float32)), "studio", _iou(figure, salient))
 
     prompt = prompt_from(saliency)
     if prompt is None:
         raise Rejected("no product found: nothing in the photo stands out from its background")
     mask = models.hqsam.segment_prompted(image, prompt)
-    mask = mask * main_pieces(mask > 0.5, share=0.02)
+    mask = _whole(mask, share=0.02)
     agreement = _iou(mask > 0.5, salient)
-    held = ""
+    held = _unstable(mask)
     if agreement < MIN_AGREEMENT:
         held = f"unsure what the product is: the two segmenters agree on {agreement:.0%} of it"
-    return _finish(photo, _soft(photo, image, mask), "hqsam", agreement, held)
+    return _finish(photo, _soft(photo, mask), "hqsam", agreement, held)
 
 
 def _worn(
@@ -117,13 +121,13 @@ def _worn(
     if prompt is None:
         return figure.astype(np.float32), "worn by a person and not separable from them"
     mask = hqsam.segment_prompted(image, prompt) * (figure & ~skin)
-    mask = mask * main_pieces(mask > 0.5, share=0.1)
+    mask = _whole(mask, share=0.1)
     share = float((mask > 0.5).sum() / figure.sum())
     if not part:
         return mask, "worn by a person, and the title does not say which garment is meant"
     if share < 0.15:
         return mask, f"worn by a person, and only {share:.0%} of the figure was recognised as the garment"
-    return mask, ""
+    return mask, _unstable(mask)
 
 
 def _is_cut_out(alpha: np.ndarray) -> bool:
@@ -137,10 +141,30 @@ def _without_shadow(alpha: np.ndarray) -> np.ndarray:
     return alpha * product
 
 
-def _soft(photo: Photo, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """A mask found on the reduced `image` as a soft matte at the photo's size."""
+def _whole(mask: np.ndarray, share: float) -> np.ndarray:
+    """The main pieces of a soft mask, their small holes filled."""
+    kept = main_pieces(mask > 0.5, share)
+    _, labels, stats, _ = cv2.connectedComponentsWithStats((~kept).astype(np.uint8), connectivity=4)
+    small = stats[:, cv2.CC_STAT_AREA] < SPECK * kept.sum()
+    small[0] = False
+    return np.where(small[labels], 1.0, mask * cv2.dilate(kept.astype(np.uint8), np.ones((9, 9), np.uint8)))
+
+
+def _unstable(mask: np.ndarray) -> str:
+    """Why a soft mask cannot be trusted, "" where it can: SAM's stability score, the IoU of a strict and a lax mask.
+
+    Kirillov et al., "Segment Anything", ICCV 2023, appendix B ("Filtering").
+    """
+    strict, lax = int((mask > 0.73).sum()), int((mask > 0.27).sum())  # logits above 1 and above -1
+    stability = strict / max(1, lax)
+    return f"unsure where the product ends (stability {stability:.2f})" if stability < MIN_STABILITY else ""
+
+
+def _soft(photo: Photo, mask: np.ndarray) -> np.ndarray:
+    """A mask found on the reduced photo as a soft matte at the photo's size, soft along its edge only."""
     width, height = photo.size
     full = cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
+    full = np.clip((full - 0.5) * 4 + 0.5, 0, 1)
     return refine_matte(photo.rgb, full, radius=max(2, round(0.003 * max(width, height))))
 
 
