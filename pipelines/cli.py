@@ -491,8 +491,10 @@ def train(
     part: Annotated[str, typer.Argument(help="autoencoder, clip, unet, brushnet, controlnet, scene_lora, ...")],
 ) -> None:
     """Train, or go on training, a bundled model. Options follow the part; `packshot train unet --help` lists them."""
-    from pipelines.training.__main__ import app as trainers
+    from pipelines.training.__main__ import main as trainer
 
+    trainers = typer.Typer(add_completion=False)
+    trainers.command()(trainer)
     trainers([part, *context.args], prog_name="packshot train")
 
 

@@ -26,6 +26,7 @@ from pipelines.training.data import ShotPack, shot_pack
 from pipelines.training.loop import TrainOptions, fit, grid_picture, step_rng, torch_rng
 from pipelines.training.unet import (
     GUIDANCE,
+    SHOTS,
     LatentPack,
     TextConditioned,
     build_model,
@@ -36,7 +37,6 @@ from pipelines.training.unet import (
 )
 
 STROKES = 0.15
-SHOTS = {128: 12000, 256: 4000}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -178,8 +178,8 @@ def show(
 ) -> None:
     """Draw six shots: as composed, and as painted around their product."""
     assert isinstance(model, BrushNetModel)
-    picks = np.arange(1, 7)
-    condition = conditions.batch(picks).to(vae.device)
+    picks = list(range(1, 7))
+    condition = conditions.batch(np.array(picks)).to(vae.device)
     decoded = vae.decode(sample(model, base, [pack.captions[n] for n in picks], condition)).sample
     pasted = [
         np.where((shots.mask(n) >= 128)[..., None], shots.image(n), picture)

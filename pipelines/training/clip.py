@@ -226,7 +226,7 @@ def _cut(picture: NDArray[np.uint8], rng: np.random.Generator | None) -> NDArray
         crop = int(rng.integers(int(0.9 * side), side + 1))
         top, left = rng.integers(0, side - crop + 1, 2)
         picture = picture[top : top + crop, left : left + crop]
-    return cv2.resize(picture, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+    return cv2.resize(picture, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.uint8)
 
 
 def _pixels(pictures: NDArray[np.uint8]) -> Tensor:

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Image = NDArray[np.float32]
+Image = NDArray[Any]
+"""float32; said here because numpy's stubs widen every product of arrays."""
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "white": (244, 243, 240),
@@ -186,7 +188,7 @@ def backdrop(scene: Scene, grid: _Grid, rng: np.random.Generator) -> Image:
         wall = _arch(wall, grid, scene)
     wall = wall * _wall_light(scene, grid)[..., None]
     if scene.prop == "window":
-        wall = wall * (1 + _window(grid, scene, rng)[..., None] * np.float32([0.34, 0.28, 0.16]))
+        wall = wall * (1 + _window(grid, scene, rng)[..., None] * np.array([0.34, 0.28, 0.16], np.float32))
     if scene.prop == "plant":
         wall = wall * (1 - 0.34 * _plant(grid, scene, rng)[..., None])
     floor = floor * _floor_light(scene, grid)[..., None]
@@ -234,7 +236,7 @@ def _surface(name: str, grid: _Grid, u: Image, v: Image, rng: np.random.Generato
         rgb, texture = COLOURS[name], "plaster"
     else:
         rgb, texture = MATERIALS[name]
-    base = np.float32(rgb) / 255 + rng.normal(0, 0.012, 3).astype(np.float32)
+    base = np.array(rgb, np.float32) / 255 + rng.normal(0, 0.012, 3).astype(np.float32)
     return base * (1 + TEXTURES[texture](grid, u, v, rng))[..., None]
 
 
@@ -328,7 +330,7 @@ def _arch(wall: Image, grid: _Grid, scene: Scene) -> Image:
     inside = _step(-distance / 0.006)[..., None]
     side = {"left": -1.0, "right": 1.0, "front": 0.0}[scene.light]
     rim = np.exp(-np.abs(distance) / 0.05) * np.clip(0.25 + side * x / radius, 0, 1)
-    colour = np.float32(COLOURS[scene.accent]) / 255 * (1 - 0.3 * rim)[..., None]
+    colour = np.array(COLOURS[scene.accent], np.float32) / 255 * (1 - 0.3 * rim)[..., None]
     return wall * (1 - inside) + colour * inside
 
 
@@ -339,7 +341,7 @@ def _podium(image: Image, grid: _Grid, scene: Scene, ground: float) -> Image:
     side = {"left": 1.0, "right": -1.0, "front": 0.0}[scene.light]
     shade = np.exp(-(((x - 0.12 * side) / (half * 1.25)) ** 2 + ((y - tall) / (flat * 1.7)) ** 2))
     image = image * (1 - 0.45 * shade)[..., None]
-    accent = np.float32(COLOURS[scene.accent]) / 255
+    accent = np.array(COLOURS[scene.accent], np.float32) / 255
     ellipse = flat * np.sqrt(np.clip(1 - (x / half) ** 2, 0, 1))
     body = _step((half - np.abs(x)) / 0.005) * _step((y + 0.001) / 0.004) * _step((tall + ellipse - y) / 0.005)
     round_light = 0.8 - 0.3 * (x / half) * side - 0.25 * (x / half) ** 2 * (side == 0)
@@ -358,7 +360,7 @@ def _ball(image: Image, grid: _Grid, scene: Scene, rng: np.random.Generator) -> 
     image = image * (1 - 0.5 * np.exp(-(((x - lean) / 1.1) ** 2 + ((y - 0.98) / 0.28) ** 2)))[..., None]
     inside = _step((1 - np.hypot(x, y)) * radius / 0.006)[..., None]
     lit = 1.12 - 0.42 * np.clip(np.hypot(x + 1.4 * lean, y + 0.4) - 0.3, 0, 1.5)
-    return image * (1 - inside) + np.float32(COLOURS[scene.accent]) / 255 * lit[..., None] * inside
+    return image * (1 - inside) + np.array(COLOURS[scene.accent], np.float32) / 255 * lit[..., None] * inside
 
 
 def _cast_shadow(image: Image, alpha: Image, scene: Scene, ground: float) -> Image:
@@ -366,7 +368,7 @@ def _cast_shadow(image: Image, alpha: Image, scene: Scene, ground: float) -> Ima
     height, width = alpha.shape
     lean = {"left": 0.75, "right": -0.75, "front": 0.0}[scene.light]
     base = ground * height
-    flat = np.float32([[1, -lean, lean * base], [0, 0.28, base * 0.72]])
+    flat = np.array([[1, -lean, lean * base], [0, 0.28, base * 0.72]], np.float32)
     shadow = cv2.warpAffine(alpha, flat, (width, height), flags=cv2.INTER_LINEAR)
     shadow = cv2.GaussianBlur(shadow, (0, 0), 0.028 * height)
     ys = (np.arange(height, dtype=np.float32)[:, None] / height - ground) / 0.3

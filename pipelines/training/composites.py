@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -70,7 +71,7 @@ class CompositeSource:
         rgba = pool[int(rng.integers(len(pool)))].astype(np.float32)
         if rng.random() < 0.5:
             rgba = rgba[:, ::-1]
-        rgb = rgba[..., :3]
+        rgb: np.ndarray = rgba[..., :3]
         if rng.random() < 0.5:
             hsv = cv2.cvtColor(np.clip(rgb, 0, 255).astype(np.uint8), cv2.COLOR_RGB2HSV).astype(np.int16)
             hsv[..., 0] = (hsv[..., 0] + int(rng.integers(180))) % 180
@@ -117,7 +118,7 @@ def _rotate_scale(rgba: np.ndarray, angle: float, scale: float) -> np.ndarray:
     """Premultiplied, so that the colour behind the transparent rim does not bleed in."""
     h, w = rgba.shape[:2]
     alpha = rgba[..., 3:] / 255
-    premultiplied = np.dstack([rgba[..., :3] * alpha, rgba[..., 3:]]).astype(np.float32)
+    premultiplied: np.ndarray = np.dstack([rgba[..., :3] * alpha, rgba[..., 3:]]).astype(np.float32)
     matrix = cv2.getRotationMatrix2D((w / 2, h / 2), angle, scale)
     cos, sin = abs(matrix[0, 0]), abs(matrix[0, 1])
     width, height = max(4, int(h * sin + w * cos)), max(4, int(h * cos + w * sin))
@@ -168,7 +169,7 @@ def _shadow(product: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.maximum(cast, contact)
 
 
-def _degrade(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _degrade(image: np.ndarray[Any, Any], rng: np.random.Generator) -> np.ndarray:
     """What cameras and shops do to a picture: blur, noise, JPEG."""
     if rng.random() < 0.3:
         image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 1.2))
@@ -176,7 +177,7 @@ def _degrade(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         image = np.clip(image + rng.normal(0, rng.uniform(1, 8), image.shape), 0, 255).astype(np.uint8)
     if rng.random() < 0.4:
         quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(40, 95))]
-        image = cv2.imdecode(cv2.imencode(".jpg", image, quality)[1], cv2.IMREAD_COLOR)
+        image = np.asarray(cv2.imdecode(cv2.imencode(".jpg", image, quality)[1], cv2.IMREAD_COLOR))
     return image
 
 

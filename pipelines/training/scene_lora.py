@@ -120,7 +120,7 @@ def grade(image: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.fl
     dapple = cv2.resize(rng.standard_normal((7, 7)).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
     fall_off = np.linspace(1.08, 0.62, width, dtype=np.float32)[None, :, None]
     light = fall_off * (1 + 0.1 * np.tanh(2 * dapple))[..., None]
-    graded = np.clip(image, 0, 1) ** 1.25 * light * np.float32([1.12, 0.93, 0.66])
+    graded = np.clip(image, 0, 1) ** 1.25 * light * np.array([1.12, 0.93, 0.66], np.float32)
     return np.clip(graded, 0, 1)
 
 

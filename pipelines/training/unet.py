@@ -27,7 +27,7 @@ from pipelines.training.data import ShotPack, load_photographs, shot_pack
 from pipelines.training.loop import TrainOptions, fit, grid_picture, step_rng, torch_rng
 
 WIDTHS = (32, 64, 128, 160)
-SHOTS = {128: 12000, 256: 4000}
+SHOTS = {128: 8000, 256: 2000}
 PHOTOGRAPHS = 600
 PHOTOGRAPH_SHARE = 0.06
 CAPTION_DROPOUT = 0.1
@@ -54,7 +54,7 @@ def build() -> UNet2DConditionModel:
         down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
         up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
         cross_attention_dim=128,
-        attention_head_dim=4,
+        attention_head_dim=(1, 2, 4, 5),  # diffusers means the number of heads: 32 wide each
         norm_num_groups=8,
     )
 
@@ -120,7 +120,7 @@ def train_at(options: TrainOptions, side: int) -> Path:
     """One stage at `side` px, starting from the exported UNet when there is one."""
     torch.manual_seed(options.seed)
     stage = dataclasses.replace(options, part=f"unet_{side}")
-    batch, lr = options.batch or (32 if side <= 128 else 12), options.lr or (6e-4 if side <= 128 else 3e-4)
+    batch, lr = options.batch or (16 if side <= 128 else 6), options.lr or (6e-4 if side <= 128 else 3e-4)
     folder = options.out / "unet"
     first = not (folder / "config.json").exists()
     shots = shot_pack(options.work / "shots", options.data, side, SHOTS[side])
@@ -160,7 +160,8 @@ def build_model(options: TrainOptions, first: bool) -> TextConditioned:
     """A new UNet with a CLIP to be trained along, or the exported ones with the text tower frozen."""
     exported = options.out / "clip"
     if first:
-        tokenizer = prepare_tokenizer(options)
+        known = (exported / "tokenizer.json").exists()
+        tokenizer = CLIPTokenizer.from_pretrained(exported) if known else prepare_tokenizer(options)
         model = TextConditioned(build(), build_clip(tokenizer), tokenizer)
         model.clip.vision_model.requires_grad_(False)
         for part in (model.clip.visual_projection, model.clip.text_projection):

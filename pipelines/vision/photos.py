@@ -67,7 +67,7 @@ def read_photo(data: bytes, max_megapixels: float = MAX_MEGAPIXELS) -> Photo:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is ours
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
         raise Rejected(f"the photo is not an image that can be read; send one of {', '.join(FORMATS)}") from None
     except Image.DecompressionBombError:

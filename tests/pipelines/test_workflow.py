@@ -15,7 +15,7 @@ from pipelines.workflow import Limits, Recipe, Stage, run_stage
 
 
 class Painter:
-    """A stage that writes its seed; photos called `bad`, `bug` and `slow` misbehave, and it has room for two at once."""
+    """A stage that writes its seed; photos called `bad`, `bug` and `slow` misbehave; `room` is the largest batch."""
 
     def __init__(self, candidates: int = 1, room: int = 99):
         self.loaded, self.batches, self.room = 0, [], room
@@ -58,7 +58,7 @@ class Painter:
         return Made((Output("picture", f"{photo}{work.job.seed}".encode(), "text/plain"),), {"score": score})
 
 
-@pytest.fixture()
+@pytest.fixture
 def world(tmp_path):
     store, ledger = FolderStore(tmp_path), MemoryLedger()
 
