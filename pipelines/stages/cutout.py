@@ -165,7 +165,7 @@ def _soft(photo: Photo, mask: np.ndarray) -> np.ndarray:
     width, height = photo.size
     full = cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
     full = np.clip((full - 0.5) * 4 + 0.5, 0, 1)
-    return refine_matte(photo.rgb, full, radius=max(2, round(0.003 * max(width, height))))
+    return refine_matte(photo.rgb, full, radius=max(3, round(0.004 * max(width, height))))
 
 
 def _finish(photo: Photo, matte: np.ndarray, path: str, score: float, held: str = "") -> CutoutResult:

@@ -28,7 +28,11 @@ def refine_matte(image: np.ndarray, mask: np.ndarray, radius: int, epsilon: floa
     y0, y1, x0, x1 = _bounds(unsure, 2 * radius)
     band = unsure[y0:y1, x0:x1] > 0
     guide = image[y0:y1, x0:x1].astype(np.float32) / 255
-    guided = _guided_filter(guide, mask[y0:y1, x0:x1], band, radius, epsilon)
+    # twice: the first answer puts the edge where the picture has it, the second is soft around that edge
+    edge = (_guided_filter(guide, mask[y0:y1, x0:x1], band, radius, epsilon) > 0.5).astype(np.float32)
+    guided = _guided_filter(
+        guide, np.where(band, edge, np.round(mask[y0:y1, x0:x1])), band, max(2, radius // 2), epsilon
+    )
     matte = np.round(mask)
     matte[y0:y1, x0:x1][band] = np.clip(guided[band], 0, 1)
     return matte

@@ -1,0 +1,142 @@
+"""The cutout stage: which path a photo takes, what it makes of it, and why it refuses or holds one."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines.contracts import Job, Made, Product, Shot
+from pipelines.errors import Rejected, UsageError
+from pipelines.measure import iou, measure_cutouts
+from pipelines.models import PROFILES
+from pipelines.stages.cutout import STAGE, CutoutModels, cutout
+from pipelines.vision.photos import Photo, png_bytes, read_photo
+from pipelines.vision.segmenters import HQSamSegmenter, SalientSegmenter
+from pipelines.workflow import Work
+
+CATALOG = Path(__file__).parents[3] / ".." / "shared" / "catalog"
+WEIGHTS = [PROFILES / "mini" / part / "model.safetensors" for part in ("salient", "hqsam")]
+
+pytestmark = pytest.mark.skipif(not all(w.exists() for w in WEIGHTS), reason="the bundled weights are not here")
+
+
+@pytest.fixture(scope="module")
+def models() -> CutoutModels:
+    salient = SalientSegmenter.from_file(WEIGHTS[0])
+    return CutoutModels(salient, HQSamSegmenter.from_file(WEIGHTS[1], salient))
+
+
+def block_on(background: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A red box with a blue label on it: image and mask."""
+    image = background.copy()
+    image[120:280, 140:260] = (190, 40, 35)
+    image[170:230, 160:240] = (30, 60, 170)
+    mask = np.zeros(image.shape[:2], bool)
+    mask[120:280, 140:260] = True
+    return image, mask
+
+
+def white() -> np.ndarray:
+    return np.full((400, 400, 3), 252, np.uint8)
+
+
+def test_a_photo_with_alpha_is_taken_as_it_is_without_its_shadow(models: CutoutModels) -> None:
+    image, mask = block_on(white())
+    alpha = mask.astype(np.float32)
+    alpha[290:310, 140:260] = 0.4  # a soft shadow
+    result = cutout(Photo(image, alpha), models)
+    assert result.path == "alpha"
+    assert result.box == (140, 120, 260, 280)
+    assert np.array_equal(result.matte, mask)
+    assert np.array_equal(result.colours, image)
+
+
+def test_a_studio_photo_is_cut_by_colour_and_opaque_inside(models: CutoutModels) -> None:
+    image, mask = block_on(white())
+    result = cutout(Photo(image, None), models)
+    assert result.path == "studio"
+    assert not result.held
+    assert iou(result.matte > 0.5, mask) > 0.97
+    assert (result.matte[130:270, 150:250] == 1).all()
+    assert np.array_equal(result.colours[130:270, 150:250], image[130:270, 150:250])
+
+
+@pytest.mark.parametrize("level", [128, 252])
+def test_a_photo_without_a_product_is_rejected(models: CutoutModels, level: int) -> None:
+    with pytest.raises(Rejected, match="no product found"):
+        cutout(Photo(np.full((300, 400, 3), level, np.uint8), None), models)
+
+
+def test_an_unknown_path_is_a_usage_error(models: CutoutModels) -> None:
+    with pytest.raises(UsageError, match="auto, hqsam"):
+        cutout(Photo(white(), None), models, path="magic")
+
+
+def test_the_step_carries_the_cutout_at_the_photos_size_and_a_verdict(models: CutoutModels) -> None:
+    image, mask = block_on(white())
+    job = Job("cutout", STAGE.version, {"photo": "x"}, {"path": "auto", "garment": ""})
+    recipe = SimpleNamespace()
+    made, refused = STAGE.compute(
+        [Work(job, {"photo": png_bytes(Image.fromarray(image))}), Work(job, {"photo": b""})], models, recipe
+    )
+    assert isinstance(made, Made)
+    rgba = np.asarray(Image.open(io.BytesIO(made.outputs[0].data)))
+    assert rgba.shape == (400, 400, 4)
+    assert iou(rgba[..., 3] > 127, mask) > 0.97
+    assert made.facts["path"] == "studio"
+    assert made.verdicts[0].passed
+    assert isinstance(refused, Rejected)
+    assert "0 bytes" in refused.reason
+
+
+def test_a_product_without_a_photo_is_rejected_with_the_catalogues_reason(models: CutoutModels) -> None:
+    reference = SimpleNamespace(name="m", revision="1", sha256="0")
+    recipe = SimpleNamespace(path="auto", attempt="", profile=SimpleNamespace(ref=lambda name: reference))
+    shot = Shot(Product("A1", 1, "Mug", "", None, "row 1: images/a.jpg is not there"), "oak", "square")
+    job = STAGE.job(shot, {}, recipe, 0)
+    assert job.inputs == {}
+    (refused,) = STAGE.compute([Work(job, {})], models, recipe)
+    assert isinstance(refused, Rejected)
+    assert refused.reason == "row 1: images/a.jpg is not there"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CATALOG.exists(), reason="../shared/catalog is not here")
+@pytest.mark.parametrize("path", ["auto", "hqsam"])
+def test_cutouts_of_real_products_match_their_masks(models: CutoutModels, tmp_path: Path, path: str) -> None:
+    catalogue = _excerpt(tmp_path, ["saleor-002", "solidus-013", "solidus-016"])
+    found = measure_cutouts(catalogue, path, None, models)
+    assert found.n == 3
+    assert found.mean_iou > 0.95
+    assert all(product.boundary_f > 0.5 for product in found.products)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CATALOG.exists(), reason="../shared/catalog is not here")
+def test_a_garment_is_cut_from_the_person_who_wears_it(models: CutoutModels) -> None:
+    photo = read_photo((CATALOG / "images" / "magento2-027.jpg").read_bytes())
+    result = cutout(photo, models, garment="upper")
+    assert result.path == "hqsam"
+    red = (photo.rgb[..., 0] > 140) & (photo.rgb[..., 1] < 110)
+    shirt = result.matte > 0.5
+    assert red[shirt].mean() > 0.8
+    assert not shirt[:300].any()  # the head
+
+
+def _excerpt(folder: Path, skus: list[str]) -> Path:
+    """A catalogue of some rows; its pictures are linked into `folder`."""
+    with (CATALOG / "catalog.csv").open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["id"] in skus]
+    for name in ("images", "masks"):
+        (folder / name).symlink_to((CATALOG / name).resolve())
+    with (folder / "catalog.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    return folder / "catalog.csv"

@@ -1,0 +1,76 @@
+"""Plain paper is recognised, and products are cut from it without their shadows."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from pipelines.measure import iou
+from pipelines.vision.studio import cut_studio, find_studio
+
+SIDE = 400
+
+
+def paper(level: float = 250, fall_off: float = 0.0) -> np.ndarray:
+    yy, xx = np.mgrid[0:SIDE, 0:SIDE] / SIDE
+    light = 1 - fall_off * ((yy - 0.3) ** 2 + (xx - 0.4) ** 2)
+    return np.repeat((level * light)[..., None], 3, axis=2)
+
+
+def ring(thickness: int = 40) -> np.ndarray:
+    """A product with a hole, as a mask."""
+    mask = np.zeros((SIDE, SIDE), np.uint8)
+    cv2.circle(mask, (200, 190), 100, 1, thickness)
+    return mask > 0
+
+
+def blurred(mask: np.ndarray, sigma: float) -> np.ndarray:
+    """What a net of 320 px makes of it."""
+    return cv2.GaussianBlur(mask.astype(np.float32), (0, 0), sigma)
+
+
+def scene(mask: np.ndarray, background: np.ndarray, colour: tuple[int, int, int], shadow: float = 0.35) -> np.ndarray:
+    moved = np.roll(mask, (25, 30), axis=(0, 1))
+    image = background * (1 - shadow * blurred(moved, 12))[..., None]
+    image[mask] = colour
+    return np.clip(image, 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("fall_off", [0.0, 0.25])
+def test_plain_paper_is_recognised(fall_off: float) -> None:
+    background = paper(fall_off=fall_off)
+    studio = find_studio(scene(ring(), background, (180, 40, 40)))
+    assert studio is not None
+    assert np.abs(studio.colour - background).max() < 12
+
+
+def test_busy_and_dark_backgrounds_are_not_paper() -> None:
+    rng = np.random.default_rng(0)
+    rough = cv2.resize(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8), (SIDE, SIDE))
+    assert find_studio(rough) is None
+    assert find_studio(np.full((SIDE, SIDE, 3), 12, np.uint8)) is None
+
+
+@pytest.mark.parametrize("colour", [(180, 40, 40), (40, 40, 44), (120, 125, 118)])
+@pytest.mark.parametrize("fall_off", [0.0, 0.2])
+def test_the_product_is_cut_without_shadow_and_with_its_hole(colour: tuple[int, int, int], fall_off: float) -> None:
+    mask = ring()
+    image = scene(mask, paper(fall_off=fall_off), colour)
+    studio = find_studio(image)
+    assert studio is not None
+    assert iou(cut_studio(image, studio, blurred(mask, 4)), mask) > 0.95
+
+
+def test_thin_parts_that_the_net_misses_are_kept() -> None:
+    mask = ring()
+    cord = np.zeros_like(mask, dtype=np.uint8)
+    cv2.line(cord, (300, 190), (380, 150), 1, 3)
+    product = mask | (cord > 0)
+    image = scene(product, paper(), (20, 60, 160), shadow=0.0)
+    studio = find_studio(image)
+    assert studio is not None
+    saliency = np.maximum(blurred(mask, 3), 0.05 * blurred(cord > 0, 3))
+    saliency[cord > 0] = np.maximum(saliency[cord > 0], 0.05)
+    found = cut_studio(image, studio, saliency)
+    assert (found & (cord > 0)).sum() > 0.8 * cord.sum()
