@@ -9,7 +9,8 @@ count as much. One finder is one bias, so several look, each by another cue, and
 
     salient   a salient-object net: what strikes the eye. Also takes shadows and stands for product.
     colour    GrabCut (Rother et al. 2004) with M as seed: what looks like the product rather than the scene.
-    sam       HQ-SAM prompted by points on M: what one would cut out. Slow; `inspect` asks it, `generate` does not.
+    sam       HQ-SAM prompted by points on M: what one would cut out. Slow, so it is asked by `inspect` alone, and only
+              where one of the others saw something: alone it could not make a majority.
 
 How far they disagree is reported as uncertainty. tau is set on pictures in which nothing grew: `calibrate.py`.
 """
@@ -137,21 +138,20 @@ class SamFinder:
 
 
 class OvercompletionDetector:
-    """Measures E+ with several finders."""
+    """Measures E+ with several finders; an `arbiter` is asked only where one of them saw the product grow."""
 
-    def __init__(self, finders: Sequence[Finder]):
+    def __init__(self, finders: Sequence[Finder], arbiter: Finder | None = None):
         if len(finders) < 2:
             raise ValueError("One finder is one bias: give at least two.")
         self._finders = tuple(finders)
+        self._arbiter = arbiter
 
     @classmethod
     def from_profile(cls, profile: Profile, thorough: bool = False, device: str = "cpu") -> OvercompletionDetector:
-        """Load the finders of a profile: the salient net and colour; `thorough` adds HQ-SAM."""
+        """Load the finders of a profile: the salient net and colour; `thorough` adds HQ-SAM as arbiter."""
         salient = SalientSegmenter.from_profile(profile, device)
-        finders: list[Finder] = [SalientFinder(salient), ColourFinder()]
-        if thorough:
-            finders.append(SamFinder(HQSamSegmenter.from_profile(profile, salient, device)))
-        return cls(finders)
+        arbiter = SamFinder(HQSamSegmenter.from_profile(profile, salient, device)) if thorough else None
+        return cls([SalientFinder(salient), ColourFinder()], arbiter)
 
     def measure(self, image: np.ndarray, matte: np.ndarray) -> Overcompletion:
         """Measure one picture.
@@ -174,6 +174,9 @@ class OvercompletionDetector:
 
         found = {finder.name: finder.find(small, placed) for finder in self._finders}
         grown = {name: extension(one, placed) for name, one in found.items()}
+        if self._arbiter is not None and any(one.any() for one in grown.values()):
+            found[self._arbiter.name] = self._arbiter.find(small, placed)
+            grown[self._arbiter.name] = extension(found[self._arbiter.name], placed)
         agreed = extension(np.mean(list(found.values()), axis=0) > 0.5, placed)
         area = placed.sum()
         by_finder = {name: float(one.sum() / area) for name, one in grown.items()}

@@ -70,6 +70,23 @@ class TestDetector:
         assert found.heat[150, 220] > 0.5
         assert found.heat[150, 150] == 0
 
+    def test_an_arbiter_decides_and_is_asked_only_where_there_is_something_to_decide(self):
+        grown, asked = PRODUCT | box(120, 200, 200, 240), []
+
+        class Arbiter(Seen):
+            def find(self, image, placed):
+                asked.append(1)
+                return super().find(image, placed)
+
+        def judged(first: np.ndarray) -> float:
+            detector = OvercompletionDetector([Seen("a", first), Seen("b", PRODUCT)], Arbiter("c", grown))
+            return detector.measure(np.zeros((SIDE, SIDE, 3), np.uint8), PRODUCT.astype(np.uint8) * 255).e_plus
+
+        assert judged(PRODUCT) == 0
+        assert not asked
+        assert judged(grown) == pytest.approx(0.5, abs=0.05)
+        assert len(asked) == 1
+
     def test_a_single_finder_is_refused(self):
         with pytest.raises(ValueError, match="at least two"):
             OvercompletionDetector([ColourFinder()])
