@@ -12,7 +12,7 @@ count as much. One finder is one bias, so several look, each by another cue, and
     sam       HQ-SAM prompted by points on M: what one would cut out. Slow, so it is asked by `inspect` alone, and only
               where one of the others saw something: alone it could not make a majority.
 
-How far they disagree is reported as uncertainty. tau is set on pictures in which nothing grew: `calibrate.py`.
+How far they disagree is reported as uncertainty. tau is set by `calibrate.py`, see `thresholds.yaml`.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ class Checks(_Part):
 
     overcompletion: float = Field(0.03, ge=0, le=1)
     fidelity: Share = 1.0
-    halo: float = Field(0.04, ge=0)
+    halo: float = Field(0.06, ge=0)
     background: Share = 0.5
 
 
