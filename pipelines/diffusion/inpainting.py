@@ -24,6 +24,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
 
 from pipelines.diffusion.blends import hard_blend, soft_blend
 from pipelines.diffusion.brushnet import BrushNetModel, inject
@@ -189,7 +190,7 @@ class InpaintingPipeline:
         scheduler = getattr(diffusers, scheduler_config["_class_name"])
         return cls(
             vae=load(AutoencoderKL, "autoencoder"),
-            text_encoder=CLIPTextModel.from_pretrained(clip, dtype=torch.float32, local_files_only=True).eval(),
+            text_encoder=_text_tower(clip),
             tokenizer=CLIPTokenizer.from_pretrained(clip, local_files_only=True),
             unet=load(UNet2DConditionModel, "unet"),
             scheduler=scheduler.from_config(scheduler_config),
@@ -517,6 +518,16 @@ def latent_mask(
     if interpolation == "nearest":
         return F.interpolate(binary, size, mode="nearest")
     return F.interpolate(binary, size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+
+
+def _text_tower(clip: Path) -> CLIPTextModel:
+    """Read the text half of a CLIP folder, without the report that its image half was left unread."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        return CLIPTextModel.from_pretrained(clip, dtype=torch.float32, local_files_only=True).eval()
+    finally:
+        transformers_logging.set_verbosity(verbosity)
 
 
 def _method(name: str) -> Method:
