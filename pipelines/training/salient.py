@@ -65,7 +65,8 @@ def train(options: TrainOptions) -> dict[str, float]:
     folder = options.out / "salient"
     side, batch = options.size or 224, options.batch or 4
     net = U2NetP()
-    net.load_state_dict(load_file(folder / WEIGHTS))
+    start = {name: weights.float() for name, weights in load_file(folder / WEIGHTS).items()}
+    net.load_state_dict(start)
     for name, parameter in net.named_parameters():
         parameter.requires_grad_(not name.startswith(tuple(f"encoder.{i}." for i in range(FROZEN_STAGES))))
     net.to(device=options.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
