@@ -10,7 +10,6 @@ from PIL import Image
 from planted import SIDE, clean, halo_around, left_out, with_background
 
 from pipelines.contracts import Job
-from pipelines.errors import PackshotError
 from pipelines.models import load_profile
 from pipelines.quality.overcompletion import OvercompletionDetector
 from pipelines.scenes import Checks
@@ -23,10 +22,7 @@ PRODUCTS = (3, 5, 7)
 
 @pytest.fixture(scope="module")
 def detector() -> OvercompletionDetector:
-    try:
-        return OvercompletionDetector.from_profile(load_profile("mini"), thorough=True)
-    except PackshotError as error:
-        pytest.skip(f"the bundled segmenters are not there: {error}")
+    return OvercompletionDetector.from_profile(load_profile("mini"), thorough=True)
 
 
 @pytest.fixture
