@@ -83,7 +83,8 @@ def compute(works: Sequence[Work], models: DescribeModels, recipe: Recipe) -> li
         category = choose_category(
             parameters["title"], parameters["category"], caption, parameters["caption_confidence"], models.vocabulary
         )
-        kept = choose_tags(tags, parameters["title"], parameters["tag_confidence"], models.vocabulary)
+        shop = f"{parameters['category']} {parameters['title']}"
+        kept = choose_tags(tags, shop, parameters["tag_confidence"], models.vocabulary)
         described.append(
             Made(
                 facts={
@@ -117,11 +118,12 @@ def choose_category(title: str, product_type: str, caption: Caption, least: floa
     return caption.category if caption.confidence >= least else ""
 
 
-def choose_tags(tags: Sequence[Tag], title: str, least: Mapping[str, float], vocabulary: Vocabulary) -> list[Tag]:
-    """The tags that may enter a prompt: materials that the title names, then CLIP's where it is sure enough of them."""
-    named = vocabulary.find(title, "material")
-    kept = [Tag(named, "material", 1.0)] if named else []
-    kept += [tag for tag in tags if tag.kind in least and tag.score >= least[tag.kind] and tag.tag != named]
+def choose_tags(tags: Sequence[Tag], shop: str, least: Mapping[str, float], vocabulary: Vocabulary) -> list[Tag]:
+    """The tags that may enter a prompt: what the shop's words name, then CLIP's where it is sure enough of them."""
+    named = [Tag(vocabulary.find(shop, kind), kind, 1.0) for kind in ("category", "material")]
+    kept = [tag for tag in named if tag.tag]
+    known = {tag.tag for tag in kept}
+    kept += [tag for tag in tags if tag.score >= least.get(tag.kind, 2.0) and tag.tag not in known]
     return kept[:MOST_TAGS]
 
 
@@ -133,4 +135,4 @@ def subject(title: str, product_type: str, category: str, colour: str) -> str:
     return plain_words(title) or plain_words(leaf) or "product"
 
 
-STAGE = Stage(name="describe", version=1, needs=("cutout",), job=job, load=load, compute=compute, batched=True)
+STAGE = Stage(name="describe", version=2, needs=("cutout",), job=job, load=load, compute=compute, batched=True)

@@ -131,8 +131,9 @@ def test_the_subject_is_the_title_where_no_category_is_known() -> None:
 
 def test_only_tags_that_are_sure_enough_enter_the_prompt() -> None:
     ranked = [Tag("mug", "category", 0.9), Tag("denim", "material", 0.8), Tag("bowl", "category", 0.2)]
-    kept = choose_tags(ranked, "Leather thing", {"category": 0.5}, WORDS)
-    assert [tag.tag for tag in kept] == ["leather", "mug"]
+    assert [tag.tag for tag in choose_tags(ranked, "Leather thing", {"category": 0.5}, WORDS)] == ["leather", "mug"]
+    named = choose_tags(ranked, "Kitchen > Mugs Denim Mug", {"category": 0.1}, WORDS)
+    assert [(tag.tag, tag.score) for tag in named] == [("mug", 1.0), ("denim", 1.0), ("bowl", 0.2)]
 
 
 def test_the_models_see_the_product_and_a_little_around_it() -> None:
