@@ -20,6 +20,10 @@ MIN_INLIERS = 0.7
 MAX_SPREAD = 5.0
 MIN_BRIGHTNESS = 120.0
 
+UNMISTAKABLE_TINT = 48.0
+UNMISTAKABLE_SHADE = 0.25
+"""Levels beside the background's colour, and share of its light, from where on a pixel is no paper in any shadow."""
+
 
 @dataclass(frozen=True, slots=True)
 class Studio:
@@ -92,8 +96,9 @@ def cut_studio(image: np.ndarray, studio: Studio, saliency: np.ndarray) -> np.nd
     product = main_pieces(saliency > 0.5)
     if not product.any():
         return product
-    # thin parts that the net's 320 px lose: cords, laces, straps
-    product |= _touching(distinct & (saliency > 0.02), product)
+    # thin parts that the net's 320 px lose: cords, laces, straps; and whatever no shadow can be, seen by the net or not
+    unmistakable = (tint > UNMISTAKABLE_TINT) | (shade < UNMISTAKABLE_SHADE)
+    product |= _touching((distinct & (saliency > 0.02)) | unmistakable, product)
     # paper that it takes in: a rim around the product, and the gaps inside
     paper = _grow((saliency < 0.1) & ~distinct, plain, round(0.025 * side))
     product &= ~paper

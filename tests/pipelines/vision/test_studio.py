@@ -74,3 +74,17 @@ def test_thin_parts_that_the_net_misses_are_kept() -> None:
     saliency[cord > 0] = np.maximum(saliency[cord > 0], 0.05)
     found = cut_studio(image, studio, saliency)
     assert (found & (cord > 0)).sum() > 0.8 * cord.sum()
+
+
+def test_a_black_foot_that_the_net_overlooks_is_no_shadow():
+    image = np.full((200, 200, 3), 245, np.uint8)
+    image[40:140, 60:140] = (200, 30, 30)
+    image[140:160, 50:150] = (18, 18, 20)
+    image[160:175, 50:190] = (190, 190, 190)  # its soft shadow on the paper
+    saliency = np.zeros((200, 200), np.float32)
+    saliency[40:140, 60:140] = 1.0
+    studio = find_studio(image)
+    assert studio is not None
+    product = cut_studio(image, studio, saliency)
+    assert product[142:158, 55:145].all()
+    assert not product[164:174, 55:185].any()
