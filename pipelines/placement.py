@@ -7,6 +7,7 @@ where its size already suits, so a published product pixel can be re-derived fro
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -125,6 +126,31 @@ class LaidProduct:
             Image.fromarray(np.clip(np.rint(colour), 0, 255).astype(np.uint8)),
             Image.fromarray(np.clip(np.rint(small), 0, 255).astype(np.uint8)),
         )
+
+
+def lay_photo(photo: Image.Image, placement: Placement, width: int, height: int) -> Image.Image:
+    """The whole photo as it stands on the canvas when its product is laid there: RGB, reduced to width × height px.
+
+    Unlike `lay` it keeps what surrounds the product. Where the canvas is larger than the photo, the photo's outermost
+    pixels go on, so that its border is no edge of the picture.
+    """
+    left, top, right, bottom = placement.source
+    ratio_x, ratio_y = (right - left) / placement.width, (bottom - top) / placement.height  # photo px in a canvas px
+    step_x, step_y = ratio_x * placement.canvas_width / width, ratio_y * placement.canvas_height / height
+    x, across, box_x = _seen(left - placement.left * ratio_x, step_x, width, photo.width)
+    y, down, box_y = _seen(top - placement.top * ratio_y, step_y, height, photo.height)
+    box = (box_x[0], box_y[0], box_x[1], box_y[1])
+    seen = photo.convert("RGB").resize((across, down), Image.Resampling.BOX, box)
+    margins = (y, height - y - down), (x, width - x - across), (0, 0)
+    return Image.fromarray(np.pad(np.asarray(seen), margins, mode="edge"))
+
+
+def _seen(origin: float, step: float, length: int, photo: int) -> tuple[int, int, tuple[float, float]]:
+    """Along one axis of a canvas whose `length` pixels lie `step` photo pixels apart, from `origin` on: the pixels that
+    are wholly on the photo (first, how many, at least one), and from where to where on the photo they reach."""
+    first = min(max(0, math.ceil(-origin / step)), length - 1)
+    last = max(min(length, math.floor((photo - origin) / step)), first + 1)
+    return first, last - first, (max(0.0, origin + first * step), min(float(photo), origin + last * step))
 
 
 def lay_product(photo: Image.Image, cutout: Image.Image, placement: Placement) -> LaidProduct:

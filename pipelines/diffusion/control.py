@@ -20,7 +20,8 @@ def canny_edges(
     """Draw the edges of a photo in white on black, as canny ControlNets expect them.
 
     Args:
-        image: RGB, uint8, the source photo placed as the product is (or the cutout alone, on black).
+        image: uint8. RGB, the source photo placed as the product is; or RGBA, the cutout alone on a flat ground, whose
+            silhouette is an edge whatever colour the ground has.
         product_mask: Edges outside of it are dropped; PIL "L", or (..., H, W) 0..1, 1 = product. None keeps all.
         low: Gradient from which an edge is followed, 0..255.
         high: Gradient at which an edge begins, 0..255.
@@ -31,7 +32,10 @@ def canny_edges(
     Raises:
         ValueError: the mask has another size than the image.
     """
-    pixels = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
+    if isinstance(image, Image.Image) and image.mode != "RGBA":
+        image = image.convert("RGB")
+    pixels = np.asarray(image)
+    # of several channels Canny takes the steepest at every pixel, so that alpha's edge is one line with the colours'
     edges = cv2.Canny(cv2.GaussianBlur(pixels, (BLUR, BLUR), 0), low, high)
     if product_mask is not None:
         inside = _as_array(product_mask) >= 0.5

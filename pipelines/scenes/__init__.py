@@ -41,7 +41,11 @@ class MaskGuidance(_Part):
 
 
 class Control(_Part):
-    """One ControlNet: what it draws, from where, how strongly and over which share of the steps."""
+    """One ControlNet: what it draws, from where, how strongly and over which share of the steps.
+
+    Of source `photo` are the edges of the photo, where the product is; of `cutout` those of the product on nothing,
+    with its silhouette: no shadow and no backdrop of the photo has a part in them.
+    """
 
     kind: Literal["canny"] = "canny"
     source: Literal["photo", "cutout"] = "photo"

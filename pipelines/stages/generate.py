@@ -19,8 +19,9 @@ from pipelines.contracts import Job, Made, Output, Shot, Step, sha256_hex
 from pipelines.diffusion.control import canny_edges
 from pipelines.diffusion.inpainting import InpaintingPipeline
 from pipelines.diffusion.mask_guidance import refine_mask
-from pipelines.placement import LaidProduct, lay_product, place
+from pipelines.placement import Placement, lay_photo, lay_product, place
 from pipelines.quality.overcompletion import OvercompletionDetector
+from pipelines.scenes import Control
 from pipelines.vision.photos import png_bytes, read_photo
 from pipelines.workflow import Recipe, Stage, Work
 
@@ -98,9 +99,8 @@ def compute(works: Sequence[Work], models: GenerateModels, recipe: Recipe) -> li
         photo, cutout = read_photo(work.inputs["photo"]).image(), Image.open(io.BytesIO(work.inputs["cutout"]))
         matte = np.asarray(cutout.getchannel("A"))
         where = place(matte, canvas, scene.placement.scale, scene.placement.anchor, scene.placement.ground_line)
-        product = lay_product(photo, cutout, where)
         laid.append(where)
-        small.append(_Reduced.of(product, width, height))
+        small.append(_Reduced.of(photo, cutout, where, width, height))
     controls = [_control(small, control, recipe.mask_guidance) for control in scene.controls]
     images = models.pipeline(
         image=[item.colour for item in small],
@@ -128,21 +128,32 @@ def compute(works: Sequence[Work], models: GenerateModels, recipe: Recipe) -> li
 
 @dataclass(frozen=True, slots=True)
 class _Reduced:
-    """The placed product at the model's size: colour RGB, matte L, and the matte as (1, 1, H, W) float, 1 = product."""
+    """The placed product at the model's size: colour RGB, matte L, and the matte as (1, 1, H, W) float, 1 = product.
+    `photo` (RGB) is the photo around it, placed alike."""
 
     colour: Image.Image
     matte: Image.Image
     mask: torch.Tensor
+    photo: Image.Image
 
     @classmethod
-    def of(cls, product: LaidProduct, width: int, height: int) -> _Reduced:
-        colour, matte = product.reduced(width, height)
-        return cls(colour, matte, torch.from_numpy(np.asarray(matte, np.float32) / 255)[None, None])
+    def of(cls, photo: Image.Image, cutout: Image.Image, where: Placement, width: int, height: int) -> _Reduced:
+        colour, matte = lay_product(photo, cutout, where).reduced(width, height)
+        mask = torch.from_numpy(np.asarray(matte, np.float32) / 255)[None, None]
+        return cls(colour, matte, mask, lay_photo(photo, where, width, height))
+
+    def placed(self) -> Image.Image:
+        """The product alone, RGBA."""
+        placed = self.colour.copy()
+        placed.putalpha(self.matte)
+        return placed
 
 
-def _control(small: Sequence[_Reduced], control: Any, guided: bool) -> tuple[list[Image.Image], torch.Tensor | None]:
+def _control(
+    small: Sequence[_Reduced], control: Control, guided: bool
+) -> tuple[list[Image.Image], torch.Tensor | None]:
     """A control image for each shot, and the refined product masks that bound its residuals (section 3.2)."""
-    images = [canny_edges(item.colour, item.mask, control.low, control.high) for item in small]
+    images = [_edges(item, control) for item in small]
     if not guided or control.mask_guidance is None:
         return images, None
     guide = control.mask_guidance
@@ -150,16 +161,23 @@ def _control(small: Sequence[_Reduced], control: Any, guided: bool) -> tuple[lis
     return images, refine_mask(masks, closing=guide.closing, opening=guide.opening, dilation=guide.dilation)
 
 
+def _edges(item: _Reduced, control: Control) -> Image.Image:
+    """What the ControlNet is shown of a shot: the photo's edges within the product, or the cutout's with its rim."""
+    if control.source == "cutout":
+        alone = Image.composite(item.colour, Image.new("RGB", item.colour.size), item.matte)
+        alone.putalpha(item.matte)
+        return canny_edges(alone, None, control.low, control.high)
+    return canny_edges(item.photo, item.mask, control.low, control.high)
+
+
 def _measured(
     image: Image.Image, item: _Reduced, placement: Mapping[str, Any], detector: OvercompletionDetector
 ) -> Made:
     found = detector.measure(np.asarray(image), np.asarray(item.matte))
-    placed = item.colour.copy()
-    placed.putalpha(item.matte)
     return Made(
         outputs=(
             Output("raw", png_bytes(image), "image/png"),
-            Output("placed", png_bytes(placed), "image/png"),
+            Output("placed", png_bytes(item.placed()), "image/png"),
         ),
         facts={
             "placement": dict(placement),
@@ -171,7 +189,7 @@ def _measured(
 
 STAGE = Stage(
     name="generate",
-    version=1,
+    version=2,
     needs=("cutout", "describe"),
     job=job,
     load=load,

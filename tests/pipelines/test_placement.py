@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from scipy import ndimage
 
-from pipelines.placement import OPAQUE, Placement, lay_product, place
+from pipelines.placement import OPAQUE, Placement, lay_photo, lay_product, place
 
 
 def product(width: int, height: int, box: tuple[int, int, int, int]) -> tuple[Image.Image, Image.Image]:
@@ -83,3 +84,41 @@ def test_the_reduced_canvas_keeps_colour_up_to_the_edge():
 def test_an_empty_matte_is_refused():
     with pytest.raises(ValueError, match="no product"):
         place(np.zeros((8, 8), np.uint8), (64, 64), 0.5, "ground", 0.9)
+
+
+@given(
+    scale=st.floats(0.1, 0.98),
+    anchor=st.sampled_from(["ground", "centre"]),
+    left=st.integers(0, 60),
+    top=st.integers(0, 60),
+    side=st.integers(8, 60),
+)
+@settings(max_examples=60, deadline=None)
+def test_the_photo_stands_where_its_product_does(scale, anchor, left, top, side):
+    """A photo black but for a white product: reduced, it is the reduced matte. Its border draws no edge."""
+    matte = np.zeros((120, 120), np.uint8)
+    matte[top : top + side, left : left + side] = 255
+    photo = Image.fromarray(matte).convert("RGB")
+    where = place(matte, (256, 192), scale, anchor, 0.86)
+    seen = np.asarray(lay_photo(photo, where, 128, 96), int)[..., 0]
+    product = lay_product(photo, Image.merge("RGBA", (*photo.split(), Image.fromarray(matte))), where)
+    expected = np.asarray(product.reduced(128, 96)[1], int)
+    centre = ndimage.binary_erosion(expected > 250, iterations=2)
+    assert seen.shape == (96, 128)
+    assert (seen[centre] > 250).all()
+    beyond = ~ndimage.binary_dilation(expected > 4, iterations=2)
+    assert (seen[beyond & _on_the_photo(where)] < 5).all()
+
+
+def _on_the_photo(where: Placement) -> np.ndarray:
+    """(96, 128) bool: what of a canvas of 256 × 192 px, halved, lies on a photo of 120 px."""
+    ratio = (where.source[2] - where.source[0]) / where.width
+    x = where.source[0] + (np.arange(128) * 2 + 1 - where.left) * ratio
+    y = where.source[1] + (np.arange(96) * 2 + 1 - where.top) * ratio
+    return ((y > 0) & (y < 120))[:, None] & ((x > 0) & (x < 120))[None]
+
+
+def test_a_photo_goes_on_beyond_its_border():
+    photo = Image.new("RGB", (40, 40), (200, 30, 90))
+    where = place(np.full((40, 40), 255, np.uint8), (256, 256), 0.5, "centre", 0.86)
+    assert lay_photo(photo, where, 64, 64).getcolors() == [(64 * 64, (200, 30, 90))]

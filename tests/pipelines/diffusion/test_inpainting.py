@@ -8,6 +8,8 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, UniPCMultistepScheduler
 from diffusers import StableDiffusionPipeline as StockPipeline
 from peft import LoraConfig
+from PIL import ImageDraw
+from scipy import ndimage
 from tiny_models import SIDE, difference, make_unet, product
 
 from pipelines.diffusion.control import canny_edges
@@ -281,3 +283,15 @@ class TestCannyEdges:
         image, _ = product()
         with pytest.raises(ValueError, match="its mask"):
             canny_edges(image, np.ones((8, 8)))
+
+    def test_a_cutout_has_its_whole_silhouette_whatever_its_colour(self):
+        for colour in ("black", "grey", "white"):
+            image, mask = product()
+            ImageDraw.Draw(image).rectangle((20, 16, 44, 56), fill=colour)
+            image.putalpha(mask)
+            drawn = np.asarray(canny_edges(image))[..., 0] > 0
+            near = ndimage.binary_dilation(drawn, iterations=2)
+            inside = np.asarray(mask) > 0
+            rim = inside & ~ndimage.binary_erosion(inside)
+            assert near[rim].all(), colour
+            assert not drawn[~ndimage.binary_dilation(inside, iterations=3)].any()

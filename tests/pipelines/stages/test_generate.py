@@ -1,0 +1,91 @@
+"""The generate stage on the bundled models, with a product whose every edge is known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines.contracts import Artifact, Job, Made, Product, Shot, State, Step, sha256_hex
+from pipelines.models import load_profile
+from pipelines.scenes import Channel, Control, Scene
+from pipelines.stages.generate import STAGE, compute, load
+from pipelines.vision.photos import png_bytes
+from pipelines.workflow import Recipe, Work
+
+SIDE = 320
+BOX = np.s_[80:260, 100:220]
+"""Where the product stands in its photo: (rows, columns)."""
+
+
+def recipe(**control: Any) -> Recipe:
+    """A scene of one step on a small canvas, with one canny ControlNet."""
+    scene = Scene(
+        name="mine",
+        title="Mine",
+        prompt="a photo of {product} on a white floor against a white wall",
+        method="blended",
+        steps=1,
+        guidance_scale=1.0,
+        controls=(Control(scale=1.0, **control),),
+        channel=Channel(width=256, height=256, min_width=256, min_height=256),
+    )
+    return Recipe(load_profile("mini"), scene)
+
+
+def photo(backdrop: int) -> np.ndarray:
+    """A grey product with a white stripe, on a backdrop with a dark bar across it that the product hides in part."""
+    pixels = np.full((SIDE, SIDE, 3), backdrop, np.uint8)
+    pixels[150:170] = 10
+    pixels[BOX] = 128
+    pixels[120:140, 120:200] = 250
+    return pixels
+
+
+def inputs(backdrop: int) -> dict[str, bytes]:
+    alpha = np.zeros((SIDE, SIDE), np.uint8)
+    alpha[BOX] = 255
+    alone = np.where(alpha[..., None] > 0, photo(backdrop), 0).astype(np.uint8)
+    return {
+        "photo": png_bytes(Image.fromarray(photo(backdrop))),
+        "cutout": png_bytes(Image.fromarray(np.dstack([alone, alpha]))),
+    }
+
+
+def job_of(recipe: Recipe, given: dict[str, bytes]) -> Job:
+    described = Job("describe", 1, {}, {})
+    cut = Job("cutout", 1, {}, {})
+    upstream = {
+        "cutout": Step(cut.key, cut, State.DONE, (Artifact(sha256_hex(given["cutout"]), "cutout", "image/png", 1),)),
+        "describe": Step(described.key, described, State.DONE, facts={"subject": "grey box"}),
+    }
+    shot = Shot(Product("box", 1, "Grey box", "", sha256_hex(given["photo"])), "mine", "web")
+    return STAGE.job(shot, upstream, recipe, 0)
+
+
+@pytest.fixture(scope="module")
+def raws() -> dict[tuple[str, int], bytes]:
+    """The raw image by source of the edges and backdrop of the photo. The seed is the same throughout."""
+    models, made = load(recipe()), {}
+    for source, backdrop in (("cutout", 30), ("cutout", 128), ("photo", 30), ("photo", 128)):
+        asked, given = recipe(source=source), inputs(backdrop)
+        (result,) = compute([Work(job_of(asked, given), given)], models, asked)
+        assert isinstance(result, Made)
+        made[source, backdrop] = result.outputs[0].data
+    return made
+
+
+def test_edges_of_the_cutout_owe_nothing_to_the_photos_background(raws: dict[tuple[str, int], bytes]) -> None:
+    assert raws["cutout", 30] == raws["cutout", 128]
+
+
+def test_edges_of_the_photo_fade_where_its_background_is_like_the_product(raws: dict[tuple[str, int], bytes]) -> None:
+    assert raws["photo", 30] != raws["photo", 128]
+
+
+def test_the_source_of_the_edges_is_in_the_key_and_in_the_picture(raws: dict[tuple[str, int], bytes]) -> None:
+    keys = {job_of(recipe(source=source), inputs(128)).key for source in ("photo", "cutout")}
+    assert len(keys) == 2
+    assert raws["photo", 128] != raws["cutout", 128]
