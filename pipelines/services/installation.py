@@ -53,7 +53,7 @@ class Installation:
     viewer_password: str = field(default_factory=_password)
     fernet_key: str = field(default_factory=lambda: urlsafe_b64encode(secrets.token_bytes(32)).decode())
     api_secret_key: str = field(default_factory=_password)
-    jwt_secret: str = field(default_factory=_password)
+    jwt_secret: str = field(default_factory=lambda: secrets.token_urlsafe(64))  # as long as HS512's digest: 64 bytes
 
     @classmethod
     def read(cls, state_dir: Path) -> Installation:

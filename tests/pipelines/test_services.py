@@ -9,6 +9,7 @@ import socket
 import stat
 import subprocess
 import time
+from base64 import urlsafe_b64decode
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from minio.error import S3Error
 from sqlalchemy.engine import make_url
 
 from pipelines.contracts import sha256_hex
-from pipelines.services import DAEMONS, ServiceFailed, down, status, up
+from pipelines.services import DAEMONS, Installation, ServiceFailed, airflow_environment, down, status, up
 from pipelines.settings import ROOT, Settings, environment_file, read_settings
 from pipelines.store import S3Store
 
@@ -153,6 +154,21 @@ class TestEmbedded:
         finally:
             control.write_bytes(whole)
             up(read_settings(), airflow=False)
+
+
+class TestInstallation:
+    def test_tokens_are_signed_with_a_secret_of_64_random_bytes(self, tmp_path: Path) -> None:
+        one, other = Installation.read(tmp_path).jwt_secret, Installation.read(tmp_path).jwt_secret
+        assert one != other
+        assert len(urlsafe_b64decode(one + "=" * (-len(one) % 4))) == 64
+        assert (
+            airflow_environment(read_settings(), Installation(jwt_secret=one))["AIRFLOW__API_AUTH__JWT_SECRET"] == one
+        )
+
+    def test_an_older_installation_keeps_its_secrets(self, tmp_path: Path) -> None:
+        older = Installation(jwt_secret="a secret that an older packshot drew")
+        older.write(tmp_path)
+        assert Installation.read(tmp_path) == older
 
 
 class TestSomebodyElses:
