@@ -22,19 +22,9 @@ from pipelines.diffusion.brushnet import BrushNetModel, inject
 from pipelines.diffusion.inpainting import latent_mask, masked_image
 from pipelines.training.autoencoder import tensor_bytes, to_tensor
 from pipelines.training.card import write_card
-from pipelines.training.data import ShotPack, shot_pack
-from pipelines.training.loop import TrainOptions, fit, grid_picture, step_rng, torch_rng
-from pipelines.training.unet import (
-    GUIDANCE,
-    SHOTS,
-    LatentPack,
-    TextConditioned,
-    build_model,
-    build_scheduler,
-    latent_pack,
-    load_autoencoder,
-    noised,
-)
+from pipelines.training.data import ShotPack
+from pipelines.training.loop import TrainOptions, fit, grid_picture
+from pipelines.training.unet import GUIDANCE, FrozenBase, TextConditioned, build_scheduler
 
 STROKES = 0.15
 
@@ -64,24 +54,16 @@ def train_at(options: TrainOptions, side: int) -> Path:
     stage = dataclasses.replace(options, part=f"brushnet_{side}")
     batch, lr = options.batch or (24 if side <= 128 else 8), options.lr or (4e-4 if side <= 128 else 2e-4)
     folder = options.out / "brushnet"
-    vae = load_autoencoder(options)
-    shots = shot_pack(options.work / "shots", options.data, side, SHOTS[side])
-    pack = latent_pack(dataclasses.replace(options, part=f"unet_{side}"), vae, shots, side)
-    conditions = condition_pack(stage, vae, shots)
-    base = build_model(options, first=False).requires_grad_(False).eval()
-    model = load(folder, base).to(options.device, memory_format=torch.channels_last)
-    scheduler = build_scheduler()
+    base = FrozenBase.load(options, side)
+    conditions = condition_pack(stage, base.vae, base.shots)
+    model = load(folder, base.model).to(options.device, memory_format=torch.channels_last)
 
     def loss_of_step(step: int) -> Tensor:
-        rng = step_rng(stage, step)
-        picks = rng.integers(0, len(shots), batch)
-        latents = torch.from_numpy(pack.latents[picks].astype(np.float32)).to(options.device)
-        states = base.encode([pack.caption(int(n), rng) for n in picks])
-        noisy, timesteps, target = noised(scheduler, latents, torch_rng(stage, step))
-        condition = conditions.batch(picks).to(options.device).contiguous(memory_format=torch.channels_last)
-        with inject(base.unet, *model(noisy, timesteps, None, condition)):
-            predicted = base.unet(noisy, timesteps, encoder_hidden_states=states).sample
-        return F.mse_loss(predicted.float(), target)
+        drawn = base.batch(stage, step, batch)
+        condition = conditions.batch(drawn.picks).to(options.device).contiguous(memory_format=torch.channels_last)
+        with inject(base.model.unet, *model(drawn.noisy, drawn.timesteps, None, condition)):
+            predicted = base.model.unet(drawn.noisy, drawn.timesteps, encoder_hidden_states=drawn.states).sample
+        return F.mse_loss(predicted.float(), drawn.target)
 
     result = fit(
         stage,
@@ -90,7 +72,7 @@ def train_at(options: TrainOptions, side: int) -> Path:
         batch=batch,
         lr=lr,
         every_seconds=150,
-        on_checkpoint=lambda ema, _: show(ema, base, vae, shots, pack, conditions, stage.folder / "samples.png"),
+        on_checkpoint=lambda ema, _: show(ema, base, conditions, stage.folder / "samples.png"),
     )
     result.ema.half().save_pretrained(folder)  # type: ignore[operator]
     write_card(folder, "brushnet", result.ema, options, {f"{side}_px": result.figures})
@@ -167,22 +149,16 @@ def sample(
 
 
 @torch.no_grad()
-def show(
-    model: nn.Module,
-    base: TextConditioned,
-    vae: AutoencoderKL,
-    shots: ShotPack,
-    pack: LatentPack,
-    conditions: ConditionPack,
-    path: Path,
-) -> None:
-    """Draw six shots: as composed, and as painted around their product."""
+def show(model: nn.Module, base: FrozenBase, conditions: ConditionPack, path: Path) -> None:
+    """Draw six shots: as composed, as painted around their product, and with the product laid back over."""
     assert isinstance(model, BrushNetModel)
     picks = list(range(1, 7))
-    condition = conditions.batch(np.array(picks)).to(vae.device)
-    decoded = vae.decode(sample(model, base, [pack.captions[n] for n in picks], condition)).sample
+    condition = conditions.batch(np.array(picks)).to(base.vae.device)
+    latents = sample(model, base.model, [base.pack.captions[n] for n in picks], condition)
+    painted = tensor_bytes(base.vae.decode(latents).sample)
+    shots = base.shots
     pasted = [
         np.where((shots.mask(n) >= 128)[..., None], shots.image(n), picture)
-        for n, picture in zip(picks, tensor_bytes(decoded), strict=True)
+        for n, picture in zip(picks, painted, strict=True)
     ]
-    grid_picture([*(shots.image(n) for n in picks), *tensor_bytes(decoded), *pasted]).save(path)
+    grid_picture([*(shots.image(n) for n in picks), *painted, *pasted]).save(path)

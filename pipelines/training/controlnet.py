@@ -12,25 +12,15 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, ControlNetModel
+from diffusers import ControlNetModel
 from torch import Tensor, nn
 
 from pipelines.diffusion.control import canny_edges
 from pipelines.training.autoencoder import tensor_bytes
 from pipelines.training.card import write_card
-from pipelines.training.data import ShotPack, shot_pack
-from pipelines.training.loop import TrainOptions, fit, grid_picture, step_rng, torch_rng
-from pipelines.training.unet import (
-    GUIDANCE,
-    SHOTS,
-    LatentPack,
-    TextConditioned,
-    build_model,
-    build_scheduler,
-    latent_pack,
-    load_autoencoder,
-    noised,
-)
+from pipelines.training.data import ShotPack
+from pipelines.training.loop import TrainOptions, fit, grid_picture
+from pipelines.training.unet import GUIDANCE, FrozenBase, TextConditioned, build_scheduler
 
 EMBEDDING = (8, 16, 32, 48)
 
@@ -42,29 +32,21 @@ def train(options: TrainOptions) -> Path:
     stage = dataclasses.replace(options, part=f"controlnet_canny_{side}")
     batch, lr = options.batch or (24 if side <= 128 else 8), options.lr or 4e-4
     folder = options.out / "controlnet_canny"
-    vae = load_autoencoder(options)
-    shots = shot_pack(options.work / "shots", options.data, side, SHOTS[side])
-    pack = latent_pack(dataclasses.replace(options, part=f"unet_{side}"), vae, shots, side)
-    base = build_model(options, first=False).requires_grad_(False).eval()
-    model = load(folder, base).to(options.device, memory_format=torch.channels_last)
-    scheduler = build_scheduler()
+    base = FrozenBase.load(options, side)
+    model = load(folder, base.model).to(options.device, memory_format=torch.channels_last)
 
     def loss_of_step(step: int) -> Tensor:
-        rng = step_rng(stage, step)
-        picks = rng.integers(0, len(shots), batch)
-        latents = torch.from_numpy(pack.latents[picks].astype(np.float32)).to(options.device)
-        states = base.encode([pack.caption(int(n), rng) for n in picks])
-        noisy, timesteps, target = noised(scheduler, latents, torch_rng(stage, step))
-        control = control_images(shots, picks.tolist()).to(options.device)
-        down, mid = model(noisy, timesteps, states, control, return_dict=False)
-        predicted = base.unet(
-            noisy,
-            timesteps,
-            encoder_hidden_states=states,
+        drawn = base.batch(stage, step, batch)
+        control = control_images(base.shots, drawn.picks.tolist()).to(options.device)
+        down, mid = model(drawn.noisy, drawn.timesteps, drawn.states, control, return_dict=False)
+        predicted = base.model.unet(
+            drawn.noisy,
+            drawn.timesteps,
+            encoder_hidden_states=drawn.states,
             down_block_additional_residuals=down,
             mid_block_additional_residual=mid,
         ).sample
-        return F.mse_loss(predicted.float(), target)
+        return F.mse_loss(predicted.float(), drawn.target)
 
     result = fit(
         stage,
@@ -73,7 +55,7 @@ def train(options: TrainOptions) -> Path:
         batch=batch,
         lr=lr,
         every_seconds=150,
-        on_checkpoint=lambda ema, _: show(ema, base, vae, shots, pack, stage.folder / "samples.png"),
+        on_checkpoint=lambda ema, _: show(ema, base, stage.folder / "samples.png"),
     )
     result.ema.half().save_pretrained(folder)  # type: ignore[operator]
     write_card(folder, "controlnet_canny", result.ema, options, {f"{side}_px": result.figures})
@@ -121,12 +103,10 @@ def sample(
 
 
 @torch.no_grad()
-def show(
-    model: nn.Module, base: TextConditioned, vae: AutoencoderKL, shots: ShotPack, pack: LatentPack, path: Path
-) -> None:
+def show(model: nn.Module, base: FrozenBase, path: Path) -> None:
     """Draw six shots' edges, and what is painted under them."""
     assert isinstance(model, ControlNetModel)
     picks = list(range(1, 7))
-    control = control_images(shots, picks).to(vae.device)
-    decoded = vae.decode(sample(model, base, [pack.captions[n] for n in picks], control)).sample
-    grid_picture([*tensor_bytes(control * 2 - 1), *tensor_bytes(decoded)]).save(path)
+    control = control_images(base.shots, picks).to(base.vae.device)
+    latents = sample(model, base.model, [base.pack.captions[n] for n in picks], control)
+    grid_picture([*tensor_bytes(control * 2 - 1), *tensor_bytes(base.vae.decode(latents).sample)]).save(path)

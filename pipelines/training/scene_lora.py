@@ -24,7 +24,7 @@ from pipelines.training.autoencoder import tensor_bytes, to_bytes
 from pipelines.training.card import write_card
 from pipelines.training.composer import Shot, compose, draw_scene
 from pipelines.training.data import Composer
-from pipelines.training.loop import TrainOptions, fit, grid_picture, step_rng, torch_rng
+from pipelines.training.loop import TrainOptions, fit, grid_picture, step_rng
 from pipelines.training.unet import (
     LatentPack,
     TextConditioned,
@@ -32,7 +32,7 @@ from pipelines.training.unet import (
     build_scheduler,
     encode,
     load_autoencoder,
-    noised,
+    noisy_batch,
     sample,
 )
 
@@ -59,11 +59,9 @@ def train(options: TrainOptions) -> Path:
     def loss_of_step(step: int) -> Tensor:
         rng = step_rng(stage, step)
         picks = rng.integers(0, len(pack.captions), batch)
-        latents = torch.from_numpy(pack.latents[picks].astype(np.float32)).to(options.device)
-        states = model.encode([pack.caption(int(n), rng) for n in picks])
-        noisy, timesteps, target = noised(scheduler, latents, torch_rng(stage, step))
-        predicted = model.unet(noisy, timesteps, encoder_hidden_states=states).sample
-        return F.mse_loss(predicted.float(), target)
+        drawn = noisy_batch(model, pack, scheduler, picks, stage, step, rng)
+        predicted = model.unet(drawn.noisy, drawn.timesteps, encoder_hidden_states=drawn.states).sample
+        return F.mse_loss(predicted.float(), drawn.target)
 
     result = fit(
         stage,

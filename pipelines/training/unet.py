@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -27,10 +26,11 @@ from pipelines.training.data import ShotPack, load_photographs, shot_pack
 from pipelines.training.loop import TrainOptions, fit, grid_picture, step_rng, torch_rng
 
 WIDTHS = (32, 64, 128, 160)
-SHOTS = {128: 8000, 256: 2000}
+SHOTS = {128: 16000, 256: 5000}
 PHOTOGRAPHS = 600
 PHOTOGRAPH_SHARE = 0.06
 CAPTION_DROPOUT = 0.1
+PRODUCT_WEIGHT = 0.25
 GUIDANCE = 3.0
 PROMPTS = (
     "a photo of a mug on an oak wood floor against a beige wall, soft light from the left",
@@ -95,6 +95,10 @@ class LatentPack:
     latents: NDArray[np.float16]
     captions: list[str]
 
+    def batch(self, picks: NDArray[np.int64]) -> Tensor:
+        """The latents of a batch, float32."""
+        return torch.from_numpy(self.latents[picks].astype(np.float32))
+
     def draw(self, rng: np.random.Generator, count: int) -> NDArray[np.int64]:
         """Indices of a batch: composed shots, with a small share of photographs."""
         composed = rng.integers(0, len(self.captions), count)
@@ -106,6 +110,44 @@ class LatentPack:
         if rng.random() < CAPTION_DROPOUT:
             return ""
         return shorten(self.captions[index], rng) if index < len(self.captions) else "a real photograph"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class NoisyBatch:
+    """One batch of a diffusion loss: which samples (N,), their text states (N, CONTEXT, width), noisy latents
+    (N, 4, h, w) at `timesteps` (N,), and the v target (N, 4, h, w)."""
+
+    picks: NDArray[np.int64]
+    states: Tensor
+    noisy: Tensor
+    timesteps: Tensor
+    target: Tensor
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FrozenBase:
+    """What a branch learns beside: the exported models, frozen, and the composed shots with their cached latents."""
+
+    model: TextConditioned
+    vae: AutoencoderKL
+    shots: ShotPack
+    pack: LatentPack
+    scheduler: DDIMScheduler
+
+    @classmethod
+    def load(cls, options: TrainOptions, side: int) -> FrozenBase:
+        """Read the exported models and the UNet's packs of `side` px, made when missing."""
+        vae = load_autoencoder(options)
+        shots = shot_pack(options.work / "shots", options.data, side, SHOTS[side])
+        pack = latent_pack(dataclasses.replace(options, part=f"unet_{side}"), vae, shots, side)
+        model = build_model(options, first=False).requires_grad_(False).eval()
+        return cls(model, vae, shots, pack, build_scheduler())
+
+    def batch(self, options: TrainOptions, step: int, count: int) -> NoisyBatch:
+        """Draw `count` composed shots for `step`."""
+        rng = step_rng(options, step)
+        picks = rng.integers(0, len(self.shots), count)
+        return noisy_batch(self.model, self.pack, self.scheduler, picks, options, step, rng)
 
 
 def train(options: TrainOptions) -> Path:
@@ -125,17 +167,17 @@ def train_at(options: TrainOptions, side: int) -> Path:
     first = not (folder / "config.json").exists()
     shots = shot_pack(options.work / "shots", options.data, side, SHOTS[side])
     pack = latent_pack(stage, load_autoencoder(options), shots, side)
+    weights = scene_weights(shots, len(pack.latents))
     model = build_model(options, first)
     scheduler = build_scheduler()
 
     def loss_of_step(step: int) -> Tensor:
         rng = step_rng(stage, step)
         picks = pack.draw(rng, batch)
-        latents = torch.from_numpy(pack.latents[picks].astype(np.float32)).to(options.device)
-        states = model.encode([pack.caption(int(n), rng) for n in picks])
-        noisy, timesteps, target = noised(scheduler, latents, torch_rng(stage, step))
-        predicted = model.unet(noisy, timesteps, encoder_hidden_states=states).sample
-        return F.mse_loss(predicted.float(), target)
+        drawn = noisy_batch(model, pack, scheduler, picks, stage, step, rng)
+        predicted = model.unet(drawn.noisy, drawn.timesteps, encoder_hidden_states=drawn.states).sample
+        weight = torch.from_numpy(weights[picks]).to(options.device)
+        return (weight * (predicted.float() - drawn.target).square()).mean() / weight.mean()
 
     result = fit(
         stage,
@@ -192,6 +234,19 @@ def latent_pack(options: TrainOptions, vae: AutoencoderKL, shots: ShotPack, side
     return LatentPack(np.load(packed), shots.captions)
 
 
+def scene_weights(shots: ShotPack, count: int) -> NDArray[np.float32]:
+    """The loss's weights (count, 1, h, w): `PRODUCT_WEIGHT` where a shot's latent lies all inside its product, else 1.
+
+    The sampler pastes the real product back, so the scene and the product's border are what the UNet is needed for.
+    """
+    side = shots.mask(0).shape[0] // 8
+    weights = np.ones((count, 1, side, side), np.float32)
+    for n in range(len(shots)):
+        inside = shots.mask(n).reshape(side, 8, side, 8).min(axis=(1, 3)) >= 128
+        weights[n, 0, inside] = PRODUCT_WEIGHT
+    return weights
+
+
 @torch.no_grad()
 def encode(vae: AutoencoderKL, pictures: NDArray[np.uint8]) -> NDArray[np.float16]:
     """(N, H, W, 3) uint8 to (N, 4, H/8, W/8) latents, zero mean and unit deviation."""
@@ -199,13 +254,24 @@ def encode(vae: AutoencoderKL, pictures: NDArray[np.uint8]) -> NDArray[np.float1
     return vae.encode(images).latent_dist.mode().cpu().numpy().astype(np.float16)
 
 
-def noised(scheduler: DDIMScheduler, latents: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw noise and timesteps: returns the noisy latents, the timesteps (N,) and the v target."""
+def noisy_batch(
+    model: TextConditioned,
+    pack: LatentPack,
+    scheduler: DDIMScheduler,
+    picks: NDArray[np.int64],
+    options: TrainOptions,
+    step: int,
+    rng: np.random.Generator,
+) -> NoisyBatch:
+    """Encode the captions of `picks` and noise their latents at timesteps drawn for `step`."""
+    states = model.encode([pack.caption(int(n), rng) for n in picks])
+    latents = pack.batch(picks).to(options.device)
+    generator = torch_rng(options, step)
     noise = torch.randn(latents.shape, generator=generator).to(latents)
     timesteps = torch.randint(0, scheduler.config.num_train_timesteps, (len(latents),), generator=generator)
     timesteps = timesteps.to(latents.device)
     noisy = scheduler.add_noise(latents, noise, timesteps).contiguous(memory_format=torch.channels_last)
-    return noisy, timesteps, scheduler.get_velocity(latents, noise, timesteps)
+    return NoisyBatch(picks, states, noisy, timesteps, scheduler.get_velocity(latents, noise, timesteps))
 
 
 @torch.no_grad()

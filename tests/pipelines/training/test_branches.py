@@ -1,0 +1,54 @@
+"""The trainers of the UNet and of what stands on it, end to end: two steps each on a handful of composed shots."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipelines.diffusion.brushnet import BrushNetModel
+from pipelines.training import brushnet, controlnet, data, scene_lora, unet
+from pipelines.training.loop import PROFILE, TrainOptions
+
+TRAINING = Path(__file__).resolve().parents[3] / ".." / "shared" / "training"
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not TRAINING.exists(), reason="the training pictures are not beside this checkout"),
+]
+
+
+@pytest.fixture
+def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainOptions:
+    """Two steps at 128 px on one small shard, beginning from the bundled models."""
+    monkeypatch.setattr(data, "SHARD", 16)
+    monkeypatch.setitem(unet.SHOTS, 128, 16)
+    monkeypatch.setitem(scene_lora.SHOTS, 128, 16)
+    monkeypatch.setattr(unet, "PHOTOGRAPHS", 4)
+    for part in ("autoencoder", "clip", "unet", "scheduler"):
+        shutil.copytree(PROFILE / part, tmp_path / "out" / part)
+    return TrainOptions("unet", steps=2, batch=2, size=128, data=TRAINING, out=tmp_path / "out", work=tmp_path / "work")
+
+
+def test_each_trainer_moves_its_weights_and_exports_what_the_sampler_loads(options):
+    before = load_file(options.out / "unet" / "diffusion_pytorch_model.safetensors")
+    unet.train(options)
+    after = load_file(options.out / "unet" / "diffusion_pytorch_model.safetensors")
+    assert any(not torch.equal(before[key].float(), after[key].float()) for key in before)
+
+    brushnet.train(options)
+    branch = BrushNetModel.from_pretrained(options.out / "brushnet")
+    assert any(layer.weight.abs().max() > 0 for layer in branch.brushnet_down_blocks)
+
+    controlnet.train(options)
+    net = controlnet.load(options.out / "controlnet_canny", None)
+    assert any(layer.weight.abs().max() > 0 for layer in net.controlnet_down_blocks)
+
+    scene_lora.train(options)
+    lora = load_file(options.out / scene_lora.NAME / "pytorch_lora_weights.safetensors")
+    assert all(key.startswith("unet.") for key in lora)
+    assert any(tensor.abs().max() > 0 for key, tensor in lora.items() if "lora.up" in key or "lora_B" in key)
+    for part in ("unet", "brushnet", "controlnet_canny", scene_lora.NAME):
+        assert "128_px" in (options.out / part / "CARD.md").read_text(encoding="utf-8")
