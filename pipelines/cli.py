@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date, datetime
@@ -19,6 +20,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from pipelines.errors import PackshotError, UsageError
 
@@ -43,8 +45,31 @@ app.add_typer(scenes_app, name="scenes")
 app.add_typer(measure_app, name="measure")
 app.add_typer(models_app, name="models")
 
-out = Console()
-err = Console(stderr=True)
+
+class Terminal(Console):
+    """Prints strings as they are: SKUs, titles and reasons are written by strangers, so brackets are no markup, `:cup:`
+    is no emoji, and a control character comes out as its escape (`\\x1b`) and not as an order to the terminal."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """What every string goes through, whether printed or in a table's cell."""
+        return super().render_str(_visible(text), **options)
+
+
+def _visible(text: str) -> str:
+    """Control characters, and halves of surrogate pairs, as escapes; line breaks and tabs stay."""
+    return "".join(
+        char.encode("unicode_escape").decode()
+        if unicodedata.category(char) in ("Cc", "Cs") and char not in "\n\t"
+        else char
+        for char in text
+    )
+
+
+out = Terminal()
+err = Terminal(stderr=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 SceneName = Annotated[str, typer.Option("--scene", "-s", help="A scene: see `packshot scenes list`.")]
@@ -56,11 +81,16 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except UsageError as error:
-        err.print(f"[red]packshot:[/red] {error}", highlight=False, soft_wrap=True)
+        _print_error(error)
         sys.exit(2)
     except PackshotError as error:
-        err.print(f"[red]packshot:[/red] {error}", highlight=False, soft_wrap=True)
+        _print_error(error)
         sys.exit(1)
+
+
+def _print_error(error: PackshotError) -> None:
+    err.print("packshot:", style="red", end=" ")
+    err.print(str(error), soft_wrap=True)
 
 
 def _print_json(document: Any) -> None:
@@ -79,8 +109,8 @@ def _plain(value: Any) -> Any:
 def _bar() -> Iterator[Progress]:
     """A progress bar on standard error; lines that scroll where that is not a terminal."""
     columns = (
-        SpinnerColumn(), TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"), TimeElapsedColumn(),
+        SpinnerColumn(), TextColumn("{task.description}", style="bold", markup=False), BarColumn(),
+        MofNCompleteColumn(), TextColumn("{task.fields[note]}", markup=False), TimeElapsedColumn(),
     )  # fmt: skip
     with Progress(*columns, console=err, transient=False) as progress:
         yield progress
@@ -117,7 +147,8 @@ def shoot(
             bars[stage] = progress.add_task(stage, total=shots, note="")
 
         def done(stage: str, shot: Shot, step: Step) -> None:
-            progress.update(bars[stage], advance=1, note=f"{shot.sku}: {step.reason}" if step.reason else shot.sku)
+            note = f"{shot.sku}: {step.reason}" if step.reason else shot.sku
+            progress.update(bars[stage], advance=1, note=" ".join(_visible(note).split()))
 
         outcomes = run_shoot(source, recipe, out_dir, settings, limit=limit, progress=done, started=started)
     if as_json:
@@ -127,7 +158,7 @@ def shoot(
         for outcome in outcomes:
             table.add_row(outcome.sku, outcome.state.value, str(outcome.picture or outcome.reason))
         out.print(table)
-        out.print(f"Contact sheet: {out_dir / 'contact_sheet.png'}", soft_wrap=True, highlight=False)
+        out.print(f"Contact sheet: {out_dir / 'contact_sheet.png'}", soft_wrap=True)
     raise typer.Exit(1 if any(outcome.state == "failed" for outcome in outcomes) else 0)
 
 
@@ -156,7 +187,7 @@ def up(
 
     with err.status("Starting the services"):
         now = services.up(
-            get_settings(), airflow=airflow, report=lambda line: err.print(line, highlight=False, soft_wrap=True)
+            get_settings(), airflow=airflow, report=lambda line: err.print(line, soft_wrap=True)
         )
     _show_status(now, as_json)
 
@@ -174,7 +205,7 @@ def down(as_json: AsJson = False) -> None:
         _print_json({"stopped": stopped})
     else:
         names = f"stopped: {', '.join(stopped)}" if stopped else "nothing was running"
-        err.print(names, highlight=False, soft_wrap=True)
+        err.print(names, soft_wrap=True)
 
 
 @app.command()
@@ -194,12 +225,12 @@ def _show_status(now: Status, as_json: bool) -> None:
         for service in now.services:
             colour = "green" if service.state == "up" else "red"
             whose = service.detail if service.embedded else "not ours"
-            table.add_row(service.name, f"[{colour}]{service.state}[/{colour}]", service.address, whose)
+            table.add_row(service.name, Text(service.state, colour), service.address, whose)
         out.print(table)
         logins = json.loads(now.passwords.read_text()) if now.passwords and now.passwords.exists() else {now.user: "…"}
         names = " or ".join(f"{user} / {password}" for user, password in logins.items())
-        out.print(f"Airflow: {now.ui}  log in as {names}", highlight=False, soft_wrap=True)
-        out.print(f"Logs: {now.logs}", highlight=False, soft_wrap=True)
+        out.print(f"Airflow: {now.ui}  log in as {names}", soft_wrap=True)
+        out.print(f"Logs: {now.logs}", soft_wrap=True)
     if not now.healthy:
         raise typer.Exit(1)
 
@@ -293,7 +324,7 @@ def campaign(
             out.print(f", about {document['seconds_expected']:.0f} s to compute", end="")
         out.print()
         for run_id in backfill.runs:
-            out.print(f"  {run_id}", soft_wrap=True, highlight=False)
+            out.print(f"  {run_id}", soft_wrap=True)
     raise typer.Exit(0 if success else 1)
 
 
@@ -327,17 +358,18 @@ def _report(run_id: str) -> Report:
 
 
 def _show_report(found: Report) -> None:
-    out.print(
-        f"[bold]{found.run}[/bold]: {found.products} products, [green]{found.published} published[/green], "
-        f"[yellow]{found.held} held[/yellow], {found.rejected} rejected, [red]{found.failed} failed[/red]",
-        soft_wrap=True,
-        highlight=False,
-    )
+    out.print(found.run, style="bold", soft_wrap=True, end="")
+    counts = (
+        f": {found.products} products, ", (f"{found.published} published", "green"), ", ",
+        (f"{found.held} held", "yellow"), f", {found.rejected} rejected, ", (f"{found.failed} failed", "red"),
+    )  # fmt: skip
+    out.print(Text.assemble(*counts), soft_wrap=True)
     if found.problem:
-        out.print(f"[red]publication was stopped[/red]: {found.problem['reason']}", soft_wrap=True, highlight=False)
+        out.print("publication was stopped", style="red", end=": ")
+        out.print(found.problem["reason"], soft_wrap=True)
     table = Table("stage", "computed", "reused", "seconds")
-    for name, counts in found.steps.items():
-        table.add_row(name, str(counts.computed), str(counts.reused), f"{found.seconds.get(name, 0):.1f}")
+    for name, count in found.steps.items():
+        table.add_row(name, str(count.computed), str(count.reused), f"{found.seconds.get(name, 0):.1f}")
     out.print(table)
     rows = [shot for shot in found.shots if shot.state != "published"]
     if rows:
@@ -368,7 +400,8 @@ def lineage(
     if as_json:
         _print_json(found)
         return
-    out.print(f"[bold]{found['sku']}[/bold]  image {found['artifact']['sha256']}  photo {found['photo']['sha256']}")
+    out.print(found["sku"], style="bold", soft_wrap=True, end="")
+    out.print(f"  image {found['artifact']['sha256']}  photo {found['photo']['sha256']}", soft_wrap=True)
     table = Table("stage", "key", "models", "seconds", "device")
     for step in found["steps"]:
         models = ", ".join(f"{model['name']}@{model['revision']}" for model in step["models"])
@@ -390,8 +423,8 @@ def export(
     if as_json:
         _print_json(done)
     else:
-        out.print(f"{len(done.images)} images and {done.feed.name} in {out_dir}", soft_wrap=True, highlight=False)
-        out.print(f"Contact sheet: {done.contact_sheet}", soft_wrap=True, highlight=False)
+        out.print(f"{len(done.images)} images and {done.feed.name} in {out_dir}", soft_wrap=True)
+        out.print(f"Contact sheet: {done.contact_sheet}", soft_wrap=True)
 
 
 # ---------------------------------------------------------------------------------------- scenes, models, measures
