@@ -6,6 +6,7 @@ task; on the next try every step that was finished is found by its key.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import timedelta
@@ -82,7 +83,7 @@ class StageOperator(PackshotOperator):
             progress,
         )
         self.log.info("stage", **{k: v for k, v in asdict(summary).items() if k != "reasons"})
-        return asdict(summary) | {"reasons": dict(summary.reasons.most_common(REASONS_KEPT))}
+        return asdict(summary) | {"reasons": dict(Counter(summary.reasons).most_common(REASONS_KEPT))}
 
 
 class CutoutOperator(StageOperator):

@@ -10,7 +10,6 @@ import logging
 import signal
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -102,7 +101,7 @@ class Stage:
 
 @dataclass(slots=True)
 class StageSummary:
-    """What one stage did to one shard; JSON through `dataclasses.asdict`."""
+    """What one stage did to one shard; JSON through `dataclasses.asdict`. `reasons` counts what it was told of steps."""
 
     stage: str
     shots: int = 0
@@ -112,7 +111,7 @@ class StageSummary:
     rejected: int = 0
     failed: int = 0
     seconds: float = 0.0
-    reasons: Counter[str] = field(default_factory=Counter)
+    reasons: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +188,7 @@ def _count(summary: StageSummary, used: ShotStep) -> None:
     summary.rejected += used.step.state is State.REJECTED
     summary.failed += used.step.state is State.FAILED
     if used.step.reason:
-        summary.reasons[used.step.reason] += 1
+        summary.reasons[used.step.reason] = summary.reasons.get(used.step.reason, 0) + 1
 
 
 def _resolve(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -108,6 +109,9 @@ def test_bad_input_and_a_bug_cost_one_shot_each(world):
     assert chosen["bad"].reason == "no product found"
     assert chosen["bug"].reason == "ZeroDivisionError: oops"
     assert (summary.rejected, summary.failed) == (1, 1)
+    document = json.loads(json.dumps(asdict(summary)))
+    assert document["reasons"] == {"no product found": 1, "ZeroDivisionError: oops": 1}
+    assert document == asdict(summary)
 
 
 def test_a_rejection_is_remembered_and_a_failure_is_tried_again(world):
