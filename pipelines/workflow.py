@@ -101,7 +101,7 @@ class Stage:
 
 @dataclass(slots=True)
 class StageSummary:
-    """What one stage did to one shard; JSON through `dataclasses.asdict`. `reasons` counts what it was told of steps."""
+    """What one stage did to one shard; JSON through `dataclasses.asdict`. `reasons` says how often each was given."""
 
     stage: str
     shots: int = 0
