@@ -44,19 +44,20 @@ from pipelines.contracts import (
 )
 from pipelines.errors import IntegrityError
 from pipelines.ledger_rows import (
+    add_shots,
     add_versions,
     artifact_row,
     chosen_keys,
     chunks,
-    current_contents,
+    current_products,
     insert_missing,
     move_rows,
+    place_shots,
     product_digest,
     product_of,
     read_steps,
     shot_ids,
     step_row,
-    version_ids,
     write_parts,
 )
 from pipelines.schema import (
@@ -278,12 +279,14 @@ class PostgresLedger:
         new = changed = 0
         with self.engine.begin() as connection:
             for chunk in chunks(sorted(items, key=lambda product: product.sku)):
-                known = current_contents(connection, [product.sku for product in chunk])
-                differing = [product for product in chunk if known.get(product.sku) != product_digest(product)]
-                add_versions(connection, differing, now)
-                move_rows(connection, chunk)
-                new += sum(product.sku not in known for product in differing)
-                changed += sum(product.sku in known for product in differing)
+                known = current_products(connection, [product.sku for product in chunk])
+                fresh = [product for product in chunk if product.sku not in known]
+                kept = [product for product in chunk if product.sku in known]
+                differing = [product for product in kept if known[product.sku].content != product_digest(product)]
+                add_versions(connection, fresh + differing, now)
+                move_rows(connection, [product for product in kept if known[product.sku].row != product.row])
+                new += len(fresh)
+                changed += len(differing)
         return Changes(new, changed, len(items) - new - changed)
 
     def select(self, run: str, selected: Sequence[Shot], shard_size: int) -> int:
@@ -292,22 +295,11 @@ class PostgresLedger:
         Their products must have been upserted (IntegrityError otherwise). A second call replaces the first.
         """
         with self.engine.begin() as connection:
-            numbers = shot_ids(connection, selected)
-            versions = version_ids(connection, [shot.product for shot in selected])
             connection.execute(delete(run_shots).where(run_shots.c.run == run))
-            rows = [
-                {
-                    "run": run,
-                    "position": position,
-                    "shot": numbers[shot.sku, shot.scene, shot.channel],
-                    "version": versions[shot.sku],
-                    "row": shot.product.row,
-                    "shard": position // shard_size,
-                }
-                for position, shot in enumerate(selected)
-            ]
-            if rows:
-                connection.execute(insert(run_shots), rows)
+            add_shots(connection, selected)
+            place_shots(connection, run, selected, shard_size)
+            # of a run that its statistics have not seen, Postgres expects one row, and settles it row by row by row
+            connection.execute(text("ANALYZE run_shots"))
         return -(-len(selected) // shard_size)
 
     def shots(self, run: str, shard: int | None = None) -> list[Shot]:

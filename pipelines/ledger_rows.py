@@ -9,11 +9,11 @@ import os
 import socket
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, Row, func, select, text, tuple_
+from sqlalchemy import Connection, Row, select, text, tuple_
 from sqlalchemy.dialects.postgresql import insert
 
 from pipelines.contracts import Artifact, Job, ModelRef, Product, Shot, State, Step, Verdict, canonical_json, sha256_hex
@@ -40,8 +40,8 @@ CHUNK = 1000
 
 def product_digest(product: Product) -> str:
     """Digest of what a feed says about a product. The row is left out: a product that only moved is unchanged."""
-    content = asdict(product)
-    del content["row"]
+    content = {field.name: getattr(product, field.name) for field in fields(product) if field.name != "row"}
+    content["extra"] = dict(product.extra)
     return sha256_hex(canonical_json(content).encode())
 
 
@@ -152,27 +152,70 @@ def chosen_keys(connection: Connection, run: str, wanted: Sequence[Shot]) -> lis
 
 def shot_ids(connection: Connection, wanted: Sequence[Shot] | Sequence[Publication]) -> dict[tuple[str, str, str], int]:
     """The shots' numbers; shots that were never seen before get one."""
-    names = sorted({(shot.sku, shot.scene, shot.channel) for shot in wanted})
-    numbers: dict[tuple[str, str, str], int] = {}
-    for chunk in chunks(names):
-        insert_missing(connection, shots, [dict(zip(("sku", "scene", "channel"), name, strict=True)) for name in chunk])
-        for row in connection.execute(
-            select(shots).where(tuple_(shots.c.sku, shots.c.scene, shots.c.channel).in_(chunk))
-        ):
-            numbers[row.sku, row.scene, row.channel] = row.id
-    return numbers
+    add_shots(connection, wanted)
+    return {
+        (row.sku, row.scene, row.channel): row.id
+        for chunk in chunks(wanted)
+        for row in connection.execute(text(_NUMBERS), _names(chunk))
+    }
 
 
-def current_contents(connection: Connection, skus: Sequence[str]) -> dict[str, str]:
-    """SKU → content digest of its current version; the rows are locked, so that two feeds do not cross."""
+def add_shots(connection: Connection, wanted: Sequence[Shot] | Sequence[Publication]) -> None:
+    """Give a number to the shots that were never seen before, in one order for everybody, so that two runs that add
+    the same ones wait and do not deadlock."""
+    for chunk in chunks(sorted(wanted, key=lambda shot: (shot.sku, shot.scene, shot.channel))):
+        connection.execute(text(_ADD), _names(chunk))
+
+
+def _names(wanted: Sequence[Shot] | Sequence[Publication]) -> dict[str, list[str]]:
+    return {
+        "skus": [shot.sku for shot in wanted],
+        "scenes": [shot.scene for shot in wanted],
+        "channels": [shot.channel for shot in wanted],
+    }
+
+
+_NUMBERS = """
+SELECT shots.*
+FROM unnest(CAST(:skus AS text[]), CAST(:scenes AS text[]), CAST(:channels AS text[])) AS wanted (sku, scene, channel)
+JOIN shots USING (sku, scene, channel)
+"""
+
+# Those that are there are left out first, as a conflict spends a number. "C" is the order that Python sorts in.
+_ADD = """
+INSERT INTO shots (sku, scene, channel)
+SELECT sku, scene, channel
+FROM unnest(CAST(:skus AS text[]), CAST(:scenes AS text[]), CAST(:channels AS text[])) AS wanted (sku, scene, channel)
+WHERE NOT EXISTS (SELECT FROM shots known WHERE known.sku = wanted.sku AND known.scene = wanted.scene
+                  AND known.channel = wanted.channel)
+ORDER BY sku COLLATE "C", scene COLLATE "C", channel COLLATE "C"
+ON CONFLICT DO NOTHING
+"""
+
+_PLACE = """
+INSERT INTO run_shots (run, position, shot, version, row, shard)
+SELECT :run, position, shots.id, newest.id, wanted.row, position / :shard_size
+FROM unnest(CAST(:skus AS text[]), CAST(:scenes AS text[]), CAST(:channels AS text[]), CAST(:contents AS text[]),
+            CAST(:rows AS int[])) WITH ORDINALITY AS wanted (sku, scene, channel, content, row, nth)
+CROSS JOIN LATERAL (SELECT (:start + nth - 1)::int AS position) place
+JOIN shots USING (sku, scene, channel)
+CROSS JOIN LATERAL (SELECT id FROM product_versions
+                    WHERE product_versions.sku = wanted.sku AND product_versions.content = wanted.content
+                    ORDER BY id DESC LIMIT 1) newest
+RETURNING position
+"""
+
+
+def current_products(connection: Connection, skus: Sequence[str]) -> dict[str, Row]:
+    """SKU → feed row and content digest of its current version; locked, so that two feeds do not cross."""
     rows = connection.execute(
-        select(products.c.sku, product_versions.c.content)
+        select(products.c.sku, products.c.row, product_versions.c.content)
         .join_from(products, product_versions, products.c.version == product_versions.c.id)
         .where(products.c.sku.in_(skus))
         .order_by(products.c.sku)
         .with_for_update(of=products)
     )
-    return dict(rows.tuples().all())
+    return {row.sku: row for row in rows}
 
 
 def add_versions(connection: Connection, items: Sequence[Product], now: datetime) -> None:
@@ -207,33 +250,37 @@ def add_versions(connection: Connection, items: Sequence[Product], now: datetime
 
 
 def move_rows(connection: Connection, items: Sequence[Product]) -> None:
-    """Note where in the feed the products are, where that has changed."""
+    """Note where in the feed these products are now."""
+    if not items:
+        return
     connection.execute(
         text(
             "UPDATE products SET row = moved.row FROM unnest(CAST(:skus AS text[]), CAST(:rows AS int[]))"
-            " AS moved (sku, row) WHERE products.sku = moved.sku AND products.row <> moved.row"
+            " AS moved (sku, row) WHERE products.sku = moved.sku"
         ),
         {"skus": [p.sku for p in items], "rows": [p.row for p in items]},
     )
 
 
-def version_ids(connection: Connection, items: Sequence[Product]) -> dict[str, int]:
-    """SKU → the newest version that says what this product says."""
-    wanted = {product.sku: product_digest(product) for product in items}
-    found: dict[str, int] = {}
-    for chunk in chunks(sorted(wanted.items())):
-        found |= dict(
-            connection.execute(
-                select(product_versions.c.sku, func.max(product_versions.c.id))
-                .where(tuple_(product_versions.c.sku, product_versions.c.content).in_(chunk))
-                .group_by(product_versions.c.sku)
-            )
-            .tuples()
-            .all()
+def place_shots(connection: Connection, run: str, selected: Sequence[Shot], shard_size: int) -> None:
+    """Write the run's shots in this order, each with the newest version that says what its product says. Raises
+    IntegrityError for a product that has none."""
+    for start in range(0, len(selected), CHUNK):
+        chunk = selected[start : start + CHUNK]
+        placed = connection.execute(
+            text(_PLACE),
+            {
+                "run": run,
+                "start": start,
+                "shard_size": shard_size,
+                **_names(chunk),
+                "contents": [product_digest(shot.product) for shot in chunk],
+                "rows": [shot.product.row for shot in chunk],
+            },
         )
-    for sku in wanted.keys() - found.keys():
-        raise IntegrityError(f"product {sku!r} is not in the ledger as it was selected")
-    return found
+        missing = set(range(start, start + len(chunk))) - set(placed.scalars())
+        if missing:
+            raise IntegrityError(f"product {selected[min(missing)].sku!r} is not in the ledger as it was selected")
 
 
 def product_of(row: Row) -> Product:

@@ -297,9 +297,11 @@ def test_a_feed_is_compared_with_what_was_known(ledger, request):
     items = [product(f"{name}-{n}", row=n) for n in range(3)]
     assert ledger.upsert_products(items, MONDAY).new == 3
     moved = replace(items[0], row=9)
-    changed = replace(items[1], photo=sha256_hex(b"retouched"))
+    changed = replace(items[1], row=7, photo=sha256_hex(b"retouched"))
     changes = ledger.upsert_products([moved, changed, items[2], product(f"{name}-new")], MONDAY + timedelta(days=1))
     assert (changes.new, changes.changed, changes.unchanged) == (1, 1, 2)
+    now = ledger.products_changed_between(MONDAY, MONDAY, skus=[item.sku for item in items])
+    assert now == [items[2], changed, moved]  # in the feed's order of today
 
 
 def test_a_day_covers_what_was_new_or_changed_on_it(ledger, request):
@@ -332,6 +334,43 @@ def test_shots_are_cut_into_shards_in_order_and_keep_the_product_of_that_time(le
     assert ledger.shots(run, shard=1) == shots[2:4]
     assert ledger.select(run, [], shard_size=2) == 0
     assert ledger.shots(run) == []
+
+
+def test_thousands_of_shots_are_selected_in_order_and_none_twice(ledger, request):
+    run, count = request.node.name, 2500
+    shots = [Shot(product(f"{run}-{n:04d}", n), "studio", "web") for n in reversed(range(count))]
+    open_run(ledger, f"{run}-1", shots[::2])
+    open_run(ledger, f"{run}-2", shots)
+    assert ledger.shots(f"{run}-2") == shots
+    assert ledger.shots(f"{run}-2", shard=600) == shots[1200:1202]
+    with ledger.engine.connect() as connection:
+        known = text("SELECT count(*) FROM shots WHERE sku LIKE :skus")
+        assert connection.scalar(known, {"skus": f"{run}-%"}) == count
+
+
+def test_runs_that_add_the_same_shots_in_opposite_orders_both_get_them(ledger, request):
+    run = request.node.name
+    shots = [Shot(product(f"{run}-{n}", n), "studio", "web") for n in range(1500)]
+    ledger.upsert_products([shot.product for shot in shots], MONDAY)
+    selections = {f"{run}-1": shots, f"{run}-2": shots[::-1]}
+    for name in selections:
+        ledger.start_run(name, "catalog_refresh", "studio", "web")
+    threads = [threading.Thread(target=ledger.select, args=(name, selections[name], 8)) for name in selections]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert all(ledger.shots(name) == selection for name, selection in selections.items())
+
+
+def test_postgres_knows_how_large_a_selected_run_is(ledger, request):
+    """It joins run_shots by that estimate: one row expected where there are thousands makes settling them quadratic."""
+    run, count = request.node.name, 3000
+    open_run(ledger, f"{run}-before", [Shot(product(f"{run}-{n}", n), "studio", "web") for n in range(count)])
+    open_run(ledger, run, [Shot(product(f"{run}-{n}", n), "studio", "web") for n in range(count)])
+    with ledger.engine.connect() as connection:
+        plan = connection.scalar(text("EXPLAIN (FORMAT JSON) SELECT FROM run_shots WHERE run = :run"), {"run": run})
+    assert plan[0]["Plan"]["Plan Rows"] > count / 4
 
 
 def test_products_that_the_ledger_does_not_know_cannot_be_selected(ledger, request):
