@@ -49,6 +49,7 @@ from pipelines.ledger_rows import (
     artifact_row,
     chosen_keys,
     chunks,
+    computed_by,
     current_products,
     insert_missing,
     move_rows,
@@ -146,14 +147,15 @@ class PostgresLedger:
                 _wait_for(connection, lock)
             yield
 
-    def record(self, step: Step) -> Step:
-        """Write a step in one transaction. The first committed result of a key wins and is what is returned.
+    def record(self, step: Step, run: str = "") -> Step:
+        """Write a step in one transaction, as computed by `run`. The first committed result of a key wins and is what
+        is returned.
 
         A `failed` row gives way to whatever comes later. Parameters and facts that are no JSON raise ValueError.
         """
         with self.engine.begin() as connection:
             insert_missing(connection, artifacts, [artifact_row(artifact) for artifact in step.outputs])
-            row = step_row(step)
+            row = step_row(step, run)
             statement = insert(steps).values(row)
             won = connection.execute(
                 statement.on_conflict_do_update(
@@ -168,18 +170,20 @@ class PostgresLedger:
         return step
 
     def use(self, run: str, shot: Shot, steps: Sequence[ShotStep]) -> None:
-        """Note which steps this run used for this shot (idempotent; a step that the run computed stays computed)."""
+        """Note which steps this run used for this shot (idempotent). What the run computed counts as computed, also
+        where the task that did so was killed and its next try found it."""
         if not steps:
             return
         with self.engine.begin() as connection:
             number = shot_ids(connection, [shot])[shot.sku, shot.scene, shot.channel]
+            own = computed_by(connection, run, [used.step.key for used in steps])
             rows = [
                 {
                     "run": run,
                     "shot": number,
                     "key": used.step.key,
                     "stage": used.step.job.stage,
-                    "reused": used.reused,
+                    "reused": used.reused and used.step.key not in own,
                     "chosen": used.chosen,
                 }
                 for used in steps
@@ -448,7 +452,7 @@ class MemoryLedger:
             for lock in reversed(locks):
                 lock.release()
 
-    def record(self, step: Step) -> Step:
+    def record(self, step: Step, run: str = "") -> Step:
         """Keep a step; the first result of a key wins and is what is returned."""
         with self._lock:
             present = self._steps.get(step.key)

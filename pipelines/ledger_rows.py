@@ -50,8 +50,8 @@ def artifact_row(artifact: Artifact) -> dict[str, Any]:
     return {"digest": artifact.sha256, "media_type": artifact.media_type, "size": artifact.size}
 
 
-def step_row(step: Step) -> dict[str, Any]:
-    """Row of `steps`, signed by this host and process."""
+def step_row(step: Step, run: str) -> dict[str, Any]:
+    """Row of `steps`, signed by this host and process for the run that it works for."""
     return {
         "key": step.key,
         "stage": step.job.stage,
@@ -65,6 +65,7 @@ def step_row(step: Step) -> dict[str, Any]:
         "seconds": step.seconds,
         "device": step.device,
         "worker": f"{socket.gethostname()}:{os.getpid()}",
+        "run": run,
     }
 
 
@@ -134,6 +135,11 @@ def _by_key(connection: Connection, statement: Any) -> dict[str, list[Row]]:
     for row in connection.execute(statement):
         grouped[row.key].append(row)
     return grouped
+
+
+def computed_by(connection: Connection, run: str, keys: Sequence[str]) -> set[str]:
+    """Those of these steps that the run computed itself."""
+    return set(connection.scalars(select(steps.c.key).where(steps.c.key.in_(keys), steps.c.run == run)))
 
 
 def chosen_keys(connection: Connection, run: str, wanted: Sequence[Shot]) -> list[tuple[str, str]]:

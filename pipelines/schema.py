@@ -151,6 +151,9 @@ steps = Table(
     Column("seconds", Double, nullable=False),
     Column("device", Text, nullable=False),
     Column("worker", Text, nullable=False, comment="host:process that computed it."),
+    Column(
+        "run", Text, nullable=False, server_default="", comment="The run that computed it; empty where it is not known."
+    ),
     _now(),
     Index(None, "stage", "created_at"),
 )

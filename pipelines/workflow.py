@@ -44,8 +44,8 @@ class Ledger(Protocol):
     def claim(self, keys: Sequence[str]) -> AbstractContextManager[None]:
         """Hold these keys: whoever else wants one waits. The claim ends with its holder, however it ends."""
 
-    def record(self, step: Step) -> Step:
-        """Write a step in one transaction. The first committed result of a key wins and is what is returned."""
+    def record(self, step: Step, run: str = "") -> Step:
+        """Write a step, computed by `run`, in one transaction. The first result of a key wins and is returned."""
 
     def use(self, run: str, shot: Shot, steps: Sequence[ShotStep]) -> None:
         """Note which steps this run used for this shot (idempotent)."""
@@ -150,7 +150,7 @@ def run_stage(
     for candidate in range(stage.candidates(recipe)):
         jobs = [(shot, stage.job(shot, upstream.get(shot.sku, {}), recipe, candidate)) for shot in searching]
         for batch in _batches(jobs, limits.batch_size if stage.batched else 1):
-            for shot, used in _resolve(stage, batch, recipe, models, ledger, store, limits):
+            for shot, used in _resolve(stage, run, batch, recipe, models, ledger, store, limits):
                 tried[shot.sku].append(used)
                 _count(summary, used)
                 if progress is not None:
@@ -193,6 +193,7 @@ def _count(summary: StageSummary, used: ShotStep) -> None:
 
 def _resolve(
     stage: Stage,
+    run: str,
     batch: Sequence[tuple[Shot, Job]],
     recipe: Recipe,
     models: _Once,
@@ -210,7 +211,7 @@ def _resolve(
             known |= ledger.find(sorted(missing))
             todo = [job for key, job in missing.items() if key not in known]
             for step in _compute(stage, todo, recipe, models, store, limits):
-                fresh[step.key] = ledger.record(step)
+                fresh[step.key] = ledger.record(step, run)
     for shot, job in batch:
         reused = job.key not in fresh
         yield shot, ShotStep(known[job.key] if reused else fresh[job.key], reused)

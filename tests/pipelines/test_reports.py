@@ -132,6 +132,29 @@ def test_a_second_run_lists_every_shot_and_computes_nothing(ledger, folder, shot
     assert sum(second.seconds.values()) == 0
 
 
+class Killed(BaseException):
+    """What no `except Exception` holds up: the end of the task's process."""
+
+
+def test_what_a_killed_task_computed_is_not_reused_by_its_next_try(ledger, folder, shots, request, monkeypatch):
+    run = request.node.name
+
+    def kill(*_: object) -> None:
+        raise Killed
+
+    ledger.start_run(run, "catalog_refresh", "studio", "web")
+    ledger.upsert_products([shot.product for shot in shots])
+    ledger.select(run, shots, shard_size=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger, "use", kill)  # recorded, and killed before it could say for what
+        with pytest.raises(Killed):
+            run_stage(WALK[0], run, shots, RECIPE, ledger, folder)
+    refresh(ledger, folder, run, shots)
+    refresh(ledger, folder, f"{run}-2", shots)
+    counts = [report(ledger.engine, name).steps["cutout"] for name in (run, f"{run}-2")]
+    assert [(count.computed, count.reused) for count in counts] == [(3, 0), (0, 3)]
+
+
 def test_another_scene_reuses_cutouts_and_descriptions(ledger, folder, shots, request):
     refresh(ledger, folder, f"{request.node.name}-1", shots)
     beach = [replace(shot, scene="beach") for shot in shots]
