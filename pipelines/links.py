@@ -104,7 +104,7 @@ async def _follow(link: str, max_bytes: int, seconds: float, allow_private: bool
             )
             response = await client.send(request, stream=True)
             try:
-                if response.is_redirect:
+                if response.has_redirect_location:
                     url = url.join(response.headers["Location"])
                     continue
                 if response.status_code != httpx.codes.OK:

@@ -37,6 +37,8 @@ class Shop(BaseHTTPRequestHandler):
             self._answer(b"", status=302, location="file:///etc/passwd")
         elif self.path == "/round":
             self._answer(b"", status=302, location="/round")
+        elif self.path in ("/302", "/304"):
+            self._answer(b"", status=int(self.path[1:]))
         elif self.path == "/large":
             self._answer(b"x" * 5000)
         elif self.path == "/endless":
@@ -94,6 +96,8 @@ def test_a_photo_is_fetched_through_a_redirect(shop):
         ("/absent", "answers 404"),
         ("/local", "is no http or https address"),
         ("/round", "redirects more than"),
+        ("/302", "answers 302"),
+        ("/304", "answers 304"),
         ("/large", "is larger than"),
         ("/endless", "is larger than"),
         ("/slow-header", "did not arrive within 3 s"),
