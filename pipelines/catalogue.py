@@ -11,8 +11,10 @@ import asyncio
 import codecs
 import csv
 import html
+import io
 import json
 import mimetypes
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -37,6 +39,12 @@ DOWNLOADS = 8
 
 MAX_FIELD = 2**20
 """Characters in one field: a quote that was left open must not swallow the file."""
+
+MAX_ID = 200
+"""Characters in an id: Google Merchant takes 50, and the ledger's indexes no more than some hundreds."""
+
+SHOWN_COLUMN = re.compile(r"[a-z][a-z_ ]{0,31}")
+"""What is repeated of the header of a file that is no catalogue: it may be any file, one of secrets too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +77,8 @@ def read_catalogue(path: Path, settings: Settings | None = None) -> Catalogue:
 
 def parse_catalogue(source: str, data: bytes) -> Catalogue:
     """Read a catalogue from its bytes; `source` names it in errors. Raises UsageError where it is none."""
-    lines = _decode(source, data).splitlines(keepends=True)
+    # not str.splitlines: it also cuts at characters that are text to a CSV, such as U+2028 out of a web page
+    lines = io.StringIO(_decode(source, data), newline="").readlines()
     if not any(line.strip() for line in lines):
         raise UsageError(f"{source}: the file is empty: give a CSV or TSV with the columns {', '.join(REQUIRED)}")
     delimiter = _delimiter(lines)
@@ -77,7 +86,7 @@ def parse_catalogue(source: str, data: bytes) -> Catalogue:
     columns = [_column_name(field) for field in next(records).fields]
     for name in REQUIRED:
         if columns.count(name) != 1:
-            found = ", ".join(filter(None, columns))
+            found = ", ".join(filter(SHOWN_COLUMN.fullmatch, columns)) or "nothing like a column's name"
             many = "no column" if name not in columns else "more than one column"
             raise UsageError(f"{source}: {many} {name!r} in its header (found: {found}): rename or add it")
     products = [_product(record, columns) for record in records]
@@ -207,10 +216,12 @@ def _product(record: Record, columns: Sequence[str]) -> Product:
         problem = f"row {number} holds a NUL character: save the file as text"
     elif not values["id"]:
         problem = f"row {number} has no id"
+    elif len(values["id"]) > MAX_ID:
+        problem = f"row {number} has an id of {len(values['id'])} characters: shorten it to {MAX_ID} at most"
     elif not values["image_link"]:
         problem = f"row {number} names no photo: fill in image_link"
     return Product(
-        sku=values.get("id") or f"#{number}",
+        sku=values.get("id", "")[:MAX_ID] or f"#{number}",
         row=number,
         title=values.get("title", ""),
         category=values.get("product_type", "") or values.get("google_product_category", ""),

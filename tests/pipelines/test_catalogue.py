@@ -78,6 +78,13 @@ def test_rows_count_as_in_a_spreadsheet():
     assert [(p.row, p.title) for p in rows] == [(2, "Two\nlines"), (4, "Mug")]
 
 
+def test_only_line_ends_end_a_row():
+    odd = "".join(map(chr, (0x0B, 0x0C, 0x1C, 0x85, 0x2028, 0x2029)))
+    rows = parse(f"id,title,image_link\r\n1,A{odd}mug,i.jpg\r2,Cup,i.jpg\n")
+    assert [(p.row, p.sku, p.photo_problem) for p in rows] == [(2, "1", ""), (3, "2", "")]
+    assert rows[0].title == f"A{odd}mug"
+
+
 # ---------------------------------------------------------------- what is wrong
 
 
@@ -98,6 +105,22 @@ def test_a_file_that_is_no_catalogue_is_one_line_with_its_remedy(text, said):
     assert str(caught.value).startswith("feed.csv: ")
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "secrets", ['{"admin": "hunter2secret"}\n', "PATH=/bin\x00KEY=hunter2secret", "hunter2secret\n"]
+)
+def test_a_file_that_is_no_catalogue_is_not_repeated(secrets):
+    with pytest.raises(UsageError, match="no column 'id'") as caught:
+        parse(secrets)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_an_id_that_no_index_would_take_costs_its_row():
+    rows = parse(f"id,title,image_link\n{'x' * 5000},Mug,i.jpg\n{'x' * 5001},Cup,i.jpg\n3,Jug,i.jpg\n")
+    assert [bool(p.photo_problem) for p in rows] == [True, True, False]
+    assert "row 2 has an id of 5000 characters" in rows[0].photo_problem
+    assert all(len(p.sku) < 250 for p in rows)
 
 
 def test_a_catalogue_that_is_not_there_is_a_usage_error(tmp_path):
