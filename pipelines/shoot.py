@@ -16,7 +16,7 @@ from PIL import Image
 
 from pipelines.catalogue import ingest, load_manifest
 from pipelines.contact_sheet import SheetRow, contact_sheet
-from pipelines.contracts import Product, Shot, ShotState, State, Step
+from pipelines.contracts import Product, Shot, ShotState, State, Step, sha256_hex
 from pipelines.errors import UsageError
 from pipelines.ledger import MemoryLedger
 from pipelines.settings import Settings
@@ -28,6 +28,9 @@ STAGES = ("cutout", "describe", "generate", "upscale", "inspect", "publish")
 
 SUFFIXES = {"image/jpeg": "jpg", "image/png": "png", "image/webp": "webp"}
 """How a published image's file name ends."""
+
+NAME_BYTES = 120
+"""File systems take 255 bytes; scene, digest and suffix are to come."""
 
 
 def stage(name: str) -> Stage:
@@ -71,9 +74,10 @@ def shoot(
     """Take one image or a whole catalogue through every stage; write what passes, and a contact sheet, into `out`.
 
     `progress(stage, shot, step)` is called as each step ends, `started(stage, shots)` before each stage.
-    Raises UsageError for a source that is not there or is neither an image nor a catalogue.
+    Raises UsageError for a source that is not there or is neither an image nor a catalogue, and where `out` cannot be
+    a folder.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    _have_folder(source, out)
     store = FolderStore(out / ".packshot")
     products = _products(source, store, settings)[:limit]
     shots = [Shot(product, recipe.scene.name, recipe.scene.channel.name) for product in products]
@@ -91,6 +95,15 @@ def shoot(
     rows = [sheet_row(shot, steps[shot.sku], o.state, o.reason, store) for shot, o in zip(shots, outcomes, strict=True)]
     contact_sheet(rows, out / "contact_sheet.png")
     return outcomes
+
+
+def _have_folder(source: Path, out: Path) -> None:
+    if not source.is_file():
+        raise UsageError(f"{source}: no such file: give an image, or a catalogue as CSV or TSV")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{out}: cannot be made ({error.strerror}): name a folder to write to") from error
 
 
 def sheet_row(shot: Shot, steps: dict[str, Step], state: ShotState, reason: str, store: Store) -> SheetRow:
@@ -127,8 +140,6 @@ def _photo(product: Product, steps: dict[str, Step], store: Store) -> Image.Imag
 
 
 def _products(source: Path, store: Store, settings: Settings) -> Sequence[Product]:
-    if not source.is_file():
-        raise UsageError(f"{source}: no such file: give an image, or a catalogue as CSV or TSV")
     if source.suffix.lower() in (".csv", ".tsv", ".txt"):
         return load_manifest(store, ingest(source, store, settings))
     photo = store.put(source.read_bytes(), "application/octet-stream")
@@ -144,11 +155,15 @@ def _write(shot: Shot, steps: dict[str, Step], store: Store, out: Path) -> Outco
     if state is not ShotState.PUBLISHED:
         return Outcome(shot.sku, shot.product.row, state, reason, None)
     published = steps["publish"].outputs[0]
-    path = out / f"{file_name(shot.sku)}.{SUFFIXES[published.media_type]}"
+    # with the scene: scenes may share a folder, and a photo that lies in it is never written over
+    path = out / f"{file_name(shot.sku)}-{shot.scene}.{SUFFIXES[published.media_type]}"
     path.write_bytes(store.get(published.sha256))
     return Outcome(shot.sku, shot.product.row, state, reason, path)
 
 
 def file_name(sku: str) -> str:
-    """A SKU as a file name: no separators, no leading dot, no surprises."""
-    return "".join(c if c.isalnum() or c in "-_." else "_" for c in sku).lstrip(".")[:120] or "product"
+    """A SKU as a file name: no separators, no leading dot, short enough. Two SKUs never share one: where the name is
+    not the SKU itself, the SKU's digest is in it."""
+    safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in sku).lstrip(".")
+    safe = safe.encode()[:NAME_BYTES].decode(errors="ignore")
+    return safe if safe == sku else f"{safe or 'product'}-{sha256_hex(sku.encode())[:8]}"
