@@ -15,6 +15,10 @@ TILE = 240
 """Side of a picture, px."""
 
 GAP, PAD, COLUMN_GAP, HEADER, TEXT = 30, 18, 28, 104, 84
+
+MAX_LETTERS = 400
+"""More than these no line holds; a title may have a million."""
+
 MAX_ROWS = 400
 """Products drawn at most; more than these are counted in the last line."""
 
@@ -145,7 +149,7 @@ def _pill(draw: ImageDraw.ImageDraw, right_middle: tuple[float, float], text: st
 
 def _shorten(text: str, font: Font, width: float) -> str:
     """One line of `text` that is at most `width` px long, an ellipsis where it was cut."""
-    text = " ".join(text.split())
+    text = " ".join(text.split())[:MAX_LETTERS]
     if font.getlength(text) <= width:
         return text
     return next((cut for cut in _cuts(text) if font.getlength(cut) <= width), "…")

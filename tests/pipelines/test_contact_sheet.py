@@ -68,3 +68,15 @@ def test_text_too_long_for_its_line_is_cut_with_an_ellipsis() -> None:
     short = module._shorten("an endless reason " * 40, font, 300)
     assert short.endswith("…")
     assert font.getlength(short) <= 300
+
+
+def test_a_title_without_end_is_cut_without_measuring_it_all() -> None:
+    measured: list[int] = []
+
+    class Font:
+        def getlength(self, text: str) -> float:
+            measured.append(len(text))
+            return 8.0 * len(text)
+
+    assert len(module._shorten("x" * 1_000_000, Font(), 300)) <= 38  # type: ignore[arg-type]
+    assert max(measured) <= module.MAX_LETTERS
