@@ -49,7 +49,6 @@ from pipelines.ledger_rows import (
     artifact_row,
     chosen_keys,
     chunks,
-    computed_by,
     current_products,
     insert_missing,
     move_rows,
@@ -60,6 +59,7 @@ from pipelines.ledger_rows import (
     shot_ids,
     step_row,
     write_parts,
+    write_uses,
 )
 from pipelines.schema import (
     approvals,
@@ -69,7 +69,6 @@ from pipelines.schema import (
     publications,
     run_artifacts,
     run_shots,
-    run_steps,
     runs,
     scenes,
     shots,
@@ -169,44 +168,11 @@ class PostgresLedger:
             write_parts(connection, step)
         return step
 
-    def use(self, run: str, shot: Shot, steps: Sequence[ShotStep]) -> None:
-        """Note which steps this run used for this shot (idempotent). What the run computed counts as computed, also
+    def use(self, run: str, uses: Sequence[tuple[Shot, Sequence[ShotStep]]]) -> None:
+        """Note which steps this run used for these shots (idempotent). What the run computed counts as computed, also
         where the task that did so was killed and its next try found it."""
-        if not steps:
-            return
         with self.engine.begin() as connection:
-            number = shot_ids(connection, [shot])[shot.sku, shot.scene, shot.channel]
-            own = computed_by(connection, run, [used.step.key for used in steps])
-            rows = [
-                {
-                    "run": run,
-                    "shot": number,
-                    "key": used.step.key,
-                    "stage": used.step.job.stage,
-                    "reused": used.reused and used.step.key not in own,
-                    "chosen": used.chosen,
-                }
-                for used in steps
-            ]
-            connection.execute(
-                delete(run_steps).where(
-                    run_steps.c.run == run,
-                    run_steps.c.shot == number,
-                    run_steps.c.stage.in_({row["stage"] for row in rows}),
-                    run_steps.c.key.not_in([row["key"] for row in rows]),
-                )
-            )
-            statement = insert(run_steps)
-            connection.execute(
-                statement.on_conflict_do_update(
-                    index_elements=[run_steps.c.run, run_steps.c.shot, run_steps.c.key],
-                    set_={
-                        "chosen": statement.excluded.chosen,
-                        "reused": run_steps.c.reused & statement.excluded.reused,
-                    },
-                ),
-                rows,
-            )
+            write_uses(connection, run, [(shot, used) for shot, tried in uses for used in tried])
 
     def chosen(self, run: str, shots: Sequence[Shot]) -> dict[str, dict[str, Step]]:
         """SKU → stage → the chosen step of this run."""
@@ -460,11 +426,12 @@ class MemoryLedger:
                 self._steps[step.key] = step
             return self._steps[step.key]
 
-    def use(self, run: str, shot: Shot, steps: Sequence[ShotStep]) -> None:
-        """Note which steps this run used for this shot."""
-        for used in steps:
-            if used.chosen:
-                self._chosen[run, shot.sku, shot.scene, shot.channel][used.step.job.stage] = used.step
+    def use(self, run: str, uses: Sequence[tuple[Shot, Sequence[ShotStep]]]) -> None:
+        """Note which steps this run used for these shots."""
+        for shot, tried in uses:
+            for used in tried:
+                if used.chosen:
+                    self._chosen[run, shot.sku, shot.scene, shot.channel][used.step.job.stage] = used.step
 
     def chosen(self, run: str, shots: Sequence[Shot]) -> dict[str, dict[str, Step]]:
         """SKU → stage → the chosen step of this run."""

@@ -16,7 +16,19 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection, Row, select, text, tuple_
 from sqlalchemy.dialects.postgresql import insert
 
-from pipelines.contracts import Artifact, Job, ModelRef, Product, Shot, State, Step, Verdict, canonical_json, sha256_hex
+from pipelines.contracts import (
+    Artifact,
+    Job,
+    ModelRef,
+    Product,
+    Shot,
+    ShotStep,
+    State,
+    Step,
+    Verdict,
+    canonical_json,
+    sha256_hex,
+)
 from pipelines.errors import IntegrityError
 from pipelines.schema import (
     artifacts,
@@ -137,9 +149,37 @@ def _by_key(connection: Connection, statement: Any) -> dict[str, list[Row]]:
     return grouped
 
 
-def computed_by(connection: Connection, run: str, keys: Sequence[str]) -> set[str]:
-    """Those of these steps that the run computed itself."""
-    return set(connection.scalars(select(steps.c.key).where(steps.c.key.in_(keys), steps.c.run == run)))
+def write_uses(connection: Connection, run: str, uses: Sequence[tuple[Shot, ShotStep]]) -> None:
+    """Write which steps a run used for which shots, in place of those that it used before in the same stages."""
+    numbers = shot_ids(connection, [shot for shot, _ in uses])
+    rows = {
+        "run": run,
+        "shots": [numbers[shot.sku, shot.scene, shot.channel] for shot, _ in uses],
+        "keys": [used.step.key for _, used in uses],
+        "stages": [used.step.job.stage for _, used in uses],
+        "reused": [used.reused for _, used in uses],
+        "chosen": [used.chosen for _, used in uses],
+    }
+    connection.execute(text(_FORGET), rows)
+    connection.execute(text(_USE), rows)
+
+
+_FORGET = """
+DELETE FROM run_steps USING unnest(CAST(:shots AS bigint[]), CAST(:stages AS text[])) AS used (shot, stage)
+WHERE run_steps.run = :run AND run_steps.shot = used.shot AND run_steps.stage = used.stage
+  AND (run_steps.shot, run_steps.key) NOT IN (SELECT * FROM unnest(CAST(:shots AS bigint[]), CAST(:keys AS text[])))
+"""
+
+_USE = """
+INSERT INTO run_steps (run, shot, key, stage, reused, chosen)
+SELECT :run, used.shot, used.key, steps.stage, bool_and(used.reused) AND steps.run <> :run, bool_or(used.chosen)
+FROM unnest(CAST(:shots AS bigint[]), CAST(:keys AS text[]), CAST(:reused AS boolean[]), CAST(:chosen AS boolean[]))
+     AS used (shot, key, reused, chosen)
+JOIN steps ON steps.key = used.key
+GROUP BY used.shot, used.key, steps.stage, steps.run
+ON CONFLICT (run, shot, key) DO UPDATE
+SET chosen = excluded.chosen, reused = run_steps.reused AND excluded.reused
+"""
 
 
 def chosen_keys(connection: Connection, run: str, wanted: Sequence[Shot]) -> list[tuple[str, str]]:
@@ -161,24 +201,24 @@ def shot_ids(connection: Connection, wanted: Sequence[Shot] | Sequence[Publicati
     add_shots(connection, wanted)
     return {
         (row.sku, row.scene, row.channel): row.id
-        for chunk in chunks(wanted)
-        for row in connection.execute(text(_NUMBERS), _names(chunk))
+        for chunk in chunks(_names(wanted))
+        for row in connection.execute(text(_NUMBERS), _columns(chunk))
     }
 
 
 def add_shots(connection: Connection, wanted: Sequence[Shot] | Sequence[Publication]) -> None:
     """Give a number to the shots that were never seen before, in one order for everybody, so that two runs that add
     the same ones wait and do not deadlock."""
-    for chunk in chunks(sorted(wanted, key=lambda shot: (shot.sku, shot.scene, shot.channel))):
-        connection.execute(text(_ADD), _names(chunk))
+    for chunk in chunks(_names(wanted)):
+        connection.execute(text(_ADD), _columns(chunk))
 
 
-def _names(wanted: Sequence[Shot] | Sequence[Publication]) -> dict[str, list[str]]:
-    return {
-        "skus": [shot.sku for shot in wanted],
-        "scenes": [shot.scene for shot in wanted],
-        "channels": [shot.channel for shot in wanted],
-    }
+def _names(wanted: Sequence[Shot] | Sequence[Publication]) -> list[tuple[str, str, str]]:
+    return sorted({(shot.sku, shot.scene, shot.channel) for shot in wanted})
+
+
+def _columns(names: Sequence[tuple[str, str, str]]) -> dict[str, list[str]]:
+    return {column: [name[n] for name in names] for n, column in enumerate(("skus", "scenes", "channels"))}
 
 
 _NUMBERS = """
@@ -279,7 +319,7 @@ def place_shots(connection: Connection, run: str, selected: Sequence[Shot], shar
                 "run": run,
                 "start": start,
                 "shard_size": shard_size,
-                **_names(chunk),
+                **_columns([(shot.sku, shot.scene, shot.channel) for shot in chunk]),
                 "contents": [product_digest(shot.product) for shot in chunk],
                 "rows": [shot.product.row for shot in chunk],
             },

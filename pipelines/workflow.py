@@ -47,8 +47,8 @@ class Ledger(Protocol):
     def record(self, step: Step, run: str = "") -> Step:
         """Write a step, computed by `run`, in one transaction. The first result of a key wins and is returned."""
 
-    def use(self, run: str, shot: Shot, steps: Sequence[ShotStep]) -> None:
-        """Note which steps this run used for this shot (idempotent)."""
+    def use(self, run: str, uses: Sequence[tuple[Shot, Sequence[ShotStep]]]) -> None:
+        """Note which steps this run used for these shots (idempotent)."""
 
     def chosen(self, run: str, shots: Sequence[Shot]) -> dict[str, dict[str, Step]]:
         """SKU → stage → the chosen step of this run."""
@@ -149,19 +149,16 @@ def run_stage(
     searching = live
     for candidate in range(stage.candidates(recipe)):
         jobs = [(shot, stage.job(shot, upstream.get(shot.sku, {}), recipe, candidate)) for shot in searching]
-        for batch in _batches(jobs, limits.batch_size if stage.batched else 1):
-            for shot, used in _resolve(stage, run, batch, recipe, models, ledger, store, limits):
-                tried[shot.sku].append(used)
-                _count(summary, used)
-                if progress is not None:
-                    progress(shot, used.step)
+        for shot, used in _resolve(stage, run, jobs, recipe, models, ledger, store, limits):
+            tried[shot.sku].append(used)
+            _count(summary, used)
+            if progress is not None:
+                progress(shot, used.step)
         searching = [s for s in searching if not is_settled(stage, tried[s.sku][-1].step, recipe)]
         if not searching:
             break
 
-    for shot in live:
-        best = choose(stage, [used.step for used in tried[shot.sku]], recipe)
-        ledger.use(run, shot, [ShotStep(u.step, u.reused, u.step.key == best.key) for u in tried[shot.sku]])
+    ledger.use(run, [(shot, _with_choice(stage, tried[shot.sku], recipe)) for shot in live])
     return summary
 
 
@@ -181,6 +178,11 @@ def choose(stage: Stage, steps: Sequence[Step], recipe: Recipe) -> Step:
     return next((s for s in done if stage.passes(s, recipe)), min(done, key=stage.score) if done else steps[-1])
 
 
+def _with_choice(stage: Stage, tried: Sequence[ShotStep], recipe: Recipe) -> list[ShotStep]:
+    best = choose(stage, [used.step for used in tried], recipe)
+    return [ShotStep(used.step, used.reused, used.step.key == best.key) for used in tried]
+
+
 def _count(summary: StageSummary, used: ShotStep) -> None:
     summary.reused += used.reused
     summary.computed += not used.reused
@@ -194,27 +196,31 @@ def _count(summary: StageSummary, used: ShotStep) -> None:
 def _resolve(
     stage: Stage,
     run: str,
-    batch: Sequence[tuple[Shot, Job]],
+    jobs: Sequence[tuple[Shot, Job]],
     recipe: Recipe,
     models: _Once,
     ledger: Ledger,
     store: Store,
     limits: Limits,
 ) -> Iterator[tuple[Shot, ShotStep]]:
-    """Reuse what is there; claim, look again (somebody may have finished while we waited), compute the rest."""
-    keys = [job.key for _, job in batch]
-    known = ledger.find(keys)
-    missing = {job.key: job for _, job in batch if job.key not in known}
-    fresh: dict[str, Step] = {}
-    if missing:
-        with ledger.claim(sorted(missing)):
-            known |= ledger.find(sorted(missing))
-            todo = [job for key, job in missing.items() if key not in known]
-            for step in _compute(stage, todo, recipe, models, store, limits):
-                fresh[step.key] = ledger.record(step, run)
-    for shot, job in batch:
-        reused = job.key not in fresh
-        yield shot, ShotStep(known[job.key] if reused else fresh[job.key], reused)
+    """Reuse what is there; of the rest, batch after batch, claim, look again (somebody may have finished while we
+    waited) and compute what is still missing."""
+    known = ledger.find([job.key for _, job in jobs])
+    for shot, job in jobs:
+        if job.key in known:
+            yield shot, ShotStep(known[job.key], reused=True)
+    missing = [(shot, job) for shot, job in jobs if job.key not in known]
+    for batch in _batches(missing, limits.batch_size if stage.batched else 1):
+        wanted = {job.key: job for _, job in batch}
+        with ledger.claim(sorted(wanted)):
+            there = ledger.find(sorted(wanted))
+            todo = [job for key, job in wanted.items() if key not in there]
+            fresh = {
+                step.key: ledger.record(step, run) for step in _compute(stage, todo, recipe, models, store, limits)
+            }
+        for shot, job in batch:
+            reused = job.key not in fresh
+            yield shot, ShotStep(there[job.key] if reused else fresh[job.key], reused)
 
 
 def _compute(

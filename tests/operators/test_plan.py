@@ -128,7 +128,7 @@ def test_reprocess_failed_takes_only_what_did_not_end_as_an_image(context, ledge
     bad, good = ledger.shots("r-first")
     for shot, state, reason in ((bad, State.REJECTED, "no product in the photo"), (good, State.DONE, "")):
         job = Job("cutout", 1, {"photo": shot.product.photo}, {"for": "this test"})
-        ledger.use("r-first", shot, [ShotStep(ledger.record(Step(job.key, job, state, reason=reason)), False)])
+        ledger.use("r-first", [(shot, [ShotStep(ledger.record(Step(job.key, job, state, reason=reason)), False)])])
     ledger.settle("r-first")
     assert refresh("r-failed", context, feed=str(feed), reprocess="failed") == [0]
     assert selected(ledger, "r-failed") == ["CUP-1"]

@@ -53,7 +53,7 @@ class Catalogue:
         for stage, outputs, found in (("cutout", (), ()), ("upscale", (final,), ()), ("inspect", (), tuple(verdicts))):
             job = Job(stage, 1, {"final": digest} if stage == "inspect" else {}, {"sku": shot.sku})
             step = Step(job.key, job, State.DONE, outputs, verdicts=found, seconds=1.0, device="cpu")
-            self.ledger.use(self.run, shot, [ShotStep(self.ledger.record(step), reused=False)])
+            self.ledger.use(self.run, [(shot, [ShotStep(self.ledger.record(step), reused=False)])])
         return step
 
     def publish(self, context: dict[str, Any]) -> dict[str, Any]:
@@ -237,7 +237,7 @@ def test_the_summary_fails_a_run_with_a_failed_shot_and_not_one_with_a_rejected(
     def ends(state: State, reason: str) -> None:
         job = Job("cutout", 1, {}, {"sku": pot.sku, "state": state})
         step = Step(job.key, job, state, reason=reason)
-        catalogue.ledger.use(catalogue.run, pot, [ShotStep(catalogue.ledger.record(step), reused=False)])
+        catalogue.ledger.use(catalogue.run, [(pot, [ShotStep(catalogue.ledger.record(step), reused=False)])])
 
     ends(State.REJECTED, "no product in the photo")
     assert catalogue.summary(context)["rejected"] == 1

@@ -50,7 +50,7 @@ def run(ledger) -> str:
         Step(cut.key, cut, State.DONE, (output,), device=NASTY),
         Step(described.key, described, State.REJECTED, reason=NASTY),
     ):
-        ledger.use("nasty", shot, [ShotStep(ledger.record(step), reused=False)])
+        ledger.use("nasty", [(shot, [ShotStep(ledger.record(step), reused=False)])])
     ledger.finish_run("nasty", "failed", {"reason": NASTY})
     return "nasty"
 

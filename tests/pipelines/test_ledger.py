@@ -103,7 +103,7 @@ def walk(
             made = replace(made, job=replace(made.job, inputs={"final": final}))
             made = replace(made, key=made.job.key)
         known = ledger.find([made.key])
-        ledger.use(run, shot, [ShotStep(ledger.record(made), reused=made.key in known)])
+        ledger.use(run, [(shot, [ShotStep(ledger.record(made), reused=made.key in known)])])
     return made.outputs[0].sha256
 
 
@@ -178,8 +178,8 @@ def test_the_chosen_step_is_the_one_that_was_used(any_ledger, shot, request):
     for made in (passed_over, best):
         any_ledger.record(made)
     uses = [ShotStep(passed_over, False, chosen=False), ShotStep(best, False)]
-    any_ledger.use(run, shot, uses)
-    any_ledger.use(run, shot, uses)
+    any_ledger.use(run, [(shot, uses)])
+    any_ledger.use(run, [(shot, uses)])
     assert any_ledger.chosen(run, [shot]) == {shot.sku: {"generate": best}}
     assert any_ledger.chosen("another run", [shot]) == {}
 
@@ -188,10 +188,39 @@ def test_a_retry_that_finds_its_own_steps_does_not_turn_them_into_reused_ones(le
     run, shot = request.node.name, Shot(product(request.node.name), "studio", "web")
     open_run(ledger, run, [shot])
     made = ledger.record(step("cutout", shot.sku))
-    ledger.use(run, shot, [ShotStep(made, reused=False)])
-    ledger.use(run, shot, [ShotStep(made, reused=True)])
+    ledger.use(run, [(shot, [ShotStep(made, reused=False)])])
+    ledger.use(run, [(shot, [ShotStep(made, reused=True)])])
     with ledger.engine.connect() as connection:
         assert connection.scalar(text("SELECT reused FROM run_steps WHERE run = :run"), {"run": run}) is False
+
+
+def test_another_try_forgets_what_the_one_before_it_used_in_that_stage_alone(ledger, request):
+    run = request.node.name
+    shots = [Shot(product(f"{run}-{n}"), "studio", "web") for n in range(3)]
+    open_run(ledger, run, shots)
+
+    def use(stage: str, seeds: Sequence[int]) -> None:
+        made = {(shot.sku, seed): ledger.record(step(stage, shot.sku, seed=seed)) for shot in shots for seed in seeds}
+        best = seeds[-1]
+        ledger.use(run, [(s, [ShotStep(made[s.sku, n], False, chosen=n == best) for n in seeds]) for s in shots])
+
+    use("cutout", [0])
+    use("generate", [1, 2, 3])
+    use("generate", [2, 4, 5])
+    with ledger.engine.connect() as connection:
+        rows = connection.execute(
+            text(
+                "SELECT u.stage, s.seed, u.chosen, count(*) FROM run_steps u JOIN steps s USING (key)"
+                " WHERE u.run = :run GROUP BY 1, 2, 3 ORDER BY 1, 2"
+            ),
+            {"run": run},
+        )
+        assert [tuple(row) for row in rows] == [
+            ("cutout", 0, True, 3),
+            ("generate", 2, False, 3),
+            ("generate", 4, False, 3),
+            ("generate", 5, True, 3),
+        ]
 
 
 # ------------------------------------------------------------------------ claims
@@ -397,7 +426,7 @@ def test_every_shot_ends_in_the_state_that_its_steps_give_it(ledger, request):
     digest = walk(ledger, run, shots["published"])
     walk(ledger, run, shots["held"], FAILING, to="inspect")
     for name, state in (("rejected", State.REJECTED), ("failed", State.FAILED)):
-        ledger.use(run, shots[name], [ShotStep(ledger.record(step("cutout", shots[name].sku, state)), False)])
+        ledger.use(run, [(shots[name], [ShotStep(ledger.record(step("cutout", shots[name].sku, state)), False)])])
     walk(ledger, run, shots["ready"], to="inspect")
     walk(ledger, run, shots["early"], to="describe")
     ledger.publish(run, [Publication(shots["published"].sku, "studio", "web", digest)])
@@ -471,5 +500,5 @@ def test_rates_are_seconds_a_shot_and_count_the_candidates_that_were_passed_over
     with ledger.engine.begin() as connection:
         connection.execute(text("UPDATE run_steps SET reused = true"))
     pair = [ledger.record(step("generate", shot.sku, seed=n, seconds=3.0)) for n in (1, 2)]
-    ledger.use(run, shot, [ShotStep(pair[0], False, chosen=False), ShotStep(pair[1], False)])
+    ledger.use(run, [(shot, [ShotStep(pair[0], False, chosen=False), ShotStep(pair[1], False)])])
     assert ledger.rates() == {"generate": 6.0}

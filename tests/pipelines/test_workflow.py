@@ -98,6 +98,19 @@ def test_a_forced_attempt_computes_again_and_leaves_the_first_alone(world):
     assert ledger.chosen("run1", shots("a"))["a"]["paint"].key != ledger.chosen("run2", shots("a"))["a"]["paint"].key
 
 
+def test_what_is_missing_is_computed_in_full_batches_and_asked_for_at_once(world, monkeypatch):
+    store, ledger, shots = world
+    painter, asked = Painter(), []
+    run_stage(painter.stage, "run1", shots(*"aceg"), RECIPE, ledger, store)
+    find = ledger.find
+    monkeypatch.setattr(ledger, "find", lambda keys: asked.append(len(keys)) or find(keys))
+    summary = run_stage(painter.stage, "run2", shots(*"abcdefgh"), RECIPE, ledger, store, Limits(batch_size=4))
+    assert (summary.reused, summary.computed) == (4, 4)
+    assert painter.batches == [4, 4]
+    assert asked == [8, 4]  # the shard; then, under its claim, what was missing
+    assert set(ledger.chosen("run2", shots(*"abcdefgh"))) == set("abcdefgh")
+
+
 def test_bad_input_and_a_bug_cost_one_shot_each(world):
     store, ledger, shots = world
     painter = Painter()

@@ -54,7 +54,7 @@ def run(ledger: PostgresLedger, store: S3Store) -> dict[str, str]:
         )
         job = Job(stage, 1, {"photo": photo}, {"sku": shot.sku})
         made = replace(Step(job.key, job, State.DONE, artifacts, seconds=1.5, device="cpu"), **about)
-        ledger.use(RUN, shot, [ShotStep(ledger.record(made), reused=False)])
+        ledger.use(RUN, [(shot, [ShotStep(ledger.record(made), reused=False)])])
         return made
 
     digests = {"photo": photo}
