@@ -6,11 +6,14 @@ The catalogue names exact alpha masks (`ground_truth_alpha`); its folder `scenes
 over a scene and measured with its whole mask, and again with a part left out that stays in the picture. tau lies
 between the two and is reviewed by a person: it is the default of `pipelines.scenes.Checks.overcompletion`, and
 `thresholds.yaml` says which run it comes from.
+
+How often such a tau is wrong is told by products that had no say in it: each is judged by the tau of the others.
 """
 
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -38,6 +41,61 @@ class Sample:
     share: float
     e_plus: float
     uncertainty: float
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """`count` of `n`, with its 95 % Wilson score interval (Wilson 1927)."""
+
+    count: int
+    n: int
+
+    def __str__(self) -> str:
+        low, high = self.interval()
+        return f"{self.count} of {self.n} ({low:.1%} to {high:.1%})"
+
+    def interval(self, z: float = 1.96) -> tuple[float, float]:
+        """Lower and upper end, 0..1."""
+        share, weight = self.count / self.n, z**2 / self.n
+        middle = (share + weight / 2) / (1 + weight)
+        half = np.sqrt(weight * share * (1 - share) + weight**2 / 4) / (1 + weight)
+        return max(0.0, float(middle - half)), min(1.0, float(middle + half))
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """How tau does on products that it was not tuned on. `taus`: the lowest and highest that was tuned.
+
+    `false_alarms` are clean composites above it, `misses` those with a part left out that are not.
+    """
+
+    taus: tuple[float, float]
+    false_alarms: Rate
+    misses: Rate
+
+
+def tune(clean: np.ndarray, grown: np.ndarray) -> float:
+    """The tau, 0..1, that is wrong least often: the middle of the widest gap between two scores where that is so."""
+    scores = np.unique(np.concatenate([[0.0, 1.0], clean, grown]))
+    middles, widths = (scores[1:] + scores[:-1]) / 2, np.diff(scores)
+    wrong = [(clean > tau).sum() + (grown <= tau).sum() for tau in middles]
+    return float(middles[np.lexsort((-widths, wrong))[0]])
+
+
+def leave_one_out(samples: Sequence[Sample]) -> HeldOut:
+    """Judge every product by the tau that all others give."""
+    taus, false_alarms, misses = [], [], []
+    for product in sorted({sample.product for sample in samples}):
+        others = [sample for sample in samples if sample.product != product]
+        taus.append(tune(_scores(others, grown=False), _scores(others, grown=True)))
+        own = [sample for sample in samples if sample.product == product]
+        false_alarms += list(_scores(own, grown=False) > taus[-1])
+        misses += list(_scores(own, grown=True) <= taus[-1])
+    return HeldOut((min(taus), max(taus)), Rate(sum(false_alarms), len(false_alarms)), Rate(sum(misses), len(misses)))
+
+
+def _scores(samples: Sequence[Sample], grown: bool) -> np.ndarray:
+    return np.array([sample.e_plus for sample in samples if (sample.share > 0) == grown])
 
 
 def measure(catalogue: Path, detector: OvercompletionDetector, share: float, limit: int | None = None) -> list[Sample]:
@@ -88,7 +146,7 @@ def main(
     limit: Annotated[int | None, typer.Option(help="how many products")] = None,
     thorough: Annotated[bool, typer.Option(help="ask HQ-SAM too, as `inspect` does")] = True,
 ) -> None:
-    """Print E+ of every composite, then its distribution clean and with a part left out."""
+    """Print E+ of every composite, its distribution clean and with a part left out, and how a tau does held out."""
     detector = OvercompletionDetector.from_profile(load_profile(profile), thorough=thorough)
     samples = measure(catalogue, detector, share, limit)
     for sample in samples:
@@ -100,6 +158,11 @@ def main(
             f"left out {part:.0%}: n {len(scores)}, min {scores.min():.4f}, 5 % {low:.4f}, median {median:.4f}, "
             f"95 % {high:.4f}, max {scores.max():.4f}"
         )
+    if limit == 1:
+        return  # there is no other product to be judged by
+    held_out = leave_one_out(samples)
+    print(f"tau of the other products, {held_out.taus[0]:.4f} to {held_out.taus[1]:.4f}:")
+    print(f"false alarms {held_out.false_alarms}, misses {held_out.misses}")
 
 
 if __name__ == "__main__":
