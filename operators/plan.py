@@ -24,6 +24,9 @@ MANIFEST = re.compile(r"[0-9a-f]{64}")
 MAX_SHARDS = 1024
 """Airflow refuses to map over a longer list ([core] max_map_length)."""
 
+FEED_SUFFIXES = (".csv", ".tsv", ".txt")
+"""Files that a run may be told to read as its feed."""
+
 FORECAST = "forecast"
 """XCom key of a dry run's outcome."""
 
@@ -152,7 +155,7 @@ class PlanRefreshOperator(PlanOperator):
 
         digest = self.feed.strip() or self._last_feed(services)
         if not MANIFEST.fullmatch(digest):
-            source = digest if "://" in digest else Path(digest)
+            source = digest if "://" in digest else _feed_file(digest)
             digest = ingest(source, services.store, services.settings)
         products = load_manifest(services.store, digest)
         changes = services.ledger.upsert_products(products)
@@ -185,6 +188,13 @@ class PlanCampaignOperator(PlanOperator):
         """Ask the ledger."""
         start, end = window(self.day)
         return "", services.ledger.products_changed_between(start, end, skus=_listed(self.skus))
+
+
+def _feed_file(name: str) -> Path:
+    """A feed's path on this worker. Whoever may start a run names it: no other kind of file is read for them."""
+    if Path(name).suffix.lower() not in FEED_SUFFIXES:
+        raise UsageError(f"feed {name!r} is neither a manifest's digest nor a file in {', '.join(FEED_SUFFIXES)}")
+    return Path(name)
 
 
 def window(day: str) -> tuple[datetime, datetime]:
