@@ -104,10 +104,11 @@ class PublishOperator(PackshotOperator):
 
         # 4. Show it, all at once
         feed = feed_csv(encoded, rows, services.settings.s3_bucket)
-        ledger.attach(self.run, Artifact(services.store.put(feed, "text/csv"), "feed", "text/csv", len(feed)))
+        digest = services.store.put(feed, "text/csv")
         new = ledger.publish(
             self.run, [Publication(row["sku"], row["scene"], row["channel"], row["digest"]) for row in rows]
         )
+        ledger.attach(self.run, Artifact(digest, "feed", "text/csv", len(feed)))  # never a feed of what is not shown
         self.log.info("published", images=len(rows), new=new)
         return {"images": len(rows), "new": new, **checked}
 

@@ -72,10 +72,13 @@ def publication_rows(
             "height": published.facts.get("height"),
             "min_width": channel.min_width,
             "min_height": channel.min_height,
-            "approval": grounds.get(shot.sku),
+            # the verdicts speak for the very image that was inspected, and for no other
+            "approval": grounds.get(shot.sku)
+            if inspected.job.inputs["final"] == published.job.inputs["final"]
+            else None,
         }
         for shot in shots
-        for published in [steps[shot.sku]["publish"]]
+        for published, inspected in [(steps[shot.sku]["publish"], steps[shot.sku]["inspect"])]
     ]
 
 
