@@ -89,8 +89,8 @@ def leave_one_out(samples: Sequence[Sample]) -> HeldOut:
         others = [sample for sample in samples if sample.product != product]
         taus.append(tune(_scores(others, grown=False), _scores(others, grown=True)))
         own = [sample for sample in samples if sample.product == product]
-        false_alarms += list(_scores(own, grown=False) > taus[-1])
-        misses += list(_scores(own, grown=True) <= taus[-1])
+        false_alarms += (_scores(own, grown=False) > taus[-1]).tolist()
+        misses += (_scores(own, grown=True) <= taus[-1]).tolist()
     return HeldOut((min(taus), max(taus)), Rate(sum(false_alarms), len(false_alarms)), Rate(sum(misses), len(misses)))
 
 
