@@ -119,7 +119,7 @@ def media_type(digest: str) -> str | None:
 
 
 def _shot(shot: Shot, outcome: ReportedShot, steps: Mapping[str, Step]) -> ShotView:
-    described, generated = _facts(steps, "describe"), _facts(steps, "generate")
+    described, generated = _facts(steps, "describe"), steps.get("generate")
     return ShotView(
         sku=shot.sku,
         row=outcome.row,
@@ -128,7 +128,7 @@ def _shot(shot: Shot, outcome: ReportedShot, steps: Mapping[str, Step]) -> ShotV
         state=outcome.state.value,
         reason=outcome.reason,
         caption=described.get("caption", ""),
-        prompt=generated.get("prompt", ""),
+        prompt=generated.job.parameters.get("prompt", "") if generated else "",
         seconds=sum(step.seconds for step in steps.values()),
         pictures=(Picture("photo", shot.product.photo), *(_picture(steps, *part) for part in WALK)),
         verdicts=tuple(_verdicts(steps)),

@@ -48,11 +48,11 @@ def run(ledger: PostgresLedger, store: S3Store) -> dict[str, str]:
     ledger.start_run(RUN, "catalog_refresh", "oak", "web")
     ledger.select(RUN, shots, 8)
 
-    def step(shot: Shot, stage: str, outputs: dict[str, bytes], **about: object) -> Step:
+    def step(shot: Shot, stage: str, outputs: dict[str, bytes], prompt: str = "", **about: object) -> Step:
         artifacts = tuple(
             Artifact(store.put(data, "image/png"), role, "image/png", len(data)) for role, data in outputs.items()
         )
-        job = Job(stage, 1, {"photo": photo}, {"sku": shot.sku})
+        job = Job(stage, 1, {"photo": photo}, {"sku": shot.sku, "prompt": prompt} if prompt else {"sku": shot.sku})
         made = replace(Step(job.key, job, State.DONE, artifacts, seconds=1.5, device="cpu"), **about)
         ledger.use(RUN, [(shot, [ShotStep(ledger.record(made), reused=False)])])
         return made
@@ -61,7 +61,7 @@ def run(ledger: PostgresLedger, store: S3Store) -> dict[str, str]:
     for shot, passed in zip(shots[:2], (True, False), strict=True):
         step(shot, "cutout", {"cutout": picture("white", cut_out=True)})
         step(shot, "describe", {}, facts={"caption": "a red cup"})
-        step(shot, "generate", {"raw": picture("#223344")}, facts={"prompt": "a red cup on an oak table"})
+        step(shot, "generate", {"raw": picture("#223344")}, prompt="a red cup on an oak table")
         step(shot, "upscale", {"final": picture("#446688")})
         verdict = Verdict("overcompletion", 0.31, 0.05, passed, "" if passed else REASON, "where")
         inspected = step(shot, "inspect", {"where": picture("#ff8800")}, verdicts=(verdict,))
