@@ -178,7 +178,7 @@ def mend_too_small(catalogue: Catalogue) -> None:
     ids=["a key twice", "no verdict", "too small"],
 )
 def test_a_defective_set_is_stopped_and_the_mended_one_published_without_a_step(
-    catalogue, context, plant, mend, expectation, images
+    catalogue, context, plant, mend, expectation, images, monkeypatch
 ) -> None:
     cup, pot = catalogue.open("cup", "pot").shots
     catalogue.inspected(pot)
@@ -199,13 +199,11 @@ def test_a_defective_set_is_stopped_and_the_mended_one_published_without_a_step(
     named = {row for failure in found.problem["failures"] for row in failure["rows"]}
     assert named == {f"{cup.sku}/{SCENE.name}/{SCENE.channel.name}"}
     assert found.problem["document"] == found.documents["validation of the publication"]
-    before = found.steps["publish"]
 
     mend(catalogue)
     context["ti"].pushed.clear()
+    monkeypatch.setattr("pipelines.stages.publish._encode", lambda work: pytest.fail("a step is computed again"))
     assert catalogue.publish(context)["images"] == images
-    after = report(catalogue.ledger.engine, catalogue.run).steps["publish"]
-    assert after.computed <= before.computed, "no step is computed again"
     assert catalogue.published() == images
 
 
