@@ -186,9 +186,7 @@ def up(
     from pipelines.settings import get_settings
 
     with err.status("Starting the services"):
-        now = services.up(
-            get_settings(), airflow=airflow, report=lambda line: err.print(line, soft_wrap=True)
-        )
+        now = services.up(get_settings(), airflow=airflow, report=lambda line: err.print(line, soft_wrap=True))
     _show_status(now, as_json)
 
 
