@@ -4,8 +4,8 @@
 `gpu`; what passed its checks is published as one set, or not at all.
 
 **Starting it.** The form above, or `packshot run CATALOG --scene S`, which puts feed and photos into the store first.
-*Feed* is the digest of a manifest in the store, a file or address that a worker can read, or empty: the feed that was
-read last.
+*Feed* is the digest of a manifest in the store, a CSV or TSV file or an address that a worker can read, or empty: the
+feed that was read last.
 
 **Nightly.** Set `PACKSHOT_NIGHTLY_SCHEDULE` to a cron such as `0 3 * * *` (`@daily` works too) where Airflow runs, and
 the refresh of the last feed is scheduled daily, in scene `PACKSHOT_NIGHTLY_SCENE`. It is off until then. An unchanged
@@ -47,7 +47,7 @@ settings = get_settings()
             "",
             type="string",
             title="Feed",
-            description="Digest of a manifest, a file or an http(s) address. Empty: the feed that was read last.",
+            description="Digest of a manifest, a CSV or TSV file, or an http(s) address. Empty: the last one read.",
         ),
         "scene": scene_param(settings.nightly_scene),
         **selection_params(),
