@@ -1,8 +1,9 @@
 """Which models a profile is made of, where their files are, and whether those are the files they should be.
 
 A profile is `profiles/<name>.yaml`. The weights of a bundled profile lie beside it in `profiles/<name>/<part>/`; those
-of the others in a models directory. The digests in the YAML are what keys and lineage carry, so a part is checked
-against them before it is loaded.
+of the others in a models directory or, second, on the hub. The digests in the YAML are what keys and lineage carry, so
+a part is checked against them before it is loaded. `<models directory>/<name>.yaml` may replace and add parts of a
+profile that is not bundled: a community base, another HQ-SAM, a LoRA.
 
     python -m pipelines.models lock mini      write the digests of the files that are there into mini.yaml
 """
@@ -14,8 +15,9 @@ import json
 import os
 import re
 import sys
+import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ import yaml
 
 from pipelines.contracts import ModelRef
 from pipelines.errors import IntegrityError, PackshotError, UsageError
+from pipelines.settings import get_settings
 
 PROFILES = Path(__file__).parent / "profiles"
 
@@ -31,9 +34,20 @@ _CONFIG_ONLY = frozenset({"scheduler"})
 """Kinds that have no weights: their configuration is what is digested."""
 
 
+UNPINNED = "unpinned"
+"""What a profile says in a sha256's place where none is published."""
+
+LEGACY_SUFFIXES = frozenset({".bin", ".ckpt", ".patch", ".pt", ".pth"})
+"""Files that torch wrote with pickle inside: read with weights_only, and only where pinned or trusted."""
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One model of a profile. `path` is its folder, or its file where it is a single one."""
+    """One model of a profile. `path` is its folder, or its file where it is a single one.
+
+    Where it is fetched from: `files` of the hub's repository `hub` at `ref.revision`, or `url`. `config` is a folder of
+    diffusers configurations for a single file, which has none in it. An `optional` part is fetched only when named.
+    """
 
     name: str
     kind: str
@@ -41,31 +55,91 @@ class Part:
     source: str
     licence: str
     ref: ModelRef
+    profile: str = ""
+    hub: str = ""
+    url: str = ""
+    files: tuple[str, ...] = ()
+    config: Path | None = None
+    optional: bool = False
+
+    @property
+    def single_file(self) -> bool:
+        """Whether the part is one file and not a folder, as its path says: it need not be there."""
+        return self.path.suffix in LEGACY_SUFFIXES | {".safetensors"}
+
+    def local(self, file: str) -> Path:
+        """Where `file` of `files` belongs."""
+        return self.path if self.single_file else self.path / file
 
     @property
     def weights(self) -> tuple[Path, ...]:
         """The files that the digest is over, in name order. Raises UsageError where there are none."""
-        pattern = "*.json" if self.kind in _CONFIG_ONLY else "*.safetensors"
-        files = (self.path,) if self.path.is_file() else tuple(sorted(self.path.glob(pattern)))
-        if not files:
-            raise UsageError(f"model {self.name}: no {pattern} in {self.path}")
-        return files
+        if self.path.is_file():
+            return (self.path,)
+        if self.kind in _CONFIG_ONLY:
+            patterns = ["*.json"]
+        elif self.files:
+            patterns = [name for name in self.files if Path(name).suffix in LEGACY_SUFFIXES | {".safetensors"}]
+        else:
+            across = "*/" if self.kind == "base" else ""
+            patterns = [f"{across}*.safetensors", f"{across}*.bin"]
+        for pattern in patterns:
+            if files := tuple(sorted(self.path.glob(pattern))):
+                return files
+        raise UsageError(f"model {self.name}: no {patterns[0]} in {self.path}{self._remedy}")
+
+    @property
+    def _remedy(self) -> str:
+        return f"; fetch it with: packshot models fetch {self.profile} {self.name}" if self.hub or self.url else ""
+
+    @property
+    def pinned(self) -> bool:
+        """Whether the profile names the bytes."""
+        return bool(self.ref.sha256)
 
     def digest(self) -> str:
         """sha256 of the weight file; of all of them, one after the other in name order, where there are several."""
         return _digest(tuple((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in self.weights))
 
-    def check(self) -> Part:
-        """This part, for loading. Raises UsageError where files are missing, IntegrityError where they are others."""
-        for file in self.weights:
-            if file.suffix == ".safetensors":
-                _check_safetensors(file)
-        actual = self.digest()
-        if actual != self.ref.sha256:
-            expected = f"sha256 {self.ref.sha256[:12]}…" if self.ref.sha256 else "a pinned sha256"
-            names = ", ".join(str(file) for file in self.weights)
-            raise IntegrityError(f"{names}: expected {expected} as the profile says, found {actual[:12]}…")
-        return self
+    def located(self, download: bool = True) -> Part:
+        """This part with the path where it is: in the models directory, or else in the hub's cache on this machine.
+
+        Where it is in neither, the hub is asked, unless `download` is False. Raises UsageError naming the file and the
+        command that fetches it where it cannot be had.
+        """
+        if not (self.hub or self.url) or all(self.local(file).exists() for file in self.files or ("",)):
+            return self
+        if self.hub:
+            from pipelines.download import from_hub
+
+            try:
+                return replace(self, path=from_hub(self, download))
+            except OSError as error:  # huggingface_hub's and its client's errors, offline mode among them, are OSErrors
+                if not download:
+                    raise UsageError(f"{self.local(self.files[0])}: not there{self._remedy}") from error
+                why = f"the hub could not be asked ({type(error).__name__})"
+                raise UsageError(f"{self.local(self.files[0])}: not there, and {why}{self._remedy}") from error
+        raise UsageError(f"{self.path}: not there{self._remedy}")
+
+    def check(self, download: bool = True) -> Part:
+        """This part, for loading: located, whole, and of the bytes that the profile names.
+
+        Without such a name a part is loaded only where PACKSHOT_TRUST_UNPINNED says so, and a legacy torch file only
+        where PACKSHOT_TRUST_PICKLE does. Raises UsageError where files are missing, IntegrityError where they are
+        others or not trusted.
+        """
+        part = self.located(download)
+        for file in part.weights:
+            _check_whole(file)
+        actual = part.digest()
+        names = ", ".join(str(file) for file in part.weights)
+        if part.pinned and actual != part.ref.sha256:
+            raise IntegrityError(
+                f"{names}: expected sha256 {part.ref.sha256[:12]}… as the profile says, found {actual[:12]}…"
+            )
+        if not part.pinned:
+            _check_trusted(part, names, actual)
+        return part
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +169,21 @@ class Profile:
         names = ", ".join(part.name for part in self.parts)
         raise UsageError(f"profile {self.name} has no model {name!r}; it has {names}")
 
+    def has(self, name: str) -> bool:
+        """Whether there is a part called `name`."""
+        return any(part.name == name for part in self.parts)
+
+    @property
+    def sampler_parts(self) -> tuple[str, ...]:
+        """The parts that every inpainting method is made of: a whole `base`, or its pieces."""
+        return tuple(name for name in ("base", "autoencoder", "clip", "unet", "scheduler") if self.has(name))
+
     def ref(self, name: str) -> ModelRef:
-        """What a step's key says about the part called `name`."""
-        return self.part(name).ref
+        """What a step's key says about the part called `name`: its digest, also where the profile does not name it."""
+        part = self.part(name)
+        if part.pinned or not get_settings().trust_unpinned:
+            return part.ref
+        return replace(part.ref, sha256=part.located().digest())
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,12 +214,15 @@ def load_profile(name: str, models_dir: Path | None = None) -> Profile:
     file = PROFILES / f"{name}.yaml"
     if name not in profile_names():
         raise UsageError(f"there is no profile {name!r}; there are {', '.join(profile_names())}")
+    document = _read_yaml(file)
     try:
-        document = yaml.safe_load(file.read_text(encoding="utf-8"))
         root = PROFILES / name if document["bundled"] else models_dir
         if root is None:
             raise UsageError(f"profile {name} is not bundled: set PACKSHOT_MODELS_DIR to the folder of its checkpoints")
-        parts = tuple(_read_part(part, entry, root) for part, entry in document["parts"].items())
+        entries = dict(document["parts"])
+        if not document["bundled"] and (own := root / f"{name}.yaml").is_file():
+            file = own
+            entries |= _read_yaml(own)["parts"]
         return Profile(
             name=name,
             title=document["title"],
@@ -141,10 +230,10 @@ def load_profile(name: str, models_dir: Path | None = None) -> Profile:
             caption_confidence=float(document["caption_confidence"]),
             tag_confidence={str(kind): float(least) for kind, least in document["tag_confidence"].items()},
             vocabulary=PROFILES / document["vocabulary"],
-            parts=parts,
+            parts=tuple(_read_part(name, part, entries, root) for part in entries),
             models_dir=models_dir,
         )
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UsageError(f"{file.name}: not a profile ({type(error).__name__}: {error})") from error
 
 
@@ -154,8 +243,8 @@ def verify(profile: Profile) -> list[Check]:
     for part in profile.parts:
         sha256, problem = "", ""
         try:
-            sha256 = part.digest()
-            part.check()
+            sha256 = part.located(download=False).digest()
+            part.check(download=False)
         except PackshotError as error:
             problem = str(error)
         checks.append(Check(part, sha256, problem))
@@ -169,6 +258,8 @@ def lock(profile: Profile) -> list[str]:
     file is no safetensors file, so that a truncated one is never locked.
     """
     file = PROFILES / f"{profile.name}.yaml"
+    if not _read_yaml(file)["bundled"]:
+        raise UsageError(f"{file.name}: only a bundled profile is locked; the digests of the others are their sources'")
     actual: dict[str, str] = {}
     for part in profile.parts:
         try:
@@ -176,8 +267,7 @@ def lock(profile: Profile) -> list[str]:
         except UsageError:
             continue
         for weights in files:
-            if weights.suffix == ".safetensors":
-                _check_safetensors(weights)
+            _check_whole(weights)
         actual[part.name] = part.digest()
 
     lines, current = [], ""
@@ -195,12 +285,45 @@ def lock(profile: Profile) -> list[str]:
     return [part.name for part in profile.parts if actual.get(part.name, part.ref.sha256) != part.ref.sha256]
 
 
-def _read_part(name: str, entry: dict[str, Any], root: Path) -> Part:
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        document = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        first = str(error).splitlines()[0]
+        raise UsageError(f"{file.name}: not a profile ({type(error).__name__}: {first})") from error
+    if not isinstance(document, dict):
+        raise UsageError(f"{file.name}: not a profile (no mapping)")
+    return document
+
+
+def _read_part(profile: str, name: str, entries: Mapping[str, dict[str, Any]], root: Path) -> Part:
+    """The part called `name`; `like: other` is that part under this name, `like: profile/other` another profile's."""
+    entry = entries[name]
+    if "like" in entry:
+        where, _, other = entry["like"].rpartition("/")
+        if (other == name and not where) or ("like" in entries.get(other, {}) and not where):
+            raise ValueError(f"{name}: like {entry['like']!r} leads nowhere")
+        part = load_profile(where, root).part(other) if where else _read_part(profile, other, entries, root)
+        return replace(part, name=name, ref=replace(part.ref, name=name), optional=False)
     path = (root / entry["path"]).resolve()
     if not path.is_relative_to(root.resolve()):
         raise ValueError(f"{name}: path {entry['path']!r} leaves the profile's folder")
-    ref = ModelRef(name, str(entry["revision"]), str(entry["sha256"]))
-    return Part(name, entry["kind"], path, entry["source"], entry["licence"], ref)
+    sha256 = "" if entry["sha256"] == UNPINNED else str(entry["sha256"])
+    hub, url = entry.get("hub", ""), entry.get("url", "")
+    return Part(
+        name=name,
+        kind=entry["kind"],
+        path=path,
+        source=entry.get("source") or url or f"hub: {hub}",
+        licence=entry["licence"],
+        ref=ModelRef(name, str(entry["revision"]), sha256),
+        profile=profile,
+        hub=hub,
+        url=url,
+        files=tuple(entry.get("files", ())),
+        config=PROFILES / entry["config"] if "config" in entry else None,
+        optional=bool(entry.get("optional", False)),
+    )
 
 
 @lru_cache(maxsize=256)
@@ -212,6 +335,39 @@ def _digest(files: tuple[tuple[str, int, int], ...]) -> str:
             while block := file.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def _check_trusted(part: Part, names: str, actual: str) -> None:
+    """Raise IntegrityError where nobody vouches for the bytes of a part that is not pinned."""
+    settings = get_settings()
+    trust = "to load it all the same, use --trust or set"
+    if any(file.suffix in LEGACY_SUFFIXES for file in part.weights) and not settings.trust_pickle:
+        raise IntegrityError(
+            f"{names}: expected safetensors or a pinned sha256, found an unpinned torch file, which is a pickle; "
+            f"{trust} PACKSHOT_TRUST_PICKLE=1"
+        )
+    if not settings.trust_unpinned:
+        raise IntegrityError(
+            f"{names}: expected a pinned sha256 as the profile says, found {actual[:12]}…; "
+            f"{trust} PACKSHOT_TRUST_UNPINNED=1"
+        )
+
+
+def _check_whole(file: Path) -> None:
+    """Raise IntegrityError where a weight file is of another kind than its name says, or cut short."""
+    if file.suffix == ".safetensors":
+        _check_safetensors(file)
+    elif file.suffix in LEGACY_SUFFIXES:
+        _check_torch(file)
+
+
+def _check_torch(file: Path) -> None:
+    """A torch file is a zip archive, whose directory is at its end, or, of old, a bare pickle, which cannot be told."""
+    with file.open("rb") as stream:
+        start = stream.read(2)
+    if not zipfile.is_zipfile(file) and start[:1] != b"\x80":
+        found = "one that is cut short" if start == b"PK" else "a file of another kind"
+        raise IntegrityError(f"{file}: expected a torch file, found {found}")
 
 
 def _check_safetensors(file: Path) -> None:
