@@ -2,7 +2,8 @@
 
     key = sha256(stage, its version, input artifact digests, parameters, model revisions, seed)
 
-Two steps with one key are the same step, whoever runs them and when (design, "The one idea").
+Two steps with one key are the same step, whoever runs them and when (design, "The one idea"). A forced recomputation
+has a key of its own; what it makes supersedes what was found under the key without it (`Job.base`).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -95,8 +96,8 @@ class Shot:
 class Job:
     """A step before it is computed: exactly what its key is made of, and nothing else.
 
-    `inputs` maps a role to an artifact digest. `parameters` is JSON. `attempt` is 0 except where a recomputation was
-    forced (`reprocess = all`), when it is what distinguishes the new key.
+    `inputs` maps a role to an artifact digest. `parameters` is JSON. `attempt` is "" except where a recomputation was
+    forced (`reprocess` = `all` or `failed`), when it is what distinguishes the new key.
     """
 
     stage: str
@@ -123,6 +124,11 @@ class Job:
                 }
             ).encode()
         )
+
+    @property
+    def base(self) -> str:
+        """The key without the attempt: what the steps that supersede one another have in common."""
+        return replace(self, attempt="").key
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,7 @@ from pipelines.ledger_rows import (
     current_products,
     insert_missing,
     move_rows,
+    newest_keys,
     place_shots,
     product_digest,
     product_of,
@@ -134,9 +135,12 @@ class PostgresLedger:
     # ------------------------------------------------------------------ steps
 
     def find(self, keys: Sequence[str]) -> dict[str, Step]:
-        """Finished steps (`done` and `rejected`) by key. A `failed` step is no result and is tried again."""
+        """Finished steps (`done` and `rejected`) by the key that was asked for: the newest of its attempts where that
+        key has none, else the one of that attempt. A `failed` step is no result and is tried again."""
         with self.engine.connect() as connection:
-            return read_steps(connection, keys, _FINISHED)
+            newest = newest_keys(connection, keys, _FINISHED)
+            found = read_steps(connection, sorted(set(newest.values())), _FINISHED)
+        return {wanted: found[key] for wanted, key in newest.items()}
 
     @contextmanager
     def claim(self, keys: Sequence[str]) -> Iterator[None]:
@@ -396,14 +400,15 @@ class MemoryLedger:
 
     def __init__(self) -> None:
         self._steps: dict[str, Step] = {}
+        self._newest: dict[str, Step] = {}
         self._chosen: dict[tuple[str, str, str, str], dict[str, Step]] = defaultdict(dict)
         self._claims: dict[str, threading.RLock] = defaultdict(threading.RLock)
         self._lock = threading.Lock()
 
     def find(self, keys: Sequence[str]) -> dict[str, Step]:
-        """Finished steps (`done` and `rejected`) by key."""
-        found = {key: self._steps[key] for key in keys if key in self._steps}
-        return {key: step for key, step in found.items() if step.state in _FINISHED}
+        """Finished steps by the key that was asked for, the newest attempt where that has none."""
+        found = {key: self._newest.get(key) or self._steps.get(key) for key in keys}
+        return {key: step for key, step in found.items() if step is not None and step.state in _FINISHED}
 
     @contextmanager
     def claim(self, keys: Sequence[str]) -> Iterator[None]:
@@ -424,6 +429,8 @@ class MemoryLedger:
             present = self._steps.get(step.key)
             if present is None or present.state is State.FAILED:
                 self._steps[step.key] = step
+                if step.state in _FINISHED:
+                    self._newest[step.job.base] = step
             return self._steps[step.key]
 
     def use(self, run: str, uses: Sequence[tuple[Shot, Sequence[ShotStep]]]) -> None:

@@ -66,6 +66,7 @@ def step_row(step: Step, run: str) -> dict[str, Any]:
     """Row of `steps`, signed by this host and process for the run that it works for."""
     return {
         "key": step.key,
+        "base": step.job.base,
         "stage": step.job.stage,
         "version": step.job.version,
         "parameters": dict(step.job.parameters),
@@ -95,6 +96,29 @@ def write_parts(connection: Connection, step: Step) -> None:
     insert_missing(
         connection, verdicts, [{"key": key, "position": i, **asdict(v)} for i, v in enumerate(step.verdicts)]
     )
+
+
+def newest_keys(connection: Connection, keys: Sequence[str], states: Sequence[State]) -> dict[str, str]:
+    """Key as asked for → key of the step that answers it: the newest, in these states, of those with that base, or the
+    one with that very key where it is a forced attempt's."""
+    return {
+        row.wanted: row.key
+        for chunk in chunks(keys)
+        for row in connection.execute(text(_NEWEST), {"keys": list(chunk), "states": list(states)})
+    }
+
+
+_NEWEST = """
+SELECT wanted, newest.key
+FROM unnest(CAST(:keys AS text[])) AS wanted
+CROSS JOIN LATERAL (
+    SELECT key FROM (
+        SELECT key, created_at FROM steps WHERE base = wanted AND state = ANY(CAST(:states AS text[]))
+        UNION ALL
+        SELECT key, created_at FROM steps WHERE key = wanted AND state = ANY(CAST(:states AS text[]))
+    ) step ORDER BY created_at DESC, key LIMIT 1
+) newest
+"""
 
 
 def read_steps(connection: Connection, keys: Sequence[str], states: Sequence[State]) -> dict[str, Step]:

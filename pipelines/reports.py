@@ -117,6 +117,7 @@ class LineageStep:
     state: State
     parameters: Mapping[str, Any]
     seed: int | None
+    attempt: str
     models: tuple[ModelRef, ...]
     inputs: Mapping[str, str]
     outputs: Mapping[str, str]
@@ -372,6 +373,7 @@ def _lineage_step(step: Step) -> LineageStep:
         state=step.state,
         parameters=step.job.parameters,
         seed=step.job.seed,
+        attempt=step.job.attempt,
         models=step.job.models,
         inputs=step.job.inputs,
         outputs={made.role: made.sha256 for made in step.outputs},

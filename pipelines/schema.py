@@ -140,6 +140,7 @@ steps = Table(
     "steps",
     metadata,
     Column("key", Text, primary_key=True),
+    Column("base", Text, nullable=False, comment="The key without the attempt; the newest of a base supersedes."),
     Column("stage", Text, nullable=False),
     Column("version", Integer, nullable=False),
     Column("parameters", JSONB, nullable=False),
@@ -156,6 +157,7 @@ steps = Table(
     ),
     _now(),
     Index(None, "stage", "created_at"),
+    Index(None, "base"),
 )
 
 

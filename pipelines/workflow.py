@@ -39,7 +39,8 @@ class Ledger(Protocol):
     """What ran. The table of steps is the lineage."""
 
     def find(self, keys: Sequence[str]) -> dict[str, Step]:
-        """Finished steps (`done` and `rejected`) by key. A `failed` step is no result and is tried again."""
+        """Finished steps (`done` and `rejected`) by the key that was asked for: the newest of its attempts where that
+        key has none, else the one of that attempt. A `failed` step is no result and is tried again."""
 
     def claim(self, keys: Sequence[str]) -> AbstractContextManager[None]:
         """Hold these keys: whoever else wants one waits. The claim ends with its holder, however it ends."""

@@ -48,6 +48,13 @@ def candidate_seed(shot: Shot, base_seed: int, candidate: int) -> int:
     return int(sha256_hex(f"{base_seed}/{shot.sku}/{shot.scene}/{shot.channel}/{candidate}".encode())[:8], 16) >> 1
 
 
+def noise_seed(job: Job) -> int:
+    """What the sampler's noise is drawn with, 0..2³¹: the job's seed; in a forced attempt one of the attempt's own,
+    because the same noise would paint the same picture again."""
+    seed = job.seed or 0
+    return int(sha256_hex(f"{seed}/{job.attempt}".encode())[:8], 16) >> 1 if job.attempt else seed
+
+
 def job(shot: Shot, upstream: Mapping[str, Step], recipe: Recipe, candidate: int) -> Job:
     """What the raw image depends on: photo, cutout, prompt, the scene's sampler settings, models, seed."""
     scene, profile = recipe.scene, recipe.profile
@@ -118,7 +125,7 @@ def compute(works: Sequence[Work], models: GenerateModels, recipe: Recipe) -> li
         control_ends=[control.end for control in scene.controls],
         height=height,
         width=width,
-        generator=[torch.Generator("cpu").manual_seed(work.job.seed or 0) for work in works],
+        generator=[torch.Generator("cpu").manual_seed(noise_seed(work.job)) for work in works],
     ).images
     return [
         _measured(image, item, where.facts(), models.detector)

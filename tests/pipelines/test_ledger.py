@@ -159,6 +159,24 @@ def test_the_first_result_of_a_key_wins(any_ledger, request):
     assert any_ledger.find([first.key]) == {first.key: first}
 
 
+def test_the_newest_attempt_answers_for_its_base_and_an_attempt_for_itself(any_ledger, request):
+    first = step("generate", request.node.name)
+
+    def attempt(name: str, state: State = State.DONE) -> Step:
+        job = replace(first.job, attempt=name)
+        return any_ledger.record(replace(first, key=job.key, job=job, state=state))
+
+    any_ledger.record(first)
+    monday, tuesday = attempt("monday"), attempt("tuesday", State.REJECTED)
+    broken = attempt("wednesday", State.FAILED)
+    other = any_ledger.record(step("generate", f"other {request.node.name}"))
+    keys = [first.key, monday.key, tuesday.key, broken.key, other.key, replace(first.job, attempt="thursday").key]
+    assert any_ledger.find(keys) == {
+        first.key: tuesday, monday.key: monday, tuesday.key: tuesday, other.key: other,
+    }  # fmt: skip
+    assert first.job.base == monday.job.base == first.key
+
+
 def test_a_failure_gives_way_to_what_comes_later(any_ledger, request):
     done = step("generate", request.node.name)
     any_ledger.record(replace(done, state=State.FAILED, outputs=(), reason="ShotTimeout: no result"))

@@ -58,16 +58,19 @@ def make_stage(name: str, candidates: int = 1) -> Stage:
 WALK = [make_stage(name, candidates=2 if name == "generate" else 1) for name in STAGES]
 
 
-def refresh(ledger: PostgresLedger, store: FolderStore, run: str, shots: list[Shot], **about: str) -> None:
-    """A whole run, as the DAG does it."""
+def refresh(
+    ledger: PostgresLedger, store: FolderStore, run: str, shots: list[Shot], attempt: str = "", **about: str
+) -> None:
+    """A whole run, as the DAG does it; forced where it is an attempt."""
+    recipe = replace(RECIPE, attempt=attempt)
     ledger.start_run(run, "catalog_refresh", shots[0].scene, "web", **about)  # type: ignore[arg-type]
     ledger.upsert_products([shot.product for shot in shots])
     ledger.select(run, shots, shard_size=2)
     for stage in WALK[:-1]:
-        run_stage(stage, run, shots, RECIPE, ledger, store)
+        run_stage(stage, run, shots, recipe, ledger, store)
     chosen = ledger.chosen(run, shots)
     passed = [s for s in shots if "inspect" in chosen[s.sku] and chosen[s.sku]["inspect"].verdicts[0].passed]
-    run_stage(WALK[-1], run, passed, RECIPE, ledger, store)
+    run_stage(WALK[-1], run, passed, recipe, ledger, store)
     rows = {sku: steps["publish"].output("publish") for sku, steps in ledger.chosen(run, passed).items()}
     ledger.publish(run, [Publication(sku, shots[0].scene, "web", digest) for sku, digest in rows.items()])
     ledger.finish_run(run, "success")
@@ -130,6 +133,18 @@ def test_a_second_run_lists_every_shot_and_computes_nothing(ledger, folder, shot
     assert sum(count.computed for count in second.steps.values()) == 0
     assert {s: c.reused for s, c in second.steps.items()} == {s: c.computed for s, c in first.steps.items()}
     assert sum(second.seconds.values()) == 0
+
+
+def test_the_image_of_a_forced_run_stays_through_later_runs(ledger, folder, shots, request):
+    runs = [f"{request.node.name}-{n}" for n in range(3)]
+    for run, attempt in zip(runs, ("", runs[1], ""), strict=True):
+        refresh(ledger, folder, run, shots, attempt)
+    images = [ledger.chosen(run, shots)[shots[0].sku]["publish"].output("publish") for run in runs]
+    assert images[0] != images[1] == images[2]
+    shown = lineage(ledger.engine, shots[0].sku)
+    assert (shown.artifact, shown.run) == (images[1], runs[1])
+    computed = [sum(count.computed for count in report(ledger.engine, run).steps.values()) for run in runs]
+    assert computed == [computed[0], computed[0], 0]
 
 
 class Killed(BaseException):
@@ -208,9 +223,9 @@ def test_lineage_names_photo_steps_models_and_parameters(ledger, folder, shots, 
 
 
 def test_every_key_can_be_made_again_from_the_lineage(ledger, folder, shots, request):
-    refresh(ledger, folder, request.node.name, shots)
+    refresh(ledger, folder, request.node.name, shots, attempt=request.node.name)
     for step in lineage(ledger.engine, shots[0].sku).steps:
-        job = Job(step.stage, step.version, step.inputs, step.parameters, step.models, step.seed)
+        job = Job(step.stage, step.version, step.inputs, step.parameters, step.models, step.seed, step.attempt)
         assert job.key == step.key
 
 

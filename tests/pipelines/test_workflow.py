@@ -98,6 +98,34 @@ def test_a_forced_attempt_computes_again_and_leaves_the_first_alone(world):
     assert ledger.chosen("run1", shots("a"))["a"]["paint"].key != ledger.chosen("run2", shots("a"))["a"]["paint"].key
 
 
+def test_what_was_forced_supersedes_what_was_there(world):
+    store, ledger, shots = world
+    painter = Painter(candidates=2)
+    photos = ("a", "second", "bad")
+
+    def keys(run: str) -> dict[str, str]:
+        return {sku: steps["paint"].key for sku, steps in ledger.chosen(run, shots(*photos)).items()}
+
+    run_stage(painter.stage, "run1", shots(*photos), RECIPE, ledger, store)
+    forced = replace(RECIPE, attempt="run2")
+    run_stage(painter.stage, "run2", shots(*photos), forced, ledger, store)
+    retried = run_stage(painter.stage, "run2", shots(*photos), forced, ledger, store)
+    later = run_stage(painter.stage, "run3", shots(*photos), RECIPE, ledger, store)
+    assert [(summary.computed, summary.reused) for summary in (retried, later)] == [(0, 4), (0, 4)]
+    assert keys("run3") == keys("run2")
+    assert not set(keys("run3").values()) & set(keys("run1").values())
+
+
+def test_an_old_rejection_does_not_return_once_the_photo_was_tried_again(world, monkeypatch):
+    store, ledger, shots = world
+    painter = Painter()
+    run_stage(painter.stage, "run1", shots("bad"), RECIPE, ledger, store)
+    monkeypatch.setattr(painter, "paint", lambda work: Made(facts={"score": 0.0}))
+    run_stage(painter.stage, "run2", shots("bad"), replace(RECIPE, attempt="run2"), ledger, store)
+    run_stage(painter.stage, "run3", shots("bad"), RECIPE, ledger, store)
+    assert ledger.chosen("run3", shots("bad"))["bad"]["paint"].state is State.DONE
+
+
 def test_what_is_missing_is_computed_in_full_batches_and_asked_for_at_once(world, monkeypatch):
     store, ledger, shots = world
     painter, asked = Painter(), []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,18 @@ def test_edges_of_the_cutout_owe_nothing_to_the_photos_background(raws: dict[tup
 
 def test_edges_of_the_photo_fade_where_its_background_is_like_the_product(raws: dict[tuple[str, int], bytes]) -> None:
     assert raws["photo", 30] != raws["photo", 128]
+
+
+def test_a_forced_attempt_paints_another_picture_and_its_retry_the_same(
+    raws: dict[tuple[str, int], bytes],
+) -> None:
+    asked, given = recipe(source="photo"), inputs(128)
+    models, forced = load(asked), dataclasses.replace(asked, attempt="monday")
+    jobs = [job_of(asked, given), job_of(forced, given), job_of(forced, given)]
+    plain, first, retried = [compute([Work(job, given)], models, asked)[0].outputs[0].data for job in jobs]
+    assert plain == raws["photo", 128]
+    assert first == retried != plain
+    assert jobs[0].base == jobs[1].base  # it is looked up, and superseded, as the same step
 
 
 def test_the_source_of_the_edges_is_in_the_key_and_in_the_picture(raws: dict[tuple[str, int], bytes]) -> None:
