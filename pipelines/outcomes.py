@@ -22,7 +22,8 @@ def rates(connection: Connection) -> dict[str, float]:
     return dict(connection.execute(text(_RATES)).tuples().all())
 
 
-# The first that applies: a step's bad end, a publication of what this run made, failed checks that nobody approved.
+# The first that applies: a step's bad end, a publication of what this run made (by whichever run, but not one that was
+# superseded before this run began), failed checks that nobody approved.
 _SETTLE = """
 UPDATE run_shots SET state = outcome.state, reason = outcome.reason
 FROM (
@@ -43,7 +44,9 @@ FROM (
     LEFT JOIN LATERAL (
         SELECT p.digest FROM run_steps u JOIN step_outputs o USING (key)
         JOIN publications p ON p.shot = u.shot AND p.digest = o.digest
-        WHERE u.run = rs.run AND u.shot = rs.shot AND u.chosen AND u.stage = 'publish' LIMIT 1
+        JOIN runs r ON r.id = u.run
+        WHERE u.run = rs.run AND u.shot = rs.shot AND u.chosen AND u.stage = 'publish'
+          AND (p.superseded_at IS NULL OR p.superseded_at > r.started_at) LIMIT 1
     ) shown ON true
     LEFT JOIN LATERAL (
         SELECT string_agg(coalesce(nullif(v.reason, ''), v."check"), '; ' ORDER BY v.position) AS reasons

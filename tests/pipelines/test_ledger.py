@@ -512,6 +512,36 @@ def test_a_reused_publication_counts_for_the_run_that_reused_it(ledger, request)
         assert states(ledger, run) == [("published", "")]
 
 
+def test_an_image_that_was_superseded_before_a_run_does_not_count_as_published_by_it(ledger, request):
+    shot = Shot(product(request.node.name), "studio", "web")
+    first, second, third = (f"{request.node.name}-{n}" for n in range(3))
+    open_run(ledger, first, [shot])
+    image = walk(ledger, first, shot)
+    ledger.publish(first, [Publication(shot.sku, "studio", "web", image)])
+    open_run(ledger, second, [shot])
+    newer = ledger.record(step("publish", shot.sku, seed=2)).output("published")
+    ledger.publish(second, [Publication(shot.sku, "studio", "web", newer)])
+    open_run(ledger, third, [shot])
+    assert walk(ledger, third, shot) == image
+    ledger.finish_run(third, "failed", {"reason": "publication stopped: a key twice"})
+    assert states(ledger, third) == [("held", "publication stopped: a key twice")]
+    ledger.finish_run(first, "success")  # whose own image it was
+    assert states(ledger, first) == [("published", "")]
+
+
+def test_an_image_that_another_run_superseded_meanwhile_was_published_all_the_same(ledger, request):
+    shot = Shot(product(request.node.name), "studio", "web")
+    first, second, third = (f"{request.node.name}-{n}" for n in range(3))
+    for run in (first, second):  # the second finds its image shown
+        open_run(ledger, run, [shot])
+        ledger.publish(run, [Publication(shot.sku, "studio", "web", walk(ledger, run, shot))])
+    open_run(ledger, third, [shot])
+    newer = ledger.record(step("publish", shot.sku, seed=2)).output("published")
+    ledger.publish(third, [Publication(shot.sku, "studio", "web", newer)])
+    ledger.finish_run(second, "success")
+    assert states(ledger, second) == [("published", "")]
+
+
 def test_rates_are_seconds_a_shot_and_count_the_candidates_that_were_passed_over(ledger, request):
     run, shot = request.node.name, Shot(product(request.node.name), "studio", "web")
     open_run(ledger, run, [shot])
