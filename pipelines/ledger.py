@@ -53,6 +53,7 @@ from pipelines.ledger_rows import (
     insert_missing,
     move_rows,
     newest_keys,
+    note_superseded,
     place_shots,
     product_digest,
     product_of,
@@ -341,22 +342,26 @@ class PostgresLedger:
 
     def publish(self, run: str, rows: Sequence[Publication]) -> int:
         """Make these the current images of their shots: all of them or, on any error, none. Returns how many are new;
-        an image that is current already is left as it is."""
+        an image that is current already is left as it is.
+
+        Runs supersede one another in the order in which they began, whichever ends first: where a later one's image is
+        current it stays so, and this run's is noted as superseded by it.
+        """
         with self.engine.begin() as connection:
             numbers = shot_ids(connection, rows)
             wanted = {numbers[row.sku, row.scene, row.channel]: row.digest for row in rows}
             # one publisher at a time for a shot, in one order for everybody
             connection.execute(select(shots.c.id).where(shots.c.id.in_(wanted)).order_by(shots.c.id).with_for_update())
-            current = dict(
-                connection.execute(
-                    select(publications.c.shot, publications.c.digest).where(
-                        publications.c.shot.in_(wanted), publications.c.superseded_at.is_(None)
-                    )
-                )
-                .tuples()
-                .all()
+            began = select(runs.c.started_at).where(runs.c.id == run).scalar_subquery()
+            shown = (
+                select(publications.c.shot, publications.c.digest, (runs.c.started_at > began).label("later"))
+                .join(runs, publications.c.run == runs.c.id)
+                .where(publications.c.shot.in_(wanted), publications.c.superseded_at.is_(None))
             )
-            fresh = {shot: digest for shot, digest in wanted.items() if current.get(shot) != digest}
+            current = {row.shot: row for row in connection.execute(shown)}
+            changed = {s: d for s, d in wanted.items() if s not in current or current[s].digest != d}
+            late = {shot: digest for shot, digest in changed.items() if shot in current and current[shot].later}
+            fresh = {shot: digest for shot, digest in changed.items() if shot not in late}
             connection.execute(
                 update(publications)
                 .where(publications.c.shot.in_(fresh), publications.c.superseded_at.is_(None))
@@ -366,6 +371,7 @@ class PostgresLedger:
                 connection.execute(
                     insert(publications), [{"shot": s, "digest": d, "run": run} for s, d in fresh.items()]
                 )
+            note_superseded(connection, run, late)
         return len(fresh)
 
     def settle(self, run: str) -> None:

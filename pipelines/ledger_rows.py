@@ -353,6 +353,19 @@ def place_shots(connection: Connection, run: str, selected: Sequence[Shot], shar
             raise IntegrityError(f"product {selected[min(missing)].sku!r} is not in the ledger as it was selected")
 
 
+def note_superseded(connection: Connection, run: str, images: Mapping[int, str]) -> None:
+    """Note what a run published for these shots after a later run had: superseded at once, and noted once."""
+    connection.execute(text(_LATE), {"run": run, "shots": list(images), "digests": list(images.values())})
+
+
+_LATE = """
+INSERT INTO publications (shot, digest, run, superseded_at)
+SELECT late.shot, late.digest, :run, now()
+FROM unnest(CAST(:shots AS bigint[]), CAST(:digests AS text[])) AS late (shot, digest)
+WHERE NOT EXISTS (SELECT FROM publications p WHERE p.shot = late.shot AND p.digest = late.digest AND p.run = :run)
+"""
+
+
 def product_of(row: Row) -> Product:
     """The product that a row of `product_versions`, with the feed row beside it, stands for."""
     return Product(

@@ -542,6 +542,34 @@ def test_an_image_that_another_run_superseded_meanwhile_was_published_all_the_sa
     assert states(ledger, second) == [("published", "")]
 
 
+def test_runs_supersede_each_other_in_the_order_in_which_they_began(ledger, request):
+    shot, new = (Shot(product(f"{request.node.name}-{n}"), "studio", "web") for n in range(2))
+    earlier, later = (f"{request.node.name}-{n}" for n in range(2))
+    open_run(ledger, earlier, [shot, new])
+    open_run(ledger, later, [shot])
+    images = {run: ledger.record(step("publish", shot.sku, seed=n)) for n, run in enumerate((earlier, later))}
+    shown = [Publication(shot.sku, "studio", "web", images[run].output("published")) for run in (earlier, later)]
+    both = [shown[0], Publication(new.sku, "studio", "web", walk(ledger, earlier, new))]
+    ledger.use(earlier, [(shot, [ShotStep(images[earlier], reused=False)])])
+    assert ledger.publish(later, [shown[1]]) == 1
+    assert [ledger.publish(earlier, both) for _ in range(2)] == [1, 0]  # the other shot's image alone; then a retry
+    with ledger.engine.connect() as connection:
+        rows = connection.execute(
+            text(
+                "SELECT sku, run, superseded_at IS NULL FROM publications p JOIN shots s ON s.id = p.shot"
+                " WHERE run IN (:earlier, :later) ORDER BY sku, p.id"
+            ),
+            {"earlier": earlier, "later": later},
+        )
+        assert [tuple(row) for row in rows] == [
+            (shot.sku, later, True),
+            (shot.sku, earlier, False),
+            (new.sku, earlier, True),
+        ]
+    ledger.finish_run(earlier, "success")
+    assert states(ledger, earlier) == [("published", ""), ("published", "")]
+
+
 def test_rates_are_seconds_a_shot_and_count_the_candidates_that_were_passed_over(ledger, request):
     run, shot = request.node.name, Shot(product(request.node.name), "studio", "web")
     open_run(ledger, run, [shot])
