@@ -55,6 +55,14 @@ class RunProgress:
 
 
 @dataclass(frozen=True, slots=True)
+class FailedTask:
+    """A task instance that failed: `name` is its id, with the number of its shard; `page` has its log."""
+
+    name: str
+    page: str
+
+
+@dataclass(frozen=True, slots=True)
 class Backfill:
     """A backfill and the ids of its runs, by day."""
 
@@ -141,6 +149,22 @@ class Airflow:
     def tasks(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
         """The run's task instances as the API tells them: task_id, map_index, state, pool, try_number, ..."""
         return self._pages(f"{_run_path(dag_id, run_id)}/taskInstances", "task_instances", order_by="id")
+
+    def failed(self, dag_id: str, run_id: str) -> list[FailedTask]:
+        """The run's task instances that failed, the first to fail first: what followed it may have failed for it."""
+        failed = [task for task in self.tasks(dag_id, run_id) if task["state"] == "failed"]
+        page = f"{self.page(dag_id, run_id)}/tasks"
+        return [
+            FailedTask(
+                _task_name(task),
+                f"{page}/{task['task_id']}" + (f"/mapped/{task['map_index']}" if task["map_index"] >= 0 else ""),
+            )
+            for task in sorted(failed, key=lambda task: task["end_date"] or "")
+        ]
+
+    def page(self, dag_id: str, run_id: str) -> str:
+        """Address of the run in Airflow's UI."""
+        return f"{self.url}/dags/{dag_id}/runs/{quote(run_id, safe='')}"
 
     def follow(
         self,

@@ -68,6 +68,9 @@ def _visible(text: str) -> str:
     )
 
 
+FAILURES_SHOWN = 5
+"""Failed tasks of a run that are named: a full disk may fail hundreds of shards."""
+
 out = Terminal()
 err = Terminal(stderr=True)
 
@@ -248,6 +251,7 @@ def run(
     """Put a catalogue into the store and trigger `catalog_refresh` through Airflow's API."""
     from pipelines.airflow_api import Airflow
     from pipelines.catalogue import ingest
+    from pipelines.reports import remember_latest
     from pipelines.scenes import load_scene
     from pipelines.settings import get_settings
     from pipelines.store import S3Store
@@ -259,24 +263,33 @@ def run(
     conf = {"feed": feed, "scene": scene, "limit": limit, "reprocess": reprocess, "triggered_by": "packshot run"}
     with Airflow(settings) as airflow:
         run_id = airflow.trigger("catalog_refresh", conf)
+        try:
+            remember_latest(settings.state_dir, run_id)
+        except OSError as error:  # the run is under way all the same
+            err.print(f"{settings.state_dir}: {error.strerror}: `latest` will not mean this run", soft_wrap=True)
         if not wait:
             _print_json({"run": run_id}) if as_json else out.print(f"Run {run_id} was triggered.", soft_wrap=True)
             return
         success = _follow(airflow, "catalog_refresh", run_id)
+    if not _planned([run_id]):
+        raise PackshotError(f"run {run_id} ended before it was planned: nothing was made")
     found = _report(run_id)
     _print_json(found.to_json()) if as_json else _show_report(found)
     raise typer.Exit(0 if success and not found.failed else 1)
 
 
 def _follow(airflow: Any, dag_id: str, run_id: str) -> bool:
-    """Follow a run with a bar over its shots' steps; returns whether it succeeded."""
+    """Follow a run with a bar over its tasks; returns whether it succeeded, and where not, says which tasks failed."""
     with _bar() as progress:
         task = progress.add_task(dag_id, total=None, note="")
 
         def seen(done: int, total: int, note: str) -> None:
             progress.update(task, completed=done, total=total or None, note=note)
 
-        return bool(airflow.follow(dag_id, run_id, seen))
+        success = bool(airflow.follow(dag_id, run_id, seen))
+    for task in [] if success else airflow.failed(dag_id, run_id)[:FAILURES_SHOWN]:
+        err.print(f"task {task.name} failed; its log: {task.page}", soft_wrap=True)
+    return success
 
 
 @app.command()
@@ -334,7 +347,7 @@ def _campaign_document(run_ids: Sequence[str], known: bool) -> dict[str, Any]:
     document: dict[str, Any] = {"runs": run_ids, "shots": None, "reused": None, "seconds_expected": None}
     if not known:
         return document
-    found = [_report(run_id) for run_id in run_ids]
+    found = [_report(run_id) for run_id in _planned(run_ids)]
     forecasts = [report.params["forecast"] for report in found if "forecast" in report.params]
     document["shots"] = sum(report.products for report in found) + sum(f["shots"] for f in forecasts)
     document["reused"] = sum(count.reused for report in found for count in report.steps.values())
@@ -351,8 +364,19 @@ def _report(run_id: str) -> Report:
     from pipelines.reports import latest_run, report
     from pipelines.settings import get_settings
 
+    settings = get_settings()
+    engine = connect(settings.database_url)
+    return report(engine, latest_run(engine, settings.state_dir) if run_id == "latest" else run_id)
+
+
+def _planned(run_ids: Sequence[str]) -> list[str]:
+    """Those of the runs that the ledger knows; one whose `plan` failed it does not."""
+    from pipelines.ledger import connect
+    from pipelines.reports import is_planned
+    from pipelines.settings import get_settings
+
     engine = connect(get_settings().database_url)
-    return report(engine, latest_run(engine) if run_id == "latest" else run_id)
+    return [run_id for run_id in run_ids if is_planned(engine, run_id)]
 
 
 def _show_report(found: Report) -> None:

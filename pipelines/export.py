@@ -41,7 +41,7 @@ def export_run(run: str, out: Path, settings: Settings) -> Export:
     """
     engine = connect(settings.database_url)
     store, ledger = S3Store(settings), PostgresLedger(engine)
-    run = latest_run(engine) if run == "latest" else run
+    run = latest_run(engine, settings.state_dir) if run == "latest" else run
     states = {shot.sku: (shot.state, shot.reason) for shot in report(engine, run).shots}
     shots = ledger.shots(run)
     steps = ledger.chosen(run, shots)

@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, case, func, or_, select
@@ -31,6 +32,9 @@ from pipelines.store import DIGEST
 
 STAGES = ("cutout", "describe", "generate", "upscale", "inspect", "publish")
 """The paper's workflow: the order in which reports and lineages list their stages."""
+
+LATEST = "latest_run"
+"""File below the state folder with the id of the last run that was triggered from here."""
 
 COMMAND = "packshot run"
 """`runs.triggered_by` of the runs that `latest` means."""
@@ -160,14 +164,37 @@ def list_runs(engine: Engine, limit: int = 50) -> list[RunRow]:
         ]
 
 
-def latest_run(engine: Engine) -> str:
-    """Id of the last run that `packshot run` triggered. Raises UsageError where there is none."""
+def remember_latest(state_dir: Path, run: str) -> None:
+    """Note that `packshot run` triggered a run here. Until its plan is made the ledger does not know it."""
+    state_dir.mkdir(parents=True, exist_ok=True)
+    (state_dir / LATEST).write_text(run, "utf-8")
+
+
+def latest_run(engine: Engine, state_dir: Path) -> str:
+    """Id of the last run that `packshot run` triggered: the one noted in `state_dir`, else the ledger's last.
+
+    Raises UsageError where there is none, and where the noted one is not planned yet.
+    """
+    note = state_dir / LATEST
+    if note.exists():
+        run = note.read_text("utf-8")
+        if not is_planned(engine, run):
+            raise UsageError(
+                f"the latest run, {run}, is not planned yet: wait a little, or see in Airflow how `plan` fares"
+            )
+        return run
     statement = select(runs.c.id).where(runs.c.triggered_by == COMMAND).order_by(runs.c.started_at.desc()).limit(1)
     with engine.connect() as connection:
         found = connection.scalar(statement)
     if found is None:
         raise UsageError("there is no latest run: start one with `packshot run CATALOG --scene SCENE`")
     return found
+
+
+def is_planned(engine: Engine, run: str) -> bool:
+    """Whether the run's plan came as far as the ledger: before that there is nothing to report."""
+    with engine.connect() as connection:
+        return connection.scalar(select(runs.c.id).where(runs.c.id == run)) is not None
 
 
 def latest_feed(engine: Engine) -> str:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +16,8 @@ from typer.testing import CliRunner, Result
 
 from pipelines.cli import app, main
 from pipelines.contracts import Artifact, Job, Product, Shot, ShotStep, State, Step, sha256_hex
+from pipelines.settings import Settings, get_settings
+from pipelines.store import S3Store
 
 NASTY = "[red]x[/] [/] :cup: \x1b[2J\x9b31m\x07\r"
 SHOWN = r"[red]x[/] [/] :cup: \x1b[2J\x9b31m\x07\r"
@@ -78,6 +84,83 @@ def test_an_error_shows_what_was_asked_for_as_it_is(
     assert printed.out == ""
     assert printed.err.startswith("packshot: no run 'no [red]x[/] [/] :cup: ")
     assert not set("\x1b\x9b\x07\r") & set(printed.err)
+
+
+class StubAirflow(BaseHTTPRequestHandler):
+    """As much of Airflow's API as `run --wait` asks for. Its one run fails in `plan`, and in `summary` for that."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.answer({"access_token": "t", "dag_run_id": "manual__1+00:00"})
+
+    def do_GET(self) -> None:
+        tasks = [
+            {"task_id": name, "map_index": -1, "state": state, "end_date": f"2026-01-01T00:00:0{second}Z"}
+            for name, state, second in (
+                ("summary", "failed", 2),
+                ("publish", "upstream_failed", 1),
+                ("plan", "failed", 0),
+            )
+        ]
+        whole = {"task_instances": tasks, "total_entries": len(tasks)}
+        self.answer(whole if "/taskInstances" in self.path else {"state": "failed"})
+
+    def answer(self, document: dict[str, object]) -> None:
+        body = json.dumps(document).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Not on the test's output."""
+
+
+@pytest.fixture
+def airflow(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), StubAirflow) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        environment = settings.environment() | {
+            "PACKSHOT_AIRFLOW_URL": url,
+            "PACKSHOT_STATE_DIR": str(tmp_path / "state"),
+        }
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        get_settings.cache_clear()
+        yield url
+        get_settings.cache_clear()
+        server.shutdown()
+
+
+def exits(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int | str | None:
+    """Exit code of the whole command, as a shell sees it."""
+    monkeypatch.setattr(sys, "argv", ["packshot", *map(str, arguments)])
+    with pytest.raises(SystemExit) as exit:
+        main()
+    return exit.value.code
+
+
+def test_a_run_whose_plan_failed_names_the_task_and_its_log(
+    run: str,
+    airflow: str,
+    store: S3Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert exits(monkeypatch, "run", catalogue(tmp_path, "none.jpg"), "--scene", "studio-sage", "--wait", "--json") == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    page = f"{airflow}/dags/catalog_refresh/runs/manual__1%2B00%3A00/tasks"
+    first, second, last = [line for line in printed.err.splitlines() if "failed" in line or "packshot:" in line][-3:]
+    assert first == f"task plan failed; its log: {page}/plan"
+    assert second == f"task summary failed; its log: {page}/summary"
+    assert last == "packshot: run manual__1+00:00 ended before it was planned: nothing was made"
+    assert exits(monkeypatch, "report", "latest") == 2  # and not the report of the run before it
+    assert "manual__1+00:00, is not planned yet" in capsys.readouterr().err
 
 
 def catalogue(folder: Path, photo: str) -> Path:

@@ -12,7 +12,7 @@ from pipelines.contracts import Artifact, Job, Made, ModelRef, Output, Product, 
 from pipelines.errors import Rejected, UsageError
 from pipelines.forecast import forecast
 from pipelines.ledger import PostgresLedger, Publication
-from pipelines.reports import STAGES, latest_feed, latest_run, lineage, list_runs, report
+from pipelines.reports import STAGES, latest_feed, latest_run, lineage, list_runs, remember_latest, report
 from pipelines.store import FolderStore
 from pipelines.workflow import Recipe, Stage, run_stage
 
@@ -190,12 +190,22 @@ def test_a_stopped_publication_names_its_problem(ledger, folder, shots, request)
     assert found["documents"] == {"validation/publication": sha256_hex(b"second try")}
 
 
-def test_latest_is_the_last_run_of_the_command(ledger, request):
+def test_latest_is_the_last_run_of_the_command(ledger, tmp_path):
     ledger.start_run("latest-1", "catalog_refresh", "studio", "web", triggered_by="packshot run", feed="f" * 64)
     ledger.start_run("latest-2", "catalog_refresh", "studio", "web", triggered_by="schedule")
-    assert latest_run(ledger.engine) == "latest-1"
+    assert latest_run(ledger.engine, tmp_path) == "latest-1"
     assert latest_feed(ledger.engine) == "f" * 64
     assert [row.run for row in list_runs(ledger.engine, limit=2)] == ["latest-2", "latest-1"]
+
+
+def test_latest_is_never_the_run_before_the_one_that_was_just_triggered(ledger, tmp_path):
+    ledger.start_run("known", "catalog_refresh", "studio", "web", triggered_by="packshot run")
+    remember_latest(tmp_path / "state", "just now")
+    with pytest.raises(UsageError, match="just now, is not planned yet"):
+        latest_run(ledger.engine, tmp_path / "state")
+    ledger.start_run("just now", "catalog_refresh", "studio", "web", triggered_by="packshot run")
+    ledger.start_run("elsewhere", "catalog_refresh", "studio", "web", triggered_by="packshot run")
+    assert latest_run(ledger.engine, tmp_path / "state") == "just now"
 
 
 def test_an_unknown_run_is_a_usage_error(ledger):
