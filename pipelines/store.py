@@ -1,11 +1,13 @@
 """Content-addressed bytes: an object's name is the sha256 of what it holds. Written once, verified when read.
 
 `S3Store` speaks to any S3 server through the MinIO SDK (conditional writes are not needed: whoever writes a name
-writes the same bytes). `FolderStore` keeps the same contract in a directory, for a designer's own machine.
+writes the same bytes). `FolderStore` keeps the same contract in a directory, for a designer's own machine. Putting
+bytes whose object is damaged mends it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -19,6 +21,7 @@ from typing import TYPE_CHECKING
 import certifi
 import urllib3
 from minio import Minio
+from minio.datatypes import Object
 from minio.error import S3Error
 
 from pipelines.contracts import sha256_hex
@@ -26,6 +29,9 @@ from pipelines.errors import IntegrityError
 
 if TYPE_CHECKING:
     from pipelines.settings import Settings
+
+ONE_PART = 5 * 2**30
+"""Bytes that S3 takes in one request: of an object sent in several, the ETag is not the MD5."""
 
 PREFIX = "sha256/"
 DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -100,12 +106,20 @@ class S3Store:
                 raise
 
     def put(self, data: bytes, media_type: str) -> str:
-        """Store `data` under its sha256 and return that; nothing is sent where the object is there already."""
+        """Store `data` under its sha256 and return that; nothing is sent where the server has these bytes already.
+
+        It says so by the ETag, which is the MD5 (not where it encrypts with keys of its own: there they are sent).
+        """
         digest = sha256_hex(data)
         present = self._find(digest)
-        if present is None or present.size != len(data):
+        if present is None or present.etag != hashlib.md5(data, usedforsecurity=False).hexdigest():
             self._client.put_object(
-                self.bucket, object_name(digest), io.BytesIO(data), len(data), content_type=media_type
+                self.bucket,
+                object_name(digest),
+                io.BytesIO(data),
+                len(data),
+                content_type=media_type,
+                part_size=ONE_PART,
             )
         return digest
 
@@ -122,7 +136,7 @@ class S3Store:
         found = self._find(digest)
         if found is None:
             raise KeyError(digest)
-        return found
+        return Stat(digest, found.content_type or "application/octet-stream", found.size or 0)
 
     def verify_all(self) -> Iterator[Checked]:
         """Read every object and say what its bytes hash to."""
@@ -143,14 +157,13 @@ class S3Store:
             response.close()
             response.release_conn()
 
-    def _find(self, digest: str) -> Stat | None:
+    def _find(self, digest: str) -> Object | None:
         try:
-            found = self._client.stat_object(self.bucket, object_name(digest))
+            return self._client.stat_object(self.bucket, object_name(digest))
         except S3Error as error:
             if error.code in ("NoSuchKey", "NoSuchObject"):
                 return None
             raise
-        return Stat(digest, found.content_type or "application/octet-stream", found.size or 0)
 
 
 class FolderStore:
@@ -167,7 +180,7 @@ class FolderStore:
         """Store `data` under its sha256 and return that; nothing is written where the object is there already."""
         digest = sha256_hex(data)
         target = self.path / object_name(digest)
-        if not target.exists() or target.stat().st_size != len(data):
+        if not target.exists() or target.read_bytes() != data:
             target.parent.mkdir(parents=True, exist_ok=True)
             _write(self._about(target), json.dumps({"media_type": media_type}).encode())
             _write(target, data)

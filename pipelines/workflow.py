@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pipelines.contracts import Artifact, Job, Made, Shot, ShotStep, State, Step
-from pipelines.errors import OutOfMemory, Rejected, ShotTimeout
+from pipelines.errors import IntegrityError, OutOfMemory, Rejected, ShotTimeout
 
 if TYPE_CHECKING:
     from pipelines.models import Profile
@@ -230,7 +230,11 @@ def _compute(
     """Compute jobs as one batch; where that does not fit or does not end, as two halves (on one: fail it alone)."""
     if not jobs:
         return []
-    works = [Work(job, {role: store.get(digest) for role, digest in job.inputs.items()}) for job in jobs]
+    read = [_read(job, store, recipe.device) for job in jobs]
+    works = [work for work in read if isinstance(work, Work)]
+    if len(works) < len(jobs):
+        lost = [step for step in read if isinstance(step, Step)]
+        return lost + _compute(stage, [work.job for work in works], recipe, models, store, limits)
     loaded = models.get()
     started = time.monotonic()
     try:
@@ -250,6 +254,20 @@ def _compute(
         return [Step(jobs[0].key, jobs[0], state, reason=reason, seconds=seconds, device=recipe.device)]
     seconds = (time.monotonic() - started) / len(jobs)
     return [_finish(job, result, store, seconds, recipe.device) for job, result in zip(jobs, made, strict=True)]
+
+
+def _read(job: Job, store: Store, device: str) -> Work | Step:
+    """A job with its inputs; a failed step where one of them is damaged or gone, which is that shot's problem alone."""
+    inputs = {}
+    for role, digest in job.inputs.items():
+        try:
+            inputs[role] = store.get(digest)
+        except (IntegrityError, KeyError) as error:
+            what = f"{error}" if isinstance(error, IntegrityError) else f"the store has no object {digest}"
+            log.error("%s: the %s of key %s cannot be used: %s", job.stage, role, job.key, what)
+            reason = f"its {role} cannot be used ({what}): run its catalogue again with reprocess=failed"
+            return Step(job.key, job, State.FAILED, reason=reason, device=device)
+    return Work(job, inputs)
 
 
 def _finish(job: Job, result: Made | Rejected, store: Store, seconds: float, device: str) -> Step:

@@ -85,8 +85,23 @@ def test_bytes_that_are_not_what_their_name_says_are_not_handed_out(any_store, r
     with pytest.raises(IntegrityError, match=digest):
         any_store.get(digest)
     assert [c.name for c in any_store.verify_all() if not c.ok] == [object_name(digest)]
-    any_store.put(b"the true bytes", PNG)  # a wrong size is noticed, and mended
+
+
+@pytest.mark.parametrize("size", [0, 14, 15], ids=["none", "as many", "more"])
+def test_putting_the_true_bytes_again_mends_a_damaged_object(any_store, request, size):
+    digest = any_store.put(b"the true bytes", PNG)
+    overwrite(any_store, settings_of(any_store, request), digest, b"x" * size)
+    any_store.put(b"the true bytes", PNG)
     assert any_store.get(digest) == b"the true bytes"
+    assert any_store.stat(digest).media_type == PNG
+
+
+@pytest.mark.parametrize("size", [0, 100, 9 * 2**20], ids=["none", "some", "more than S3's least part"])
+def test_what_the_server_has_is_not_sent_again(store, monkeypatch, size):
+    data = bytes(range(250)) * (size // 250)
+    store.put(data, PNG)
+    monkeypatch.setattr(Minio, "put_object", lambda *_, **__: pytest.fail("sent again"))
+    assert store.get(store.put(data, PNG)) == data
 
 
 def test_preparing_a_bucket_twice_is_harmless(store):

@@ -11,7 +11,7 @@ import pytest
 from pipelines.contracts import Job, Made, Output, Product, Shot, State, sha256_hex
 from pipelines.errors import Rejected
 from pipelines.ledger import MemoryLedger
-from pipelines.store import FolderStore
+from pipelines.store import FolderStore, object_name
 from pipelines.workflow import Limits, Recipe, Stage, run_stage
 
 
@@ -209,6 +209,22 @@ def test_a_store_that_is_away_is_the_tasks_problem_not_the_shots(world):
     with pytest.raises(ConnectionError):
         run_stage(Painter().stage, "run", items, RECIPE, ledger, Away(store.path))
     assert ledger.chosen("run", items).get("a", {}) == {}
+
+
+@pytest.mark.parametrize("harm", ["damaged", "gone"])
+def test_an_input_that_cannot_be_used_fails_its_shot_alone_until_it_is_mended(world, harm):
+    store, ledger, shots = world
+    items = shots("a", "b", "c")
+    file = store.path / object_name(items[1].product.photo)
+    file.write_bytes(b"x") if harm == "damaged" else file.unlink()
+    summary = run_stage(Painter().stage, "run1", items, RECIPE, ledger, store)
+    steps = {sku: steps["paint"] for sku, steps in ledger.chosen("run1", items).items()}
+    assert [steps[sku].state for sku in "abc"] == [State.DONE, State.FAILED, State.DONE]
+    assert steps["b"].reason.startswith("its photo cannot be used (")
+    assert (summary.computed, summary.failed) == (3, 1)
+    shots("b")  # a catalogue that is run again puts its photos again
+    again = run_stage(Painter().stage, "run2", items, RECIPE, ledger, store)
+    assert (again.computed, again.reused, again.failed) == (1, 2, 0)
 
 
 def test_every_part_of_a_job_is_in_its_key():
