@@ -305,8 +305,9 @@ def _read_part(profile: str, name: str, entries: Mapping[str, dict[str, Any]], r
             raise ValueError(f"{name}: like {entry['like']!r} leads nowhere")
         part = load_profile(where, root).part(other) if where else _read_part(profile, other, entries, root)
         return replace(part, name=name, ref=replace(part.ref, name=name), optional=False)
-    path = (root / entry["path"]).resolve()
-    if not path.is_relative_to(root.resolve()):
+    # by name alone: links that lead out of a models directory are its owner's
+    path = Path(os.path.normpath(root.absolute() / entry["path"]))
+    if not path.is_relative_to(os.path.normpath(root.absolute())):
         raise ValueError(f"{name}: path {entry['path']!r} leaves the profile's folder")
     sha256 = "" if entry["sha256"] == UNPINNED else str(entry["sha256"])
     hub, url = entry.get("hub", ""), entry.get("url", "")

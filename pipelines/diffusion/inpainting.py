@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import diffusers
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
@@ -24,8 +23,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
-from transformers.utils import logging as transformers_logging
 
+from pipelines.checkpoints import check_fits, check_lora, load_net, load_profile_base
 from pipelines.diffusion.blends import hard_blend, soft_blend
 from pipelines.diffusion.brushnet import BrushNetModel, inject
 from pipelines.diffusion.mask_guidance import MaskGuidedControlNet, Resize, without_embedding
@@ -179,23 +178,22 @@ class InpaintingPipeline:
         profile = load_profile(name, models_dir)
         needs = _method(method)
 
-        def part(key: str) -> Path:
-            return profile.part(key).check().path
+        base = load_profile_base(profile)
 
-        def load(model: Any, key: str) -> Any:
-            return model.from_pretrained(part(key), torch_dtype=torch.float32, local_files_only=True)
+        def branch(model: Any, key: str, expected: str) -> Any:
+            part = profile.part(key).check()
+            net = load_net(model, part, expected)
+            check_fits(part.path, net, base.unet, expected)
+            return net
 
-        clip = part("clip")
-        scheduler_config = diffusers.DDIMScheduler.load_config(part("scheduler"), local_files_only=True)
-        scheduler = getattr(diffusers, scheduler_config["_class_name"])
         return cls(
-            vae=load(AutoencoderKL, "autoencoder"),
-            text_encoder=_text_tower(clip),
-            tokenizer=CLIPTokenizer.from_pretrained(clip, local_files_only=True),
-            unet=load(UNet2DConditionModel, "unet"),
-            scheduler=scheduler.from_config(scheduler_config),
-            brushnet=load(BrushNetModel, "brushnet") if needs.branch == "brushnet" else None,
-            controlnets=[load(ControlNetModel, f"controlnet_{kind}") for kind in controls],
+            vae=base.vae,
+            text_encoder=base.text_encoder,
+            tokenizer=base.tokenizer,
+            unet=base.unet,
+            scheduler=base.scheduler,
+            brushnet=branch(BrushNetModel, "brushnet", "a BrushNet") if needs.branch == "brushnet" else None,
+            controlnets=[branch(ControlNetModel, f"controlnet_{kind}", "a ControlNet") for kind in controls],
             method=method,
         )
 
@@ -219,11 +217,13 @@ class InpaintingPipeline:
             scale: Its strength; 1 as trained.
 
         Raises:
-            ValueError: not one safetensors file, or a LoRA for another model.
+            ValueError: not one safetensors file, or one for more than the UNet.
+            IntegrityError: a file that is no LoRA, or one for another base.
         """
         files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
         if len(files) != 1:
             raise ValueError(f"{path}: expected one safetensors file with a LoRA, found {len(files)}.")
+        check_lora(files[0], self.unet)
         state_dict, alphas, metadata = StableDiffusionLoraLoaderMixin.lora_state_dict(
             str(files[0].parent),
             weight_name=files[0].name,
@@ -518,16 +518,6 @@ def latent_mask(
     if interpolation == "nearest":
         return F.interpolate(binary, size, mode="nearest")
     return F.interpolate(binary, size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
-
-
-def _text_tower(clip: Path) -> CLIPTextModel:
-    """Read the text half of a CLIP folder, without the report that its image half was left unread."""
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        return CLIPTextModel.from_pretrained(clip, dtype=torch.float32, local_files_only=True).eval()
-    finally:
-        transformers_logging.set_verbosity(verbosity)
 
 
 def _method(name: str) -> Method:

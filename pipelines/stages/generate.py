@@ -59,7 +59,7 @@ def job(shot: Shot, upstream: Mapping[str, Step], recipe: Recipe, candidate: int
     """What the raw image depends on: photo, cutout, prompt, the scene's sampler settings, models, seed."""
     scene, profile = recipe.scene, recipe.profile
     method = recipe.method or scene.method
-    parts = ["autoencoder", "clip", "unet", "scheduler", "salient"]
+    parts = [*profile.sampler_parts, "salient"]
     parts += ["brushnet"] if method == "brushnet" else []
     parts += [f"controlnet_{control.kind}" for control in scene.controls]
     parts += [scene.lora.name] if scene.lora else []
@@ -92,7 +92,7 @@ def load(recipe: Recipe) -> GenerateModels:
         controls=tuple(control.kind for control in scene.controls),
     ).to(recipe.device)
     if scene.lora:
-        pipeline.load_lora(recipe.profile.part(scene.lora.name).path, scene.lora.scale)
+        pipeline.load_lora(recipe.profile.part(scene.lora.name).check().path, scene.lora.scale)
     return GenerateModels(pipeline, OvercompletionDetector.from_profile(recipe.profile))
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import BlipForConditionalGeneration, BlipProcessor
 
 from pipelines.vision.vocabulary import Vocabulary, plain_words
+from pipelines.weights import load_transformer
 
 if TYPE_CHECKING:
     from pipelines.models import Profile
@@ -34,11 +35,9 @@ class Caption:
 class Captioner:
     """BLIP with its processor. `caption` decodes greedily: the same picture gives the same sentence."""
 
-    def __init__(self, folder: Path, vocabulary: Vocabulary, device: str = "cpu"):
-        model = BlipForConditionalGeneration.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
-        )
-        self.model = model.to(device).eval()
+    def __init__(self, folder: Path, vocabulary: Vocabulary, device: str = "cpu", use_safetensors: bool = True):
+        model = load_transformer(BlipForConditionalGeneration, folder, "BLIP for captions", use_safetensors)
+        self.model = model.to(device)
         self.processor = BlipProcessor.from_pretrained(folder, local_files_only=True)
         self.vocabulary = vocabulary
         self.device = device
@@ -46,7 +45,8 @@ class Captioner:
     @classmethod
     def from_profile(cls, profile: Profile, vocabulary: Vocabulary, device: str = "cpu") -> Captioner:
         """The captioner that a profile names, its file checked against the profile's digest."""
-        return cls(profile.part("blip").check().path, vocabulary, device)
+        part = profile.part("blip").check()
+        return cls(part.path, vocabulary, device, part.weights[0].suffix == ".safetensors")
 
     @torch.inference_mode()
     def caption(self, images: Sequence[np.ndarray]) -> list[Caption]:

@@ -7,6 +7,7 @@ disagree, the checks report uncertainty.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -15,8 +16,10 @@ import cv2
 import numpy as np
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from pipelines.vision.salient_net import MEAN, SIDE, STD, U2NetP
+from pipelines.weights import read_weights, reading
 
 if TYPE_CHECKING:
     from segment_anything_hq import SamPredictor
@@ -140,13 +143,14 @@ class HQSamSegmenter:
 
     @classmethod
     def from_file(cls, path: Path, salient: Segmenter, device: str = "cpu") -> HQSamSegmenter:
-        """Load the whole `vit_tiny` model from safetensors; half-precision weights are widened."""
+        """Load a whole model, `vit_tiny` where not told otherwise; half-precision weights are widened."""
         return cls(build_sam(path), salient, device)
 
     @classmethod
     def from_profile(cls, profile: Profile, salient: Segmenter, device: str = "cpu") -> HQSamSegmenter:
         """Load the profile's part `hqsam`, checked against its digest."""
-        return cls.from_file(profile.part("hqsam").check().weights[0], salient, device)
+        part = profile.part("hqsam").check()
+        return cls(build_sam(part.weights[0], part.kind.removeprefix("sam_hq_")), salient, device)
 
     def segment(self, image: np.ndarray) -> np.ndarray:
         """See `Segmenter.segment`. Zeros where nothing in the picture is salient."""
@@ -196,12 +200,50 @@ def mask_prompt(mask: np.ndarray) -> np.ndarray:
     return prompt
 
 
-def build_sam(path: Path | None = None) -> Sam:
-    """HQ-SAM's `vit_tiny`, with weights from a safetensors file where one is named."""
-    sam = _segment_anything().sam_model_registry["vit_tiny"]()
-    if path is not None:
-        sam.load_state_dict(load_file(path))
+ENCODER_WIDTHS = {"vit_b": 768, "vit_l": 1024, "vit_h": 1280}
+"""Widths of the image encoders, by which the published checkpoints are told apart."""
+
+
+def build_sam(path: Path | None = None, kind: str = "vit_tiny") -> Sam:
+    """HQ-SAM of a `kind`, "vit_tiny", "vit_b", "vit_l" or "vit_h", with weights where a file of them is named.
+
+    The file is safetensors or a published `.pth` (tensors only, never code). Raises IntegrityError naming it where it
+    holds another model, ValueError at an unknown kind.
+    """
+    if kind != "vit_tiny" and kind not in ENCODER_WIDTHS:
+        raise ValueError(f"There is no HQ-SAM {kind!r}; there are vit_tiny, {', '.join(ENCODER_WIDTHS)}.")
+    if path is None:
+        return _segment_anything().sam_model_registry[kind]()
+    expected = f"HQ-SAM {kind}"
+    weights = read_weights(path, expected)
+    with reading(path, expected):
+        width = weights["image_encoder.patch_embed.proj.weight"].shape[0] if kind != "vit_tiny" else 0
+        if width != ENCODER_WIDTHS.get(kind, 0):
+            raise ValueError(f"its encoder is {width} wide, not {ENCODER_WIDTHS[kind]}")
+        sam = _segment_anything().sam_model_registry[kind]() if kind == "vit_tiny" else _build_vit(weights, width)
+        missing = sam.load_state_dict(weights, strict=False).missing_keys
+        if missing:
+            raise ValueError(f"{len(missing)} tensors are missing, {missing[0]} among them")
     return sam
+
+
+def _build_vit(weights: Mapping[str, Tensor], width: int) -> Sam:
+    """A SAM of a ViT encoder as deep as the weights are; blocks that attend globally have longer position tables."""
+    tables = {
+        int(name.split(".")[2]): table.shape
+        for name, table in weights.items()
+        if name.startswith("image_encoder.blocks.") and name.endswith(".attn.rel_pos_h")
+    }
+    window = min(shape[0] for shape in tables.values())
+    _segment_anything()
+    from segment_anything_hq.build_sam import _build_sam
+
+    return _build_sam(
+        encoder_embed_dim=width,
+        encoder_depth=len(tables),
+        encoder_num_heads=width // tables[0][1],
+        encoder_global_attn_indexes=[block for block, shape in tables.items() if shape[0] > window],
+    )
 
 
 def _segment_anything():  # type: ignore[no-untyped-def]

@@ -15,6 +15,7 @@ from torch.nn import functional
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizerFast
 
 from pipelines.vision.vocabulary import Vocabulary
+from pipelines.weights import load_transformer
 
 if TYPE_CHECKING:
     from pipelines.models import Profile
@@ -33,8 +34,7 @@ class Tagger:
     """CLIP, and the vocabulary's sentences embedded once."""
 
     def __init__(self, folder: Path, vocabulary: Vocabulary, device: str = "cpu"):
-        model = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=torch.float32)
-        self.model = model.to(device).eval()
+        self.model = load_transformer(CLIPModel, folder, "CLIP").to(device)
         self.images = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
         self.vocabulary = vocabulary
         self.device = device

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipelines.errors import IntegrityError
+from pipelines.weights import read_weights, reading
 
 if TYPE_CHECKING:
     from pipelines.models import Profile
@@ -65,23 +64,88 @@ class SRVGGNetCompact(nn.Module):
     @classmethod
     def from_file(cls, path: Path) -> SRVGGNetCompact:
         """Read safetensors, or a published `.pth` (tensors only, never code). Raises IntegrityError naming the file."""
-        try:
-            if path.suffix == ".safetensors":
-                return cls.from_state_dict(load_file(path))
-            stored = torch.load(path, map_location="cpu", weights_only=True)
-            return cls.from_state_dict(stored.get("params_ema", stored.get("params", stored)))
-        except FileNotFoundError:
-            raise
-        except Exception as error:  # every reader has errors of its own for a file that is not what it should be
-            raise IntegrityError(
-                f"{path}: expected SRVGGNetCompact weights ({type(error).__name__}: {error})"
-            ) from error
+        weights = read_weights(path, "SRVGGNetCompact weights")
+        with reading(path, "SRVGGNetCompact weights"):
+            return cls.from_state_dict(weights)
+
+
+class _DenseBlock(nn.Module):
+    """Five convolutions, each of which sees what all before it made."""
+
+    def __init__(self, features: int, growth: int):
+        super().__init__()
+        self.conv1, self.conv2, self.conv3, self.conv4 = (
+            nn.Conv2d(features + n * growth, growth, 3, padding=1) for n in range(4)
+        )
+        self.conv5 = nn.Conv2d(features + 4 * growth, features, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = x
+        for convolution in (self.conv1, self.conv2, self.conv3, self.conv4):
+            seen = torch.cat([seen, functional.leaky_relu(convolution(seen), 0.2)], 1)
+        return self.conv5(seen) * 0.2 + x
+
+
+class _ResidualInResidual(nn.Module):
+    def __init__(self, features: int, growth: int):
+        super().__init__()
+        self.rdb1, self.rdb2, self.rdb3 = (_DenseBlock(features, growth) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rdb3(self.rdb2(self.rdb1(x))) * 0.2 + x
+
+
+class RRDBNet(nn.Module):
+    """The large net of Real-ESRGAN (Wang et al. 2021, https://arxiv.org/abs/2107.10833; ESRGAN's generator).
+
+    It enlarges fourfold; for a `scale` of 2 the input is folded to half its size first. The state dict has the names of
+    the published checkpoints (`conv_first.weight`, `body.0.rdb1.conv1.weight` ...).
+    """
+
+    radius = 32
+    """What tiles overlap by, px. It sees some ten times as far, but what is there changes no pixel (the published code
+    overlaps by 10)."""
+
+    def __init__(self, features: int = 64, blocks: int = 23, growth: int = 32, scale: int = 4):
+        super().__init__()
+        self.scale = scale
+        self.fold = 4 // scale
+        self.conv_first = nn.Conv2d(3 * self.fold**2, features, 3, padding=1)
+        self.body = nn.Sequential(*(_ResidualInResidual(features, growth) for _ in range(blocks)))
+        self.conv_body, self.conv_up1, self.conv_up2, self.conv_hr = (
+            nn.Conv2d(features, features, 3, padding=1) for _ in range(4)
+        )
+        self.conv_last = nn.Conv2d(features, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) in 0..1 → (B, 3, H·scale, W·scale), not clamped."""
+        height, width = x.shape[-2:]
+        padded = functional.pad(x, (0, -width % self.fold, 0, -height % self.fold), mode="replicate")
+        features = self.conv_first(functional.pixel_unshuffle(padded, self.fold))
+        features = features + self.conv_body(self.body(features))
+        for convolution in (self.conv_up1, self.conv_up2):
+            enlarged = functional.interpolate(features, scale_factor=2, mode="nearest")
+            features = functional.leaky_relu(convolution(enlarged), 0.2)
+        output = self.conv_last(functional.leaky_relu(self.conv_hr(features), 0.2))
+        return output[..., : height * self.scale, : width * self.scale]
+
+    @classmethod
+    def from_file(cls, path: Path) -> RRDBNet:
+        """Read safetensors, or a published `.pth` (tensors only, never code). Raises IntegrityError naming the file."""
+        weights = read_weights(path, "RRDBNet weights")
+        with reading(path, "RRDBNet weights"):
+            features, inputs = weights["conv_first.weight"].shape[:2]
+            blocks = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("body."))
+            growth = weights["body.0.rdb1.conv1.weight"].shape[0]
+            net = cls(features, blocks, growth, scale={3: 4, 12: 2, 48: 1}[inputs])
+            net.load_state_dict({name: value.float() for name, value in weights.items()})
+            return net
 
 
 class Upscaler:
     """Enlarges uint8 RGB images tile by tile. Tiles overlap by what the net can see, so no seam can appear."""
 
-    def __init__(self, net: SRVGGNetCompact, device: str = "cpu", tile: int = 192):
+    def __init__(self, net: SRVGGNetCompact | RRDBNet, device: str = "cpu", tile: int = 192):
         self.net = net.to(device).eval().requires_grad_(False)
         self.device = device
         self.tile = tile
@@ -89,7 +153,9 @@ class Upscaler:
     @classmethod
     def from_profile(cls, profile: Profile, device: str = "cpu") -> Upscaler:
         """The upscaler that a profile names, its file checked against the profile's digest."""
-        return cls(SRVGGNetCompact.from_file(profile.part("upscaler").check().weights[0]), device)
+        part = profile.part("upscaler").check()
+        net_class = RRDBNet if part.kind == "rrdb" else SRVGGNetCompact
+        return cls(net_class.from_file(part.weights[0]), device)
 
     def upscale(self, image: np.ndarray, size: tuple[int, int] | None = None) -> np.ndarray:
         """(H, W, 3) uint8 RGB → uint8 RGB of `size` (width, height), by default the net's own factor.

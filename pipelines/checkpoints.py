@@ -1,0 +1,253 @@
+"""Read published checkpoints, in whichever of the published formats they come, into the classes that packshot uses.
+
+A diffusion base is a diffusers folder or a community single-file checkpoint; a net of its own (VAE, BrushNet,
+ControlNet) a diffusers folder, or one file and a configuration of the profile's. A wrong file is told in one line that
+names it: these loaders compare what was read with what the class needs, where the libraries warn and go on with noise.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.loaders.single_file_utils import SingleFileComponentError
+from diffusers.utils import logging as diffusers_logging
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
+
+from pipelines.errors import IntegrityError
+from pipelines.models import Part, Profile
+from pipelines.weights import header, load_transformer, nothing_missing, quiet, read_weights, reading
+
+UNET = "model.diffusion_model."
+"""What a single-file checkpoint calls its UNet's tensors."""
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A whole diffusion model: float32, on the CPU. The second text encoder and tokenizer are SDXL's, else None."""
+
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
+    unet: UNet2DConditionModel
+    scheduler: Any
+    text_encoder_2: CLIPTextModelWithProjection | None = None
+    tokenizer_2: CLIPTokenizer | None = None
+
+
+def load_profile_base(profile: Profile) -> Base:
+    """The base of a profile, its files checked: whole (`base`, with `autoencoder` in its VAE's place), or in pieces.
+
+    Raises UsageError where files are missing, IntegrityError where they are not what the profile says.
+    """
+    clip = profile.part("clip").check().path
+    if profile.has("base"):
+        base = load_base(profile.part("base").check(), clip)
+        if not profile.has("autoencoder"):
+            return base
+        return replace(base, vae=load_net(AutoencoderKL, profile.part("autoencoder").check(), "an autoencoder"))
+    return Base(
+        vae=load_net(AutoencoderKL, profile.part("autoencoder").check(), "an autoencoder"),
+        text_encoder=load_transformer(CLIPTextModel, clip, "CLIP"),
+        tokenizer=CLIPTokenizer.from_pretrained(clip, local_files_only=True),
+        unet=load_net(UNet2DConditionModel, profile.part("unet").check(), "a UNet"),
+        scheduler=_scheduler(profile.part("scheduler").check().path),
+    )
+
+
+def load_base(part: Part, clip: Path) -> Base:
+    """Load a base: a diffusers folder, or a single file with the configurations of `part.config`.
+
+    Args:
+        part: Checked; see `Part.check`.
+        clip: A folder with CLIP's tokenizer, which no single file has in it.
+
+    Raises:
+        IntegrityError: the file is of another architecture than the profile's, or lacks a piece.
+    """
+    return _base_from_file(part, clip) if part.path.is_file() else _base_from_folder(part)
+
+
+def load_net(model_class: Any, part: Part, expected: str) -> Any:
+    """Load a VAE, BrushNet, ControlNet or UNet, float32, on the CPU: a diffusers folder, or one file.
+
+    A single file is read with the configuration of `part.config`; without one it is taken for a community file, whose
+    names diffusers translates. `expected` says what the profile wants ("a ControlNet"). Raises IntegrityError.
+    """
+    if not part.path.is_file():
+        return _from_folder(model_class, part.path, expected)
+    if part.config is None:
+        with reading(part.path, expected):
+            return model_class.from_single_file(str(part.path), torch_dtype=torch.float32, local_files_only=True)
+    weights = read_weights(part.path, expected)
+    with reading(part.path, expected):
+        net = model_class.from_config(model_class.load_config(part.config, local_files_only=True))
+        net.load_state_dict({name: value.float() for name, value in weights.items()})
+        return net.eval()
+
+
+def check_fits(path: Path, net: Any, unet: Any, expected: str) -> None:
+    """Raise IntegrityError where a BrushNet or ControlNet was made for another UNet than this one."""
+    for name in ("block_out_channels", "layers_per_block", "addition_embed_type", "cross_attention_dim"):
+        if name == "cross_attention_dim" and "brushnet" in type(net).__name__.lower():
+            continue  # it has no attention: what its config says of it is left over
+        wanted, found = (_plain(model.config.get(name)) for model in (unet, net))
+        if wanted != found:
+            raise IntegrityError(f"{path}: expected {expected} for this base, of {name} {wanted}, found {found}")
+
+
+def check_lora(path: Path, unet: Any) -> None:
+    """Raise IntegrityError where a LoRA file, kohya's or PEFT's, is none, or was trained on another base.
+
+    Told by the width of the text that its cross-attention reads: 768 for SD 1.5, 1,024 for 2.x, 2,048 for SDXL.
+    """
+    wanted = unet.config.cross_attention_dim
+    widths = set()
+    down = ("lora_down.weight", "lora_A.weight", "lora.down.weight", "lora_A.default.weight")
+    for name, shape in header(path).items():
+        if name.endswith(down):
+            widths.add(shape[1] if "attn2" in name and ("to_k" in name or "to_v" in name) else 0)
+    if not widths:
+        raise IntegrityError(f"{path}: expected a LoRA in kohya's or PEFT's format, found none of their tensors")
+    if foreign := widths - {0, wanted}:
+        found = ", ".join(map(str, sorted(foreign)))
+        raise IntegrityError(f"{path}: expected a LoRA for this base, of text width {wanted}, found one of {found}")
+
+
+def _base_from_file(part: Part, clip: Path) -> Base:
+    if part.config is None:
+        raise IntegrityError(f"{part.path}: expected `config: sd15` or `config: sdxl` beside its path in the profile")
+    index = json.loads((part.config / "model_index.json").read_text(encoding="utf-8"))
+    pipeline_class = getattr(diffusers, index["_class_name"])
+    wanted = json.loads((part.config / "unet" / "config.json").read_text(encoding="utf-8"))
+    expected = f"a single-file checkpoint of {part.config.name}"
+    options: dict[str, Any] = {"config": str(part.config), "torch_dtype": torch.float32, "local_files_only": True}
+    unet_options = {}
+    if part.path.suffix == ".safetensors":
+        unet_options["in_channels"] = _check_single_file(part.path, wanted, expected)
+    with reading(part.path, expected), _quiet():
+        tokenizers = {"tokenizer": CLIPTokenizer.from_pretrained(clip, local_files_only=True)}
+        if "tokenizer_2" in index:
+            # the second encoder was trained with another padding, and else the same words
+            padding = {"pad_token": "!"}
+            tokenizers["tokenizer_2"] = CLIPTokenizer.from_pretrained(clip, local_files_only=True, **padding)
+        else:
+            options |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        try:
+            unet = UNet2DConditionModel.from_single_file(str(part.path), subfolder="unet", **options, **unet_options)
+            pipeline = pipeline_class.from_single_file(str(part.path), unet=unet, **tokenizers, **options)
+        except SingleFileComponentError as error:
+            raise ValueError(str(error)) from error
+    return Base(
+        vae=pipeline.vae.eval(),
+        text_encoder=pipeline.text_encoder.eval(),
+        tokenizer=pipeline.tokenizer,
+        unet=pipeline.unet.eval(),
+        scheduler=pipeline.scheduler,
+        text_encoder_2=getattr(pipeline, "text_encoder_2", None),
+        tokenizer_2=getattr(pipeline, "tokenizer_2", None),
+    )
+
+
+def _check_single_file(path: Path, unet: Mapping[str, Any], expected: str) -> int:
+    """Compare a single file's UNet with the configuration; return its input channels, 4 or, for inpainting, 9."""
+    shapes = header(path)
+    first = shapes.get(f"{UNET}input_blocks.0.0.weight")
+    texts = {shape[1] for name, shape in shapes.items() if name.startswith(UNET) and name.endswith("attn2.to_k.weight")}
+    if first is None or not texts:
+        raise IntegrityError(f"{path}: expected {expected}, found no {UNET}input_blocks… in it")
+    if first[0] != unet["block_out_channels"][0] or texts != {unet["cross_attention_dim"]}:
+        raise IntegrityError(
+            f"{path}: expected {expected}, of text width {unet['cross_attention_dim']}, found one of {max(texts)}"
+        )
+    return first[1]
+
+
+def _base_from_folder(part: Part) -> Base:
+    folder = part.path
+    expected = "a diffusers folder"
+    with reading(folder, expected):
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    if part.config is not None:
+        wanted = json.loads((part.config / "model_index.json").read_text(encoding="utf-8"))
+        missing = sorted(name for name in wanted if not name.startswith("_") and not index.get(name, False))
+        foreign = [name for name in ("text_encoder_2",) if name in index and name not in wanted]
+        if [name for name in missing if name != "force_zeros_for_empty_prompt"] or foreign:
+            raise IntegrityError(
+                f"{folder}: expected a diffusers folder of {part.config.name}, found a {index.get('_class_name')}"
+            )
+    with reading(folder, expected):
+        scheduler = _scheduler(folder / "scheduler")
+        tokenizers = [
+            CLIPTokenizer.from_pretrained(folder / name, local_files_only=True) if name in index else None
+            for name in ("tokenizer", "tokenizer_2")
+        ]
+    second = None
+    if "text_encoder_2" in index:
+        second = load_transformer(CLIPTextModelWithProjection, folder / "text_encoder_2", "a CLIP text encoder")
+    base = Base(
+        vae=_from_folder(AutoencoderKL, folder / "vae", "an autoencoder"),
+        text_encoder=load_transformer(CLIPTextModel, folder / "text_encoder", "a CLIP text encoder"),
+        tokenizer=tokenizers[0],
+        unet=_from_folder(UNet2DConditionModel, folder / "unet", "a UNet"),
+        scheduler=scheduler,
+        text_encoder_2=second,
+        tokenizer_2=tokenizers[1],
+    )
+    if part.config is not None:
+        wanted = json.loads((part.config / "unet" / "config.json").read_text(encoding="utf-8"))["cross_attention_dim"]
+        if base.unet.config.cross_attention_dim != wanted:
+            raise IntegrityError(
+                f"{folder}: expected a diffusers folder of {part.config.name}, of text width {wanted}, "
+                f"found one of {base.unet.config.cross_attention_dim}"
+            )
+    return base
+
+
+def _from_folder(model_class: Any, folder: Path, expected: str) -> Any:
+    """diffusers' own folder; where only a half-precision variant is in it, that one."""
+    with reading(folder, expected):
+        named = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name")
+        if named not in (None, model_class.__name__):
+            raise ValueError(f"its config.json says {named}")
+        names = [file.name for file in folder.iterdir()]
+        safe = any(name.endswith(".safetensors") for name in names)
+        ending = ".safetensors" if safe else ".bin"
+        variant = None if f"diffusion_pytorch_model{ending}" in names else "fp16"
+        if not any(name.startswith("diffusion_pytorch_model") and f".{variant}." in name for name in names):
+            variant = None
+        model, info = model_class.from_pretrained(
+            folder,
+            torch_dtype=torch.float32,
+            local_files_only=True,
+            use_safetensors=safe,
+            variant=variant,
+            output_loading_info=True,
+        )
+        nothing_missing(info)
+    return model.eval()
+
+
+def _scheduler(folder: Path) -> Any:
+    """The scheduler of the class that its own configuration names."""
+    config = diffusers.DDIMScheduler.load_config(folder, local_files_only=True)
+    return getattr(diffusers, config["_class_name"]).from_config(config)
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the libraries' bars and their reports of weights left unread: what matters is raised."""
+    with quiet(transformers_logging), quiet(diffusers_logging):
+        yield

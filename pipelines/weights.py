@@ -1,0 +1,105 @@
+"""Read weight files and the folders of transformers' models, and say in one line which file is not what it should be.
+
+Light on purpose: the stages that segment load no diffusion library.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pipelines.errors import IntegrityError
+from pipelines.models import LEGACY_SUFFIXES
+
+_UNREADABLE = (
+    OSError, ValueError, TypeError, AttributeError, LookupError, RuntimeError, pickle.UnpicklingError, SafetensorError,
+)  # fmt: skip
+"""What the libraries raise at a file that is not what it should be."""
+
+
+@contextmanager
+def reading(path: Path, expected: str) -> Iterator[None]:
+    """Turn what a library says about a file it cannot read into an IntegrityError of one line that names the file."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except _UNREADABLE as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise IntegrityError(f"{path}: expected {expected} ({type(error).__name__}: {' '.join(lines[:2])})") from error
+
+
+def read_weights(path: Path, expected: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, or of a legacy torch file (tensors only, never code), by name.
+
+    A torch file may keep them under `params_ema`, `params` or `state_dict`. Raises IntegrityError naming the file.
+    """
+    with reading(path, expected):
+        if path.suffix not in LEGACY_SUFFIXES:
+            return load_file(path)
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+        for key in ("params_ema", "params", "state_dict"):
+            stored = stored.get(key, stored)
+        if not all(isinstance(value, Tensor) for value in stored.values()):
+            raise ValueError("there is more in it than tensors")
+        return dict(stored)
+
+
+def header(path: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a safetensors file's tensors; none of them is read. Raises IntegrityError naming the file."""
+    with reading(path, "safetensors"), safe_open(path, framework="pt") as file:
+        names = list(file.keys())
+        return {name: tuple(file.get_slice(name).get_shape()) for name in names}
+
+
+_WITHIN = {"clip_text_model": ("clip",)}
+"""Folders of a whole model that a part of it may be read from."""
+
+
+def load_transformer(model_class: Any, folder: Path, expected: str, use_safetensors: bool = True) -> Any:
+    """Load a transformers model, float32, on the CPU. Raises IntegrityError where the folder holds another's."""
+    from transformers.utils import logging
+
+    with reading(folder, expected), quiet(logging):
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+        accepted = {model_class.config_class.model_type, *_WITHIN.get(model_class.config_class.model_type, ())}
+        if found not in accepted:
+            raise ValueError(f"its config.json says {found!r}")
+        model, info = model_class.from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=use_safetensors,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+        nothing_missing(info)
+    return model.eval()
+
+
+def nothing_missing(info: Mapping[str, Any]) -> None:
+    """Raise ValueError where weights that the class needs were not in the file, or had other shapes."""
+    for kind in ("mismatched_keys", "missing_keys"):
+        if keys := sorted(str(key) for key in info.get(kind) or ()):
+            raise ValueError(f"{len(keys)} {kind.removesuffix('_keys')} tensors, {keys[0]} among them")
+
+
+@contextmanager
+def quiet(logging: Any) -> Iterator[None]:
+    """Without a library's bars and its reports of weights left unread: what matters is raised. Takes its `logging`."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        logging.enable_progress_bar()

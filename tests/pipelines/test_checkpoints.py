@@ -1,0 +1,383 @@
+"""Tiny checkpoints in the formats of the large ones, through the code that loads the large ones."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from diffusers import AutoencoderKL, ControlNetModel
+from PIL import Image
+from published import (
+    TinyBase,
+    single_file,
+    tiny_base,
+    tiny_unet,
+    write_clip,
+    write_folder,
+    write_single_file,
+)
+from safetensors.torch import load_file, save_file
+
+from pipelines import models
+from pipelines.checkpoints import check_fits, check_lora, load_base, load_net
+from pipelines.contracts import ModelRef
+from pipelines.diffusion.brushnet import BrushNetModel
+from pipelines.diffusion.inpainting import InpaintingPipeline
+from pipelines.errors import IntegrityError
+from pipelines.models import PROFILES, Part, load_profile
+from pipelines.vision.captioner import Captioner
+from pipelines.vision.segmenters import build_sam
+from pipelines.vision.upscalers import RRDBNet, Upscaler
+from pipelines.vision.vocabulary import load_vocabulary
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture(scope="module", params=["sd15", "sdxl"])
+def base(request: pytest.FixtureRequest) -> TinyBase:
+    return tiny_base(request.param)
+
+
+def part(path: Path, config: Path | None = None, kind: str = "base") -> Part:
+    return Part("base", kind, path, "a shop", "CC0", ModelRef("base", "1", ""), config=config)
+
+
+def configs(base: TinyBase, folder: Path) -> Path:
+    """The configurations alone, as a profile has them."""
+    return write_folder(base, folder / "configs" / base.family, weights=False)
+
+
+def assert_same(base: TinyBase, loaded) -> None:
+    for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        ours, theirs = getattr(base, name), getattr(loaded, name)
+        assert (ours is None) == (theirs is None), name
+        for key, value in ours.state_dict().items() if ours is not None else ():
+            torch.testing.assert_close(theirs.state_dict()[key], value, rtol=0, atol=0, msg=f"{name} {key}")
+    assert loaded.unet.dtype == torch.float32
+    assert not loaded.unet.training
+
+
+# -------------------------------------------------------------------------------------------------------------- bases
+
+
+def test_a_community_single_file_is_read_with_the_profiles_configurations(base: TinyBase, clip: Path, tmp_path: Path):
+    file = write_single_file(base, tmp_path / "dreams.safetensors")
+    loaded = load_base(part(file, configs(base, tmp_path)), clip)
+    assert_same(base, loaded)
+    assert loaded.tokenizer("a cup").input_ids
+    if base.family == "sdxl":
+        assert loaded.tokenizer_2.pad_token == "!"
+
+
+def test_a_legacy_checkpoint_is_read_as_tensors_only(clip: Path, tmp_path: Path):
+    base = tiny_base()
+    torch.save({"state_dict": single_file(base), "global_step": 7}, tmp_path / "dreams.ckpt")
+    assert_same(base, load_base(part(tmp_path / "dreams.ckpt", configs(base, tmp_path)), clip))
+
+
+def test_a_diffusers_folder_is_read_whole(base: TinyBase, clip: Path, tmp_path: Path):
+    folder = write_folder(base, tmp_path / "folder")
+    assert_same(base, load_base(part(folder, configs(base, tmp_path)), clip))
+
+
+def test_a_folder_of_half_precision_variants_is_widened(clip: Path, tmp_path: Path):
+    folder = write_folder(tiny_base(), tmp_path / "folder")
+    tiny_base().unet.half().save_pretrained(folder / "unet", variant="fp16")
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    assert load_base(part(folder), clip).unet.dtype == torch.float32
+
+
+def test_a_single_file_for_inpainting_has_nine_channels(clip: Path, tmp_path: Path):
+    file = write_single_file(tiny_base(in_channels=9), tmp_path / "inpaint.safetensors")
+    assert load_base(part(file, configs(tiny_base(), tmp_path)), clip).unet.config.in_channels == 9
+
+
+def test_a_single_file_of_another_architecture_is_named(clip: Path, tmp_path: Path):
+    file = write_single_file(tiny_base("sdxl"), tmp_path / "xl.safetensors")
+    with pytest.raises(IntegrityError, match=r"xl\.safetensors: expected a single-file checkpoint of sd15, .* 96$"):
+        load_base(part(file, configs(tiny_base(), tmp_path)), clip)
+
+
+def test_a_folder_of_another_architecture_is_named(clip: Path, tmp_path: Path):
+    folder = write_folder(tiny_base("sdxl"), tmp_path / "xl")
+    with pytest.raises(IntegrityError, match=r"xl: expected a diffusers folder of sd15, found a StableDiffusionXL"):
+        load_base(part(folder, configs(tiny_base(), tmp_path)), clip)
+    with pytest.raises(IntegrityError, match=r"sd: expected a diffusers folder of sdxl, found a StableDiffusionPipe"):
+        load_base(part(write_folder(tiny_base(), tmp_path / "sd"), configs(tiny_base("sdxl"), tmp_path)), clip)
+
+
+def test_a_file_that_is_no_base_or_lacks_a_piece_is_named(clip: Path, tmp_path: Path):
+    config = configs(tiny_base(), tmp_path)
+    save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
+    with pytest.raises(IntegrityError, match=r"other\.safetensors: expected a single-file .* of sd15, found no"):
+        load_base(part(tmp_path / "other.safetensors", config), clip)
+    textless = {name: value for name, value in single_file(tiny_base()).items() if "cond_stage" not in name}
+    save_file(textless, tmp_path / "textless.safetensors")
+    with pytest.raises(
+        IntegrityError, match=r"textless\.safetensors: expected a single-file checkpoint of sd15"
+    ) as one:
+        load_base(part(tmp_path / "textless.safetensors", config), clip)
+    assert "\n" not in str(one.value)
+
+
+def test_a_folder_with_weights_missing_is_named_and_not_filled_with_noise(clip: Path, tmp_path: Path):
+    folder = write_folder(tiny_base(), tmp_path / "folder")
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file(dict(list(load_file(file).items())[5:]), file)
+    with pytest.raises(IntegrityError, match=r"unet: expected a UNet \(.*missing tensors"):
+        load_base(part(folder), clip)
+
+
+# ----------------------------------------------------------------------------------------------------------- branches
+
+
+def test_a_brushnet_is_read_from_the_released_folder_and_from_one_half_precision_file(tmp_path: Path):
+    brushnet = BrushNetModel.from_unet(tiny_unet())
+    brushnet.save_pretrained(tmp_path / "folder")
+    assert {file.name for file in (tmp_path / "folder").iterdir()} == {
+        "config.json",
+        "diffusion_pytorch_model.safetensors",
+    }
+    single = tmp_path / "brushnet_fp16.safetensors"
+    save_file({name: value.half() for name, value in brushnet.state_dict().items()}, single)
+    from_folder = load_net(BrushNetModel, part(tmp_path / "folder"), "a BrushNet")
+    from_file = load_net(BrushNetModel, part(single, tmp_path / "folder"), "a BrushNet")
+    for name, value in brushnet.state_dict().items():
+        torch.testing.assert_close(from_folder.state_dict()[name], value, rtol=0, atol=0)
+        torch.testing.assert_close(from_file.state_dict()[name], value, rtol=1e-3, atol=1e-3)
+    assert from_file.dtype == torch.float32
+
+
+def test_a_net_of_another_kind_is_named(tmp_path: Path):
+    tiny_unet().save_pretrained(tmp_path / "unet")
+    with pytest.raises(IntegrityError, match=r"unet: expected a ControlNet \(.*UNet2DConditionModel"):
+        load_net(ControlNetModel, part(tmp_path / "unet"), "a ControlNet")
+    save_file({"weight": torch.zeros(2)}, tmp_path / "x.safetensors")
+    with pytest.raises(IntegrityError, match=r"x\.safetensors: expected a UNet"):
+        load_net(type(tiny_unet()), part(tmp_path / "x.safetensors", tmp_path / "unet"), "a UNet")
+
+
+def test_a_branch_for_another_base_is_named():
+    wide = ControlNetModel.from_unet(tiny_unet(width=64), conditioning_embedding_out_channels=(8, 8, 8, 8))
+    with pytest.raises(IntegrityError, match=r"net: expected a ControlNet .* of cross_attention_dim 32, found 64"):
+        check_fits(Path("net"), wide, tiny_unet(), "a ControlNet")
+    xl = BrushNetModel.from_unet(tiny_base("sdxl").unet)
+    with pytest.raises(IntegrityError, match="expected a BrushNet for this base, of block_out_channels"):
+        check_fits(Path("net"), xl, tiny_unet(), "a BrushNet")
+    check_fits(Path("net"), BrushNetModel.from_unet(tiny_unet(width=64)), tiny_unet(), "a BrushNet")
+
+
+# --------------------------------------------------------------------------------------------------------------- LoRA
+
+TARGET = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
+
+
+def lora(format: str, width: int = 32) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    down, up = torch.randn(4, width, generator=generator), torch.randn(16, 4, generator=generator)
+    if format == "kohya":
+        name = f"lora_unet_{TARGET.replace('.', '_')}"
+        return {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": torch.tensor(4.0)}
+    return {f"unet.{TARGET}.lora_A.weight": down, f"unet.{TARGET}.lora_B.weight": up}
+
+
+@pytest.fixture
+def profile(tmp_path: Path, clip: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A profile `tiny` of a single-file base, a released BrushNet and a ControlNet; returns its models directory."""
+    base, folder = tiny_base(), tmp_path / "models"
+    write_single_file(base, folder / "base.safetensors")
+    BrushNetModel.from_unet(base.unet).save_pretrained(folder / "brushnet")
+    ControlNetModel.from_unet(base.unet, conditioning_embedding_out_channels=(8, 8, 8, 8)).save_pretrained(
+        folder / "canny"
+    )
+    (folder / "clip").symlink_to(clip)
+    write_folder(base, tmp_path / "profiles" / "tiny", weights=False)
+
+    def entry(kind: str, path: str, weights: str = "", **more: str) -> dict[str, str]:
+        digest = hashlib.sha256((folder / path / weights).read_bytes()).hexdigest()
+        return {
+            "kind": kind,
+            "path": path,
+            "revision": "1",
+            "sha256": digest,
+            "source": "a shop",
+            "licence": "CC0",
+            **more,
+        }
+
+    net = "diffusion_pytorch_model.safetensors"
+    parts = {
+        "base": entry("base", "base.safetensors", config="tiny"),
+        "clip": entry("clip", "clip", "model.safetensors"),
+        "brushnet": entry("brushnet", "brushnet", net),
+        "controlnet_canny": entry("controlnet", "canny", net),
+    }
+    document = {
+        "bundled": False, "title": "Tiny", "native_size": 64, "caption_confidence": 1, "tag_confidence": {},
+        "vocabulary": "none", "parts": parts,
+    }  # fmt: skip
+    (tmp_path / "profiles" / "tiny.yaml").write_text(yaml.safe_dump(document))
+    monkeypatch.setattr(models, "PROFILES", tmp_path / "profiles")
+    load_profile.cache_clear()
+    yield folder
+    load_profile.cache_clear()
+
+
+def paint(pipeline: InpaintingPipeline) -> list[int]:
+    [image] = pipeline(
+        image=Image.new("RGB", (64, 64), "red"),
+        product_mask=Image.new("L", (64, 64), 255),
+        prompt="a cup",
+        num_inference_steps=2,
+        control_images=[Image.new("RGB", (64, 64))] if pipeline.controlnets else (),
+        generator=torch.Generator().manual_seed(0),
+    ).images
+    return list(image.tobytes())
+
+
+def test_the_sampler_runs_from_a_profile_of_published_formats(profile: Path):
+    pipeline = InpaintingPipeline.from_profile("tiny", models_dir=profile, controls=("canny",))
+    assert len(paint(pipeline)) == 64 * 64 * 3
+
+
+def test_kohyas_and_pefts_formats_of_one_lora_give_one_picture(profile: Path, tmp_path: Path):
+    pipeline = InpaintingPipeline.from_profile("tiny", models_dir=profile)
+    plain, pictures = paint(pipeline), []
+    for format in ("kohya", "peft"):
+        save_file(lora(format), tmp_path / f"{format}.safetensors")
+        pipeline.load_lora(tmp_path / f"{format}.safetensors")
+        pictures.append(paint(pipeline))
+        pipeline.unload_lora()
+    assert pictures[0] == pictures[1] != plain
+    assert paint(pipeline) == plain
+
+
+@pytest.mark.parametrize("format", ["kohya", "peft"])
+def test_a_lora_for_another_base_is_named(tmp_path: Path, format: str):
+    save_file(lora(format, width=96), tmp_path / "xl.safetensors")
+    with pytest.raises(IntegrityError, match=r"xl\.safetensors: expected a LoRA for this base, of text width 32.* 96$"):
+        check_lora(tmp_path / "xl.safetensors", tiny_unet())
+
+
+def test_a_file_that_is_no_lora_is_named(tmp_path: Path):
+    save_file({"weight": torch.zeros(2)}, tmp_path / "vae.safetensors")
+    with pytest.raises(IntegrityError, match=r"vae\.safetensors: expected a LoRA in kohya's or PEFT's format"):
+        check_lora(tmp_path / "vae.safetensors", tiny_unet())
+    torch.save(lora("kohya"), tmp_path / "lora.safetensors")
+    with pytest.raises(IntegrityError, match=r"lora\.safetensors: expected safetensors"):
+        check_lora(tmp_path / "lora.safetensors", tiny_unet())
+
+
+def test_a_branch_for_another_base_stops_the_profile(profile: Path):
+    wide = ControlNetModel.from_unet(tiny_unet(width=64), conditioning_embedding_out_channels=(8, 8, 8, 8))
+    wide.save_pretrained(profile / "canny")
+    file = profile / "canny" / "diffusion_pytorch_model.safetensors"
+    yaml_file = models.PROFILES / "tiny.yaml"
+    document = yaml.safe_load(yaml_file.read_text())
+    document["parts"]["controlnet_canny"]["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    yaml_file.write_text(yaml.safe_dump(document))
+    with pytest.raises(IntegrityError, match="canny: expected a ControlNet for this base"):
+        InpaintingPipeline.from_profile("tiny", models_dir=profile, controls=("canny",))
+
+
+# ------------------------------------------------------------------------------------------------------------- vision
+
+
+def shallow_sam(width: int = 768, heads: int = 12):
+    """HQ-SAM's ViT with two blocks of the published width: one attends in windows, one everywhere."""
+    from segment_anything_hq.build_sam import _build_sam
+
+    torch.manual_seed(0)
+    return _build_sam(width, 2, heads, [1])
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_hq_sam_of_a_published_width_is_read_in_both_formats(tmp_path: Path, suffix: str):
+    sam, file = shallow_sam(), tmp_path / f"sam_hq_vit_b{suffix}"
+    torch.save(sam.state_dict(), file) if suffix == ".pth" else save_file(sam.state_dict(), file)
+    loaded = build_sam(file, "vit_b")
+    for name, value in sam.state_dict().items():
+        torch.testing.assert_close(loaded.state_dict()[name], value, rtol=0, atol=0)
+    blocks = loaded.image_encoder.blocks
+    assert [block.window_size for block in blocks] == [14, 0]
+    assert blocks[0].attn.num_heads == 12
+
+
+def test_hq_sams_tiny_encoder_is_read_from_a_torch_file(tmp_path: Path):
+    bundled = load_profile("mini").part("hqsam").check().weights[0]
+    torch.save(load_file(bundled), tmp_path / "sam_hq_vit_tiny.pth")
+    loaded, reference = build_sam(tmp_path / "sam_hq_vit_tiny.pth", "vit_tiny"), build_sam(bundled)
+    for name, value in reference.state_dict().items():
+        torch.testing.assert_close(loaded.state_dict()[name], value)
+
+
+def test_hq_sam_of_another_size_is_named(tmp_path: Path):
+    file = tmp_path / "sam.pth"
+    torch.save(shallow_sam().state_dict(), file)
+    with pytest.raises(IntegrityError, match=r"sam\.pth: expected HQ-SAM vit_h .*768 wide, not 1280"):
+        build_sam(file, "vit_h")
+    with pytest.raises(IntegrityError, match=r"sam\.pth: expected HQ-SAM vit_tiny .*image_encoder"):
+        build_sam(file, "vit_tiny")
+    with pytest.raises(ValueError, match="no HQ-SAM 'vit_g'"):
+        build_sam(file, "vit_g")
+
+
+def test_blip_is_read_from_the_torch_file_of_its_publishers(tmp_path: Path):
+    mini = load_profile("mini")
+    bundled, vocabulary = mini.part("blip").check().path, load_vocabulary(mini.vocabulary)
+    for file in bundled.glob("*.json"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    torch.save(load_file(bundled / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    photo = torch.full((64, 64, 3), 128, dtype=torch.uint8).numpy()
+    legacy = Captioner(tmp_path, vocabulary, use_safetensors=False).caption([photo])
+    assert legacy == Captioner(bundled, vocabulary).caption([photo])
+
+
+def test_clip_in_blips_place_is_named(clip: Path):
+    vocabulary = load_vocabulary(load_profile("mini").vocabulary)
+    with pytest.raises(IntegrityError, match=r"expected BLIP for captions \(.*'clip'"):
+        Captioner(clip, vocabulary)
+
+
+@pytest.mark.parametrize("scale", [4, 2])
+def test_real_esrgans_large_net_is_read_from_its_torch_file(tmp_path: Path, scale: int):
+    torch.manual_seed(0)
+    net = RRDBNet(features=8, blocks=2, growth=4, scale=scale)
+    torch.save({"params_ema": net.state_dict()}, tmp_path / "RealESRGAN.pth")
+    loaded = RRDBNet.from_file(tmp_path / "RealESRGAN.pth").eval()
+    x = torch.rand(1, 3, 13, 10)
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded(x), net(x))
+        assert loaded(x).shape == (1, 3, 13 * scale, 10 * scale)
+
+
+def test_the_large_net_leaves_no_seam_where_tiles_meet(tmp_path: Path):
+    torch.manual_seed(0)
+    net = RRDBNet(features=8, blocks=2, growth=4, scale=2)
+    image = torch.randint(0, 255, (90, 70, 3), dtype=torch.uint8).numpy()
+    whole, tiled = Upscaler(net, tile=192).upscale(image), Upscaler(net, tile=40).upscale(image)
+    assert abs(whole.astype(int) - tiled.astype(int)).max() <= 1
+
+
+def test_an_upscaler_of_another_kind_is_named(tmp_path: Path):
+    torch.save({"params_ema": {"body.0.weight": torch.zeros(2, 2)}}, tmp_path / "net.pth")
+    with pytest.raises(IntegrityError, match=r"net\.pth: expected RRDBNet weights"):
+        RRDBNet.from_file(tmp_path / "net.pth")
+
+
+def test_the_published_configurations_build_what_they_say():
+    with torch.device("meta"):
+        for family, unet_size, vae_size in (("sd15", 859_520_964, 83_653_863), ("sdxl", 2_567_463_684, 83_653_863)):
+            folder = PROFILES / family
+            unet = type(tiny_unet()).from_config(type(tiny_unet()).load_config(folder / "unet"))
+            vae = AutoencoderKL.from_config(AutoencoderKL.load_config(folder / "vae"))
+            brushnet = BrushNetModel.from_config(BrushNetModel.load_config(folder / "brushnet"))
+            assert sum(value.numel() for value in unet.parameters()) == unet_size
+            assert sum(value.numel() for value in vae.parameters()) == vae_size
+            check_fits(folder, brushnet, unet, "a BrushNet")
