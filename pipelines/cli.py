@@ -1,7 +1,7 @@
 """The `packshot` command. Every command imports what it needs when it runs, so that `--help` answers at once.
 
-Exit codes: 0 done, 1 something failed, 2 wrong usage or input. With `--json`, one document on standard output and
-nothing else there; progress and messages go to standard error.
+Exit codes: 0 done, 1 something failed, 2 wrong usage or input (also where every product was rejected). With `--json`,
+one document on standard output and nothing else there; progress and messages go to standard error.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 from rich.console import Console
@@ -25,7 +25,7 @@ from rich.text import Text
 from pipelines.errors import PackshotError, UsageError
 
 if TYPE_CHECKING:
-    from pipelines.contracts import Shot, Step
+    from pipelines.contracts import Shot, ShotState, Step
     from pipelines.reports import Report
     from pipelines.services import Status
     from pipelines.workflow import Recipe
@@ -76,6 +76,7 @@ err = Terminal(stderr=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 SceneName = Annotated[str, typer.Option("--scene", "-s", help="A scene: see `packshot scenes list`.")]
+Reprocess = Annotated[Literal["missing", "failed", "all"], typer.Option(help="Which finished steps to compute anew.")]
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or 'latest': the last that `run` triggered.")]
 
 
@@ -128,7 +129,7 @@ def shoot(
     scene: SceneName,
     out_dir: Annotated[Path, typer.Option("--out", "-o", help="Folder for the images and the contact sheet.")],
     seed: Annotated[
-        int | None, typer.Option(help="Base seed instead of the scene's: another one, another image.")
+        int | None, typer.Option(min=0, help="Base seed instead of the scene's: another one, another image.")
     ] = None,
     method: Annotated[str | None, typer.Option(help="Inpainting method instead of the scene's.")] = None,
     mask_guidance: Annotated[
@@ -162,18 +163,28 @@ def shoot(
             table.add_row(outcome.sku, outcome.state.value, str(outcome.picture or outcome.reason))
         out.print(table)
         out.print(f"Contact sheet: {out_dir / 'contact_sheet.png'}", soft_wrap=True)
-    raise typer.Exit(1 if any(outcome.state == "failed" for outcome in outcomes) else 0)
+    raise typer.Exit(_exit_code([outcome.state for outcome in outcomes]))
 
 
-def _recipe(scene: str, **overrides: Any) -> Recipe:
+def _exit_code(states: Sequence[ShotState]) -> int:
+    """1 where a product failed, 2 where none of them could be used. Some rejected or held are ordinary outcomes."""
+    if "failed" in states:
+        return 1
+    return 2 if states and set(states) == {"rejected"} else 0
+
+
+def _recipe(scene: str, method: str | None, **overrides: Any) -> Recipe:
     from pipelines.models import load_profile
-    from pipelines.scenes import load_scene
+    from pipelines.scenes import Scene, load_scene
     from pipelines.settings import get_settings
     from pipelines.workflow import Recipe
 
     settings = get_settings()
+    methods = get_args(Scene.model_fields["method"].annotation)
+    if method not in (None, *methods):
+        raise UsageError(f"--method {method}: there are {', '.join(methods)}")
     profile = load_profile(settings.profile, settings.models_dir)
-    return Recipe(profile, load_scene(scene), device=settings.compute().device, **overrides)
+    return Recipe(profile, load_scene(scene), method=method, device=settings.compute().device, **overrides)
 
 
 # ------------------------------------------------------------------------------------------------ services
@@ -244,7 +255,7 @@ def run(
     catalogue: Annotated[Path, typer.Argument(metavar="CATALOG", help="CSV or TSV with id, title, image_link.")],
     scene: SceneName,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N products.")] = None,
-    reprocess: Annotated[str, typer.Option(help="missing, failed or all.")] = "missing",
+    reprocess: Reprocess = "missing",
     wait: Annotated[bool, typer.Option("--wait", help="Follow the run to its end.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -275,7 +286,7 @@ def run(
         raise PackshotError(f"run {run_id} ended before it was planned: nothing was made")
     found = _report(run_id)
     _print_json(found.to_json()) if as_json else _show_report(found)
-    raise typer.Exit(0 if success and not found.failed else 1)
+    raise typer.Exit(_exit_code([shot.state for shot in found.shots]) if success else 1)
 
 
 def _follow(airflow: Any, dag_id: str, run_id: str) -> bool:
@@ -300,7 +311,7 @@ def campaign(
     category: Annotated[list[str] | None, typer.Option(help="Only this category; may be repeated.")] = None,
     sku: Annotated[list[str] | None, typer.Option(help="Only this SKU, whenever it changed; may be repeated.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most N products a day.")] = None,
-    reprocess: Annotated[str, typer.Option(help="missing, failed or all.")] = "missing",
+    reprocess: Reprocess = "missing",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count shots, reuse and time; compute nothing.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the backfill to its end.")] = False,
     as_json: AsJson = False,
@@ -543,7 +554,12 @@ def _models(*, check: bool, as_json: bool) -> None:
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def train(
     context: typer.Context,
-    part: Annotated[str, typer.Argument(help="autoencoder, clip, unet, brushnet, controlnet, scene_lora, ...")],
+    part: Annotated[
+        str,
+        typer.Argument(
+            help="autoencoder, clip, unet, brushnet, controlnet_canny, scene_lora, blip, upscaler, salient or hqsam."
+        ),
+    ],
 ) -> None:
     """Train, or go on training, a bundled model. Options follow the part; `packshot train unet --help` lists them."""
     from pipelines.training.__main__ import main as trainer

@@ -61,14 +61,15 @@ def measure_cutouts(
     """
     if path not in PATHS:
         raise UsageError(f"--path {path}: there are {', '.join(PATHS)}")
+    rows = _rows(catalogue)
     if isinstance(models, Profile):
         salient = SalientSegmenter.from_profile(models, device)
         models = CutoutModels(salient, HQSamSegmenter.from_profile(models, salient, device))
     backgrounds = _backgrounds(scenes) if scenes is not None else []
     products = []
-    for index, row in enumerate(_rows(catalogue)):
+    for index, row in enumerate(rows):
         alpha = _read_alpha(catalogue.parent / row["ground_truth_alpha"])
-        photo = read_photo((catalogue.parent / row["image_link"]).read_bytes())
+        photo = _read_photo(catalogue.parent / row["image_link"])
         if backgrounds:
             photo = over_scene(photo, alpha, backgrounds[index % len(backgrounds)])
         truth = alpha > PRODUCT_ALPHA
@@ -125,12 +126,30 @@ def _outline(mask: np.ndarray) -> np.ndarray:
 def _rows(catalogue: Path) -> list[dict[str, str]]:
     try:
         with catalogue.open(encoding="utf-8-sig", newline="") as file:
-            rows = [row for row in csv.DictReader(file) if (row.get("ground_truth_alpha") or "").strip()]
+            reader = csv.DictReader(file)
+            columns, every = reader.fieldnames or [], list(reader)
     except OSError as error:
         raise UsageError(f"{catalogue}: cannot be read ({error.strerror})") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"{catalogue}: not readable as CSV in UTF-8 ({error})") from error
+    if not every:
+        raise UsageError(f"{catalogue}: the file has no rows{' below its header' if columns else ''}")
+    missing = [name for name in ("id", "image_link") if name not in columns]
+    if missing:
+        raise UsageError(f"{catalogue}: no column {missing[0]!r} in its header")
+    rows = [row for row in every if (row.get("ground_truth_alpha") or "").strip()]
     if not rows:
         raise UsageError(f"{catalogue}: no row names a ground_truth_alpha, there is nothing to measure against")
     return rows
+
+
+def _read_photo(path: Path) -> Photo:
+    try:
+        return read_photo(path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"{path}: the photo cannot be read ({error.strerror})") from error
+    except Rejected as error:
+        raise UsageError(f"{path}: {error.reason}") from error
 
 
 def _read_alpha(path: Path) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import threading
 from collections.abc import Iterator
@@ -14,10 +15,11 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from pipelines.cli import app, main
-from pipelines.contracts import Artifact, Job, Product, Shot, ShotStep, State, Step, sha256_hex
+from pipelines.cli import _exit_code, app, main
+from pipelines.contracts import Artifact, Job, Product, Shot, ShotState, ShotStep, State, Step, sha256_hex
 from pipelines.settings import Settings, get_settings
 from pipelines.store import S3Store
+from pipelines.training.__main__ import TRAINERS
 
 NASTY = "[red]x[/] [/] :cup: \x1b[2J\x9b31m\x07\r"
 SHOWN = r"[red]x[/] [/] :cup: \x1b[2J\x9b31m\x07\r"
@@ -185,10 +187,55 @@ def test_a_shoot_shows_skus_and_reasons_as_they_are(tmp_path: Path) -> None:
     done = packshot(
         "shoot", catalogue(tmp_path, "[red]none[/].png"), "--scene", "studio-sage", "--out", tmp_path / "out"
     )
-    assert done.exit_code == 0
+    assert done.exit_code == 2  # its one product was rejected
     assert SHOWN.removesuffix(r"\r") in done.stdout
     assert "[red]none[/].png" in done.stdout
     assert "\x1b" not in done.output
+
+
+@pytest.mark.parametrize("option", [("--method", "nope"), ("--method", ""), ("--seed", "-1"), ("--seed", "x")])
+def test_a_wrong_option_of_a_shoot_is_refused_before_anything_is_made(tmp_path, monkeypatch, capsys, option) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "photo.png")
+    asked = ("shoot", tmp_path / "photo.png", "--scene", "studio-sage", "--out", tmp_path / "out", *option)
+    assert exits(monkeypatch, *asked) == 2
+    assert option[0] in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["run", "campaign"])
+def test_a_wrong_reprocess_is_refused_before_anything_is_sent(tmp_path, monkeypatch, capsys, command) -> None:
+    rest = (
+        ("--from", "2026-01-01", "--to", "2026-01-01") if command == "campaign" else (catalogue(tmp_path, "none.jpg"),)
+    )
+    assert exits(monkeypatch, command, *rest, "--scene", "studio-sage", "--reprocess", "some") == 2
+    assert "--reprocess" in capsys.readouterr().err
+
+
+def test_an_unusable_photo_is_wrong_input(tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").write_bytes(b"not an image")
+    done = packshot("shoot", tmp_path / "photo.jpg", "--scene", "studio-sage", "--out", tmp_path / "out")
+    assert done.exit_code == 2
+    assert "rejected" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("states", "code"),
+    [
+        ([], 0),
+        (["published", "rejected", "held"], 0),
+        (["held"], 0),
+        (["rejected", "rejected"], 2),
+        (["published", "failed"], 1),
+        (["rejected", "failed"], 1),
+    ],
+)
+def test_the_exit_code_sums_up_what_became_of_the_products(states: list[str], code: int) -> None:
+    assert _exit_code([ShotState(state) for state in states]) == code
+
+
+def test_the_parts_that_the_help_of_train_names_can_be_trained() -> None:
+    named = packshot("train", "--help").stdout
+    assert [part for part in TRAINERS if not re.search(rf"\b{part}\b", named)] == []
 
 
 def test_a_scene_shows_its_title_as_it_is(tmp_path: Path) -> None:

@@ -45,6 +45,14 @@ def test_what_cannot_be_measured_is_a_clear_error(tmp_path: Path) -> None:
     models = object()
     with pytest.raises(UsageError, match="ground_truth_alpha"):
         measure_cutouts(catalogue, "auto", None, models)  # type: ignore[arg-type]
+    for text, why in (
+        ("", "the file has no rows"),
+        ("id,image_link,ground_truth_alpha\n", "no rows below its header"),
+        ("id,ground_truth_alpha\nA,a.png\n", "no column 'image_link'"),
+    ):
+        catalogue.write_text(text)
+        with pytest.raises(UsageError, match=why):
+            measure_cutouts(catalogue, "auto", None, models)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="cannot be read"):
         measure_cutouts(tmp_path / "no.csv", "auto", None, models)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="auto, hqsam"):
