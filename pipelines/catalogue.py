@@ -43,6 +43,10 @@ MAX_FIELD = 2**20
 MAX_ID = 200
 """Characters in an id: Google Merchant takes 50, and the ledger's indexes no more than some hundreds."""
 
+MAX_TITLE, MAX_CATEGORY = 150, 750
+"""Characters that Google Merchant takes of a title and of a product_type. What is longer is cut: the stages read them word
+by word. The whole of it is in the feed, which the store keeps."""
+
 SHOWN_COLUMN = re.compile(r"[a-z][a-z_ ]{0,31}")
 """What is repeated of the header of a file that is no catalogue: it may be any file, one of secrets too."""
 
@@ -223,8 +227,8 @@ def _product(record: Record, columns: Sequence[str]) -> Product:
     return Product(
         sku=values.get("id", "")[:MAX_ID] or f"#{number}",
         row=number,
-        title=values.get("title", ""),
-        category=values.get("product_type", "") or values.get("google_product_category", ""),
+        title=values.get("title", "")[:MAX_TITLE].rstrip(),
+        category=(values.get("product_type", "") or values.get("google_product_category", ""))[:MAX_CATEGORY].rstrip(),
         photo=None,
         photo_problem=problem,
         image_link=values.get("image_link", ""),

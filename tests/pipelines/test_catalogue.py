@@ -123,6 +123,16 @@ def test_an_id_that_no_index_would_take_costs_its_row():
     assert all(len(p.sku) < 250 for p in rows)
 
 
+def test_titles_and_product_types_are_as_long_as_merchant_takes_them():
+    long = "oak " * 200_000
+    (product,) = parse(f"id,title,product_type,image_link\nA,{long},Home > {long},a.jpg\n")
+    assert product.title == ("oak " * 38)[:150].rstrip()
+    assert len(product.category) == 750
+    assert product.photo_problem == ""
+    (product,) = parse(f"id,title,image_link\nA,{'ü' * 150},a.jpg\n")
+    assert product.title == "ü" * 150
+
+
 def test_a_catalogue_that_is_not_there_is_a_usage_error(tmp_path):
     for path in (tmp_path / "absent.csv", tmp_path):
         with pytest.raises(UsageError, match=str(path)):
