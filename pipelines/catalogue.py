@@ -44,8 +44,8 @@ MAX_ID = 200
 """Characters in an id: Google Merchant takes 50, and the ledger's indexes no more than some hundreds."""
 
 MAX_TITLE, MAX_CATEGORY = 150, 750
-"""Characters that Google Merchant takes of a title and of a product_type. What is longer is cut: the stages read them word
-by word. The whole of it is in the feed, which the store keeps."""
+"""Characters that Google Merchant takes of a title and of a product_type. What is longer is cut: the stages read them
+word by word. The whole of it is in the feed, which the store keeps."""
 
 SHOWN_COLUMN = re.compile(r"[a-z][a-z_ ]{0,31}")
 """What is repeated of the header of a file that is no catalogue: it may be any file, one of secrets too."""
