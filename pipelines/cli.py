@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -90,6 +100,21 @@ def main() -> None:
     except PackshotError as error:
         _print_error(error)
         sys.exit(1)
+
+
+@app.callback()
+def _options(
+    trust: Annotated[
+        bool,
+        typer.Option("--trust", help="Load model files whose sha256 no profile names, torch files among them."),
+    ] = False,
+) -> None:
+    """Catalogue photos in, publishable scene images out, without altering the product."""
+    if trust:
+        from pipelines.settings import get_settings
+
+        os.environ |= {"PACKSHOT_TRUST_UNPINNED": "1", "PACKSHOT_TRUST_PICKLE": "1"}
+        get_settings.cache_clear()
 
 
 def _print_error(error: PackshotError) -> None:
@@ -545,10 +570,98 @@ def _models(*, check: bool, as_json: bool) -> None:
     else:
         table = Table("name", "source", "revision", "sha256", "licence", *(["problem"] if check else []))
         for row in rows:
-            cells = [row["name"], row["source"], row["revision"], row["sha256"][:16], row["licence"]]
+            cells = [row["name"], row["source"], row["revision"], row["sha256"][:16] or "unpinned", row["licence"]]
             table.add_row(*cells, *([row["problem"] or "ok"] if check else []))
         out.print(table)
     raise typer.Exit(1 if any(problems.values()) else 0)
+
+
+@models_app.command("fetch", epilog="Example: PACKSHOT_MODELS_DIR=~/models packshot models fetch sd15")
+def models_fetch(
+    profile_name: Annotated[str, typer.Argument(metavar="PROFILE", help="sd15 or sdxl; mini is bundled.")],
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[PART]...", help="Only these; optional parts are fetched only when named."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Download a profile's published files into PACKSHOT_MODELS_DIR; say it again to go on where it was cut off.
+
+    What is there is not fetched again. Bytes that the profile names are compared with it; of the rest the sha256 is
+    told, to be pinned in <models directory>/<profile>.yaml once you trust it.
+    """
+    from pipelines.download import fetch
+    from pipelines.models import UNPINNED, load_profile
+    from pipelines.settings import get_settings
+
+    profile = load_profile(profile_name, get_settings().models_dir)
+    parts = [profile.part(name) for name in names] if names else [part for part in profile.parts if not part.optional]
+    rows = []
+    with _bytes_bar() as progress:
+        for part in parts:
+            bar = progress.add_task(part.name, total=None)
+
+            def there(done: int, total: int | None, bar: Any = bar) -> None:
+                progress.update(bar, completed=done, total=total)
+
+            digest = fetch(part, there)
+            size = sum(file.stat().st_size for file in part.weights)
+            progress.update(bar, completed=size, total=size)
+            rows.append({"name": part.name, "path": part.path, "sha256": digest, "pinned": part.pinned})
+    if as_json:
+        _print_json(rows)
+        return
+    table = Table("name", "path", "sha256", "")
+    for row in rows:
+        table.add_row(*(str(row[key]) for key in ("name", "path", "sha256")), "" if row["pinned"] else UNPINNED)
+    out.print(table)
+
+
+@contextmanager
+def _bytes_bar() -> Iterator[Progress]:
+    columns = (
+        SpinnerColumn(), TextColumn("{task.description}", style="bold", markup=False), BarColumn(), DownloadColumn(),
+        TransferSpeedColumn(), TimeElapsedColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=err) as progress:
+        yield progress
+
+
+@models_app.command(
+    "merge",
+    epilog="Example: packshot models merge --base dreams.safetensors --inpainting sd-v1-5-inpainting.safetensors "
+    "--original v1-5-pruned-emaonly.safetensors --out dreams-inpainting.safetensors",
+)
+def models_merge(
+    base: Annotated[Path, typer.Option(help="Any model that descends from the original, of 4 channels.")],
+    inpainting: Annotated[Path, typer.Option(help="The published inpainting model, of 9 channels.")],
+    original: Annotated[Path, typer.Option(help="What the inpainting model was trained from.")],
+    merged: Annotated[Path, typer.Option("--out", "-o", help="The .safetensors file to write.")],
+    as_json: AsJson = False,
+) -> None:
+    """Make an inpainting model of any base: base + (inpainting - original), tensor by tensor.
+
+    All three are safetensors, single-file checkpoints or diffusers' files of a UNet; torch files are read with
+    `packshot --trust` only. Put the result into PACKSHOT_MODELS_DIR and name it as `base_inpaint9` in the profile.
+    """
+    from pipelines.merging import merge_inpainting
+    from pipelines.models import sha256_of
+    from pipelines.settings import get_settings
+
+    with _bar() as progress:
+        bar = progress.add_task("merge", total=None, note="tensors")
+        merge_inpainting(
+            base, inpainting, original, merged,
+            trust=get_settings().trust_pickle,
+            progress=lambda done, total: progress.update(bar, completed=done, total=total),
+        )  # fmt: skip
+    digest = sha256_of(merged)
+    if as_json:
+        _print_json({"path": merged, "sha256": digest})
+        return
+    out.print(f"{merged}: to use it, move it into the models directory and write there into sd15.yaml:", soft_wrap=True)
+    entry = f"{{kind: base, config: sd15, path: {merged.name}, revision: merged, source: merged, licence: the base's"
+    out.print(f"parts:\n  base_inpaint9: {entry}, sha256: {digest}}}", soft_wrap=True)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

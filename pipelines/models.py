@@ -99,7 +99,7 @@ class Part:
 
     def digest(self) -> str:
         """sha256 of the weight file; of all of them, one after the other in name order, where there are several."""
-        return _digest(tuple((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in self.weights))
+        return sha256_of(*self.weights)
 
     def located(self, download: bool = True) -> Part:
         """This part with the path where it is: in the models directory, or else in the hub's cache on this machine.
@@ -130,7 +130,7 @@ class Part:
         """
         part = self.located(download)
         for file in part.weights:
-            _check_whole(file)
+            check_whole(file)
         actual = part.digest()
         names = ", ".join(str(file) for file in part.weights)
         if part.pinned and actual != part.ref.sha256:
@@ -188,7 +188,10 @@ class Profile:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """What `verify` found about a part: the digest of the files that are there; `problem` is "" where all is well."""
+    """What `verify` found about a part: the digest of the files that are there; `problem` is "" where all is well.
+
+    Both are "" for an optional part that was not fetched.
+    """
 
     part: Part
     sha256: str
@@ -243,8 +246,13 @@ def verify(profile: Profile) -> list[Check]:
     for part in profile.parts:
         sha256, problem = "", ""
         try:
-            sha256 = part.located(download=False).digest()
-            part.check(download=False)
+            try:
+                sha256 = part.located(download=False).digest()
+            except UsageError:
+                if not part.optional:
+                    raise
+            else:
+                part.check(download=False)
         except PackshotError as error:
             problem = str(error)
         checks.append(Check(part, sha256, problem))
@@ -267,7 +275,7 @@ def lock(profile: Profile) -> list[str]:
         except UsageError:
             continue
         for weights in files:
-            _check_whole(weights)
+            check_whole(weights)
         actual[part.name] = part.digest()
 
     lines, current = [], ""
@@ -327,6 +335,11 @@ def _read_part(profile: str, name: str, entries: Mapping[str, dict[str, Any]], r
     )
 
 
+def sha256_of(*files: Path) -> str:
+    """sha256 of files, one after the other; kept as long as their sizes and times of change stay."""
+    return _digest(tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+
+
 @lru_cache(maxsize=256)
 def _digest(files: tuple[tuple[str, int, int], ...]) -> str:
     """Size and modification time are only there to tell a replaced file from the one that was digested before."""
@@ -341,7 +354,7 @@ def _digest(files: tuple[tuple[str, int, int], ...]) -> str:
 def _check_trusted(part: Part, names: str, actual: str) -> None:
     """Raise IntegrityError where nobody vouches for the bytes of a part that is not pinned."""
     settings = get_settings()
-    trust = "to load it all the same, use --trust or set"
+    trust = "to load it all the same, `packshot --trust …` or"
     if any(file.suffix in LEGACY_SUFFIXES for file in part.weights) and not settings.trust_pickle:
         raise IntegrityError(
             f"{names}: expected safetensors or a pinned sha256, found an unpinned torch file, which is a pickle; "
@@ -354,7 +367,7 @@ def _check_trusted(part: Part, names: str, actual: str) -> None:
         )
 
 
-def _check_whole(file: Path) -> None:
+def check_whole(file: Path) -> None:
     """Raise IntegrityError where a weight file is of another kind than its name says, or cut short."""
     if file.suffix == ".safetensors":
         _check_safetensors(file)

@@ -186,6 +186,7 @@ def test_verify_asks_no_hub_and_tells_what_is_missing(tmp_path: Path, monkeypatc
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     problems = {check.name: check.problem for check in verify(load_profile("sdxl", tmp_path))}
     assert problems["salient"] == ""
+    assert problems["fooocus_patch"] == ""  # optional
     assert "not there; fetch it with: packshot models fetch sdxl base" in problems["base"]
 
 
