@@ -64,7 +64,7 @@ class Services:
         from pipelines.workflow import Recipe
 
         profile = load_profile(self.settings.profile, self.settings.models_dir)
-        return Recipe(profile, load_scene(scene), attempt=attempt, device=self.settings.compute().device)
+        return Recipe(profile, load_scene(scene), attempt=attempt, compute=self.settings.compute())
 
 
 def open_services() -> Services:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -59,8 +60,15 @@ class Settings(BaseSettings):
     batch_size: int = Field(4, ge=1, description="Images denoised at once; halved when the accelerator is full.")
     shot_seconds: float = Field(300, gt=0, description="Time limit of one shot in one stage, in seconds.")
     device: str = Field("auto", description="`auto`, `cpu`, `cuda` or `cuda:<n>`.")
-    dtype: str = Field(
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         "auto", description="Precision of the diffusion models: `auto`, `float32`, `float16`, `bfloat16`."
+    )
+    offload: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="VAE and text encoder leave the GPU while it denoises: `auto` (under 12 GiB), `on`, `off`.",
+    )
+    vae_tiling: bool = Field(
+        False, description="Decode large pictures tile by tile: less memory, pixels differ slightly where tiles meet."
     )
 
     # Trust
@@ -88,26 +96,50 @@ class Settings(BaseSettings):
         """The device and precision that models run with here. Imports torch."""
         import torch
 
-        device, why_device = self.device, "PACKSHOT_DEVICE"
+        device, why = self.device, "PACKSHOT_DEVICE"
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-            why_device = "a CUDA device is there" if device == "cuda" else "no CUDA device is there"
-        if self.dtype != "auto":
-            return Compute(device, self.dtype, f"{why_device}; PACKSHOT_DTYPE")
-        if device == "cpu":
-            return Compute(device, "float32", f"{why_device}; CPUs are slow in half precision")
-        if self.profile == "mini":
-            return Compute(device, "float32", f"{why_device}; models this small gain nothing from half precision")
-        return Compute(device, "float16", f"{why_device}; the published checkpoints are made for half precision")
+            why = "a CUDA device is there" if device == "cuda" else "no CUDA device is there"
+        dtype: str = self.dtype
+        if dtype != "auto":
+            why += "; PACKSHOT_DTYPE"
+        elif device == "cpu":
+            dtype, why = "float32", f"{why}; CPUs are slow in half precision"
+        elif self.profile == "mini":
+            dtype, why = "float32", f"{why}; models this small gain nothing from half precision"
+        else:
+            dtype, why = "float16", f"{why}; the published checkpoints are made for half precision"
+        offload = self.offload == "on"
+        if self.offload == "auto" and device != "cpu":
+            memory = torch.cuda.get_device_properties(device).total_memory / 2**30
+            offload = memory < SMALL_GPU
+            why += f"; {memory:.0f} GiB of GPU memory {'want' if offload else 'need no'} offloading"
+        elif offload:
+            why += "; PACKSHOT_OFFLOAD"
+        return Compute(device, dtype, why, offload, self.vae_tiling)
+
+
+SMALL_GPU = 12
+"""GiB of GPU memory below which VAE and text encoder make room for the UNet and its branches."""
 
 
 @dataclass(frozen=True, slots=True)
 class Compute:
-    """Device and precision (a torch dtype's name) of a run, and why these."""
+    """Device and precision (a torch dtype's name) of a run, how it saves memory, and why it is so."""
 
-    device: str
-    dtype: str
-    reason: str
+    device: str = "cpu"
+    dtype: str = "float32"
+    reason: str = "by default"
+    offload: bool = False
+    vae_tiling: bool = False
+
+    def __str__(self) -> str:
+        saving = ", offloading" * self.offload + ", VAE tiling" * self.vae_tiling
+        return f"{self.device}, {self.dtype}{saving}: {self.reason}"
+
+
+CPU = Compute()
+"""What runs anywhere."""
 
 
 def environment_file(state_dir: Path) -> Path:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pipelines.contracts import Artifact, Job, Made, Shot, ShotStep, State, Step
 from pipelines.errors import IntegrityError, OutOfMemory, Rejected, ShotTimeout
+from pipelines.settings import CPU, Compute
 
 if TYPE_CHECKING:
     from pipelines.models import Profile
@@ -66,7 +67,12 @@ class Recipe:
     mask_guidance: bool = True
     seed: int | None = None
     attempt: str = ""
-    device: str = "cpu"
+    compute: Compute = CPU
+
+    @property
+    def device(self) -> str:
+        """Where the models run."""
+        return self.compute.device
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ there is one denoising loop, and a table, `METHODS`, of what each method puts in
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -153,6 +153,7 @@ class InpaintingPipeline:
         self.scheduler = scheduler
         self.brushnet = brushnet if self.method.branch == "brushnet" else None
         self.controlnets = tuple(controlnets)
+        self.offload = False
         self.vae_factor = 2 ** (len(vae.config.block_out_channels) - 1)
 
     @classmethod
@@ -199,15 +200,39 @@ class InpaintingPipeline:
 
     @property
     def device(self) -> torch.device:
-        """Where the UNet is; everything else is expected there, too."""
+        """Where the UNet is; everything else is expected there, or comes there while it works."""
         return self.unet.device
 
+    def save_memory(self, offload: bool = False, vae_tiling: bool = False) -> InpaintingPipeline:
+        """Make room on a small GPU; to be said before `to`. Returns the pipeline itself.
+
+        Args:
+            offload: VAE and text encoder stay on the CPU and come to the device while they work: the same pixels.
+            vae_tiling: Pictures larger than the VAE was trained on are coded tile by tile: pixels differ slightly.
+        """
+        self.offload = offload
+        self.vae.enable_tiling() if vae_tiling else self.vae.disable_tiling()
+        return self
+
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> InpaintingPipeline:
-        """Move all modules, and cast them where a `dtype` is given; returns the pipeline itself."""
+        """Move all modules but offloaded ones, and cast them where a `dtype` is given; returns the pipeline itself."""
         for module in (self.vae, self.text_encoder, self.unet, self.brushnet, *self.controlnets):
             if module is not None:
-                module.to(device=device) if dtype is None else module.to(device=device, dtype=dtype)
+                rests = self.offload and module in (self.vae, self.text_encoder)
+                module.to("cpu" if rests else device)
+                if dtype is not None:
+                    module.to(dtype=dtype)
         return self
+
+    @contextmanager
+    def _working(self, module: Any) -> Iterator[None]:
+        """Have an offloaded module on the device for as long as it works."""
+        module.to(self.device)
+        try:
+            yield
+        finally:
+            if self.offload:
+                module.to("cpu")
 
     def load_lora(self, path: Path, scale: float = 1.0) -> None:
         """Load a scene LoRA for the UNet (PEFT's or kohya's format), by diffusers' own loader.
@@ -406,17 +431,20 @@ class InpaintingPipeline:
         tokens = self.tokenizer(
             list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
         )
-        return self.text_encoder(tokens.input_ids.to(self.device))[0].to(self.unet.dtype)
+        with self._working(self.text_encoder):
+            return self.text_encoder(tokens.input_ids.to(self.device))[0].to(self.unet.dtype)
 
     def _encode_image(self, pixels: Tensor) -> Tensor:
         """Encode (B, 3, H, W) in -1..1 to normalised latents; the distribution's mode, so that nothing is drawn."""
-        latents = self.vae.encode(pixels).latent_dist.mode()
+        with self._working(self.vae):
+            latents = self.vae.encode(pixels).latent_dist.mode()
         shift, factor = self._normalisation(latents)
         return ((latents - shift) * factor).to(self.unet.dtype)
 
     def _decode(self, latents: Tensor) -> list[Image.Image]:
         shift, factor = self._normalisation(latents)
-        pixels = self.vae.decode((latents / factor + shift).to(self.vae.dtype)).sample
+        with self._working(self.vae):
+            pixels = self.vae.decode((latents / factor + shift).to(self.vae.dtype)).sample
         rounded = (pixels.float().clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
         return [Image.fromarray(array) for array in rounded.permute(0, 2, 3, 1).cpu().numpy()]
 

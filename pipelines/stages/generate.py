@@ -90,7 +90,9 @@ def load(recipe: Recipe) -> GenerateModels:
         method=recipe.method or scene.method,
         models_dir=recipe.profile.models_dir,
         controls=tuple(control.kind for control in scene.controls),
-    ).to(recipe.device)
+    )
+    pipeline.save_memory(recipe.compute.offload, recipe.compute.vae_tiling)
+    pipeline.to(recipe.device, getattr(torch, recipe.compute.dtype))
     if scene.lora:
         pipeline.load_lora(recipe.profile.part(scene.lora.name).check().path, scene.lora.scale)
     return GenerateModels(pipeline, OvercompletionDetector.from_profile(recipe.profile))
@@ -128,7 +130,7 @@ def compute(works: Sequence[Work], models: GenerateModels, recipe: Recipe) -> li
         generator=[torch.Generator("cpu").manual_seed(noise_seed(work.job)) for work in works],
     ).images
     return [
-        _measured(image, item, where.facts(), models.detector)
+        _measured(image, item, where.facts(), models.detector, str(recipe.compute))
         for image, item, where in zip(images, small, laid, strict=True)
     ]
 
@@ -178,7 +180,7 @@ def _edges(item: _Reduced, control: Control) -> Image.Image:
 
 
 def _measured(
-    image: Image.Image, item: _Reduced, placement: Mapping[str, Any], detector: OvercompletionDetector
+    image: Image.Image, item: _Reduced, placement: Mapping[str, Any], detector: OvercompletionDetector, compute: str
 ) -> Made:
     found = detector.measure(np.asarray(image), np.asarray(item.matte))
     return Made(
@@ -190,6 +192,7 @@ def _measured(
             "placement": dict(placement),
             "e_plus": found.e_plus,
             "uncertainty": found.uncertainty,
+            "compute": compute,
         },
     )
 

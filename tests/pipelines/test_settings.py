@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -53,3 +54,37 @@ def test_a_wrong_value_names_the_setting(state_dir: Path, monkeypatch: pytest.Mo
 
 def test_every_setting_says_what_it_is() -> None:
     assert [name for name, field in Settings.model_fields.items() if not field.description] == []
+
+
+def test_a_wrong_precision_is_told_before_any_model_is_loaded(state_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PACKSHOT_DTYPE", "float12")
+    with pytest.raises(UsageError, match="PACKSHOT_DTYPE: Input should be 'auto', 'float32'"):
+        read_settings(state_dir)
+
+
+def test_precision_and_memory_come_with_the_reason() -> None:
+    assert str(Settings(device="cpu").compute()).startswith("cpu, float32: PACKSHOT_DEVICE; CPUs are slow in half")
+    asked = Settings(device="cpu", dtype="bfloat16", offload="on", vae_tiling=True).compute()
+    assert str(asked) == ("cpu, bfloat16, offloading, VAE tiling: PACKSHOT_DEVICE; PACKSHOT_DTYPE; PACKSHOT_OFFLOAD")
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "profile", "dtype", "offload"),
+    [
+        pytest.param(8, "sd15", "float16", True, id="small"),
+        pytest.param(80, "sdxl", "float16", False, id="large"),
+        pytest.param(8, "mini", "float32", True, id="mini"),
+    ],
+)
+def test_a_small_gpu_is_made_room_on(
+    monkeypatch: pytest.MonkeyPatch, gigabytes: int, profile: str, dtype: str, offload: bool
+) -> None:
+    import torch
+
+    memory = SimpleNamespace(total_memory=gigabytes * 2**30)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: memory)
+    compute = Settings(profile=profile).compute()
+    assert (compute.device, compute.dtype, compute.offload) == ("cuda", dtype, offload)
+    assert f"{gigabytes} GiB of GPU memory" in compute.reason
+    assert Settings(profile=profile, offload="off").compute().offload is False
