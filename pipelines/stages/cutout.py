@@ -19,7 +19,7 @@ from pipelines.errors import Rejected, UsageError
 from pipelines.vision.matting import decontaminate, refine_matte
 from pipelines.vision.people import find_skin, garment_part, garment_prompt, is_worn
 from pipelines.vision.photos import Photo, png_bytes, read_photo
-from pipelines.vision.segmenters import HQSamSegmenter, SalientSegmenter, main_pieces, prompt_from
+from pipelines.vision.segmenters import HQSamSegmenter, Prompt, SalientSegmenter, main_pieces, prompt_from
 from pipelines.vision.studio import cut_studio, find_studio
 from pipelines.workflow import Recipe, Stage, Work
 
@@ -104,13 +104,24 @@ def cutout(photo: Photo, models: CutoutModels, path: str = "auto", garment: str 
     prompt = prompt_from(saliency)
     if prompt is None:
         raise Rejected("no product found: nothing in the photo stands out from its background")
-    mask = models.hqsam.segment_prompted(image, prompt)
-    mask = _whole(mask, share=0.02)
+    mask = _whole(_steady(image, prompt, models.hqsam), share=0.02)
     agreement = _iou(mask > 0.5, salient)
     held = _unstable(mask)
     if agreement < MIN_AGREEMENT:
         held = f"unsure what the product is: the two segmenters agree on {agreement:.0%} of it"
     return _finish(photo, _soft(photo, mask), "hqsam", agreement, held)
+
+
+def _steady(image: np.ndarray, prompt: Prompt, hqsam: HQSamSegmenter) -> np.ndarray:
+    """HQ-SAM's answer; where it is unsure, the one it gives to the box alone, if that is the surer.
+
+    Points on two things at once, a product and what stands behind it, leave SAM between the two.
+    """
+    mask = hqsam.segment_prompted(image, prompt)
+    if _stability(mask) >= MIN_STABILITY:
+        return mask
+    box_alone = Prompt(prompt.box, prompt.points[:0], prompt.labels[:0])
+    return max(mask, hqsam.segment_prompted(image, box_alone, passes=1), key=_stability)
 
 
 def _worn(
@@ -150,13 +161,18 @@ def _whole(mask: np.ndarray, share: float) -> np.ndarray:
     return np.where(small[labels], 1.0, mask * cv2.dilate(kept.astype(np.uint8), np.ones((9, 9), np.uint8)))
 
 
-def _unstable(mask: np.ndarray) -> str:
-    """Why a soft mask cannot be trusted, "" where it can: SAM's stability score, the IoU of a strict and a lax mask.
+def _stability(mask: np.ndarray) -> float:
+    """SAM's stability score of a soft mask: the IoU of a strict and a lax reading of it.
 
     Kirillov et al., "Segment Anything", ICCV 2023, appendix B ("Filtering").
     """
     strict, lax = int((mask > 0.73).sum()), int((mask > 0.27).sum())  # logits above 1 and above -1
-    stability = strict / max(1, lax)
+    return strict / max(1, lax)
+
+
+def _unstable(mask: np.ndarray) -> str:
+    """Why a soft mask cannot be trusted, "" where it can."""
+    stability = _stability(mask)
     return f"unsure where the product ends (stability {stability:.2f})" if stability < MIN_STABILITY else ""
 
 

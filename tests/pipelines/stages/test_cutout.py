@@ -17,7 +17,7 @@ from pipelines.measure import iou, measure_cutouts
 from pipelines.models import PROFILES
 from pipelines.stages.cutout import STAGE, CutoutModels, cutout
 from pipelines.vision.photos import Photo, png_bytes, read_photo
-from pipelines.vision.segmenters import HQSamSegmenter, SalientSegmenter
+from pipelines.vision.segmenters import HQSamSegmenter, Prompt, SalientSegmenter
 from pipelines.workflow import Work
 
 CATALOG = Path(__file__).parents[3] / ".." / "shared" / "catalog"
@@ -71,6 +71,21 @@ def test_a_studio_photo_is_cut_by_colour_and_opaque_inside(models: CutoutModels)
 def test_a_photo_without_a_product_is_rejected(models: CutoutModels, level: int) -> None:
     with pytest.raises(Rejected, match="no product found"):
         cutout(Photo(np.full((300, 400, 3), level, np.uint8), None), models)
+
+
+@pytest.mark.parametrize(("by_box_alone", "expected"), [(0.99, ""), (0.6, "unsure where the product ends")])
+def test_an_unsure_mask_gives_way_to_a_surer_one_of_the_box_alone(
+    models: CutoutModels, by_box_alone: float, expected: str
+) -> None:
+    image, mask = block_on(white())
+
+    class Unsure:
+        def segment_prompted(self, image: np.ndarray, prompt: Prompt, passes: int = 2) -> np.ndarray:
+            return np.where(mask, 0.6 if len(prompt.points) else by_box_alone, 0).astype(np.float32)
+
+    result = cutout(Photo(image, None), CutoutModels(models.salient, Unsure()), "hqsam")  # type: ignore[arg-type]
+    assert result.held.startswith(expected)
+    assert bool(result.held) == bool(expected)
 
 
 def test_an_unknown_path_is_a_usage_error(models: CutoutModels) -> None:
