@@ -271,4 +271,4 @@ def _compute_one(work: Work, models: CutoutModels) -> Made | Rejected:
     )
 
 
-STAGE = Stage(name="cutout", version=1, needs=(), job=job, load=load, compute=compute)
+STAGE = Stage(name="cutout", version=2, needs=(), job=job, load=load, compute=compute)
