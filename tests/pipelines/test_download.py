@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import huggingface_hub.constants
 import pytest
 import torch
 import yaml
 from typer.testing import CliRunner
 
 from pipelines.cli import app
-from pipelines.download import from_url
+from pipelines.download import fetch, from_url
 from pipelines.errors import IntegrityError, UsageError
 from pipelines.models import load_profile
 from pipelines.settings import get_settings
@@ -164,3 +165,92 @@ def test_an_unknown_part_is_named_before_anything_is_fetched(models_dir: Path, s
 def test_the_bundled_profile_needs_no_fetching(models_dir: Path):
     result = CliRunner().invoke(app, ["models", "fetch", "mini", "--json"])
     assert result.exit_code == 0, result.output
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]]:
+    """A hub of one repository, org/net, on this machine; the requests it got."""
+    files = {"config.json": b"{}", "net.pth": BYTES}
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.answer(with_body=False)
+
+        def do_GET(self) -> None:
+            self.answer(with_body=True)
+
+        def answer(self, with_body: bool) -> None:
+            body = files.get(self.path.rsplit("/", 1)[1]) if self.path.startswith("/org/net/resolve/v1/") else None
+            asked.append(f"{self.command} {self.path}")
+            if body is None:
+                self.send_response(404)
+                self.send_header("X-Error-Code", "EntryNotFound")
+                return self.end_headers()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
+            self.send_header("X-Repo-Commit", "a" * 40)
+            self.end_headers()
+            if with_body:
+                self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
+    monkeypatch.setattr(
+        huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    yield asked
+    server.shutdown()
+    server.server_close()
+
+
+def from_the_hub(path: str, files: list[str]) -> dict[str, object]:
+    entry = {"kind": "controlnet", "path": path, "hub": "org/net", "revision": "v1", "licence": "CC0"}
+    return {**entry, "files": files, "sha256": DIGEST}
+
+
+def test_a_hubs_files_come_into_the_models_directory(hub: list[str], tmp_path: Path):
+    folder = tmp_path / "models"
+    folder.mkdir()
+    parts = {"net": from_the_hub("net", ["config.json", "net.pth"]), "one": from_the_hub("mine.pth", ["net.pth"])}
+    (folder / "sd15.yaml").write_text(yaml.safe_dump({"parts": parts}))
+    profile = load_profile("sd15", folder)
+    for name in parts:
+        assert fetch(profile.part(name)) == DIGEST
+    assert (folder / "net" / "config.json").read_bytes() == b"{}"
+    assert (folder / "net" / "net.pth").read_bytes() == (folder / "mine.pth").read_bytes() == BYTES
+    before = len(hub)
+    fetch(profile.part("net"))
+    assert len(hub) == before
+
+
+def test_the_hub_is_asked_when_a_model_is_loaded_and_keeps_it_in_its_cache(hub: list[str], tmp_path: Path):
+    folder = tmp_path / "models"
+    folder.mkdir()
+    (folder / "sd15.yaml").write_text(
+        yaml.safe_dump({"parts": {"net": from_the_hub("net", ["config.json", "net.pth"])}})
+    )
+    part = load_profile("sd15", folder).part("net")
+    assert hub == []
+    located = part.located()
+    assert located.path.is_relative_to(tmp_path / "hub")
+    assert located.digest() == DIGEST
+    assert not (folder / "net").exists()
+
+
+def test_a_file_that_the_hub_has_not_is_named(hub: list[str], tmp_path: Path):
+    folder = tmp_path / "models"
+    folder.mkdir()
+    (folder / "sd15.yaml").write_text(yaml.safe_dump({"parts": {"net": from_the_hub("net", ["gone.pth"])}}))
+    with pytest.raises(
+        UsageError, match=r"org/net/gone\.pth: the hub did not give it \(RemoteEntryNotFoundError"
+    ) as one:
+        fetch(load_profile("sd15", folder).part("net"))
+    assert "\n" not in str(one.value)
