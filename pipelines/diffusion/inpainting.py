@@ -1,7 +1,8 @@
 """One sampler for every inpainting method of the paper: a UNet, branches, a blend.
 
-Standard and soft inpainting, BrushNet and (planned) the rest differ in three things only: how many channels the UNet
-takes, which branch sees the masked image, and how the kept picture is blended in (the paper, sections 2.1 and 3.1). So
+Standard and soft inpainting, 9-channel UNets, BrushNet and (planned) the rest differ in three things only:
+how many channels the UNet takes, which branch sees the masked image, and how the kept picture is blended in (the paper,
+sections 2.1 and 3.1). So
 there is one denoising loop, and a table, `METHODS`, of what each method puts into it. ControlNets with mask guidance
 (section 3.2) and a scene LoRA go with any of them.
 """
@@ -53,7 +54,7 @@ class Method:
 METHODS: dict[str, Method] = {
     "blended": Method(blend="hard"),
     "soft": Method(blend="soft"),
-    "inpaint9": Method(unet_channels=9, planned=True),
+    "inpaint9": Method(unet_channels=9),
     "controlnet_inpaint": Method(branch="controlnet", planned=True),
     "fooocus": Method(branch="inpaint_head", planned=True),
     "brushnet": Method(branch="brushnet"),
@@ -376,12 +377,18 @@ class InpaintingPipeline:
             latents = self.scheduler.add_noise(original, noise, timesteps[:1])
         blend_mask = layout.a_picture(F.adaptive_avg_pool2d(mask, latent_size)).to(latents.dtype)
 
-        # 5. The branch's view of the masked image
+        # 5. The branch's or the UNet's view of the masked image
         branch_cond = None
         if self.brushnet is not None and brushnet_scale != 0:
             seen = self._encode_image(masked_image(pixels, mask))
             kept = latent_mask(mask, latent_size, brushnet_mask).to(seen.dtype)
             branch_cond = layout.a_picture(torch.cat([seen, kept], dim=1))
+        unet_cond = None
+        if self.method.unet_channels == 9:
+            # these UNets were trained on 1 = to be painted, and on grey there
+            seen = self._encode_image(masked_image(pixels, mask, fill=0.0))
+            painted = 1 - latent_mask(mask, latent_size, "nearest").to(seen.dtype)
+            unet_cond = layout.in_both_halves(torch.cat([painted, seen], dim=1))
 
         # 6. ControlNets: masked, their images embedded once
         controls = self._prepare_controls(
@@ -407,7 +414,8 @@ class InpaintingPipeline:
                 # without text both halves would get the same from BrushNet: it runs once, `inject` repeats
                 injection = inject(self.unet, *self.brushnet(model_input, t, None, branch_cond, brushnet_scale))
             with injection:
-                prediction = self.unet(doubled, t, embeds, return_dict=False, **residuals)[0]
+                seen_by_unet = doubled if unet_cond is None else torch.cat([doubled, unet_cond], dim=1)
+                prediction = self.unet(seen_by_unet, t, embeds, return_dict=False, **residuals)[0]
             if guided:
                 without, with_text = prediction.chunk(2)
                 prediction = without + guidance_scale * (with_text - without)
@@ -530,9 +538,12 @@ class InpaintingPipeline:
         return blended.to(prediction.dtype)
 
 
-def masked_image(pixels: Tensor, product_mask: Tensor) -> Tensor:
-    """Blacken what is not the product, for BrushNet. pixels (B, 3, H, W), -1..1; mask (B, 1, H, W), 1 = product."""
-    return torch.where(product_mask >= 0.5, pixels, -1.0)
+def masked_image(pixels: Tensor, product_mask: Tensor, fill: float = -1.0) -> Tensor:
+    """Blank out what is not the product: black for BrushNet, grey (`fill` 0) for 9-channel UNets.
+
+    pixels (B, 3, H, W), -1..1; mask (B, 1, H, W), 1 = product.
+    """
+    return torch.where(product_mask >= 0.5, pixels, fill)
 
 
 def latent_mask(

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, UniPCMultistepScheduler
+from diffusers import StableDiffusionInpaintPipeline as StockInpaintPipeline
 from diffusers import StableDiffusionPipeline as StockPipeline
 from peft import LoraConfig
-from PIL import ImageDraw
+from PIL import ImageDraw, ImageOps
 from scipy import ndimage
 from tiny_models import SIDE, difference, make_unet, product
 
@@ -186,6 +187,44 @@ class TestMethods:
         ours = pipeline(image, mask, "a lamp on a table", **call).latents
         assert torch.allclose(ours, expected, atol=1e-4)
 
+    def test_inpaint9_is_the_stock_inpainting_pipeline(self, parts):
+        unet = make_unet(in_channels=9)
+        stock = StockInpaintPipeline(
+            parts.vae,
+            parts.text_encoder,
+            parts.tokenizer,
+            unet,
+            parts.scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        stock.set_progress_bar_config(disable=True)
+        pipeline = InpaintingPipeline(**parts.as_kwargs() | {"unet": unet}, method="inpaint9")
+        image, mask = product()
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 127.5 - 1
+        paint = ImageOps.invert(mask)
+        call = {"num_inference_steps": STEPS, "guidance_scale": 3.0}
+        expected = stock(
+            "a lamp",
+            image=image,
+            mask_image=paint,
+            # the stock pipeline draws these from the autoencoder's distribution, ours takes its mode
+            masked_image_latents=pipeline._encode_image(pixels * (torch.from_numpy(np.array(paint)) < 128)),
+            latents=torch.randn(1, 4, SIDE // 8, SIDE // 8, generator=seeded()),
+            height=SIDE,
+            width=SIDE,
+            strength=1.0,
+            output_type="latent",
+            **call,
+        ).images
+        ours = pipeline(image, mask, "a lamp", generator=seeded(), **call)
+        assert torch.allclose(ours.latents, expected, atol=1e-4)
+        again = pipeline(image, mask, "a lamp", generator=seeded(), **call)
+        assert again.images[0].tobytes() == ours.images[0].tobytes()
+        other = pipeline(product("blue")[0], mask, "a lamp", generator=seeded(), **call)
+        assert difference(other.images[0], ours.images[0]) > 2
+
     @pytest.mark.parametrize(
         "scheduler", [DPMSolverMultistepScheduler, UniPCMultistepScheduler, EulerDiscreteScheduler]
     )
@@ -226,7 +265,9 @@ class TestMethods:
 
     @pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.planned])
     def test_planned_methods_say_so(self, parts, method):
-        with pytest.raises(ValueError, match="planned but not there yet; choose one of blended, soft, brushnet"):
+        with pytest.raises(
+            ValueError, match="planned but not there yet; choose one of blended, soft, inpaint9, brushnet"
+        ):
             InpaintingPipeline(**parts.as_kwargs(), method=method)
 
     def test_brushnet_needs_its_net(self, parts):

@@ -37,9 +37,11 @@ class Parts:
         return {name: getattr(self, name) for name in names}
 
 
-def make_unet(layers_per_block: int = 2) -> UNet2DConditionModel:
+def make_unet(layers_per_block: int = 2, in_channels: int = 4) -> UNet2DConditionModel:
     torch.manual_seed(0)
     return UNet2DConditionModel(
+        sample_size=64,
+        in_channels=in_channels,
         block_out_channels=(32, 64, 64, 64),
         layers_per_block=layers_per_block,
         down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
