@@ -43,14 +43,16 @@ class Base:
     tokenizer_2: CLIPTokenizer | None = None
 
 
-def load_profile_base(profile: Profile) -> Base:
+def load_profile_base(profile: Profile, unet_channels: int = 4) -> Base:
     """The base of a profile, its files checked: whole (`base`, with `autoencoder` in its VAE's place), or in pieces.
 
-    Raises UsageError where files are missing, IntegrityError where they are not what the profile says.
+    For a UNet of 9 input channels it is `base_inpaint9`, whole. Raises UsageError where a part or its files are
+    missing, IntegrityError where they are not what the profile says.
     """
     clip = profile.part("clip").check().path
-    if profile.has("base"):
-        base = load_base(profile.part("base").check(), clip)
+    whole = "base_inpaint9" if unet_channels == 9 else "base"
+    if unet_channels == 9 or profile.has(whole):
+        base = load_base(profile.part(whole).check(), clip)
         if not profile.has("autoencoder"):
             return base
         return replace(base, vae=load_net(AutoencoderKL, profile.part("autoencoder").check(), "an autoencoder"))

@@ -1,10 +1,9 @@
 """One sampler for every inpainting method of the paper: a UNet, branches, a blend.
 
-Standard and soft inpainting, 9-channel UNets, BrushNet and (planned) the rest differ in three things only:
-how many channels the UNet takes, which branch sees the masked image, and how the kept picture is blended in (the paper,
-sections 2.1 and 3.1). So
-there is one denoising loop, and a table, `METHODS`, of what each method puts into it. ControlNets with mask guidance
-(section 3.2) and a scene LoRA go with any of them.
+Standard and soft inpainting, 9-channel UNets, BrushNet and (planned) the rest differ in three things only: how many
+channels the UNet takes, which branch sees the masked image, and how the kept picture is blended in (the paper, sections
+2.1 and 3.1). So there is one denoising loop, and a table, `METHODS`, of what each method puts into it. ControlNets with
+mask guidance (section 3.2) and a scene LoRA go with any of them.
 """
 
 from __future__ import annotations
@@ -180,7 +179,7 @@ class InpaintingPipeline:
         profile = load_profile(name, models_dir)
         needs = _method(method)
 
-        base = load_profile_base(profile)
+        base = load_profile_base(profile, needs.unet_channels)
 
         def branch(model: Any, key: str, expected: str) -> Any:
             part = profile.part(key).check()
