@@ -64,7 +64,13 @@ class Services:
         from pipelines.workflow import Recipe
 
         profile = load_profile(self.settings.profile, self.settings.models_dir)
-        return Recipe(profile, load_scene(scene), attempt=attempt, compute=self.settings.compute())
+        return Recipe(
+            profile,
+            load_scene(scene),
+            attempt=attempt,
+            compute=self.settings.compute(),
+            max_megapixels=self.settings.photo_max_megapixels,
+        )
 
 
 def open_services() -> Services:

@@ -209,7 +209,14 @@ def _recipe(scene: str, method: str | None, **overrides: Any) -> Recipe:
     if method not in (None, *methods):
         raise UsageError(f"--method {method}: there are {', '.join(methods)}")
     profile = load_profile(settings.profile, settings.models_dir)
-    return Recipe(profile, load_scene(scene), method=method, compute=settings.compute(), **overrides)
+    return Recipe(
+        profile,
+        load_scene(scene),
+        method=method,
+        compute=settings.compute(),
+        max_megapixels=settings.photo_max_megapixels,
+        **overrides,
+    )
 
 
 # ------------------------------------------------------------------------------------------------ services

@@ -88,7 +88,10 @@ def place(matte: np.ndarray, canvas: tuple[int, int], scale: float, anchor: str,
 
 def lay(image: Image.Image, placement: Placement) -> Image.Image:
     """The source box of `image` (RGB or L, photo size) as it stands on the canvas: an image of (width, height)."""
-    box = image.crop(placement.source)
+    return _sized(image.crop(placement.source), placement)
+
+
+def _sized(box: Image.Image, placement: Placement) -> Image.Image:
     if placement.resample == "none":
         return box
     return box.resize((placement.width, placement.height), Image.Resampling.LANCZOS)
@@ -155,9 +158,10 @@ def _seen(origin: float, step: float, length: int, photo: int) -> tuple[int, int
 
 def lay_product(photo: Image.Image, cutout: Image.Image, placement: Placement) -> LaidProduct:
     """Lay a product on an empty canvas. photo: RGB, cutout: RGBA, both at the photo's size."""
-    matte = np.asarray(lay(cutout.getchannel("A"), placement))
-    own = np.asarray(lay(photo.convert("RGB"), placement))
-    clean = np.asarray(lay(cutout.convert("RGB"), placement))
+    box = cutout.crop(placement.source)  # cropped before anything is copied: photos are large
+    matte = np.asarray(_sized(box.getchannel("A"), placement))
+    clean = np.asarray(_sized(box.convert("RGB"), placement))
+    own = np.asarray(_sized(photo.crop(placement.source).convert("RGB"), placement))
     colour = np.where((matte >= OPAQUE)[..., None], own, clean)
     canvas_colour = np.zeros((placement.canvas_height, placement.canvas_width, 3), np.uint8)
     canvas_matte = np.zeros((placement.canvas_height, placement.canvas_width), np.uint8)

@@ -20,6 +20,10 @@ ROOT = Path(__file__).resolve().parents[1]
 """The checkout: where dags/, plugins/ and sql/ are."""
 
 
+MAX_MEGAPIXELS = 50
+"""Of a photo, where not told otherwise: the cutout of one that large takes under 2 GB beside the models."""
+
+
 class Settings(BaseSettings):
     """All of it. Read it with `get_settings()`; build one by hand only in tests."""
 
@@ -79,7 +83,9 @@ class Settings(BaseSettings):
     # Limits on what a catalogue may bring
     feed_max_bytes: int = Field(256 * 2**20, gt=0, description="Largest catalogue file, in bytes.")
     photo_max_bytes: int = Field(64 * 2**20, gt=0, description="Largest photo file, in bytes.")
-    photo_max_megapixels: float = Field(100, gt=0, description="Largest photo, in megapixels, known before decoding.")
+    photo_max_megapixels: float = Field(
+        MAX_MEGAPIXELS, gt=0, description="Largest photo, in megapixels, known before decoding."
+    )
     photo_timeout_seconds: float = Field(20, gt=0, description="Time limit of one photo's download, in seconds.")
 
     def environment(self) -> dict[str, str]:

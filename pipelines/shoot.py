@@ -7,6 +7,7 @@ folder's `.packshot`; lineage across runs is what the services are for.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -136,7 +137,7 @@ def _photo(product: Product, steps: dict[str, Step], store: Store) -> Image.Imag
         return None
     from pipelines.vision.photos import read_photo
 
-    return read_photo(store.get(product.photo)).image()
+    return read_photo(store.get(product.photo), math.inf).image()  # the cutout held it to the limit
 
 
 def _products(source: Path, store: Store, settings: Settings) -> Sequence[Product]:

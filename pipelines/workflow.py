@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pipelines.contracts import Artifact, Job, Made, Shot, ShotStep, State, Step
 from pipelines.errors import IntegrityError, OutOfMemory, Rejected, ShotTimeout
-from pipelines.settings import CPU, Compute
+from pipelines.settings import CPU, MAX_MEGAPIXELS, Compute
 
 if TYPE_CHECKING:
     from pipelines.models import Profile
@@ -68,6 +68,7 @@ class Recipe:
     seed: int | None = None
     attempt: str = ""
     compute: Compute = CPU
+    max_megapixels: float = MAX_MEGAPIXELS
 
     @property
     def device(self) -> str:

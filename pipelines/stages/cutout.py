@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -180,7 +181,10 @@ def _soft(photo: Photo, mask: np.ndarray) -> np.ndarray:
     """A mask found on the reduced photo as a soft matte at the photo's size, soft along its edge only."""
     width, height = photo.size
     full = cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
-    full = np.clip((full - 0.5) * 4 + 0.5, 0, 1)
+    full -= 0.5  # in place: a large photo's matte is large
+    full *= 4
+    full += 0.5
+    np.clip(full, 0, 1, out=full)
     return refine_matte(photo.rgb, full, radius=max(3, round(0.004 * max(width, height))))
 
 
@@ -214,7 +218,11 @@ def job(shot: Shot, upstream: Mapping[str, Step], recipe: Recipe, candidate: int
     A product without a usable photo has a job too, whose outcome is the rejection that says why.
     """
     product = shot.product
-    parameters = {"path": recipe.path, "garment": garment_part(f"{product.category} {product.title}")}
+    parameters: dict[str, Any] = {
+        "path": recipe.path,
+        "garment": garment_part(f"{product.category} {product.title}"),
+        "max_megapixels": recipe.max_megapixels,
+    }
     if product.photo is None:
         parameters["problem"] = product.photo_problem or "the product has no photo"
     return Job(
@@ -243,11 +251,14 @@ def _compute_one(work: Work, models: CutoutModels) -> Made | Rejected:
     if "problem" in parameters:
         return Rejected(parameters["problem"])
     try:
-        photo = read_photo(work.inputs["photo"])
+        photo = read_photo(work.inputs["photo"], parameters["max_megapixels"])
         result = cutout(photo, models, parameters["path"], parameters["garment"])
     except Rejected as rejection:
         return rejection
-    matte = np.clip(result.matte * 255 + 0.5, 0, 255).astype(np.uint8)
+    scaled = result.matte * 255
+    scaled += 0.5
+    matte = np.clip(scaled, 0, 255, out=scaled).astype(np.uint8)
+    del scaled
     rgba = Image.fromarray(np.dstack([result.colours, matte]), "RGBA")
     return Made(
         outputs=(Output("cutout", png_bytes(rgba), "image/png"),),

@@ -71,7 +71,7 @@ def compute(works: Sequence[Work], models: DescribeModels, recipe: Recipe) -> li
     """Describe each product. Nothing is stored: caption, tags, colour and subject are the step's facts."""
     cutouts = [np.asarray(Image.open(io.BytesIO(work.inputs["cutout"])).convert("RGBA")) for work in works]
     views = [
-        product_view(read_photo(work.inputs["photo"]).rgb, cutout[..., 3])
+        product_view(read_photo(work.inputs["photo"], recipe.max_megapixels).rgb, cutout[..., 3])
         for work, cutout in zip(works, cutouts, strict=True)
     ]
     captions, ranked = models.captioner.caption(views), models.tagger.rank(views)

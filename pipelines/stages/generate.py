@@ -105,7 +105,8 @@ def compute(works: Sequence[Work], models: GenerateModels, recipe: Recipe) -> li
     width, height = model_canvas(*canvas, recipe.profile.native_size)
     laid, small = [], []
     for work in works:
-        photo, cutout = read_photo(work.inputs["photo"]).image(), Image.open(io.BytesIO(work.inputs["cutout"]))
+        photo = read_photo(work.inputs["photo"], recipe.max_megapixels).image()
+        cutout = Image.open(io.BytesIO(work.inputs["cutout"]))
         matte = np.asarray(cutout.getchannel("A"))
         where = place(matte, canvas, scene.placement.scale, scene.placement.anchor, scene.placement.ground_line)
         laid.append(where)

@@ -50,14 +50,15 @@ def load(recipe: Recipe) -> OvercompletionDetector:
 
 def compute(works: Sequence[Work], models: OvercompletionDetector, recipe: Recipe) -> list[Made]:
     """Give every check's verdict on every image."""
-    return [_inspect(work, models) for work in works]
+    return [_inspect(work, models, recipe) for work in works]
 
 
-def _inspect(work: Work, detector: OvercompletionDetector) -> Made:
+def _inspect(work: Work, detector: OvercompletionDetector, recipe: Recipe) -> Made:
     image = np.asarray(Image.open(io.BytesIO(work.inputs["final"])).convert("RGB"))
     placement = Placement.from_facts(dict(work.job.parameters["placement"]))
     cutout = Image.open(io.BytesIO(work.inputs["cutout"]))
-    product = lay_product(read_photo(work.inputs["photo"]).image(), cutout, placement)
+    photo = read_photo(work.inputs["photo"], recipe.max_megapixels).image()
+    product = lay_product(photo, cutout, placement)
     limits = work.job.parameters["thresholds"]
 
     fidelity = product_fidelity(image, product)

@@ -42,14 +42,14 @@ def load(recipe: Recipe) -> Upscaler:
 
 def compute(works: Sequence[Work], models: Upscaler, recipe: Recipe) -> list[Made]:
     """Enlarge each scene to its canvas and composite the product."""
-    return [_finish(work, models) for work in works]
+    return [_finish(work, models, recipe) for work in works]
 
 
-def _finish(work: Work, upscaler: Upscaler) -> Made:
+def _finish(work: Work, upscaler: Upscaler, recipe: Recipe) -> Made:
     placement = Placement.from_facts(dict(work.job.parameters["placement"]))
     raw = np.asarray(Image.open(io.BytesIO(work.inputs["raw"])).convert("RGB"))
     scene = upscaler.upscale(raw, (placement.canvas_width, placement.canvas_height))
-    photo = read_photo(work.inputs["photo"]).image()
+    photo = read_photo(work.inputs["photo"], recipe.max_megapixels).image()
     product = lay_product(photo, Image.open(io.BytesIO(work.inputs["cutout"])), placement)
     return Made(
         outputs=(

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import cv2
 import numpy as np
+
+STRIP_PIXELS = 2_000_000
+"""Larger photos are worked on in strips of rows of about this many pixels, so that memory does not grow with them."""
 
 
 def refine_matte(image: np.ndarray, mask: np.ndarray, radius: int, epsilon: float = 1e-4) -> np.ndarray:
@@ -22,19 +27,28 @@ def refine_matte(image: np.ndarray, mask: np.ndarray, radius: int, epsilon: floa
         `(H, W)` float32, 0..1.
     """
     mask = mask.astype(np.float32)
-    unsure = cv2.dilate((cv2.absdiff(cv2.blur(mask, (3, 3)), np.round(mask)) > 0.02).astype(np.uint8), _disc(radius))
+    soft = np.empty(mask.shape, np.uint8)
+    for rows, seen in _strips(*mask.shape, halo=1):
+        change = cv2.absdiff(cv2.blur(mask[seen], (3, 3)), np.round(mask[seen])) > 0.02
+        soft[rows] = change[_within(rows, seen)]
+    unsure = cv2.dilate(soft, _disc(radius))
     if not unsure.any():
         return mask
     y0, y1, x0, x1 = _bounds(unsure, 2 * radius)
-    band = unsure[y0:y1, x0:x1] > 0
-    guide = image[y0:y1, x0:x1].astype(np.float32) / 255
-    # twice: the first answer puts the edge where the picture has it, the second is soft around that edge
-    edge = (_guided_filter(guide, mask[y0:y1, x0:x1], band, radius, epsilon) > 0.5).astype(np.float32)
-    guided = _guided_filter(
-        guide, np.where(band, edge, np.round(mask[y0:y1, x0:x1])), band, max(2, radius // 2), epsilon
-    )
+    image, rough, unsure = image[y0:y1, x0:x1], mask[y0:y1, x0:x1], unsure[y0:y1, x0:x1]
     matte = np.round(mask)
-    matte[y0:y1, x0:x1][band] = np.clip(guided[band], 0, 1)
+    refined = matte[y0:y1, x0:x1]
+    second = max(2, radius // 2)
+    for rows, seen in _strips(y1 - y0, x1 - x0, halo=2 * radius + 2 * second):
+        band = unsure[seen] > 0
+        if not band.any():
+            continue
+        guide = image[seen].astype(np.float32) / 255
+        # twice: the first answer puts the edge where the picture has it, the second is soft around that edge
+        edge = (_guided_filter(guide, rough[seen], band, radius, epsilon) > 0.5).astype(np.float32)
+        guided = _guided_filter(guide, np.where(band, edge, np.round(rough[seen])), band, second, epsilon)
+        core = _within(rows, seen)
+        refined[rows][band[core]] = np.clip(guided[core][band[core]], 0, 1)
     return matte
 
 
@@ -53,10 +67,20 @@ def decontaminate(image: np.ndarray, matte: np.ndarray, radius: int = 8) -> np.n
     Returns:
         `(H, W, 3)` uint8; equal to `image` where the matte is 0 or at least 0.99.
     """
-    colours = image.astype(np.float32)
-    rim = (matte > 0) & (matte < 0.99)
-    if not rim.any():
+    if not ((matte > 0) & (matte < 0.99)).any():
         return image
+    result = image.copy()
+    for rows, seen in _strips(*matte.shape, halo=3 * radius):  # the Gaussians below end at 2 * radius
+        core = _within(rows, seen)
+        rim = (matte[rows] > 0) & (matte[rows] < 0.99)
+        if rim.any():
+            clean = _without_background(image[seen].astype(np.float32), matte[seen], radius)[core]
+            result[rows][rim] = np.clip(clean[rim] + 0.5, 0, 255).astype(np.uint8)
+    return result
+
+
+def _without_background(colours: np.ndarray, matte: np.ndarray, radius: int) -> np.ndarray:
+    """What `decontaminate` says of every pixel, in float."""
     inside, inside_weight = _spread(colours, (matte >= 0.99).astype(np.float32), radius)
     outside, outside_weight = _spread(colours, (matte <= 0.01).astype(np.float32), radius)
     alpha = np.maximum(matte, 0.1)[..., None]
@@ -64,10 +88,24 @@ def decontaminate(image: np.ndarray, matte: np.ndarray, radius: int = 8) -> np.n
     solved = np.where(outside_weight[..., None] > 0, solved, colours)
     # the lower the matte, the less its pixel knows of the product
     trust = np.clip(matte, 0, 1)[..., None]
-    clean = np.where(inside_weight[..., None] > 0, trust * solved + (1 - trust) * inside, solved)
-    result = image.copy()
-    result[rim] = np.clip(clean[rim] + 0.5, 0, 255).astype(np.uint8)
-    return result
+    clean: np.ndarray = np.where(inside_weight[..., None] > 0, trust * solved + (1 - trust) * inside, solved)
+    return clean
+
+
+def _strips(height: int, width: int, halo: int) -> Iterator[tuple[slice, slice]]:
+    """The rows of each strip, and the rows to look at for them: `halo` more on both sides, where there are any.
+
+    A picture of up to `STRIP_PIXELS` is one strip.
+    """
+    step = height if height * width <= STRIP_PIXELS else max(1, STRIP_PIXELS // width)
+    for top in range(0, height, step):
+        bottom = min(height, top + step)
+        yield slice(top, bottom), slice(max(0, top - halo), min(height, bottom + halo))
+
+
+def _within(rows: slice, seen: slice) -> slice:
+    """Where `rows` are in what was cut out at `seen`."""
+    return slice(rows.start - seen.start, rows.stop - seen.start)
 
 
 def _guided_filter(guide: np.ndarray, target: np.ndarray, band: np.ndarray, radius: int, epsilon: float) -> np.ndarray:

@@ -13,13 +13,13 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from pipelines.errors import Rejected
+from pipelines.settings import MAX_MEGAPIXELS
 
 log = logging.getLogger(__name__)
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "AVIF")
 """What shops send. Every further decoder of Pillow's is attack surface without a user."""
 
-MAX_MEGAPIXELS = 100.0
 MIN_SIDE = 32
 MAX_ASPECT = 20
 
