@@ -181,10 +181,8 @@ def _soft(photo: Photo, mask: np.ndarray) -> np.ndarray:
     """A mask found on the reduced photo as a soft matte at the photo's size, soft along its edge only."""
     width, height = photo.size
     full = cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
-    full -= 0.5  # in place: a large photo's matte is large
-    full *= 4
-    full += 0.5
-    np.clip(full, 0, 1, out=full)
+    np.multiply(full, 4, out=full)  # in place: a large photo's matte is large
+    np.clip(np.subtract(full, 1.5, out=full), 0, 1, out=full)
     return refine_matte(photo.rgb, full, radius=max(3, round(0.004 * max(width, height))))
 
 

@@ -28,7 +28,7 @@ def refine_matte(image: np.ndarray, mask: np.ndarray, radius: int, epsilon: floa
     """
     mask = mask.astype(np.float32)
     soft = np.empty(mask.shape, np.uint8)
-    for rows, seen in _strips(*mask.shape, halo=1):
+    for rows, seen in _strips(mask.shape[0], mask.shape[1], halo=1):
         change = cv2.absdiff(cv2.blur(mask[seen], (3, 3)), np.round(mask[seen])) > 0.02
         soft[rows] = change[_within(rows, seen)]
     unsure = cv2.dilate(soft, _disc(radius))
@@ -70,7 +70,7 @@ def decontaminate(image: np.ndarray, matte: np.ndarray, radius: int = 8) -> np.n
     if not ((matte > 0) & (matte < 0.99)).any():
         return image
     result = image.copy()
-    for rows, seen in _strips(*matte.shape, halo=3 * radius):  # the Gaussians below end at 2 * radius
+    for rows, seen in _strips(matte.shape[0], matte.shape[1], halo=3 * radius):  # the Gaussians below end at 2 * radius
         core = _within(rows, seen)
         rim = (matte[rows] > 0) & (matte[rows] < 0.99)
         if rim.any():
