@@ -95,7 +95,7 @@ def test_an_unknown_path_is_a_usage_error(models: CutoutModels) -> None:
 
 def test_the_step_carries_the_cutout_at_the_photos_size_and_a_verdict(models: CutoutModels) -> None:
     image, mask = block_on(white())
-    job = Job("cutout", STAGE.version, {"photo": "x"}, {"path": "auto", "garment": ""})
+    job = Job("cutout", STAGE.version, {"photo": "x"}, {"path": "auto", "garment": "", "max_megapixels": 50})
     recipe = SimpleNamespace()
     made, refused = STAGE.compute(
         [Work(job, {"photo": png_bytes(Image.fromarray(image))}), Work(job, {"photo": b""})], models, recipe
@@ -112,7 +112,9 @@ def test_the_step_carries_the_cutout_at_the_photos_size_and_a_verdict(models: Cu
 
 def test_a_product_without_a_photo_is_rejected_with_the_catalogues_reason(models: CutoutModels) -> None:
     reference = SimpleNamespace(name="m", revision="1", sha256="0")
-    recipe = SimpleNamespace(path="auto", attempt="", profile=SimpleNamespace(ref=lambda name: reference))
+    recipe = SimpleNamespace(
+        path="auto", attempt="", max_megapixels=50, profile=SimpleNamespace(ref=lambda name: reference)
+    )
     shot = Shot(Product("A1", 1, "Mug", "", None, "row 1: images/a.jpg is not there"), "oak", "square")
     job = STAGE.job(shot, {}, recipe, 0)
     assert job.inputs == {}

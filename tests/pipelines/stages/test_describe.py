@@ -49,7 +49,9 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     save_untrained_models(folder)
     profile = load_profile("mini")
     parts = tuple(pinned(profile.part(name), folder / name) for name in ("blip", "clip"))
-    return SimpleNamespace(profile=dataclasses.replace(profile, parts=parts), device="cpu", attempt="")
+    return SimpleNamespace(
+        profile=dataclasses.replace(profile, parts=parts), device="cpu", attempt="", max_megapixels=50
+    )
 
 
 def png(array: np.ndarray) -> bytes:
