@@ -220,7 +220,7 @@ class InpaintingPipeline:
             if module is not None:
                 rests = self.offload and module in (self.vae, self.text_encoder)
                 module.to("cpu" if rests else device)
-                if dtype is not None:
+                if dtype not in (None, module.dtype):  # diffusers warns of every cast
                     module.to(dtype=dtype)
         return self
 
