@@ -36,13 +36,15 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 @dataclass(frozen=True, slots=True)
 class SheetRow:
-    """One product on the sheet. Pictures of any size and mode, None where the shot did not come that far."""
+    """One product on the sheet. Pictures of any size and mode, None where the shot did not come that far.
+
+    `subject` is what the prompt calls the product."""
 
     sku: str
     title: str
     state: ShotState
     reason: str = ""
-    caption: str = ""
+    subject: str = ""
     tags: tuple[str, ...] = ()
     photo: Image.Image | None = None
     cutout: Image.Image | None = None
@@ -111,7 +113,7 @@ def _card(row: SheetRow, width: int, height: int) -> Image.Image:
     draw.text((PAD, top), title, INK, title_font)
     draw.text((PAD + title_font.getlength(title) + 12, top + 4), sku, QUIET, sku_font)
     text_font = _font(15)
-    details = " · ".join(part for part in (row.caption, ", ".join(row.tags)) if part)
+    details = " · ".join(part for part in (row.subject, ", ".join(row.tags)) if part)
     for line, ink in ((row.reason, colour), (details, QUIET)):
         if line:
             top += 25
