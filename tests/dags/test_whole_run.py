@@ -27,7 +27,7 @@ def feed(tmp_path_factory) -> Path:
     """Two products of the sample, and one whose photo is no image."""
     folder = tmp_path_factory.mktemp("feed")
     with (SAMPLE / "catalog.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))[:2]
+        rows = list(csv.DictReader(file))[2:4]
     for row in rows:
         (folder / Path(row["image_link"]).name).write_bytes((SAMPLE / row["image_link"]).read_bytes())
     (folder / "broken.jpg").write_bytes(b"not an image at all")
@@ -74,7 +74,7 @@ def test_every_product_of_the_feed_is_accounted_for(first) -> None:
     state, found = first
     assert state is DagRunState.SUCCESS
     assert (found.products, found.failed, found.pending) == (3, 0, 0)
-    assert found.published + found.held + found.rejected == 3
+    assert (found.published, found.rejected) == (2, 1)
     outcomes = {shot.sku: shot for shot in found.shots}
     assert outcomes["BROKEN"].state == "rejected"
     assert "not an image" in outcomes["BROKEN"].reason
