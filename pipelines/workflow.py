@@ -92,7 +92,7 @@ class Stage:
     load(recipe) → models                            once a shard, and only when something is to be computed
     compute(works, models, recipe) → [Made|Rejected] same order as `works`
     candidates(recipe) → int                         how many seeds may be tried, one step each
-    score(step) → float                              lower is better; `passes(step, recipe)` stops the search
+    score(step, recipe) → float                      lower is better; `passes(step, recipe)` stops the search
     """
 
     name: str
@@ -103,7 +103,7 @@ class Stage:
     compute: Callable[[Sequence[Work], Any, Recipe], Sequence[Made | Rejected]]
     batched: bool = False
     candidates: Callable[[Recipe], int] = lambda recipe: 1
-    score: Callable[[Step], float] = lambda step: 0.0
+    score: Callable[[Step, Recipe], float] = lambda step, recipe: 0.0
     passes: Callable[[Step, Recipe], bool] = lambda step, recipe: True
 
 
@@ -183,7 +183,9 @@ def is_settled(stage: Stage, step: Step, recipe: Recipe) -> bool:
 def choose(stage: Stage, steps: Sequence[Step], recipe: Recipe) -> Step:
     """The first that passes, else the best of those that were made, else the last attempt."""
     done = [step for step in steps if step.state is State.DONE]
-    return next((s for s in done if stage.passes(s, recipe)), min(done, key=stage.score) if done else steps[-1])
+    if not done:
+        return steps[-1]
+    return next((s for s in done if stage.passes(s, recipe)), min(done, key=lambda step: stage.score(step, recipe)))
 
 
 def _with_choice(stage: Stage, tried: Sequence[ShotStep], recipe: Recipe) -> list[ShotStep]:

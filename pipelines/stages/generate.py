@@ -1,7 +1,8 @@
 """Stage 3: paint a scene around the product (paper, section 3).
 
 The cutout is placed on the channel's canvas, reduced to the model's size, and everything around it is inpainted. Each
-raw candidate is measured for overcompletion at once; the first seed that passes ends the search, `candidates` at most.
+raw candidate is measured for overcompletion, and for a rim around the product, at once; the first seed that passes both
+ends the search, `candidates` at most.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from pipelines.diffusion.control import canny_edges
 from pipelines.diffusion.inpainting import InpaintingPipeline
 from pipelines.diffusion.mask_guidance import refine_mask
 from pipelines.placement import Placement, lay_photo, lay_product, place
+from pipelines.quality.fidelity import halo
 from pipelines.quality.overcompletion import OvercompletionDetector
-from pipelines.scenes import Control
+from pipelines.scenes import Checks, Control
 from pipelines.vision.photos import png_bytes, read_photo
 from pipelines.workflow import Recipe, Stage, Work
 
@@ -192,21 +194,28 @@ def _measured(
         facts={
             "placement": dict(placement),
             "e_plus": found.e_plus,
+            "rim": halo(np.asarray(Image.composite(item.colour, image, item.matte)), np.asarray(item.matte)).score,
             "uncertainty": found.uncertainty,
             "compute": compute,
         },
     )
 
 
+def _excess(step: Step, checks: Checks) -> float:
+    """How far the worse of a candidate's two measures is up its threshold: at most 1 passes."""
+    measures = (step.facts["e_plus"], checks.overcompletion), (step.facts["rim"], checks.halo)
+    return max(measure / max(limit, 1e-9) for measure, limit in measures)
+
+
 STAGE = Stage(
     name="generate",
-    version=2,
+    version=3,
     needs=("cutout", "describe"),
     job=job,
     load=load,
     compute=compute,
     batched=True,
     candidates=lambda recipe: recipe.scene.candidates,
-    score=lambda step: float(step.facts["e_plus"]),
-    passes=lambda step, recipe: step.facts["e_plus"] <= recipe.scene.checks.overcompletion,
+    score=lambda step, recipe: _excess(step, recipe.scene.checks),
+    passes=lambda step, recipe: _excess(step, recipe.scene.checks) <= 1,
 )

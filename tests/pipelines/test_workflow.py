@@ -31,7 +31,7 @@ class Painter:
             compute=self.compute,
             batched=True,
             candidates=lambda recipe: candidates,
-            score=lambda step: step.facts["score"],
+            score=lambda step, recipe: step.facts["score"],
             passes=lambda step, recipe: step.facts["score"] < 0.5,
         )
 

@@ -28,7 +28,7 @@ def recipe(**control: Any) -> Recipe:
         title="Mine",
         prompt="a photo of {product} on a white floor against a white wall",
         method="blended",
-        steps=1,
+        steps=4,
         guidance_scale=1.0,
         controls=(Control(scale=1.0, **control),),
         channel=Channel(width=256, height=256, min_width=256, min_height=256),
