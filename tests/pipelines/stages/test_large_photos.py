@@ -58,7 +58,7 @@ def job(max_megapixels: float) -> Job:
 def test_a_photo_at_the_limit_takes_under_two_gigabytes_beside_the_models() -> None:
     command = [sys.executable, "-c", MEASURE, *map(str, WEIGHTS)]
     megabytes = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    assert 150 < megabytes < 2000
+    assert 20 < megabytes < 2000
 
 
 @needs_weights
