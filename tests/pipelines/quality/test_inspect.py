@@ -12,12 +12,13 @@ from planted import SIDE, clean, halo_around, left_out, with_background
 from pipelines.contracts import Job
 from pipelines.models import load_profile
 from pipelines.quality.overcompletion import OvercompletionDetector
-from pipelines.scenes import Checks
+from pipelines.scenes import Checks, load_scene
 from pipelines.stages import inspect
 from pipelines.vision.photos import png_bytes
-from pipelines.workflow import Work
+from pipelines.workflow import Recipe, Work
 
 PRODUCTS = (3, 5, 7)
+RECIPE = Recipe(load_profile("mini"), load_scene("oak-window"))
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def failing(detector):
         parameters = {"placement": shot.placement.facts(), "thresholds": Checks().model_dump(mode="json")}
         inputs = {"final": png_bytes(Image.fromarray(shot.image)), "photo": shot.photo, "cutout": shot.cutout}
         work = Work(Job("inspect", 1, {}, parameters), inputs)
-        (made,) = inspect.compute([work], detector, None)
+        (made,) = inspect.compute([work], detector, RECIPE)
         pictures = {output.role: output for output in made.outputs}
         for verdict in made.verdicts:
             shown = Image.open(io.BytesIO(pictures[verdict.picture].data))
