@@ -1,8 +1,11 @@
-"""Train BrushNet (Ju et al. 2024) for the bundled UNet, on masks that never cut through a product.
+"""Train BrushNet (Ju et al. 2024) for the bundled UNet, in the paper's two stages (section 3.1.2), and its control arm.
 
-The masks of the original training are pieces (`train_brushnet.py`: one random segment, opened, inverted), which teach
-that a kept piece goes on outside its mask: overcompletion. Here most masks are whole products, a little dilated, as in
-the paper's fine-tune (section 3.1); a share of random strokes keeps the branch sane on other masks. The UNet is frozen.
+    brushnet_random    from the UNet, on random masks: what a released BrushNet is
+    brushnet_salient   stage 1, from there: salient objects, whole; composed toys, and photos with a salient net's masks
+    brushnet           stage 2, from stage 1: e-commerce products, whole, by their mattes. The one that packshot uses
+    brushnet_control   from brushnet_random, on random masks for as long as both stages: what mere training does
+
+The UNet is frozen; only the branch learns.
 """
 
 from __future__ import annotations
@@ -10,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -20,28 +22,65 @@ from torch import Tensor, nn
 
 from pipelines.diffusion.brushnet import BrushNetModel, inject
 from pipelines.diffusion.inpainting import latent_mask, masked_image
+from pipelines.errors import UsageError
 from pipelines.training.autoencoder import tensor_bytes, to_tensor
 from pipelines.training.card import write_card
-from pipelines.training.data import ShotPack
-from pipelines.training.loop import TrainOptions, fit, grid_picture
-from pipelines.training.unet import GUIDANCE, FrozenBase, TextConditioned, build_scheduler
+from pipelines.training.data import Composer
+from pipelines.training.loop import PROFILE, TrainOptions, fit, grid_picture
+from pipelines.training.masks import Policy, random_mask, whole_mask
+from pipelines.training.unet import (
+    GUIDANCE,
+    FrozenBase,
+    TextConditioned,
+    build_scheduler,
+    load_training_photographs,
+)
+from pipelines.vision.segmenters import SalientSegmenter
 
-STROKES = 0.15
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Arm:
+    """One BrushNet: the part that it starts from (None: the UNet's weights), and the masks that it learns from."""
+
+    start: str | None
+    masks: Policy
+
+
+ARMS = {
+    "brushnet_random": Arm(None, "random"),
+    "brushnet_salient": Arm("brushnet_random", "salient"),
+    "brushnet": Arm("brushnet_salient", "instance"),
+    "brushnet_control": Arm("brushnet_random", "random"),
+}
+
+UNSURE = 0.1
+"""Share of a photo where the salient net is undecided (0.2 to 0.8) above which its mask is not learnt from."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ConditionPack:
-    """What BrushNet sees of each composed shot: masked-image latents and mask, (N, 5, h, w) float16."""
+    """What BrushNet sees: `conditions` (N, 5, h, w) float16, masked-image latents and mask, of the samples `picks` (N,)
+    of the UNet's latent pack."""
 
+    picks: NDArray[np.int64]
     conditions: NDArray[np.float16]
 
-    def batch(self, picks: NDArray[np.int64]) -> Tensor:
+    def batch(self, rows: NDArray[np.int64]) -> Tensor:
         """The conditions of a batch, float32."""
-        return torch.from_numpy(self.conditions[picks].astype(np.float32))
+        return torch.from_numpy(self.conditions[rows].astype(np.float32))
 
 
 def train(options: TrainOptions) -> Path:
-    """Train at `options.size` (or 128 px for two thirds of the budget, then 256 px); return the export's folder."""
+    """Train the arm `options.part` at `options.size` (or at 128 px for two thirds of the budget, then 256 px).
+
+    Goes on from the arm's export in `options.out` where there is one, else begins where `ARMS` says.
+
+    Returns:
+        The export's folder.
+
+    Raises:
+        UsageError: the part to start from has not been trained.
+    """
     if options.size is not None:
         return train_at(options, options.size)
     train_at(dataclasses.replace(options, minutes=options.minutes * 2 / 3), 128)
@@ -49,18 +88,19 @@ def train(options: TrainOptions) -> Path:
 
 
 def train_at(options: TrainOptions, side: int) -> Path:
-    """One stage at `side` px, from the exported BrushNet, or from the UNet's weights when there is none."""
+    """One stage at `side` px."""
     torch.manual_seed(options.seed)
-    stage = dataclasses.replace(options, part=f"brushnet_{side}")
+    arm = ARMS[options.part]
+    stage = dataclasses.replace(options, part=f"{options.part}_{side}")
     batch, lr = options.batch or (24 if side <= 128 else 8), options.lr or (4e-4 if side <= 128 else 2e-4)
-    folder = options.out / "brushnet"
+    folder = options.out / options.part
     base = FrozenBase.load(options, side)
-    conditions = condition_pack(stage, base.vae, base.shots)
-    model = load(folder, base.model).to(options.device, memory_format=torch.channels_last)
+    pack = condition_pack(options, arm.masks, base, side)
+    model = load(options, base.model).to(options.device, memory_format=torch.channels_last)
 
     def loss_of_step(step: int) -> Tensor:
-        drawn = base.batch(stage, step, batch)
-        condition = conditions.batch(drawn.picks).to(options.device).contiguous(memory_format=torch.channels_last)
+        rows, drawn = base.batch(stage, step, batch, pack.picks)
+        condition = pack.batch(rows).to(options.device).contiguous(memory_format=torch.channels_last)
         with inject(base.model.unet, *model(drawn.noisy, drawn.timesteps, None, condition)):
             predicted = base.model.unet(drawn.noisy, drawn.timesteps, encoder_hidden_states=drawn.states).sample
         return F.mse_loss(predicted.float(), drawn.target)
@@ -72,35 +112,75 @@ def train_at(options: TrainOptions, side: int) -> Path:
         batch=batch,
         lr=lr,
         every_seconds=150,
-        on_checkpoint=lambda ema, _: show(ema, base, conditions, stage.folder / "samples.png"),
+        on_checkpoint=lambda ema, _: show(ema, base, stage.folder / "samples.png"),
     )
     result.ema.half().save_pretrained(folder)  # type: ignore[operator]
-    write_card(folder, "brushnet", result.ema, options, {f"{side}_px": result.figures})
+    figures = {f"{side}_px": {**result.figures, "pictures": len(pack.picks), "masks": arm.masks}}
+    write_card(folder, options.part, result.ema, options, figures)
     return folder
 
 
-def load(folder: Path, base: TextConditioned) -> BrushNetModel:
-    """The exported BrushNet in float32, or a new one with the UNet's weights."""
-    if (folder / "config.json").exists():
-        loaded: BrushNetModel = BrushNetModel.from_pretrained(folder).float()
-        return loaded
+def load(options: TrainOptions, base: TextConditioned) -> BrushNetModel:
+    """The arm as exported in float32, or what it starts from. Raises UsageError where that is missing."""
+    start = ARMS[options.part].start
+    for part in (options.part, start):
+        if part is not None and (options.out / part / "config.json").exists():
+            loaded: BrushNetModel = BrushNetModel.from_pretrained(options.out / part).float()
+            return loaded
+    if start is not None:
+        raise UsageError(f"{options.part} starts from {start}, which {options.out} lacks; run packshot train {start}")
     return BrushNetModel.from_unet(base.unet).requires_grad_(True)
 
 
-def condition_pack(options: TrainOptions, vae: AutoencoderKL, shots: ShotPack) -> ConditionPack:
-    """Encode every shot behind its mask once into the part's work folder."""
-    packed = options.folder / "conditions.npy"
+def condition_pack(options: TrainOptions, masks: Policy, base: FrozenBase, side: int) -> ConditionPack:
+    """Encode the samples that `masks` is about behind their masks, once, into the work folder."""
+    packed = options.work / "conditions" / f"{masks}_{side}.npz"
     if not packed.exists():
-        parts = [range(n, min(n + 32, len(shots))) for n in range(0, len(shots), 32)]
-        np.save(packed, np.concatenate([_conditions(vae, shots, part) for part in parts]))
-    return ConditionPack(np.load(packed, mmap_mode="r"))
+        packed.parent.mkdir(parents=True, exist_ok=True)
+        picks, conditions = _encode_all(options, masks, base, side)
+        np.savez(packed, picks=picks, conditions=conditions)
+    stored = np.load(packed)
+    return ConditionPack(stored["picks"], stored["conditions"])
 
 
-@torch.no_grad()
-def _conditions(vae: AutoencoderKL, shots: ShotPack, part: range) -> NDArray[np.float16]:
-    images = to_tensor(np.stack([shots.image(n) for n in part])).to(vae.device)
-    masks = np.stack([draw_mask(shots.mask(n), np.random.default_rng([31, n])) for n in part])
-    return encode_condition(vae, images, torch.from_numpy(masks)[:, None].to(images)).half().cpu().numpy()
+def _encode_all(
+    options: TrainOptions, masks: Policy, base: FrozenBase, side: int
+) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
+    picks = _samples(options, masks, base, side)
+    photographs = load_training_photographs(options, side) if masks == "salient" else np.empty(0)
+    salient = SalientSegmenter.from_file(PROFILE / "salient" / "model.safetensors") if masks == "salient" else None
+    kept, conditions = [], []
+    for start in range(0, len(picks), 32):
+        images, regions = [], []
+        for n in picks[start : start + 32].tolist():
+            rng = np.random.default_rng([31, n])
+            if n < len(base.shots):
+                image, product = np.asarray(base.shots.image(n)), np.asarray(base.shots.mask(n))
+            else:
+                assert salient is not None
+                image = photographs[n - len(base.shots)]
+                found = salient.segment(image)
+                if ((found > 0.2) & (found < 0.8)).mean() > UNSURE or not 0.03 < (found > 0.5).mean() < 0.8:
+                    continue
+                product = ((found > 0.5) * 255).astype(np.uint8)
+            images.append(image)
+            regions.append(random_mask(product, rng) if masks == "random" else whole_mask(product, rng))
+            kept.append(n)
+        pixels = to_tensor(np.stack(images)).to(base.vae.device)
+        region = torch.from_numpy(np.stack(regions))[:, None].to(pixels)
+        conditions.append(encode_condition(base.vae, pixels, region).half().cpu().numpy())
+    return np.array(kept), np.concatenate(conditions)
+
+
+def _samples(options: TrainOptions, masks: Policy, base: FrozenBase, side: int) -> NDArray[np.int64]:
+    """Which samples of the UNet's pack a policy is about: all shots; toys and photos; the shop's kind of goods."""
+    if masks == "random":
+        return np.arange(len(base.shots))
+    composer = Composer(options.data, "train", seed=side)
+    wanted = composer.toys if masks == "salient" else composer.goods
+    shots = [n for n in range(len(base.shots)) if composer.pool(n) is wanted]
+    photographs = range(len(base.shots), len(base.pack.latents)) if masks == "salient" else range(0)
+    return np.array([*shots, *photographs])
 
 
 @torch.no_grad()
@@ -110,19 +190,6 @@ def encode_condition(vae: AutoencoderKL, images: Tensor, masks: Tensor) -> Tenso
     latents = vae.encode(hidden).latent_dist.mode()
     size = (latents.shape[-2], latents.shape[-1])
     return torch.cat([latents, latent_mask(masks, size)], dim=1)
-
-
-def draw_mask(product: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.float32]:
-    """The kept region of a shot: the product dilated by 0 to 2 px, or (share `STROKES`) all but random strokes."""
-    if rng.random() >= STROKES:
-        grow = int(rng.integers(0, 3)) * 2 + 1
-        return (cv2.dilate(product, np.ones((grow, grow), np.uint8)) >= 128).astype(np.float32)
-    height, width = product.shape
-    painted = np.zeros((height, width), np.uint8)
-    for _ in range(int(rng.integers(1, 4))):
-        points = (rng.random((int(rng.integers(2, 6)), 2)) * [width, height]).astype(np.int32)
-        cv2.polylines(painted, [points], False, 255, thickness=int(rng.integers(width // 8, width // 3)))
-    return (painted < 128).astype(np.float32)
 
 
 @torch.no_grad()
@@ -149,16 +216,14 @@ def sample(
 
 
 @torch.no_grad()
-def show(model: nn.Module, base: FrozenBase, conditions: ConditionPack, path: Path) -> None:
-    """Draw six shots: as composed, as painted around their product, and with the product laid back over."""
+def show(model: nn.Module, base: FrozenBase, path: Path) -> None:
+    """Draw six shots behind their whole masks: as composed, as painted around the product, the product laid over."""
     assert isinstance(model, BrushNetModel)
-    picks = list(range(1, 7))
-    condition = conditions.batch(np.array(picks)).to(base.vae.device)
+    shots, picks = base.shots, list(range(1, 7))
+    images = to_tensor(np.stack([shots.image(n) for n in picks])).to(base.vae.device)
+    masks = np.stack([shots.mask(n) >= 128 for n in picks])
+    condition = encode_condition(base.vae, images, torch.from_numpy(masks)[:, None].to(images))
     latents = sample(model, base.model, [base.pack.captions[n] for n in picks], condition)
     painted = tensor_bytes(base.vae.decode(latents).sample)
-    shots = base.shots
-    pasted = [
-        np.where((shots.mask(n) >= 128)[..., None], shots.image(n), picture)
-        for n, picture in zip(picks, painted, strict=True)
-    ]
+    pasted = [np.where(masks[k][..., None], shots.image(n), painted[k]) for k, n in enumerate(picks)]
     grid_picture([*(shots.image(n) for n in picks), *painted, *pasted]).save(path)

@@ -1,7 +1,7 @@
-"""Train the bundled canny ControlNet (Zhang et al. 2023): the product's edges, all else black, guide where it stands.
+"""Train the bundled canny ControlNet (Zhang et al. 2023): edges say what stands where.
 
-The control image is the sampler's own (`pipelines.diffusion.control.canny_edges` behind the product mask), so black
-means 'no control' and mask guidance applies. The UNet is frozen.
+As often the whole picture's edges, as the published nets learn them, as the product's alone, all else black, as the
+sampler draws them; so that black means 'no control' and mask guidance applies. The UNet is frozen.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from pipelines.diffusion.control import canny_edges
 from pipelines.training.autoencoder import tensor_bytes
 from pipelines.training.card import write_card
 from pipelines.training.data import ShotPack
-from pipelines.training.loop import TrainOptions, fit, grid_picture
+from pipelines.training.loop import TrainOptions, fit, grid_picture, step_rng
 from pipelines.training.unet import GUIDANCE, FrozenBase, TextConditioned, build_scheduler
 
 EMBEDDING = (8, 16, 32, 48)
+WHOLE = 0.5
+"""Share of the samples that show all of a picture's edges."""
 
 
 def train(options: TrainOptions) -> Path:
@@ -35,9 +37,12 @@ def train(options: TrainOptions) -> Path:
     base = FrozenBase.load(options, side)
     model = load(folder, base.model).to(options.device, memory_format=torch.channels_last)
 
+    composed = np.arange(len(base.shots))
+
     def loss_of_step(step: int) -> Tensor:
-        drawn = base.batch(stage, step, batch)
-        control = control_images(base.shots, drawn.picks.tolist()).to(options.device)
+        _, drawn = base.batch(stage, step, batch, composed)
+        whole = step_rng(stage, step + 1).random(batch) < WHOLE
+        control = control_images(base.shots, drawn.picks.tolist(), whole.tolist()).to(options.device)
         down, mid = model(drawn.noisy, drawn.timesteps, drawn.states, control, return_dict=False)
         predicted = base.model.unet(
             drawn.noisy,
@@ -71,9 +76,12 @@ def load(folder: Path, base: TextConditioned) -> ControlNetModel:
     return new.requires_grad_(True)
 
 
-def control_images(shots: ShotPack, picks: list[int]) -> Tensor:
-    """The product edges of shots as (N, 3, H, W) in 0..1."""
-    edges = [np.asarray(canny_edges(np.asarray(shots.image(n)), shots.mask(n) / np.float32(255))) for n in picks]
+def control_images(shots: ShotPack, picks: list[int], whole: list[bool]) -> Tensor:
+    """The edges of shots, of all that is in the picture or of the product alone, as (N, 3, H, W) in 0..1."""
+    masks = [
+        None if everything else shots.mask(n) / np.float32(255) for n, everything in zip(picks, whole, strict=True)
+    ]
+    edges = [np.asarray(canny_edges(np.asarray(shots.image(n)), mask)) for n, mask in zip(picks, masks, strict=True)]
     return torch.from_numpy(np.stack(edges)).permute(0, 3, 1, 2).float() / 255
 
 
@@ -107,6 +115,6 @@ def show(model: nn.Module, base: FrozenBase, path: Path) -> None:
     """Draw six shots' edges, and what is painted under them."""
     assert isinstance(model, ControlNetModel)
     picks = list(range(1, 7))
-    control = control_images(base.shots, picks).to(base.vae.device)
+    control = control_images(base.shots, picks, [False, True] * 3).to(base.vae.device)
     latents = sample(model, base.model, [base.pack.captions[n] for n in picks], control)
     grid_picture([*tensor_bytes(control * 2 - 1), *tensor_bytes(base.vae.decode(latents).sample)]).save(path)

@@ -103,13 +103,24 @@ class Composer:
         """Compose shot `index` at `size` (height, width) px."""
         rng = np.random.default_rng([self.seed, index])
         scene = draw_scene(rng)
-        if rng.random() < self.empty:
+        pool = self._draw_pool(rng)
+        if pool is None:
             return compose(scene, size, None, rng)
-        pool = self.goods if rng.random() < 0.5 and self.goods else self.toys
         product = pool[int(rng.integers(len(pool)))]
         if rng.random() < 0.5:
             product = mirrored(product)
         return compose(scene, size, product, rng)
+
+    def pool(self, index: int) -> list[Product] | None:
+        """Where the product of shot `index` is from: `toys`, `goods`, or None for an empty scene."""
+        rng = np.random.default_rng([self.seed, index])
+        draw_scene(rng)
+        return self._draw_pool(rng)
+
+    def _draw_pool(self, rng: np.random.Generator) -> list[Product] | None:
+        if rng.random() < self.empty:
+            return None
+        return self.goods if rng.random() < 0.5 and self.goods else self.toys
 
 
 def load_photographs(data: Path, side: int, split: str | None = None) -> NDArray[np.uint8]:

@@ -27,7 +27,7 @@ from pipelines.training.loop import TrainOptions, fit, grid_picture, step_rng, t
 
 WIDTHS = (32, 64, 128, 160)
 SHOTS = {128: 16000, 256: 5000}
-PHOTOGRAPHS = 600
+PHOTOGRAPHS = 2000
 PHOTOGRAPH_SHARE = 0.06
 CAPTION_DROPOUT = 0.1
 PRODUCT_WEIGHT = 0.25
@@ -143,11 +143,13 @@ class FrozenBase:
         model = build_model(options, first=False).requires_grad_(False).eval()
         return cls(model, vae, shots, pack, build_scheduler())
 
-    def batch(self, options: TrainOptions, step: int, count: int) -> NoisyBatch:
-        """Draw `count` composed shots for `step`."""
+    def batch(
+        self, options: TrainOptions, step: int, count: int, among: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NoisyBatch]:
+        """Draw `count` of the pack's samples `among` (N,) for `step`: which rows of `among`, and the noisy batch."""
         rng = step_rng(options, step)
-        picks = rng.integers(0, len(self.shots), count)
-        return noisy_batch(self.model, self.pack, self.scheduler, picks, options, step, rng)
+        rows = rng.integers(0, len(among), count)
+        return rows, noisy_batch(self.model, self.pack, self.scheduler, among[rows], options, step, rng)
 
 
 def train(options: TrainOptions) -> Path:
@@ -227,11 +229,16 @@ def latent_pack(options: TrainOptions, vae: AutoencoderKL, shots: ShotPack, side
     """Encode `shots` and some real photographs once into the part's work folder."""
     packed = options.folder / "latents.npy"
     if not packed.exists():
-        photographs = load_photographs(options.data, side, "train")[:PHOTOGRAPHS]
+        photographs = load_training_photographs(options, side)
         latents = [encode(vae, np.stack([shots.image(k) for k in part])) for part in _parts(len(shots))]
         latents += [encode(vae, photographs[part]) for part in _parts(len(photographs))]
         np.save(packed, np.concatenate(latents))
     return LatentPack(np.load(packed), shots.captions)
+
+
+def load_training_photographs(options: TrainOptions, side: int) -> NDArray[np.uint8]:
+    """The real photographs of the latent pack, (N, side, side, 3), in its order: scenes, then product photos."""
+    return load_photographs(options.data, side, "train")[:PHOTOGRAPHS]
 
 
 def scene_weights(shots: ShotPack, count: int) -> NDArray[np.float32]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipelines.diffusion.brushnet import BrushNetModel
+from pipelines.errors import UsageError
 from pipelines.training import brushnet, controlnet, data, scene_lora, unet
 from pipelines.training.loop import PROFILE, TrainOptions
 
@@ -38,9 +40,16 @@ def test_each_trainer_moves_its_weights_and_exports_what_the_sampler_loads(optio
     after = load_file(options.out / "unet" / "diffusion_pytorch_model.safetensors")
     assert any(not torch.equal(before[key].float(), after[key].float()) for key in before)
 
-    brushnet.train(options)
-    branch = BrushNetModel.from_pretrained(options.out / "brushnet")
-    assert any(layer.weight.abs().max() > 0 for layer in branch.brushnet_down_blocks)
+    with pytest.raises(UsageError, match="run packshot train brushnet_random"):
+        brushnet.train(dataclasses.replace(options, part="brushnet_salient"))
+    earlier = None
+    for part in ("brushnet_random", "brushnet_salient", "brushnet", "brushnet_control"):
+        brushnet.train(dataclasses.replace(options, part=part))
+        branch = BrushNetModel.from_pretrained(options.out / part)
+        assert any(layer.weight.abs().max() > 0 for layer in branch.brushnet_down_blocks)
+        weights = branch.brushnet_mid_block.weight
+        assert earlier is None or not torch.equal(weights, earlier)
+        earlier = weights
 
     controlnet.train(options)
     net = controlnet.load(options.out / "controlnet_canny", None)
@@ -50,5 +59,5 @@ def test_each_trainer_moves_its_weights_and_exports_what_the_sampler_loads(optio
     lora = load_file(options.out / scene_lora.NAME / "pytorch_lora_weights.safetensors")
     assert all(key.startswith("unet.") for key in lora)
     assert any(tensor.abs().max() > 0 for key, tensor in lora.items() if "lora.up" in key or "lora_B" in key)
-    for part in ("unet", "brushnet", "controlnet_canny", scene_lora.NAME):
+    for part in ("unet", *brushnet.ARMS, "controlnet_canny", scene_lora.NAME):
         assert "128_px" in (options.out / part / "CARD.md").read_text(encoding="utf-8")
