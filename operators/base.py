@@ -58,11 +58,14 @@ class Services:
     store: S3Store
 
     def recipe(self, scene: str, attempt: str = "") -> Recipe:
-        """Profile and device of the settings, and this scene. Raises UsageError for a scene that is not there."""
+        """Profile, with the revisions that are promoted, and device of the settings, and this scene. Raises UsageError
+        for a scene that is not there."""
         from pipelines.models import load_profile
+        from pipelines.revisions import install
         from pipelines.scenes import load_scene
         from pipelines.workflow import Recipe
 
+        install(self.ledger.engine, self.store, self.settings.profile, self.settings.state_dir)
         profile = load_profile(self.settings.profile, self.settings.models_dir)
         return Recipe(
             profile,

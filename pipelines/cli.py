@@ -32,6 +32,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from pipelines.cli_revisions import revisions_app
 from pipelines.errors import PackshotError, UsageError
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ models_app = typer.Typer(no_args_is_help=True, help="The models of a profile: wh
 app.add_typer(scenes_app, name="scenes")
 app.add_typer(measure_app, name="measure")
 app.add_typer(models_app, name="models")
+models_app.add_typer(revisions_app)
 
 
 class Terminal(Console):

@@ -3,7 +3,8 @@
 A profile is `profiles/<name>.yaml`. The weights of a bundled profile lie beside it in `profiles/<name>/<part>/`; those
 of the others in a models directory or, second, on the hub. The digests in the YAML are what keys and lineage carry, so
 a part is checked against them before it is loaded. `<models directory>/<name>.yaml` may replace and add parts of a
-profile that is not bundled: a community base, another HQ-SAM, a LoRA.
+profile that is not bundled: a community base, another HQ-SAM, a LoRA. Over all of them go promoted revisions, trained
+on the shop's own pictures: `pipelines.revisions` keeps them in the state directory.
 
     python -m pipelines.models lock mini      write the digests of the files that are there into mini.yaml
 """
@@ -209,8 +210,11 @@ def profile_names() -> list[str]:
 
 
 @lru_cache(maxsize=8)
-def load_profile(name: str, models_dir: Path | None = None) -> Profile:
+def load_profile(name: str, models_dir: Path | None = None, promoted: bool = True) -> Profile:
     """Read profile `name`. `models_dir` is where the files of a profile that is not bundled are.
+
+    Promoted revisions take the place of the parts that they are of, unless `promoted` is False. A process sees those of
+    when it first asked, so that its keys and its weights are of one revision.
 
     Raises UsageError where there is no such profile, its file is malformed or it needs a models directory.
     """
@@ -226,6 +230,7 @@ def load_profile(name: str, models_dir: Path | None = None) -> Profile:
         if not document["bundled"] and (own := root / f"{name}.yaml").is_file():
             file = own
             entries |= _read_yaml(own)["parts"]
+        parts = tuple(_read_part(name, part, entries, root) for part in entries)
         return Profile(
             name=name,
             title=document["title"],
@@ -233,11 +238,36 @@ def load_profile(name: str, models_dir: Path | None = None) -> Profile:
             caption_confidence=float(document["caption_confidence"]),
             tag_confidence={str(kind): float(least) for kind, least in document["tag_confidence"].items()},
             vocabulary=PROFILES / document["vocabulary"],
-            parts=tuple(_read_part(name, part, entries, root) for part in entries),
+            parts=_with_promoted(name, parts) if promoted else parts,
             models_dir=models_dir,
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UsageError(f"{file.name}: not a profile ({type(error).__name__}: {error})") from error
+
+
+def promoted_file(state_dir: Path, profile: str) -> Path:
+    """What says which revisions of this profile's parts were promoted: part to sha256, as JSON."""
+    return state_dir / "revisions" / f"{profile}.json"
+
+
+def revision_folder(state_dir: Path, profile: str, part: str, sha256: str) -> Path:
+    """Where the files of a revision are kept on this machine."""
+    return state_dir / "revisions" / profile / part / sha256[:12]
+
+
+def _with_promoted(profile: str, parts: tuple[Part, ...]) -> tuple[Part, ...]:
+    state_dir = get_settings().state_dir
+    file = promoted_file(state_dir, profile)
+    if not file.is_file():
+        return parts
+    promoted: dict[str, str] = json.loads(file.read_text(encoding="utf-8"))
+
+    def revised(part: Part, sha256: str) -> Part:
+        folder = revision_folder(state_dir, profile, part.name, sha256)
+        ref = ModelRef(part.name, sha256[:12], sha256)
+        return replace(part, path=folder, ref=ref, source="a promoted revision", hub="", url="", files=(), config=None)
+
+    return tuple(revised(part, promoted[part.name]) if part.name in promoted else part for part in parts)
 
 
 def verify(profile: Profile) -> list[Check]:
@@ -311,7 +341,11 @@ def _read_part(profile: str, name: str, entries: Mapping[str, dict[str, Any]], r
         where, _, other = entry["like"].rpartition("/")
         if (other == name and not where) or ("like" in entries.get(other, {}) and not where):
             raise ValueError(f"{name}: like {entry['like']!r} leads nowhere")
-        part = load_profile(where, root).part(other) if where else _read_part(profile, other, entries, root)
+        part = (
+            load_profile(where, root, promoted=False).part(other)
+            if where
+            else _read_part(profile, other, entries, root)
+        )
         return replace(part, name=name, ref=replace(part.ref, name=name), optional=False)
     # by name alone: links that lead out of a models directory are its owner's
     path = Path(os.path.normpath(root.absolute() / entry["path"]))
@@ -404,6 +438,6 @@ def _check_safetensors(file: Path) -> None:
 if __name__ == "__main__":
     match sys.argv[1:]:
         case ["lock", name]:
-            print("\n".join(lock(load_profile(name))) or "nothing changed")
+            print("\n".join(lock(load_profile(name, promoted=False))) or "nothing changed")
         case _:
             sys.exit("usage: python -m pipelines.models lock PROFILE")

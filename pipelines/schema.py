@@ -4,6 +4,7 @@ products ─< product_versions ─< run_shots >─ runs          what was asked 
             shots ─────────────┘  └─ run_steps >─┐
 steps ─< step_inputs · step_outputs · step_models · verdicts   what ran: the lineage
 artifacts                                        publications · approvals   what is shown
+model_revisions ─< model_promotions              which weights a profile's parts have
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from sqlalchemy import (
     DateTime,
     Double,
     ForeignKey,
+    ForeignKeyConstraint,
     Identity,
     Index,
     Integer,
@@ -244,6 +246,42 @@ Index(
     publications.c.shot,
     unique=True,
     postgresql_where=publications.c.superseded_at.is_(None),
+)
+
+model_revisions = Table(
+    "model_revisions",
+    metadata,
+    Column("profile", Text, primary_key=True),
+    Column("part", Text, primary_key=True),
+    Column("sha256", Text, primary_key=True, comment="Of the weights, as a step's key has it."),
+    Column("parent", Text, nullable=False, comment="sha256 of the weights that it was compared with."),
+    Column("files", JSONB, nullable=False, comment="File name to digest of the object."),
+    Column("data", Text, nullable=False, comment="Digest of the data set that it was trained on."),
+    Column("stages", JSONB, nullable=False, comment="Of each stage: pictures, steps, samples."),
+    Column("evaluation", JSONB, nullable=False, comment="E+ of its pictures of the frozen set."),
+    Column("baseline", JSONB, nullable=False, comment="E+ of the parent's pictures of that set."),
+    Column("by", Text, nullable=False),
+    _now(),
+)
+
+model_promotions = Table(
+    "model_promotions",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("profile", Text, nullable=False),
+    Column("part", Text, nullable=False),
+    Column("sha256", Text, nullable=False),
+    Column("by", Text, nullable=False),
+    Column("reason", Text, nullable=False, comment="The comparison, or what a person overruled."),
+    Column("forced", Boolean, nullable=False, comment="A person decided against the figures."),
+    Column("promoted_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Column("rolled_back_at", DateTime(timezone=True)),
+    Column("rolled_back_by", Text, nullable=False, server_default=""),
+    ForeignKeyConstraint(
+        ["profile", "part", "sha256"],
+        ["model_revisions.profile", "model_revisions.part", "model_revisions.sha256"],
+    ),
+    Index(None, "profile", "part"),
 )
 
 

@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 RESAMPLES = 10_000
 MIN_PRODUCTS = 8
@@ -122,7 +121,7 @@ def compare(current: Evaluation, candidate: Evaluation) -> Comparison:
 def interval(products: Sequence[str], values: Sequence[float]) -> tuple[float, float]:
     """95 % bootstrap interval of the mean of `values`, one a picture; whole products are drawn with replacement."""
     _, group = np.unique(np.asarray(products), return_inverse=True)
-    sums: NDArray[np.float64] = np.bincount(group, weights=np.asarray(values, np.float64))
+    sums = np.bincount(group, weights=np.asarray(values, np.float64))
     counts = np.bincount(group)
     drawn = np.random.default_rng(0).integers(0, len(sums), (RESAMPLES, len(sums)))
     means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
