@@ -13,6 +13,8 @@ count as much. One finder is one bias, so several look, each by another cue, and
               where one of the others saw something: alone it could not make a majority.
 
 How far they disagree is reported as uncertainty. tau is set by `calibrate.py`, see `thresholds.yaml`.
+
+A second product that does not touch the first is no extension of it: D+ is the area of such objects over |M|.
 """
 
 from __future__ import annotations
@@ -42,6 +44,12 @@ MIN_REACH = 2.5
 PLACED = 0.5
 """Matte value from which a pixel belongs to M."""
 
+ALIKE = 0.5
+"""Two objects are alike where their colours' histograms overlap by this much: of 1, what both have."""
+
+MIN_OBJECT = 0.03
+"""A detached object has at least this share of M's area; less is a speck."""
+
 
 @dataclass(frozen=True, slots=True)
 class Overcompletion:
@@ -49,12 +57,14 @@ class Overcompletion:
 
     Attributes:
         e_plus: E+ of what a majority of the finders sees, 0 = nothing grew, 1 = as much again as the product.
+        d_plus: Area of objects like the product that do not touch it, over |M|, 0 = there are none.
         uncertainty: Largest minus smallest E+ of the single finders, at most 1.
         by_finder: E+ as each finder alone sees it.
         heat: (H, W) float32, 0..1, at the picture's size: the share of finders that see product outside of M.
     """
 
     e_plus: float
+    d_plus: float
     uncertainty: float
     by_finder: Mapping[str, float]
     heat: np.ndarray
@@ -183,6 +193,7 @@ class OvercompletionDetector:
         heat = np.mean([one.astype(np.float32) for one in grown.values()], axis=0)
         return Overcompletion(
             e_plus=float(agreed.sum() / area),
+            d_plus=float(detached(np.any(list(found.values()), axis=0), small, placed).sum() / area),
             uncertainty=min(1.0, max(by_finder.values()) - min(by_finder.values())),
             by_finder=by_finder,
             heat=cv2.resize(heat, matte.shape[::-1], interpolation=cv2.INTER_LINEAR),
@@ -204,3 +215,28 @@ def extension(found: np.ndarray, placed: np.ndarray) -> np.ndarray:
         return beyond
     reach = ndimage.maximum(distance, pieces, index=np.arange(count + 1))
     return np.isin(pieces, np.flatnonzero(reach >= MIN_REACH * tolerance)) & beyond
+
+
+def detached(found: np.ndarray, image: np.ndarray, placed: np.ndarray) -> np.ndarray:
+    """Objects that are not connected to M and have its colours: a second product.
+
+    found, placed: (H, W) bool; image: (H, W, 3) uint8 RGB. Returns (H, W) bool.
+    """
+    labels, count = ndimage.label(found | placed)
+    area, own = placed.sum(), _colours(image[placed])
+    touching = set(np.unique(labels[ndimage.binary_dilation(placed, iterations=2)]).tolist())
+    second = [
+        piece
+        for piece in range(1, count + 1)
+        if piece not in touching
+        and (where := labels == piece).sum() >= MIN_OBJECT * area
+        and np.minimum(own, _colours(image[where])).sum() >= ALIKE
+    ]
+    return np.isin(labels, second)
+
+
+def _colours(pixels: np.ndarray) -> np.ndarray:
+    """Histogram of (N, 3) uint8 RGB, (8, 8, 8), sum 1, smoothed so that light makes little difference."""
+    counts, _ = np.histogramdd(pixels, bins=8, range=[(0, 256)] * 3)
+    smooth: np.ndarray = ndimage.gaussian_filter(counts, 0.7)
+    return smooth / smooth.sum()

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipelines.quality.overcompletion import ColourFinder, OvercompletionDetector, extension
+from pipelines.quality.overcompletion import ColourFinder, OvercompletionDetector, detached, extension
 
 SIDE = 320
 
@@ -50,6 +50,37 @@ class TestExtension:
 
     def test_what_does_not_touch_the_product_is_another_object(self):
         assert not extension(PRODUCT | box(20, 20, 60, 60), PRODUCT).any()
+
+
+class TestDetached:
+    SECOND = box(120, 240, 200, 310)
+    """A twin of the product, a little smaller, beside it."""
+
+    @staticmethod
+    def picture(colour: tuple[int, int, int]) -> np.ndarray:
+        rng = np.random.default_rng(0)
+        image = rng.normal((170, 180, 160), 4, (SIDE, SIDE, 3))
+        for where, mean in ((PRODUCT, (150, 40, 30)), (TestDetached.SECOND, colour)):
+            image[where] = rng.normal(mean, 6, (where.sum(), 3))
+        return image.clip(0, 255).astype(np.uint8)
+
+    def test_a_second_product_is_counted_whole(self):
+        second = detached(PRODUCT | self.SECOND, self.picture((150, 40, 30)), PRODUCT)
+        assert (second == self.SECOND).all()
+
+    def test_an_object_of_other_colours_is_a_prop(self):
+        assert not detached(PRODUCT | self.SECOND, self.picture((40, 90, 150)), PRODUCT).any()
+
+    def test_what_touches_the_product_is_an_extension(self):
+        grown = PRODUCT | box(120, 200, 200, 240)
+        assert not detached(grown, self.picture((150, 40, 30)), PRODUCT).any()
+
+    def test_the_measure_is_in_products_and_leaves_e_plus_alone(self):
+        seen = PRODUCT | self.SECOND
+        detector = OvercompletionDetector([Seen("a", seen), Seen("b", PRODUCT)])
+        measured = detector.measure(self.picture((150, 40, 30)), PRODUCT.astype(np.uint8) * 255)
+        assert measured.d_plus == pytest.approx(70 / 80, abs=0.01)
+        assert measured.e_plus == 0
 
 
 class TestDetector:
