@@ -29,6 +29,9 @@ REFUSED_KINDS = {
 }
 """Controls whose black has a meaning of its own, and why that rules mask guidance out."""
 
+TRAINED_TIMESTEPS = 1000
+"""Timesteps that SD 1.5 and SDXL were trained on: the last is pure noise, 0 the finished picture."""
+
 
 def refine_mask(mask: Tensor, closing: int = 0, opening: int = 0, dilation: int = 0) -> Tensor:
     """Fill small holes, drop specks, widen the edge: closing, then opening, then dilation by discs.
@@ -75,19 +78,25 @@ class MaskGuidedControlNet(ControlNetModel):
     """A ControlNet whose outputs are multiplied by the product mask (the paper, section 3.2).
 
     Shares the modules of the net it wraps (no copy of the weights) and keeps its config, dtype, device and mode. With a
-    mask of ones it gives the very bytes of that net, with a mask of zeros those of scale 0.
+    mask of ones it gives the very bytes of that net, with a mask of zeros those of scale 0. A mask belongs to a
+    picture: `save_pretrained` writes the net without it, and `ControlNetModel.from_pretrained` reads that.
 
     Args:
         controlnet: Any ControlNet of SD 1.5 or SDXL.
         mask: (B, 1, H, W), 0..1, 1 = product. Taken as it is (see `refine_mask`). One mask serves the whole batch; B of
-            them serve a batch of n·B whose n parts follow one another, as the guidance halves do.
+            them, one a picture, serve a batch of n·B whose n parts follow one another, as the guidance halves do. A
+            stock pipeline's batch holds each prompt's `num_images_per_prompt` pictures side by side, and so must B.
         kind: What the net was trained on ("canny", "lineart", "openpose", ...), where known.
         resize: How the mask comes to each output's resolution; see `resize_mask`.
-        layer_weights: One factor an output, shallow to deep, the mid block's last (13 for SD 1.5, 10 for SDXL). The
-            paper's are all 1.
+        masked_layers: Whether the mask bounds an output, shallow to deep, the mid block's last (13 for SD 1.5, 10 for
+            SDXL). The paper masks all.
+        layer_weights: One factor an output, in the same order. The paper's are all 1.
+        timestep_weights: A factor on all outputs, at pure noise and at the finished picture, linear in the timestep in
+            between. The paper's are 1.
 
     Raises:
-        ValueError: a kind that mask guidance does not suit, a net with pooled outputs, or a mask of another shape.
+        ValueError: a kind that mask guidance does not suit, a net with pooled outputs or with a mask already, a mask of
+            another shape or range, or as many weights as there are no outputs.
     """
 
     def __init__(
@@ -97,17 +106,26 @@ class MaskGuidedControlNet(ControlNetModel):
         kind: str | None = None,
         *,
         resize: Resize = "area",
+        masked_layers: Sequence[bool] | None = None,
         layer_weights: Sequence[float] | None = None,
+        timestep_weights: tuple[float, float] = (1.0, 1.0),
     ):
         if kind in REFUSED_KINDS:
             raise ValueError(f"Mask guidance does not suit a {kind} ControlNet: {REFUSED_KINDS[kind]}.")
+        if not isinstance(controlnet, ControlNetModel) or isinstance(controlnet, MaskGuidedControlNet):
+            raise ValueError(
+                f"Expected a ControlNetModel without a mask, got {type(controlnet).__name__}: wrap each net."
+            )
         if controlnet.config.global_pool_conditions:
             raise ValueError("This ControlNet (shuffle) pools its outputs over the whole picture: no place to mask.")
         if mask.ndim != 4 or mask.shape[1] != 1 or not mask.is_floating_point():
             raise ValueError(f"Expected a floating point mask (B, 1, H, W), got {tuple(mask.shape)} of {mask.dtype}.")
+        if not mask.is_meta and not (mask.min() >= 0 and mask.max() <= 1):
+            raise ValueError("Masks are 0..1, 1 = product.")
         outputs = len(controlnet.controlnet_down_blocks) + 1
-        if layer_weights is not None and len(layer_weights) != outputs:
-            raise ValueError(f"This ControlNet has {outputs} outputs, but got {len(layer_weights)} layer weights.")
+        for name, values in (("layer weights", layer_weights), ("masked layers", masked_layers)):
+            if values is not None and len(values) != outputs:
+                raise ValueError(f"This ControlNet has {outputs} outputs, but got {len(values)} {name}.")
         # not ControlNetModel's constructor: it would make new weights, where this net shares the given one's
         ModelMixin.__init__(self)
         for name, module in controlnet.named_children():
@@ -118,22 +136,56 @@ class MaskGuidedControlNet(ControlNetModel):
         self.training = controlnet.training
         self.register_buffer("mask", mask.detach().to(controlnet.device), persistent=False)
         self.resize = resize
+        self.masked_layers = tuple(masked_layers or (True,) * outputs)
         self.layer_weights = tuple(layer_weights or (1.0,) * outputs)
+        self.timestep_weights = timestep_weights
+        self._unmasked = (controlnet,)  # in a tuple: as a submodule all weights would be there twice
 
-    def forward(self, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
+    def forward(
+        self, sample: Tensor, timestep: Tensor | float | int, *args: Any, return_dict: bool = True, **kwargs: Any
+    ) -> Any:
         """Call the net, then mask its outputs; arguments and result are `ControlNetModel`'s."""
-        down, mid = super().forward(*args, return_dict=False, **kwargs)
-        masked = [self._guide(output, weight) for output, weight in zip([*down, mid], self.layer_weights, strict=True)]
+        down, mid = super().forward(sample, timestep, *args, return_dict=False, **kwargs)
+        strength = self._strength(timestep)
+        sizes = {(output.shape[-2], output.shape[-1]) for output in [*down, mid]}
+        masks = {size: self._masks_for(mid.shape[0], size) for size in sizes}
+        guided = []
+        for output, masked, weight in zip([*down, mid], self.masked_layers, self.layer_weights, strict=True):
+            factor = weight * strength * (masks[output.shape[-2], output.shape[-1]] if masked else 1)
+            guided.append(output * (factor.to(output.dtype) if isinstance(factor, Tensor) else factor))
         if not return_dict:
-            return masked[:-1], masked[-1]
-        return ControlNetOutput(down_block_res_samples=tuple(masked[:-1]), mid_block_res_sample=masked[-1])
+            return guided[:-1], guided[-1]
+        return ControlNetOutput(down_block_res_samples=tuple(guided[:-1]), mid_block_res_sample=guided[-1])
 
-    def _guide(self, output: Tensor, weight: float) -> Tensor:
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """Save the net without its mask, as the `ControlNetModel` that it is then."""
+        self._unmasked[0].save_pretrained(*args, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Raise: no mask was saved.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            "A mask belongs to a picture and is not saved with a net: "
+            "load it by ControlNetModel.from_pretrained and give both to MaskGuidedControlNet."
+        )
+
+    def _strength(self, timestep: Tensor | float | int) -> Tensor | float:
+        """The timestep's factor, for all or (B, 1, 1, 1)."""
+        noise, picture = self.timestep_weights
+        if noise == picture:
+            return noise
+        share = torch.as_tensor(timestep, device=self.mask.device).float().reshape(-1, 1, 1, 1) / TRAINED_TIMESTEPS
+        return picture + (noise - picture) * share
+
+    def _masks_for(self, batch: int, size: tuple[int, int]) -> Tensor:
         masks = self.mask.shape[0]
-        if output.shape[0] % masks:
-            raise ValueError(f"{masks} masks cannot serve a batch of {output.shape[0]}: expected a multiple.")
-        mask = resize_mask(self.mask.float(), (output.shape[-2], output.shape[-1]), self.resize) * weight
-        return output * mask.to(output.dtype).repeat(output.shape[0] // masks, 1, 1, 1)
+        if batch % masks:
+            raise ValueError(f"{masks} masks cannot serve a batch of {batch}: expected a multiple.")
+        return resize_mask(self.mask.float(), size, self.resize).repeat(batch // masks, 1, 1, 1)
 
 
 def without_embedding(controlnet: ControlNetModel) -> ControlNetModel:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
-from diffusers import MultiControlNetModel, StableDiffusionControlNetPipeline
-from tiny_models import SIDE, product
+from diffusers import MultiControlNetModel
+from tiny_models import SIDE
 
 from pipelines.diffusion.mask_guidance import MaskGuidedControlNet, refine_mask, resize_mask
 
@@ -143,6 +145,51 @@ class TestMaskGuidedControlNet:
         assert not any(output.any() for output in down)
         assert torch.equal(mid, parts.controlnet(**call).mid_block_res_sample)
 
+    @torch.no_grad()
+    def test_layers_that_are_not_masked_are_the_nets_own(self, parts, call):
+        plain_down, plain_mid = parts.controlnet(**call, return_dict=False)
+        guided = MaskGuidedControlNet(
+            parts.controlnet, torch.zeros(1, 1, SIDE, SIDE), masked_layers=[True] * 3 + [False] * 10
+        )
+        down, mid = guided(**call, return_dict=False)
+        assert not any(output.any() for output in down[:3])
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(down[3:], plain_down[3:], strict=True))
+        assert torch.equal(mid, plain_mid)
+
+    @pytest.mark.parametrize(
+        ("timestep", "strength"), [(1000, [1.0, 1.0]), (500, [0.6, 0.6]), (torch.tensor([0, 750]), [0.2, 0.8])]
+    )
+    @torch.no_grad()
+    def test_timesteps_have_weights(self, parts, call, timestep, strength):
+        mask = torch.rand(1, 1, SIDE, SIDE)
+        call |= {"timestep": timestep}
+        always = MaskGuidedControlNet(parts.controlnet, mask)(**call)
+        fading = MaskGuidedControlNet(parts.controlnet, mask, timestep_weights=(1.0, 0.2))(**call)
+        expected = always.mid_block_res_sample * torch.tensor(strength).view(2, 1, 1, 1)
+        assert torch.allclose(fading.mid_block_res_sample, expected, atol=1e-6)
+        assert always.mid_block_res_sample.any()
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    @pytest.mark.parametrize("guess_mode", [False, True])
+    @torch.no_grad()
+    def test_half_precision_stays(self, parts, call, dtype, guess_mode):
+        guided = MaskGuidedControlNet(
+            copy.deepcopy(parts.controlnet), torch.full((1, 1, SIDE, SIDE), 0.3), timestep_weights=(1.0, 0.5)
+        ).to(dtype)
+        halved = {name: value.to(dtype) if isinstance(value, torch.Tensor) else value for name, value in call.items()}
+        down, mid = guided(**halved, guess_mode=guess_mode, return_dict=False)
+        assert {output.dtype for output in (*down, mid)} == {dtype}
+
+    def test_a_net_with_a_mask_is_not_masked_again(self, parts):
+        guided = MaskGuidedControlNet(parts.controlnet, torch.ones(1, 1, SIDE, SIDE))
+        for net in (guided, MultiControlNetModel([parts.controlnet])):
+            with pytest.raises(ValueError, match=f"got {type(net).__name__}"):
+                MaskGuidedControlNet(net, torch.ones(1, 1, SIDE, SIDE))
+
+    def test_a_mask_of_0_to_255_is_refused(self, parts):
+        with pytest.raises(ValueError, match=r"0\.\.1"):
+            MaskGuidedControlNet(parts.controlnet, torch.full((1, 1, SIDE, SIDE), 255.0))
+
     @pytest.mark.parametrize("kind", ["tile", "depth"])
     def test_controls_whose_black_means_something_are_refused(self, parts, kind):
         with pytest.raises(ValueError, match=f"{kind} ControlNet: .* black means"):
@@ -151,42 +198,10 @@ class TestMaskGuidedControlNet:
     def test_other_numbers_of_masks_or_weights_are_refused(self, parts, call):
         with pytest.raises(ValueError, match="3 masks"):
             MaskGuidedControlNet(parts.controlnet, torch.ones(3, 1, SIDE, SIDE))(**call)
-        with pytest.raises(ValueError, match="13 outputs"):
+        with pytest.raises(ValueError, match="13 outputs, but got 1 layer weights"):
             MaskGuidedControlNet(parts.controlnet, torch.ones(1, 1, SIDE, SIDE), layer_weights=[1.0])
-
-
-def test_a_stock_pipeline_takes_it_to_the_byte(parts):
-    def render(controlnet, scale=0.8):
-        pipeline = StableDiffusionControlNetPipeline(
-            parts.vae,
-            parts.text_encoder,
-            parts.tokenizer,
-            parts.unet,
-            controlnet,
-            parts.scheduler,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline(
-            "a lamp",
-            image=product()[0],
-            num_inference_steps=3,
-            generator=torch.Generator().manual_seed(0),
-            controlnet_conditioning_scale=scale,
-            output_type="np",
-        ).images.tobytes()
-
-    def guided(fill):
-        return MaskGuidedControlNet(parts.controlnet, torch.full((1, 1, SIDE, SIDE), fill))
-
-    plain = render(parts.controlnet)
-    half = torch.ones(1, 1, SIDE, SIDE)
-    half[..., : SIDE // 2] = 0
-    assert render(guided(1.0)) == plain
-    assert render(guided(0.0)) == render(parts.controlnet, scale=0.0)
-    assert render(MaskGuidedControlNet(parts.controlnet, half)) not in (plain, render(guided(0.0)))
+        with pytest.raises(ValueError, match="13 outputs, but got 2 masked layers"):
+            MaskGuidedControlNet(parts.controlnet, torch.ones(1, 1, SIDE, SIDE), masked_layers=[True, False])
 
 
 def test_masks_are_taken_as_they_are(parts):
