@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import by_hand
 import pytest
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file
-from tiny_models import make_brushnet, make_unet
+from tiny_models import make_brushnet, make_sdxl_unet, make_unet
 
 from pipelines.diffusion.brushnet import BrushNetModel, inject
 
@@ -86,6 +87,21 @@ def test_a_stock_unet_gives_the_published_output(recording):
     assert close(recording.denoise(), recording["unet.plain"])
 
 
+@torch.no_grad()
+def test_what_is_written_out_by_hand_is_the_published_one_too(recording):
+    scale = recording["conditioning_scale"].item()
+    inputs = (recording["sample"], recording["timestep"], recording["brushnet_cond"], scale, recording.added())
+    down, mid, up = by_hand.brushnet(recording.brushnet.state_dict(), recording.brushnet.config, *inputs)
+    expected_down, expected_mid, expected_up = recording.injections
+    for ours, theirs in zip([*down, mid, *up], [*expected_down, expected_mid, *expected_up], strict=True):
+        assert close(ours, theirs)
+    call = (recording["sample"], recording["timestep"], recording["encoder_hidden_states"], recording.injections)
+    control = (recording.series("control.down"), recording["control.mid"])
+    assert close(by_hand.denoise(recording.unet, *call, recording.added()), recording["unet.brushnet"])
+    steered = by_hand.denoise(recording.unet, *call, recording.added(), control)
+    assert close(steered, recording["unet.brushnet_control"])
+
+
 def test_a_guided_ddim_loop_follows_the_published_one(recording):
     scheduler = DDIMScheduler(
         beta_start=0.00085,
@@ -157,15 +173,51 @@ def test_a_new_branch_starts_from_the_weights_of_its_unet():
     assert torch.equal(brushnet.up_blocks[1].resnets[0].conv1.weight, unet.up_blocks[1].resnets[0].conv1.weight)
 
 
+@pytest.mark.parametrize("make", [make_unet, make_sdxl_unet], ids=["sd15", "sdxl"])
 @pytest.mark.parametrize("layers", [1, 2])
-@pytest.mark.parametrize("size", [(16, 16), (15, 13)])
-def test_all_sizes_fit(layers, size):
-    unet = make_unet(layers)
-    brushnet = BrushNetModel.from_unet(unet)
-    down, _mid, up = call(brushnet, size)
-    assert (len(down), len(up)) == (1 + 4 * layers + 3, 4 * (layers + 1) + 3)
-    with torch.no_grad(), inject(unet, *call(brushnet, size)):
-        assert unet(torch.randn(1, 4, *size), 10, torch.randn(1, 7, 32)).sample.shape[2:] == size
+@pytest.mark.parametrize("size", [(16, 16), (15, 13), (9, 22)])
+@pytest.mark.parametrize("guess_mode", [False, True])
+@torch.no_grad()
+def test_other_sizes_are_what_is_written_out_by_hand(make, layers, size, guess_mode):
+    unet = make(layers)
+    brushnet = make_brushnet(unet)
+    generator = torch.Generator().manual_seed(3)
+
+    def noise(*shape):
+        return torch.randn(2, *shape, generator=generator)
+
+    sample, cond, timestep = noise(4, *size), noise(5, *size), torch.tensor([700, 40])
+    embeds = noise(7, unet.config.cross_attention_dim)
+    added = None
+    if brushnet.sees_text:
+        added = {"text_embeds": noise(32), "time_ids": torch.tensor([[1024, 768, 0, 0, 1024, 768], [512] * 6])}
+
+    options = {"added_cond_kwargs": added, "guess_mode": guess_mode}
+    down, mid, up = brushnet(sample, timestep, embeds, cond, conditioning_scale=0.7, **options)
+    expected = by_hand.brushnet(brushnet.state_dict(), brushnet.config, sample, timestep, cond, 0.7, added, guess_mode)
+    for ours, theirs in zip([*down, mid, *up], [*expected[0], expected[1], *expected[2]], strict=True):
+        assert ours.any()
+        assert close(ours, theirs)
+    with inject(unet, down, mid, up):
+        ours = unet(sample, timestep, embeds, added_cond_kwargs=added).sample
+    assert close(ours, by_hand.denoise(unet, sample, timestep, embeds, expected, added))
+
+
+@pytest.mark.parametrize("make", [make_unet, make_sdxl_unet], ids=["sd15", "sdxl"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("guess_mode", [False, True])
+@torch.no_grad()
+def test_half_precision_stays(make, dtype, guess_mode):
+    unet = make()
+    brushnet = make_brushnet(unet).to(dtype)
+    sample, cond = torch.randn(1, 4, 9, 8).to(dtype), torch.randn(1, 5, 9, 8).to(dtype)
+    embeds = torch.randn(1, 7, unet.config.cross_attention_dim).to(dtype)
+    added = {"text_embeds": torch.randn(1, 32).to(dtype), "time_ids": torch.full((1, 6), 512)}
+    options = {"added_cond_kwargs": added if brushnet.sees_text else None}
+    down, mid, up = brushnet(sample, 500, embeds, cond, guess_mode=guess_mode, **options)
+    assert {output.dtype for output in (*down, mid, *up)} == {dtype}
+    with inject(unet.to(dtype), down, mid, up):
+        assert unet(sample, 500, embeds, **options).sample.dtype == dtype
 
 
 def test_one_pass_serves_both_guidance_halves():
@@ -179,16 +231,6 @@ def test_one_pass_serves_both_guidance_halves():
         with inject(unet, *brushnet(sample, 10, None, cond)):
             shared = unet(twice, 10, embeds).sample
     assert torch.allclose(separately, shared, atol=1e-5)
-
-
-def test_guess_mode_scales_from_a_tenth_to_one():
-    brushnet = make_brushnet(make_unet())
-    sample, cond = torch.randn(1, 4, 16, 16), torch.randn(1, 5, 16, 16)
-    with torch.no_grad():
-        down, _, up = brushnet(sample, 10, None, cond)
-        guessed_down, _, guessed_up = brushnet(sample, 10, None, cond, guess_mode=True)
-    assert torch.allclose(guessed_down[0], down[0] * 0.1)
-    assert torch.allclose(guessed_up[-1], up[-1])
 
 
 def test_hooks_go_when_the_block_fails():

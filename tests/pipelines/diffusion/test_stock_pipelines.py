@@ -17,10 +17,9 @@ from diffusers import (
     StableDiffusionXLControlNetImg2ImgPipeline,
     StableDiffusionXLControlNetInpaintPipeline,
     StableDiffusionXLControlNetPipeline,
-    UNet2DConditionModel,
 )
 from PIL import ImageOps
-from tiny_models import SIDE, Parts, make_controlnet, product
+from tiny_models import SIDE, Parts, make_controlnet, make_sdxl_unet, product
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from pipelines.diffusion.mask_guidance import MaskGuidedControlNet
@@ -50,21 +49,7 @@ def make_sdxl(parts: Parts) -> dict[str, Any]:
         bos_token_id=parts.tokenizer.bos_token_id,
         eos_token_id=parts.tokenizer.eos_token_id,
     )
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(32, 64, 64),
-        layers_per_block=2,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=(1, 1, 2),
-        cross_attention_dim=64,
-        attention_head_dim=8,
-        norm_num_groups=16,
-        use_linear_projection=True,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=6 * 8 + 32,
-    ).eval()
+    unet = make_sdxl_unet()
     return {
         "vae": parts.vae,
         "text_encoder": CLIPTextModel(text).eval(),

@@ -9,16 +9,18 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
 from PIL import Image, ImageDraw
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from pipelines.diffusion.brushnet import BrushNetModel
+from pipelines.diffusion.fooocus import InpaintHead
+from pipelines.diffusion.inpainting import InpaintingPipeline
 
 SIDE = 64
 
 
 @dataclass
 class Parts:
-    """The modules of a tiny SD 1.5: four levels, two layers each, an 8x autoencoder."""
+    """The modules of a tiny SD 1.5 (four levels, two layers each, an 8x autoencoder) or SDXL (three levels)."""
 
     vae: AutoencoderKL
     text_encoder: CLIPTextModel
@@ -27,14 +29,29 @@ class Parts:
     brushnet: BrushNetModel
     controlnet: ControlNetModel
     scheduler_config: dict
+    text_encoder_2: CLIPTextModelWithProjection | None = None
+    tokenizer_2: CLIPTokenizer | None = None
 
     @property
     def scheduler(self) -> DDIMScheduler:
         return DDIMScheduler(**self.scheduler_config)
 
     def as_kwargs(self) -> dict:
-        names = ("vae", "text_encoder", "tokenizer", "unet", "scheduler", "brushnet")
+        names = ("vae", "text_encoder", "tokenizer", "unet", "scheduler", "brushnet", "text_encoder_2", "tokenizer_2")
         return {name: getattr(self, name) for name in names}
+
+    def pipeline(self, method: str, controls: int = 0) -> InpaintingPipeline:
+        """The sampler of any method, with as many ControlNets."""
+        modules = self.as_kwargs()
+        if method == "inpaint9":
+            make = make_unet if self.text_encoder_2 is None else make_sdxl_unet
+            modules["unet"] = make(in_channels=9)
+        elif method == "controlnet_inpaint":
+            modules["inpaint_controlnet"] = make_controlnet(self.unet, seed=3)
+        elif method == "fooocus":
+            modules["inpaint_head"] = make_head(self.unet)
+        nets = [make_controlnet(self.unet, seed=4 + n) for n in range(controls)]
+        return InpaintingPipeline(**modules, controlnets=nets, method=method)
 
 
 def make_unet(layers_per_block: int = 2, in_channels: int = 4) -> UNet2DConditionModel:
@@ -52,9 +69,35 @@ def make_unet(layers_per_block: int = 2, in_channels: int = 4) -> UNet2DConditio
     ).eval()
 
 
-def wake(zero_convs, scale: float = 0.1) -> None:
+def make_sdxl_unet(layers_per_block: int = 2, in_channels: int = 4) -> UNet2DConditionModel:
+    """A tiny SDXL UNet: three levels, none of the first's layers with attention, pooled text (32) and sizes."""
+    torch.manual_seed(0)
+    return UNet2DConditionModel(
+        sample_size=8,
+        in_channels=in_channels,
+        block_out_channels=(32, 64, 64),
+        layers_per_block=layers_per_block,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 1, 2),
+        cross_attention_dim=64,
+        attention_head_dim=8,
+        norm_num_groups=16,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 32,
+    ).eval()
+
+
+def make_head(unet: UNet2DConditionModel) -> InpaintHead:
+    width = unet.config.block_out_channels[0]
+    return InpaintHead(torch.randn(width, 5, 3, 3, generator=torch.Generator().manual_seed(6)) * 0.3).eval()
+
+
+def wake(zero_convs, scale: float = 0.1, seed: int = 2) -> None:
     """Give zero convolutions weights, as training would."""
-    generator = torch.Generator().manual_seed(2)
+    generator = torch.Generator().manual_seed(seed)
     for conv in zero_convs:
         conv.weight.data.copy_(torch.randn(conv.weight.shape, generator=generator) * scale)
 
@@ -65,10 +108,10 @@ def make_brushnet(unet: UNet2DConditionModel) -> BrushNetModel:
     return brushnet
 
 
-def make_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
+def make_controlnet(unet: UNet2DConditionModel, seed: int = 2) -> ControlNetModel:
     controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 16, 16, 16)).eval()
     embedding = controlnet.controlnet_cond_embedding.conv_out
-    wake([*controlnet.controlnet_down_blocks, controlnet.controlnet_mid_block, embedding], scale=0.3)
+    wake([*controlnet.controlnet_down_blocks, controlnet.controlnet_mid_block, embedding], scale=0.3, seed=seed)
     return controlnet
 
 
@@ -80,11 +123,22 @@ def make_tokenizer(folder) -> CLIPTokenizer:
     return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=16)
 
 
-def make_parts(folder) -> Parts:
-    """Build them; `folder` takes the tokenizer's files."""
-    torch.manual_seed(0)
-    tokenizer = make_tokenizer(folder)
-    vae = AutoencoderKL(
+def make_text_config(tokenizer: CLIPTokenizer, **other) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=16,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        **other,
+    )
+
+
+def make_vae() -> AutoencoderKL:
+    return AutoencoderKL(
         block_out_channels=(16, 32, 32, 32),
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
@@ -94,20 +148,22 @@ def make_parts(folder) -> Parts:
         latents_mean=[0.1, 0.0, -0.1, 0.2],
         latents_std=[1.0, 0.9, 1.1, 1.0],
     ).eval()
-    text_config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=16,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    unet = make_unet()
+
+
+def make_parts(folder, sdxl: bool = False) -> Parts:
+    """Build them; `folder` takes the tokenizer's files."""
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer(folder)
+    vae = make_vae()
+    text_encoder = CLIPTextModel(make_text_config(tokenizer)).eval()
+    second = None
+    if sdxl:
+        config = make_text_config(tokenizer, projection_dim=32, hidden_act="gelu")
+        second = CLIPTextModelWithProjection(config).eval()
+    unet = make_sdxl_unet() if sdxl else make_unet()
     return Parts(
         vae=vae,
-        text_encoder=CLIPTextModel(text_config).eval(),
+        text_encoder=text_encoder,
         tokenizer=tokenizer,
         unet=unet,
         brushnet=make_brushnet(unet),
@@ -120,6 +176,8 @@ def make_parts(folder) -> Parts:
             "set_alpha_to_one": False,
             "steps_offset": 1,
         },
+        text_encoder_2=second,
+        tokenizer_2=tokenizer if sdxl else None,
     )
 
 
