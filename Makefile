@@ -11,7 +11,7 @@ SCENE ?= oak-window
 LIMIT ?=
 OUT ?= $(STATE)/demo
 
-.PHONY: help venv demo test lint unit chromium bench down clean resolve-312
+.PHONY: help venv demo test lint unit chromium bench experiment down clean resolve-312
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 14
@@ -59,6 +59,9 @@ chromium:
 
 bench: $(INSTALLED)  ## the demo, and the peak memory of all its processes
 	@$(BIN)/python benchmarks/peak_memory.py $(MAKE) --no-print-directory demo
+
+experiment: $(INSTALLED)  ## the table of the paper's claims, resumed where it stopped; PAIRS=n for a shorter one
+	@$(BIN)/packshot experiment overcompletion $(if $(PAIRS),--pairs $(PAIRS)) --out build/experiment
 
 down:  ## stop Postgres, the S3 store and Airflow; the data stay
 	@[ ! -x $(BIN)/packshot ] || $(BIN)/packshot down

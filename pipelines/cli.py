@@ -32,6 +32,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from pipelines.cli_experiment import experiment_app
 from pipelines.cli_revisions import revisions_app
 from pipelines.errors import PackshotError, UsageError
 
@@ -55,6 +56,7 @@ models_app = typer.Typer(no_args_is_help=True, help="The models of a profile: wh
 app.add_typer(scenes_app, name="scenes")
 app.add_typer(measure_app, name="measure")
 app.add_typer(models_app, name="models")
+app.add_typer(experiment_app, name="experiment")
 models_app.add_typer(revisions_app)
 
 
@@ -529,6 +531,9 @@ def measure_cutout(
     catalogue: Annotated[Path, typer.Argument(metavar="CATALOG", help="A catalogue with a ground_truth_alpha column.")],
     path: Annotated[str, typer.Option(help="auto: as the pipeline does it; hqsam: HQ-SAM for every photo.")] = "auto",
     over_scenes: Annotated[Path | None, typer.Option(help="Composite each product over these backgrounds.")] = None,
+    baselines: Annotated[
+        Path | None, typer.Option(help="A folder with u2netp.onnx and mobile_sam.pt, measured on the same photos.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """IoU and boundary F (2 px) of cutouts against the alpha masks that a catalogue names."""
@@ -537,7 +542,8 @@ def measure_cutout(
     from pipelines.settings import get_settings
 
     settings = get_settings()
-    found = measure_cutouts(catalogue, path, over_scenes, load_profile(settings.profile, settings.models_dir))
+    profile = load_profile(settings.profile, settings.models_dir)
+    found = measure_cutouts(catalogue, path, over_scenes, profile, baselines=baselines)
     if as_json:
         _print_json(found)
         return
@@ -545,7 +551,78 @@ def measure_cutout(
     for product in found.products:
         table.add_row(product.sku, product.path, f"{product.iou:.4f}", f"{product.boundary_f:.4f}")
     out.print(table)
-    out.print(f"mean IoU {found.mean_iou:.4f}, n = {found.n}")
+    rows = [("packshot", found), *((baseline.name, baseline) for baseline in found.baselines)]
+    means = Table(f"n = {found.n}", "mean IoU", "95 %", "mean boundary F", "95 %")
+    for name, row in rows:
+        iou, edges = row.iou_interval, row.boundary_f_interval
+        means.add_row(
+            name,
+            f"{row.mean_iou:.4f}",
+            f"{iou[0]:.4f} to {iou[1]:.4f}",
+            f"{row.mean_boundary_f:.4f}",
+            f"{edges[0]:.4f} to {edges[1]:.4f}",
+        )
+    out.print(means)
+
+
+@measure_app.command("describe")
+def measure_describe(
+    data: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="The training folder: its held-out photos are described.")
+    ] = Path("../shared/training"),
+    as_json: AsJson = False,
+) -> None:
+    """Category top-1 and tag recall@5 on photos of held-out products, against title and majority class."""
+    from pipelines.measure_describe import measure_describe
+    from pipelines.models import load_profile
+    from pipelines.settings import get_settings
+
+    settings = get_settings()
+    found = measure_describe(data, load_profile(settings.profile, settings.models_dir))
+    if as_json:
+        _print_json(found)
+        return
+    table = Table("measure", "way", "right", "95 %")
+    for measure, shares in (("category top-1", found.category_top1), ("tag recall@5", found.tag_recall5)):
+        for share in shares:
+            low, high = share.interval
+            table.add_row(measure, share.way, f"{share.value:.1%}", f"{low:.1%} to {high:.1%}")
+    out.print(table)
+    out.print(f"n = {found.n} photos of {found.products} products")
+
+
+@measure_app.command("detector")
+def measure_detector(
+    shared: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="The shared data: catalog, training and models in it.")
+    ] = Path("../shared"),
+    limit: Annotated[int | None, typer.Option(help="Only so many composites and photos, for a first look.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """How well overcompletion is told, on composites whose truth is known and products that tau was not set on."""
+    from pipelines.models import load_profile
+    from pipelines.quality import calibrate
+    from pipelines.scenes import Checks
+    from pipelines.settings import get_settings
+
+    settings = get_settings()
+    profile = load_profile(settings.profile, settings.models_dir)
+    found = calibrate.measure_detector(shared, profile, Checks().overcompletion, limit)
+    if as_json:
+        _print_json(found)
+        return
+    table = Table(f"n = {found.n}, tau = {found.tau:g}", "", "95 %", "of")
+    for name, (low, high) in found.intervals.items():
+        n = f"{found.photos} photos" if name == "false_alarms" else f"{found.n} masks"
+        table.add_row(name, f"{getattr(found, name):.4f}", f"{low:.4f} to {high:.4f}", n)
+    out.print(table)
+    kinds = Table("above tau", "", "95 %", "masks", "products")
+    for groups in (found.by_size, found.by_kind, found.by_background, found.by_mask):
+        for name, group in groups.items():
+            low, high = group.interval
+            kinds.add_row(name, f"{group.rate:.1%}", f"{low:.1%} to {high:.1%}", str(group.n), str(group.products))
+        kinds.add_section()
+    out.print(kinds)
 
 
 @models_app.command("list")
@@ -683,10 +760,18 @@ def train(
         ),
     ],
 ) -> None:
-    """Train, or go on training, a bundled model. Options follow the part; `packshot train unet --help` lists them."""
+    """Train, or go on training, a bundled model. Options follow the part; `packshot train unet --help` lists them.
+
+    `packshot train brushnet` fine-tunes it in the paper's two stages, also on your own pictures.
+    """
+    trainers = typer.Typer(add_completion=False)
+    if part == "brushnet":
+        from pipelines.training.finetune import main as finetune
+
+        trainers.command()(finetune)
+        trainers(context.args, prog_name="packshot train brushnet")
     from pipelines.training.__main__ import main as trainer
 
-    trainers = typer.Typer(add_completion=False)
     trainers.command()(trainer)
     trainers([part, *context.args], prog_name="packshot train")
 

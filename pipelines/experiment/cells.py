@@ -1,0 +1,87 @@
+"""The cells of the experiment's table: what is painted with what.
+
+claim       {random masks, control arm, stage 1, stage 2} x {no ControlNet, unmasked, mask-guided}
+methods     every other inpainting method, mask guidance off and on
+ablations   of the best arm, one setting changed at a time
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from pipelines.diffusion.mask_guidance import Resize
+
+Group = Literal["claim", "methods", "ablations"]
+Guidance = Literal["none", "unmasked", "guided"]
+
+ARMS = {
+    "random": "brushnet_random",
+    "control": "brushnet_control",
+    "stage1": "brushnet_salient",
+    "stage2": "brushnet",
+}
+"""Arm of the claim -> the profile's BrushNet that it paints with; `pipelines.training.brushnet.ARMS` trained them."""
+
+BASELINE, CONTROL_ARM, TREATED = "random/unmasked", "control/unmasked", "stage2/guided"
+"""The cells that the claim compares: the baseline with the treated one, and with the control arm."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One row of the table.
+
+    Attributes:
+        name: Unique; also names its folder, with "/" as "-".
+        group: Which part of the table it belongs to.
+        method: A key of `pipelines.diffusion.inpainting.METHODS`.
+        brushnet: The profile's part for method "brushnet".
+        guidance: No ControlNet, a canny ControlNet as it is, or with mask guidance.
+        refine: How the mask that guides is refined: diameters of closing, opening and dilation, px.
+        resize: How it comes to the residuals' sizes.
+        edges: Whether the ControlNet is shown the edges of the whole source photo, or of the cutout alone.
+        lora: A LoRA of the profile, at full strength.
+    """
+
+    name: str
+    group: Group
+    method: str = "brushnet"
+    brushnet: str = "brushnet"
+    guidance: Guidance = "guided"
+    refine: tuple[int, int, int] = (3, 0, 3)
+    resize: Resize = "area"
+    edges: Literal["photo", "cutout"] = "photo"
+    lora: str | None = None
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The profile's parts that it paints with, beside UNet, autoencoder, text encoder and scheduler."""
+        named = {"brushnet": self.brushnet, "inpaint9": "unet_inpaint9", "controlnet_inpaint": "controlnet_inpaint"}
+        parts = [named[self.method]] if self.method in named else []
+        parts += ["controlnet_canny"] if self.guidance != "none" else []
+        return (*parts, self.lora) if self.lora else tuple(parts)
+
+
+CLAIM = tuple(
+    Cell(f"{arm}/{guidance}", "claim", brushnet=part, guidance=guidance)
+    for arm, part in ARMS.items()
+    for guidance in ("none", "unmasked", "guided")
+)
+OTHERS = tuple(
+    Cell(f"{method}/{guidance}", "methods", method=method, guidance=guidance)
+    for method in ("blended", "soft", "inpaint9", "controlnet_inpaint")
+    for guidance in ("unmasked", "guided")
+)
+_BEST = Cell("best", "ablations")
+ABLATIONS = (
+    replace(_BEST, name="mask not refined", refine=(0, 0, 0)),
+    replace(_BEST, name="mask dilated by 9 px", refine=(3, 0, 9)),
+    replace(_BEST, name="mask reduced bilinearly", resize="bilinear"),
+    replace(_BEST, name="mask reduced by maximum", resize="max"),
+    replace(_BEST, name="cutout's edges, unmasked", edges="cutout", guidance="unmasked"),
+    replace(_BEST, name="cutout's edges, guided", edges="cutout"),
+    replace(_BEST, name="LoRA not trained with", lora="lora_oak_window"),
+)
+CELLS = (*CLAIM, *OTHERS, *ABLATIONS)
+PAIRS = {"claim": 300, "methods": 100, "ablations": 100}
+"""Pairs of product and scene in each cell of a full run."""

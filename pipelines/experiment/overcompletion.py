@@ -1,0 +1,302 @@
+"""Run the experiment: paint and score every cell's pairs, remember each picture, and make the table.
+
+Whatever is done is kept in the output folder under a name that says what it was made of (cell, settings, weights,
+pair): a run that was stopped goes on, a longer one begins with a shorter one's pictures, and new weights begin anew.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+
+from pipelines.contracts import canonical_json, sha256_hex
+from pipelines.errors import UsageError
+from pipelines.experiment import painting, statistics
+from pipelines.experiment.cells import BASELINE, CELLS, CONTROL_ARM, PAIRS, TREATED, Cell
+from pipelines.experiment.painting import BATCH, Painter
+from pipelines.experiment.pairs import Pair, catalogue_subjects, load_pairs, load_subjects
+from pipelines.experiment.scoring import AlexNetFeatures, SceneClassifier, Scorer, Scores, composite
+from pipelines.experiment.statistics import Figure
+from pipelines.models import Profile
+from pipelines.scenes import Checks
+
+VERSION = 1
+"""Raised when what is measured, or how, changes: stored scores of an earlier version are made anew."""
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One cell of the table. `n` pictures of `products` products; `kid` None where there are no reference pictures."""
+
+    cell: str
+    group: str
+    n: int
+    products: int
+    overcompleted: int
+    rate: Figure
+    e_plus: Figure
+    d_plus: Figure
+    kid: Figure | None
+    sharpness: Figure
+    clip: Figure
+    scene: Figure
+    product_error: Figure
+    seconds: float
+    thorough: int
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two cells, pair by pair. Ratios are baseline / treated; differences treated - baseline, per picture."""
+
+    baseline: str
+    treated: str
+    n: int
+    rate_ratio: Figure
+    mean_ratio: Figure
+    apart: bool
+    kid_difference: float | None
+    clip_difference: Figure
+    scene_difference: Figure
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """What the experiment found. `references`: KID of pictures that are no scenes, to read the others by."""
+
+    smoke_test: bool
+    tau: float
+    pairs: int
+    subjects: int
+    rows: tuple[Row, ...]
+    comparisons: tuple[Comparison, ...]
+    references: dict[str, Figure]
+    classifier_accuracy: dict[str, float]
+    missing: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One stored picture and its scores."""
+
+    pair: Pair
+    scores: Scores
+    picture: Path
+
+    def composite(self) -> NDArray[np.uint8]:
+        """The picture with the product laid back, (side, side, 3)."""
+        with Image.open(self.picture) as file:
+            return composite(self.pair, file)
+
+
+def run(
+    profile: Profile,
+    shared: Path,
+    out: Path,
+    pairs: int | None = None,
+    groups: Sequence[str] = ("claim", "methods", "ablations"),
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> tuple[Table, dict[str, list[Result]]]:
+    """Paint and score what is not there yet, then make the table.
+
+    Args:
+        profile: Whose models paint.
+        shared: The folder with `catalog`, `training` and `models`; where it is missing, the sample catalogue is used.
+        out: Keeps pictures and scores.
+        pairs: At most so many in every cell; each group's own number by default.
+        groups: Which parts of the table.
+        device: Where to paint.
+        progress: Told (cell, pictures done, pictures in all).
+
+    Returns:
+        The table, and the results of each cell.
+
+    Raises:
+        UsageError: no product to paint, or a group that there is not.
+    """
+    unknown = set(groups) - set(PAIRS)
+    if unknown:
+        raise UsageError(f"no such part of the experiment: {', '.join(sorted(unknown))}; there are {', '.join(PAIRS)}")
+    smoke_test = not (shared / "training" / "index.csv").exists()
+    sample = Path(__file__).resolve().parents[1] / "sample" / "catalog.csv"
+    subjects = catalogue_subjects(sample) if smoke_test else load_subjects(shared)
+    counts = {group: min(pairs or PAIRS[group], PAIRS[group]) for group in groups}
+    listed = load_pairs(subjects, max(counts.values()), profile.native_size)
+    cells = [cell for cell in CELLS if cell.group in groups]
+    missing = {cell.name: absent for cell in cells if (absent := _missing(cell, profile))}
+    cells = [cell for cell in cells if cell.name not in missing]
+
+    classifier = None if smoke_test else SceneClassifier(shared / "training")
+    scorer = Scorer(profile, Checks().overcompletion, classifier, device)
+    painter = Painter(profile, device)
+    total = sum(counts[cell.group] for cell in cells)
+    results: dict[str, list[Result]] = {}
+    done = 0
+    for cell in cells:
+        of_cell = []
+        for result in results_of(cell, listed[: counts[cell.group]], profile, painter, scorer, out):
+            of_cell.append(result)
+            done += 1
+            if progress is not None:
+                progress(cell.name, done, total)
+        results[cell.name] = of_cell
+    table = _table(cells, results, shared, scorer, smoke_test, len(subjects))
+    return replace(table, missing=missing), results
+
+
+def results_of(
+    cell: Cell, pairs: Sequence[Pair], profile: Profile, painter: Painter, scorer: Scorer, out: Path
+) -> Iterable[Result]:
+    """Yield the result of each pair, stored or made now; a batch is stored as soon as it is scored."""
+    folder = out / "pictures" / cell.name.replace("/", "-").replace(" ", "-")
+    folder.mkdir(parents=True, exist_ok=True)
+    made_of = canonical_json(
+        {
+            "version": VERSION,
+            "cell": asdict(replace(cell, name="", group="claim")),
+            "settings": [painting.STEPS, painting.GUIDANCE_SCALE, painting.CONTROL_SCALE, painting.CONTROL_END],
+            "models": [profile.ref(part).sha256 for part in (*profile.sampler_parts, *cell.parts, "salient", "hqsam")],
+            "tau": scorer.tau,
+        }
+    )
+    for start in range(0, len(pairs), BATCH):
+        batch = pairs[start : start + BATCH]
+        keys = [sha256_hex(f"{made_of} {pair.digest}".encode())[:16] for pair in batch]
+        pictures = [folder / f"{pair.number:04d}-{key}.png" for pair, key in zip(batch, keys, strict=True)]
+        if not all(path.with_suffix(".json").exists() for path in pictures):
+            # the whole batch again: pixels are promised for one batch shape
+            painted, seconds = painter.paint(cell, batch)
+            for pair, image, path in zip(batch, painted, pictures, strict=True):
+                scores = scorer.score(pair, image, seconds)
+                image.save(path)
+                path.with_suffix(".json").write_text(json.dumps(asdict(scores)), encoding="utf-8")
+        for pair, path in zip(batch, pictures, strict=True):
+            yield Result(pair, Scores(**json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))), path)
+
+
+def _missing(cell: Cell, profile: Profile) -> str:
+    """Why a cell cannot be painted with a profile: the parts that it lacks, or nothing."""
+    there = {part.name for part in profile.parts}
+    absent = [part for part in cell.parts if part not in there]
+    return f"the profile {profile.name} has no {', '.join(absent)}" if absent else ""
+
+
+def _table(
+    cells: Sequence[Cell],
+    results: dict[str, list[Result]],
+    shared: Path,
+    scorer: Scorer,
+    smoke_test: bool,
+    subjects: int,
+) -> Table:
+    features: dict[str, NDArray[np.float64]] = {}
+    references: dict[str, Figure] = {}
+    real = None
+    checkpoint = shared / "models" / "alexnet.ckpt"
+    if not smoke_test and checkpoint.exists() and results:
+        alexnet = AlexNetFeatures(checkpoint)
+        longest = max(results.values(), key=len)
+        products = [result.pair.subject.name for result in longest]
+        scenes = sorted((shared / "catalog" / "scenes").glob("*.jpg"))
+        real = alexnet([_over_scene(result.pair, scenes, 0) for result in longest])
+        for name, background in (("a real scene, blurred", 1), ("a flat colour", 2)):
+            seen = alexnet([_over_scene(result.pair, scenes, background) for result in longest])
+            references[name] = statistics.kid(products, seen, real)
+        features = {name: alexnet([result.composite() for result in made]) for name, made in results.items()}
+    rows = tuple(_row(cell, results[cell.name], scorer.tau, features.get(cell.name), real) for cell in cells)
+    comparisons = []
+    for treated in (TREATED, CONTROL_ARM, "stage2/none", "random/guided"):
+        if BASELINE in results and treated in results:
+            comparisons.append(_compare(BASELINE, treated, results, scorer.tau, {row.cell: row for row in rows}))
+    return Table(
+        smoke_test=smoke_test,
+        tau=scorer.tau,
+        pairs=max((len(made) for made in results.values()), default=0),
+        subjects=subjects,
+        rows=rows,
+        comparisons=tuple(comparisons),
+        references=references,
+        classifier_accuracy=scorer.classifier.accuracy if scorer.classifier else {},
+        missing={},
+    )
+
+
+def _row(
+    cell: Cell,
+    results: Sequence[Result],
+    tau: float,
+    features: NDArray[np.float64] | None,
+    real: NDArray[np.float64] | None,
+) -> Row:
+    products = [result.pair.subject.name for result in results]
+
+    def figure(name: str) -> Figure:
+        return statistics.mean(products, [getattr(result.scores, name) for result in results])
+
+    above = [result.scores.e_plus > tau for result in results]
+    return Row(
+        cell=cell.name,
+        group=cell.group,
+        n=len(results),
+        products=len(set(products)),
+        overcompleted=sum(above),
+        rate=statistics.mean(products, above),
+        e_plus=figure("e_plus"),
+        d_plus=figure("d_plus"),
+        kid=statistics.kid(products, features, real) if features is not None and real is not None else None,
+        sharpness=figure("sharpness"),
+        clip=figure("clip"),
+        scene=figure("scene"),
+        product_error=figure("product_error"),
+        seconds=float(np.mean([result.scores.seconds for result in results])),
+        thorough=sum(result.scores.thorough for result in results),
+    )
+
+
+def _compare(
+    baseline: str, treated: str, results: dict[str, list[Result]], tau: float, rows: dict[str, Row]
+) -> Comparison:
+    before, after = results[baseline], results[treated]
+    products = [result.pair.subject.name for result in before]
+
+    def both(name: str) -> tuple[list[float], list[float]]:
+        return [getattr(r.scores, name) for r in before], [getattr(r.scores, name) for r in after]
+
+    e_before, e_after = both("e_plus")
+    kids = rows[baseline].kid, rows[treated].kid
+    return Comparison(
+        baseline=baseline,
+        treated=treated,
+        n=len(before),
+        rate_ratio=statistics.rate_ratio(products, [e > tau for e in e_before], [e > tau for e in e_after]),
+        mean_ratio=statistics.mean_ratio(products, e_before, e_after),
+        apart=rows[baseline].rate.apart(rows[treated].rate) and rows[baseline].e_plus.apart(rows[treated].e_plus),
+        kid_difference=kids[1].value - kids[0].value if kids[0] and kids[1] else None,
+        clip_difference=statistics.difference(products, *both("clip")),
+        scene_difference=statistics.difference(products, *both("scene")),
+    )
+
+
+def _over_scene(pair: Pair, scenes: Sequence[Path], kind: int) -> NDArray[np.uint8]:
+    """A pair's product over a real photograph (0), the same blurred (1), or its mean colour (2)."""
+    with Image.open(scenes[pair.number % len(scenes)]) as file:
+        picture = file.convert("RGB")
+    edge = min(picture.size)
+    rng = np.random.default_rng([1791, pair.number])
+    left, top = (int(rng.integers(0, extent - edge + 1)) for extent in picture.size)
+    scene = picture.crop((left, top, left + edge, top + edge)).resize((pair.side, pair.side), Image.Resampling.LANCZOS)
+    if kind == 1:
+        scene = scene.filter(ImageFilter.GaussianBlur(pair.side / 24))
+    pixels = np.asarray(scene)
+    if kind == 2:
+        pixels = np.broadcast_to(np.round(pixels.mean((0, 1))).astype(np.uint8), pixels.shape)
+    return pair.product.over(pixels)

@@ -1,0 +1,220 @@
+"""What is measured of every painted picture, and of a cell's pictures together.
+
+Overcompletion is measured as `inspect` does, on the picture with the product laid back: a fast pair of finders for all,
+HQ-SAM for every picture near the threshold and for a random fifth.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizerFast
+
+from pipelines.errors import IntegrityError
+from pipelines.experiment.pairs import Pair
+from pipelines.models import Profile
+from pipelines.quality.overcompletion import OvercompletionDetector
+from pipelines.training.composer import compose, draw_scene
+from pipelines.training.data import Composer
+from pipelines.weights import load_transformer
+
+BORDERLINE = (0.25, 4.0)
+"""Between these multiples of tau a picture is borderline, and HQ-SAM is asked."""
+
+FIFTH = 5
+ALEXNET_SHA256 = "443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1"
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Measures of one picture.
+
+    Attributes:
+        e_plus: E+ of the picture with the product laid back.
+        d_plus: Area of detached product-like objects, in products.
+        thorough: HQ-SAM was asked.
+        sharpness: Mean gradient of the scene's luminance, levels a pixel.
+        clip: Cosine between picture and prompt in the profile's CLIP, -1..1.
+        scene: 1 where a classifier sees the prompt's wall and floor, 0.5 one of them, 0 none; NaN without one.
+        product_error: Mean difference to the product inside its mask before the paste, levels of 255.
+        seconds: Painting it took.
+    """
+
+    e_plus: float
+    d_plus: float
+    thorough: bool
+    sharpness: float
+    clip: float
+    scene: float
+    product_error: float
+    seconds: float
+
+
+def composite(pair: Pair, painted: Image.Image) -> NDArray[np.uint8]:
+    """The painted scene with the exact product laid over it, (side, side, 3)."""
+    return pair.product.over(np.asarray(painted.convert("RGB")))
+
+
+class Scorer:
+    """Loads what measures once. `classifier` None: no composed scenes to learn walls and floors from."""
+
+    def __init__(self, profile: Profile, tau: float, classifier: SceneClassifier | None, device: str = "cpu"):
+        self.tau = tau
+        self.fast = OvercompletionDetector.from_profile(profile, device=device)
+        self.thorough = OvercompletionDetector.from_profile(profile, thorough=True, device=device)
+        self.classifier = classifier
+        folder = profile.part("clip").check().path
+        self._clip = load_transformer(CLIPModel, folder, "CLIP").eval()
+        self._images = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
+        self._tokens = CLIPTokenizerFast.from_pretrained(folder, local_files_only=True)
+
+    def score(self, pair: Pair, painted: Image.Image, seconds: float) -> Scores:
+        """Measure one picture."""
+        raw, image, matte = np.asarray(painted.convert("RGB")), composite(pair, painted), pair.product.matte
+        found = self.fast.measure(image, matte)
+        thorough = pair.number % FIFTH == 0 or BORDERLINE[0] < found.e_plus / self.tau < BORDERLINE[1]
+        if thorough:
+            found = self.thorough.measure(image, matte)
+        inside = matte >= 128
+        luminance = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
+        slope = cv2.magnitude(cv2.Sobel(luminance, cv2.CV_32F, 1, 0), cv2.Sobel(luminance, cv2.CV_32F, 0, 1)) / 8
+        scenery = cv2.dilate(matte, np.ones((9, 9), np.uint8)) == 0
+        difference = np.abs(raw[inside].astype(np.float32) - pair.product.colour[inside])
+        return Scores(
+            e_plus=found.e_plus,
+            d_plus=found.d_plus,
+            thorough=bool(thorough),
+            sharpness=float(slope[scenery].mean()),
+            clip=self._agreement(image, pair.prompt),
+            scene=self.classifier.agreement(image, matte, pair.wall, pair.floor) if self.classifier else float("nan"),
+            product_error=float(difference.mean()),
+            seconds=seconds,
+        )
+
+    @torch.inference_mode()
+    def _agreement(self, image: NDArray[np.uint8], prompt: str) -> float:
+        longest = self._clip.config.text_config.max_position_embeddings
+        tokens = self._tokens([prompt], padding="max_length", truncation=True, max_length=longest, return_tensors="pt")
+        pixels = self._images([Image.fromarray(image)], return_tensors="pt").pixel_values
+        seen = self._clip(pixel_values=pixels, **tokens)
+        return float(F.cosine_similarity(seen.image_embeds, seen.text_embeds))
+
+
+GRID = 16
+
+
+class SceneClassifier:
+    """Names the wall and the floor of a picture from what is not product: a linear softmax over a coarse grid.
+
+    Learnt from composed scenes, whose captions are true; `accuracy` is measured on composed scenes of their own.
+    """
+
+    def __init__(self, data: Path, examples: int = 2400, tests: int = 400, seed: int = 3):
+        composer = Composer(data, "train", seed=seed)
+        features, walls, floors = [], [], []
+        for n in range(examples + tests):
+            rng = np.random.default_rng([seed, n])
+            scene = draw_scene(rng)
+            pool = composer.goods if n % 2 else composer.toys
+            shot = compose(scene, (64, 64), pool[int(rng.integers(len(pool)))], rng)
+            features.append(_grid(np.round(shot.image * 255).astype(np.uint8), np.round(shot.mask * 255)))
+            walls.append(scene.wall)
+            floors.append(scene.floor)
+        seen = torch.tensor(np.stack(features))
+        self._mean, self._deviation = seen[:examples].mean(0), seen[:examples].std(0) + 1e-3
+        seen = (seen - self._mean) / self._deviation
+        self.accuracy: dict[str, float] = {}
+        self._heads: dict[str, tuple[list[str], Tensor]] = {}
+        for kind, names in (("wall", walls), ("floor", floors)):
+            words = sorted(set(names))
+            labels = torch.tensor([words.index(name) for name in names])
+            weights = _fit(seen[:examples], labels[:examples], len(words))
+            right = (_logits(seen[examples:], weights).argmax(1) == labels[examples:]).float().mean()
+            self._heads[kind], self.accuracy[kind] = (words, weights), float(right)
+
+    def agreement(self, image: NDArray[np.uint8], matte: NDArray[np.uint8], wall: str, floor: str) -> float:
+        """Share of wall and floor that are seen to be the prompt's: 0, 0.5 or 1."""
+        seen = (torch.tensor(_grid(image, matte))[None] - self._mean) / self._deviation
+        right = 0
+        for kind, name in (("wall", wall), ("floor", floor)):
+            words, weights = self._heads[kind]
+            right += words[int(_logits(seen, weights).argmax())] == name
+        return right / 2
+
+
+def _grid(image: NDArray[np.uint8], matte: NDArray[Any]) -> NDArray[np.float32]:
+    """Mean colour of the scene in each cell of a grid, the product's filled from beside it: (GRID * GRID * 3,)."""
+    share = cv2.resize(1 - matte.astype(np.float32) / 255, (GRID, GRID), interpolation=cv2.INTER_AREA)[..., None]
+    scenery = image.astype(np.float32) / 255 * (1 - matte.astype(np.float32)[..., None] / 255)
+    cells = cv2.resize(scenery, (GRID, GRID), interpolation=cv2.INTER_AREA)
+    row = cells.sum(1, keepdims=True) / np.maximum(share.sum(1, keepdims=True), 1e-3)
+    return np.where(share > 0.5, cells / np.maximum(share, 1e-3), row).astype(np.float32).ravel()
+
+
+def _fit(features: Tensor, labels: Tensor, classes: int) -> Tensor:
+    weights = torch.zeros(features.shape[1] + 1, classes, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weights], max_iter=120, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(_logits(features, weights), labels) + 2e-3 * weights.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return weights.detach()
+
+
+def _logits(features: Tensor, weights: Tensor) -> Tensor:
+    return features @ weights[:-1] + weights[-1]
+
+
+class AlexNetFeatures:
+    """AlexNet (Krizhevsky 2014) up to its last convolution, average-pooled: 256 numbers a picture, for KID."""
+
+    def __init__(self, checkpoint: Path):
+        self._layers = _read_alexnet(checkpoint)
+
+    @torch.inference_mode()
+    def __call__(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float64]:
+        """(N, H, W, 3) uint8 pictures to (N, 256)."""
+        features = []
+        for image in images:
+            small = cv2.resize(image, (224, 224), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+            x = torch.from_numpy((small - MEAN) / DEVIATION).permute(2, 0, 1)[None]
+            for n, (kernel, bias) in enumerate(self._layers):
+                stride, padding = ((4, 2), (1, 2), (1, 1), (1, 1), (1, 1))[n]
+                x = F.relu(F.conv2d(x, kernel, bias, stride=stride, padding=padding))
+                if n in (0, 1):
+                    x = F.max_pool2d(x, 3, 2)
+            features.append(x.mean((2, 3))[0].double().numpy())
+        return np.stack(features)
+
+
+MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
+
+
+def _read_alexnet(checkpoint: Path) -> list[tuple[Tensor, Tensor]]:
+    """Kernels (out, in, h, w) and biases of the five convolutions. Raises IntegrityError for any other file."""
+    data = checkpoint.read_bytes()
+    if hashlib.sha256(data).hexdigest() != ALEXNET_SHA256:
+        raise IntegrityError(f"{checkpoint}: not the AlexNet that KID is defined by here; sha256 {ALEXNET_SHA256}")
+    tree = pickle.loads(data)["AlexNet_0"]  # noqa: S301  the pinned digest above: these bytes and no others
+    layers = [tree[f"Conv_{n}"] for n in range(5)]
+    return [
+        (torch.from_numpy(np.array(layer["kernel"])).permute(3, 2, 0, 1).float(), torch.tensor(np.array(layer["bias"])))
+        for layer in layers
+    ]

@@ -1,0 +1,110 @@
+"""The experiment end to end on the sample catalogue: real models, two cells, resumed without painting again."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from pipelines.errors import UsageError
+from pipelines.experiment import overcompletion
+from pipelines.experiment.cells import ARMS, BASELINE, CELLS, CLAIM, CONTROL_ARM, TREATED, Cell
+from pipelines.experiment.painting import Painter, edges_of
+from pipelines.experiment.pairs import catalogue_subjects, load_pairs, load_subjects
+from pipelines.experiment.report import as_json, write_report
+from pipelines.models import load_profile
+from pipelines.training.brushnet import ARMS as TRAINED
+from pipelines.training.data import is_held_out, product_of, read_index
+
+SAMPLE = Path(overcompletion.__file__).resolve().parents[1] / "sample" / "catalog.csv"
+SHARED = Path(__file__).resolve().parents[4] / "shared"
+
+
+@pytest.fixture(scope="module")
+def subjects():
+    return catalogue_subjects(SAMPLE)
+
+
+def test_the_claim_is_every_arm_with_every_guidance_and_names_are_unique():
+    names = [cell.name for cell in CELLS]
+    assert len(set(names)) == len(names)
+    assert len(CLAIM) == 12
+    assert {BASELINE, CONTROL_ARM, TREATED} <= {cell.name for cell in CLAIM}
+    assert set(ARMS.values()) == set(TRAINED)
+
+
+def test_a_longer_run_begins_with_the_pairs_of_a_shorter_one(subjects):
+    few, many = load_pairs(subjects, 5, 64), load_pairs(subjects, 20, 64)
+    assert [pair.digest for pair in few] == [pair.digest for pair in many[:5]]
+    again = load_pairs(subjects, 20, 64)[17]
+    assert again.subject.name == many[1].subject.name
+    assert again.prompt != many[1].prompt
+    assert len({pair.digest for pair in many}) == 20
+
+
+def test_a_pair_lays_photo_and_product_one_over_the_other(subjects):
+    pair = load_pairs(subjects, 1, 128)[0]
+    inside = pair.product.matte == 255
+    assert 0.02 < inside.mean() < 0.5
+    assert np.abs(np.asarray(pair.photo).astype(int) - pair.product.colour)[inside].mean() < 12
+
+
+def test_edges_of_the_photo_reach_beyond_the_product_and_those_of_the_cutout_do_not(subjects):
+    pairs = load_pairs(subjects, 16, 128)
+    cells = Cell("a", "ablations"), Cell("b", "ablations", edges="cutout")
+    beyond = [0, 0]
+    for pair in pairs:
+        near = cv2.dilate(pair.product.matte, np.ones((9, 9), np.uint8)) > 0
+        for n, cell in enumerate(cells):
+            beyond[n] += int(((np.asarray(edges_of(pair, cell))[..., 0] > 0) & ~near).sum())
+    assert beyond[0] > 200
+    assert beyond[1] == 0
+
+
+@pytest.mark.skipif(not (SHARED / "training" / "index.csv").exists(), reason="the shared folder is not here")
+def test_no_subject_was_trained_on():
+    trained = {product_of(item) for item in read_index(SHARED / "training", "cutouts", "train")}
+    held_out = {product_of(item) for item in read_index(SHARED / "training", "cutouts", "test")}
+    names = {subject.name for subject in load_subjects(SHARED)}
+    assert len(names & held_out) > 60
+    assert all(is_held_out(name) for name in names & held_out)
+    assert not names & trained
+
+
+def test_an_unknown_part_of_the_table_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="there are claim, methods, ablations"):
+        overcompletion.run(load_profile("mini"), tmp_path, tmp_path, groups=["claims"])
+
+
+@pytest.mark.slow
+def test_a_run_without_the_shared_folder_is_a_smoke_test_that_resumes(tmp_path, monkeypatch):
+    cells = Cell(BASELINE, "claim", guidance="unmasked"), Cell(TREATED, "claim", guidance="guided")
+    lacking = Cell("lacking", "claim", brushnet="brushnet_of_nobody")
+    monkeypatch.setattr(overcompletion, "CELLS", (*cells, lacking))
+    told = []
+    arguments = (load_profile("mini"), tmp_path / "nothing", tmp_path / "out", 2, ["claim"])
+    table, results = overcompletion.run(*arguments, progress=lambda *step: told.append(step))
+    assert told[-1] == (TREATED, 4, 4)
+    assert table.smoke_test
+    assert table.missing == {"lacking": "the profile mini has no brushnet_of_nobody"}
+    assert [row.n for row in table.rows] == [2, 2]
+    assert table.rows[0].kid is None
+
+    page = write_report(table, results, tmp_path / "out")
+    assert "smoke test" in page.read_text(encoding="utf-8")
+    document = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
+    assert document == json.loads(json.dumps(as_json(table)))
+    assert document["comparisons"][0]["rate_ratio"]["value"] > 0
+    with (tmp_path / "out" / "results.csv").open(newline="", encoding="utf-8") as file:
+        assert [row["cell"] for row in csv.DictReader(file)] == [BASELINE, TREATED]
+
+    def refuse(*_):
+        raise AssertionError("painted again")
+
+    monkeypatch.setattr(Painter, "paint", refuse)
+    again, _ = overcompletion.run(*arguments)
+    assert as_json(again) == as_json(table)
