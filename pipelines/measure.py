@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import html
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,15 +14,20 @@ from PIL import Image
 
 from pipelines.errors import Rejected, UsageError
 from pipelines.models import Profile
+from pipelines.quality.comparison import interval
 from pipelines.stages.cutout import PATHS, CutoutModels, cutout
 from pipelines.vision.people import garment_part
 from pipelines.vision.photos import Photo, read_photo
-from pipelines.vision.segmenters import HQSamSegmenter, SalientSegmenter
+from pipelines.vision.published import PublishedU2NetP
+from pipelines.vision.segmenters import HQSamSegmenter, SalientSegmenter, Segmenter, build_mobile_sam
 
 PRODUCT_ALPHA = 0.8
 """Alpha masks may hold a soft shadow; above this they mean product."""
 
 BOUNDARY_TOLERANCE = 2
+
+U2NETP = "u2netp.onnx"
+MOBILE_SAM = "mobile_sam.pt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +41,51 @@ class ProductCutout:
 
 
 @dataclass(frozen=True, slots=True)
+class BaselineMeasure:
+    """Figures of another way to cut out the same photos; intervals are 95 % bootstraps over products."""
+
+    name: str
+    mean_iou: float
+    iou_interval: tuple[float, float]
+    mean_boundary_f: float
+    boundary_f_interval: tuple[float, float]
+    products: tuple[ProductCutout, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class CutoutMeasure:
-    """Figures of a catalogue: `mean_iou` over `n` products."""
+    """Figures of a catalogue: means over `n` products, and what the baselines reach on the same photos."""
 
     mean_iou: float
     n: int
     products: tuple[ProductCutout, ...]
+    iou_interval: tuple[float, float]
+    mean_boundary_f: float
+    boundary_f_interval: tuple[float, float]
+    baselines: tuple[BaselineMeasure, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TrueCutout:
+    """A photo, and which of its pixels `(H, W)` bool are product."""
+
+    sku: str
+    photo: Photo
+    truth: np.ndarray
+    garment: str
+
+
+Way = Callable[[TrueCutout], tuple[np.ndarray, str]]
+"""Cuts a photo out: the mask `(H, W)` bool, and the path it took."""
 
 
 def measure_cutouts(
-    catalogue: Path, path: str, scenes: Path | None, models: Profile | CutoutModels, device: str = "cpu"
+    catalogue: Path,
+    path: str,
+    scenes: Path | None,
+    models: Profile | CutoutModels,
+    device: str = "cpu",
+    baselines: Path | None = None,
 ) -> CutoutMeasure:
     """Cut out every product whose row names a `ground_truth_alpha`, and compare.
 
@@ -55,32 +96,85 @@ def measure_cutouts(
             alpha mask, shadow and all; product n gets the n-th picture.
         models: a profile, or its segmenters where they are loaded already.
         device: torch device for a profile's segmenters.
+        baselines: a folder with the published `u2netp.onnx` and `mobile_sam.pt`, measured too: the first alone, the
+            second in HQ-SAM's place on the path `hqsam`, prompted as HQ-SAM is.
 
     Raises:
-        UsageError: no such path, catalogue or scene, or no row that names a mask.
+        UsageError: no such path, catalogue, scene or baseline, or no row that names a mask.
     """
     if path not in PATHS:
         raise UsageError(f"--path {path}: there are {', '.join(PATHS)}")
     rows = _rows(catalogue)
+    backgrounds = _backgrounds(scenes) if scenes is not None else []
+    if baselines is not None:
+        for name in (U2NETP, MOBILE_SAM):
+            if not (baselines / name).is_file():
+                raise UsageError(f"--baselines {baselines}: there is no {name} in it")
     if isinstance(models, Profile):
         salient = SalientSegmenter.from_profile(models, device)
         models = CutoutModels(salient, HQSamSegmenter.from_profile(models, salient, device))
-    backgrounds = _backgrounds(scenes) if scenes is not None else []
-    products = []
+    ways: dict[str, Way] = {"packshot": _stage(models, path)}
+    if baselines is not None:
+        ways["u2netp"] = _alone(PublishedU2NetP(baselines / U2NETP))
+        sam = HQSamSegmenter(build_mobile_sam(baselines / MOBILE_SAM), models.salient, device)
+        ways["mobile_sam"] = _stage(CutoutModels(models.salient, sam), "hqsam")
+
+    found: dict[str, list[ProductCutout]] = {name: [] for name in ways}
+    for item in _items(catalogue, rows, backgrounds):
+        for name, way in ways.items():
+            mask, how = way(item)
+            found[name].append(ProductCutout(item.sku, how, iou(mask, item.truth), boundary_f(mask, item.truth)))
+    ours, *others = [_summary(name, products) for name, products in found.items()]
+    return CutoutMeasure(
+        ours.mean_iou,
+        len(ours.products),
+        ours.products,
+        ours.iou_interval,
+        ours.mean_boundary_f,
+        ours.boundary_f_interval,
+        tuple(others),
+    )
+
+
+def _stage(models: CutoutModels, path: str) -> Way:
+    """The cutout stage."""
+
+    def way(item: TrueCutout) -> tuple[np.ndarray, str]:
+        try:
+            result = cutout(item.photo, models, path, item.garment)
+        except Rejected:
+            return np.zeros_like(item.truth), "rejected"
+        return result.matte > 0.5, result.path
+
+    return way
+
+
+def _alone(segmenter: Segmenter) -> Way:
+    """A segmenter's own mask, as it is."""
+    return lambda item: (segmenter.segment(item.photo.rgb) > 0.5, "salient")
+
+
+def _summary(name: str, products: Sequence[ProductCutout]) -> BaselineMeasure:
+    skus = [product.sku for product in products]
+    overlaps, edges = [product.iou for product in products], [product.boundary_f for product in products]
+    return BaselineMeasure(
+        name,
+        float(np.mean(overlaps)),
+        interval(skus, overlaps),
+        float(np.mean(edges)),
+        interval(skus, edges),
+        tuple(products),
+    )
+
+
+def _items(catalogue: Path, rows: Sequence[dict[str, str]], backgrounds: Sequence[Image.Image]) -> Iterator[TrueCutout]:
     for index, row in enumerate(rows):
         alpha = _read_alpha(catalogue.parent / row["ground_truth_alpha"])
         photo = _read_photo(catalogue.parent / row["image_link"])
         if backgrounds:
             photo = over_scene(photo, alpha, backgrounds[index % len(backgrounds)])
-        truth = alpha > PRODUCT_ALPHA
         garment = garment_part(f"{row.get('product_type', '')} {html.unescape(row.get('title', ''))}")
-        try:
-            result = cutout(photo, models, path, garment)
-            found, how = result.matte > 0.5, result.path
-        except Rejected:
-            found, how = np.zeros_like(truth), "rejected"
-        products.append(ProductCutout(row["id"], how, iou(found, truth), boundary_f(found, truth)))
-    return CutoutMeasure(float(np.mean([p.iou for p in products])), len(products), tuple(products))
+        yield TrueCutout(row["id"], photo, alpha > PRODUCT_ALPHA, garment)
 
 
 def over_scene(photo: Photo, alpha: np.ndarray, scene: Image.Image) -> Photo:

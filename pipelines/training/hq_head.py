@@ -10,7 +10,6 @@ fusion convolutions (0.45 M parameters) are all that is trained; their mask is a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -19,15 +18,14 @@ from rich.progress import track
 from safetensors.torch import save_file
 from segment_anything_hq.modeling import Sam
 from segment_anything_hq.utils.transforms import ResizeLongestSide
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from pipelines.training.card import write_card
 from pipelines.training.composites import CompositeSource
 from pipelines.training.loop import TrainOptions, fit, step_rng
-from pipelines.vision.segmenters import MASK_SIDE, build_sam, deepest_points
+from pipelines.vision.segmenters import HQ_PARTS, MASK_SIDE, build_mobile_sam, build_sam, deepest_points
 
-HQ_PARTS = ("hf_token", "hf_mlp", "compress_vit_feat", "embedding_encoder", "embedding_maskfeature")
 COMPOSITES = 110
 HELD_OUT = 16
 SIDE = 640
@@ -52,22 +50,6 @@ class Encoded:
     image: Tensor
     early: Tensor
     mask: np.ndarray
-
-
-def start(base: Path) -> Sam:
-    """HQ-SAM with MobileSAM's weights and an HQ output that is zero at first, so that training starts from SAM's mask.
-
-    Args:
-        base: the published `mobile_sam.pt`.
-    """
-    sam = build_sam()
-    missing, unexpected = sam.load_state_dict(torch.load(base, weights_only=True), strict=False)
-    if unexpected or any(not name.startswith(tuple(f"mask_decoder.{part}" for part in HQ_PARTS)) for name in missing):
-        raise ValueError(f"{base} is not MobileSAM: unexpected {unexpected[:3]}, missing {missing[:3]}")
-    last = sam.mask_decoder.hf_mlp.layers[-1]
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
-    return sam
 
 
 @torch.no_grad()
@@ -137,7 +119,7 @@ def train(options: TrainOptions) -> dict[str, float]:
     if (folder / WEIGHTS).exists():
         sam = build_sam(folder / WEIGHTS)
     else:
-        sam = start(options.data.parent / "models" / "mobile_sam.pt")
+        sam = build_mobile_sam(options.data.parent / "models" / "mobile_sam.pt")
     for name, parameter in sam.named_parameters():
         parameter.requires_grad_(name.startswith(tuple(f"mask_decoder.{part}" for part in HQ_PARTS)))
     precision = torch.bfloat16 if options.dtype == "bfloat16" else torch.float32

@@ -200,6 +200,9 @@ def mask_prompt(mask: np.ndarray) -> np.ndarray:
     return prompt
 
 
+HQ_PARTS = ("hf_token", "hf_mlp", "compress_vit_feat", "embedding_encoder", "embedding_maskfeature")
+"""What HQ-SAM adds to SAM's mask decoder."""
+
 ENCODER_WIDTHS = {"vit_b": 768, "vit_l": 1024, "vit_h": 1280}
 """Widths of the image encoders, by which the published checkpoints are told apart."""
 
@@ -224,6 +227,30 @@ def build_sam(path: Path | None = None, kind: str = "vit_tiny") -> Sam:
         missing = sam.load_state_dict(weights, strict=False).missing_keys
         if missing:
             raise ValueError(f"{len(missing)} tensors are missing, {missing[0]} among them")
+    return sam
+
+
+def build_mobile_sam(path: Path) -> Sam:
+    """HQ-SAM `vit_tiny` with MobileSAM's weights and an HQ output that adds nothing: SAM's own mask.
+
+    Training the HQ output starts from it, and what it is worth is measured against it.
+
+    Args:
+        path: the published `mobile_sam.pt`.
+
+    Raises:
+        IntegrityError: the file holds another model.
+    """
+    weights = read_weights(path, "MobileSAM")
+    sam = build_sam()
+    with reading(path, "MobileSAM"):
+        missing, unexpected = sam.load_state_dict(weights, strict=False)
+        lacking = [name for name in missing if not name.startswith(tuple(f"mask_decoder.{part}" for part in HQ_PARTS))]
+        if unexpected or lacking:
+            raise ValueError(f"unexpected tensors {unexpected[:3]}, missing ones {lacking[:3]}")
+    last = sam.mask_decoder.hf_mlp.layers[-1]
+    torch.nn.init.zeros_(last.weight)
+    torch.nn.init.zeros_(last.bias)
     return sam
 
 

@@ -8,9 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.errors import UsageError
+from pipelines.errors import IntegrityError, UsageError
 from pipelines.measure import boundary_f, iou, measure_cutouts, over_scene
+from pipelines.models import PROFILES, load_profile
 from pipelines.vision.photos import Photo
+from pipelines.vision.published import PublishedU2NetP
+
+PUBLISHED = Path(__file__).parents[2] / ".." / "shared" / "models"
+BUNDLED = PROFILES / "mini" / "hqsam" / "model.safetensors"
 
 
 def square(left: int = 20) -> np.ndarray:
@@ -57,3 +62,42 @@ def test_what_cannot_be_measured_is_a_clear_error(tmp_path: Path) -> None:
         measure_cutouts(tmp_path / "no.csv", "auto", None, models)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="auto, hqsam"):
         measure_cutouts(catalogue, "best", None, models)  # type: ignore[arg-type]
+
+
+def boxes(folder: Path) -> Path:
+    """A catalogue of two boxes on white, with their masks."""
+    rows = ["id,image_link,ground_truth_alpha"]
+    for n, colour in enumerate([(190, 40, 35), (30, 60, 170)]):
+        image, alpha = np.full((200, 200, 3), 250, np.uint8), np.zeros((200, 200), np.uint8)
+        image[60:150, 70:130], alpha[60:150, 70:130] = colour, 255
+        image[90:110, 80:120] = 240  # a label
+        Image.fromarray(image).save(folder / f"{n}.png")
+        Image.fromarray(alpha).save(folder / f"{n}-alpha.png")
+        rows.append(f"box-{n},{n}.png,{n}-alpha.png")
+    catalogue = folder / "catalog.csv"
+    catalogue.write_text("\n".join(rows))
+    return catalogue
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not PUBLISHED.exists(), reason="../shared/models is not here")
+@pytest.mark.skipif(not BUNDLED.exists(), reason="the bundled weights are not here")
+def test_baselines_are_measured_on_the_same_photos(tmp_path: Path) -> None:
+    found = measure_cutouts(boxes(tmp_path), "hqsam", None, load_profile("mini"), baselines=PUBLISHED)
+    assert [baseline.name for baseline in found.baselines] == ["u2netp", "mobile_sam"]
+    for row in (found, *found.baselines):
+        assert [product.sku for product in row.products] == ["box-0", "box-1"]
+        assert row.mean_iou == pytest.approx(np.mean([product.iou for product in row.products]))
+        assert row.iou_interval[0] <= row.mean_iou <= row.iou_interval[1]
+        assert row.boundary_f_interval[0] <= row.mean_boundary_f <= row.boundary_f_interval[1]
+        assert row.mean_iou > 0.9
+    sams = {product.path for row in (found, found.baselines[1]) for product in row.products}
+    assert sams == {"hqsam"}
+
+
+def test_baselines_that_are_missing_or_broken_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no u2netp\.onnx"):
+        measure_cutouts(boxes(tmp_path), "auto", None, object(), baselines=tmp_path)  # type: ignore[arg-type]
+    (tmp_path / "u2netp.onnx").write_bytes(b"no network")
+    with pytest.raises(IntegrityError, match=r"u2netp\.onnx: expected U²-Net-P"):
+        PublishedU2NetP(tmp_path / "u2netp.onnx")
