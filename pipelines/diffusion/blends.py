@@ -2,8 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class SoftBlend:
+    """Settings of soft inpainting; see `soft_blend`."""
+
+    power: float = 1.0
+    scale: float = 0.5
+    detail: float = 4.0
+
+
+WEB_UI = SoftBlend()
+"""stable-diffusion-webui's own settings."""
 
 
 def hard_blend(original: Tensor, generated: Tensor, product_mask: Tensor) -> Tensor:
@@ -51,3 +66,44 @@ def soft_blend(
     ours = torch.linalg.vector_norm(original, dim=1, keepdim=True).double() ** detail * (1 - share)
     theirs = torch.linalg.vector_norm(generated, dim=1, keepdim=True).double() ** detail * share
     return (mixed * ((ours + theirs) ** (1 / detail) / length)).to(mixed.dtype)
+
+
+def blend_prediction(
+    prediction: Tensor,
+    sample: Tensor,
+    original: Tensor,
+    product_mask: Tensor,
+    kind: str,
+    signal: float,
+    settings: SoftBlend,
+) -> Tensor:
+    """Blend the picture that a UNet predicts softly, and say what it would have predicted for the blend.
+
+    Works on the prediction, before the scheduler's step, so that any scheduler will do.
+
+    Args:
+        prediction: (B, C, h, w), the UNet's, after guidance.
+        sample: (B, C, h, w), the UNet's input, sqrt(signal) * picture + sqrt(1 - signal) * noise.
+        original: Latents (B, C, h, w), free of noise.
+        product_mask: (B, 1, h, w), 0..1, 1 = product.
+        kind: What the UNet predicts: "epsilon", "v_prediction" or "sample".
+        signal: Share of the picture in the sample's variance (alpha-bar), 0..1.
+        settings: See `soft_blend`.
+
+    Returns:
+        (B, C, h, w), of the prediction's kind and dtype.
+    """
+    amplitude, deviation = signal**0.5, (1 - signal) ** 0.5
+    if kind == "epsilon":
+        picture = (sample - deviation * prediction) / amplitude
+    elif kind == "v_prediction":
+        picture = amplitude * sample - deviation * prediction
+    else:
+        picture = prediction
+    sigma = deviation / amplitude if amplitude else float("inf")
+    picture = soft_blend(original, picture, product_mask, settings.power, settings.scale, settings.detail, sigma)
+    if kind == "sample":
+        return picture
+    noise = (sample - amplitude * picture) / deviation
+    blended = noise if kind == "epsilon" else amplitude * noise - deviation * picture
+    return blended.to(prediction.dtype)

@@ -95,6 +95,12 @@ def add_feature(unet: UNet2DConditionModel, feature: Tensor) -> Iterator[UNet2DC
         handle.remove()
 
 
+def check_unet(unet: UNet2DConditionModel) -> None:
+    """Raise ValueError where a UNet is none of SDXL's: neither head nor patch was made for any other."""
+    if unet.config.addition_embed_type != "text_time":
+        raise ValueError("Fooocus' inpainting was made for SDXL: its head and patch do not fit a UNet of SD 1.5.")
+
+
 @torch.no_grad()
 def apply_patch(unet: UNet2DConditionModel, path: Path) -> UNet2DConditionModel:
     """Add a published patch (`inpaint_v26.fooocus.patch`) to an SDXL UNet's weights, in place; said once.

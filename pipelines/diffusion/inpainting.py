@@ -1,72 +1,59 @@
 """One sampler for every inpainting method of the paper: a UNet, branches, a blend.
 
-Standard and soft inpainting, 9-channel UNets, BrushNet and (planned) the rest differ in three things only: how many
-channels the UNet takes, which branch sees the masked image, and how the kept picture is blended in (the paper, sections
-2.1 and 3.1). So there is one denoising loop, and a table, `METHODS`, of what each method puts into it. ControlNets with
-mask guidance (section 3.2) and a scene LoRA go with any of them.
+Standard and soft inpainting, 9-channel UNets, an inpainting ControlNet, Fooocus and BrushNet differ in three things
+only: how many channels the UNet takes, which branch sees the masked image, and how the kept picture is blended in (the
+paper, sections 2.1 and 3.1). So there is one denoising loop, and a table, `METHODS`, of what each method puts into it.
+ControlNets with mask guidance (section 3.2), scene LoRAs and an IP-Adapter go with any of them, and so do the bases:
+SD 1.5 and SDXL.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
-from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from pipelines.checkpoints import check_fits, check_lora, load_net, load_profile_base
-from pipelines.diffusion.blends import hard_blend, soft_blend
+from pipelines.checkpoints import load_profile_base
+from pipelines.diffusion import fooocus, loras, schedule
+from pipelines.diffusion.blends import WEB_UI, SoftBlend, blend_prediction, hard_blend
 from pipelines.diffusion.brushnet import BrushNetModel, inject
-from pipelines.diffusion.mask_guidance import MaskGuidedControlNet, Resize, without_embedding
+from pipelines.diffusion.conditioning import (
+    AS_SAMPLED,
+    Conditioning,
+    Encoder,
+    Sizes,
+    Text,
+    check_sizes,
+    condition,
+    encode_texts,
+)
+from pipelines.diffusion.controlnets import inpaint_control, prepare_controls, residuals
+from pipelines.diffusion.inputs import (
+    Images,
+    Layout,
+    Masks,
+    as_masks,
+    as_pixels,
+    generator_a_picture,
+    image_list,
+    text_a_shot,
+)
+from pipelines.diffusion.ip_adapter import IPAdapter
+from pipelines.diffusion.latents import decode, encode
+from pipelines.diffusion.mask_guidance import Resize
+from pipelines.diffusion.methods import METHODS, check_parts, load_branch, load_branch_net, method_named
 from pipelines.models import load_profile
 
-Mask = Image.Image | np.ndarray | Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class Method:
-    """What an inpainting method needs: a row of the design's table.
-
-    Attributes:
-        unet_channels: Input channels of its UNet.
-        branch: The module besides the UNet that sees the masked image.
-        blend: How the original's latents come back in, at every step.
-        planned: Not there yet; choosing it raises.
-    """
-
-    unet_channels: int = 4
-    branch: Literal["brushnet", "controlnet", "inpaint_head"] | None = None
-    blend: Literal["hard", "soft"] | None = None
-    planned: bool = False
-
-
-METHODS: dict[str, Method] = {
-    "blended": Method(blend="hard"),
-    "soft": Method(blend="soft"),
-    "inpaint9": Method(unet_channels=9),
-    "controlnet_inpaint": Method(branch="controlnet", planned=True),
-    "fooocus": Method(branch="inpaint_head", planned=True),
-    "brushnet": Method(branch="brushnet"),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class SoftBlend:
-    """Settings of soft inpainting; see `pipelines.diffusion.blends.soft_blend`. The web UI's defaults."""
-
-    power: float = 1.0
-    scale: float = 0.5
-    detail: float = 4.0
+__all__ = ["METHODS", "InpaintingOutput", "InpaintingPipeline", "Sizes", "SoftBlend", "latent_mask", "masked_image"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,52 +64,25 @@ class InpaintingOutput:
     latents: Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    """How a batch is laid out: guidance halves outermost, then shots, then each shot's pictures."""
-
-    shots: int
-    pictures: int
-    halves: int
-
-    def a_picture(self, values: Tensor) -> Tensor:
-        """(1 or shots, ...) to one entry a picture."""
-        return values.expand(self.shots, *values.shape[1:]).repeat_interleave(self.pictures, 0)
-
-    def in_both_halves(self, values: Tensor) -> Tensor:
-        """(1 or shots, ...) to one entry a picture and half, as the UNet gets them."""
-        return torch.cat([self.a_picture(values)] * self.halves)
-
-
-@dataclass(frozen=True, slots=True)
-class _Control:
-    """One ControlNet, ready for the loop: it takes `embedding` in the control image's place."""
-
-    net: ControlNetModel
-    embedding: Tensor
-    scale: float
-    start: float
-    end: float
-
-    def active(self, step: int, steps: int) -> bool:
-        return self.scale != 0 and step / steps >= self.start and (step + 1) / steps <= self.end
-
-
 class InpaintingPipeline:
     """Paint a scene around a product.
 
     Args:
         vae: Its config's `scaling_factor`, `shift_factor`, `latents_mean` and `latents_std` are obeyed.
-        text_encoder: CLIP's text tower.
+        text_encoder: CLIP's text tower; SDXL's first.
         tokenizer: Its tokenizer.
-        unet: SD 1.5's or one like it.
-        scheduler: Any of diffusers' that has `alphas_cumprod`: DDIM, DPM++, UniPC, Euler.
+        unet: Of SD 1.5 or SDXL; for method "fooocus" the patched one.
+        scheduler: Any of diffusers' for such UNets: DDIM, DPM++, UniPC, Euler, LCM, …
         brushnet: For method "brushnet".
         controlnets: Any number; their outputs are added up.
         method: A key of `METHODS`.
+        text_encoder_2: SDXL's second, with its projection.
+        tokenizer_2: Its tokenizer.
+        inpaint_controlnet: For method "controlnet_inpaint".
+        inpaint_head: For method "fooocus".
 
     Raises:
-        ValueError: an unknown or planned method, or a module that it needs and has not got.
+        ValueError: an unknown method, a module that it needs and has not got, or modules that do not fit together.
     """
 
     def __init__(
@@ -135,24 +95,41 @@ class InpaintingPipeline:
         brushnet: BrushNetModel | None = None,
         controlnets: Sequence[ControlNetModel] = (),
         method: str = "brushnet",
+        text_encoder_2: CLIPTextModelWithProjection | None = None,
+        tokenizer_2: CLIPTokenizer | None = None,
+        inpaint_controlnet: ControlNetModel | None = None,
+        inpaint_head: fooocus.InpaintHead | None = None,
     ):
-        self.method = _method(method)
-        if self.method.branch == "brushnet" and brushnet is None:
-            raise ValueError(f"Method {method!r} needs a BrushNet.")
+        self.method = method_named(method)
+        branches = {
+            "brushnet": (brushnet, "a BrushNet"),
+            "inpaint_controlnet": (inpaint_controlnet, "a ControlNet that inpaints"),
+            "inpaint_head": (inpaint_head, "Fooocus' inpaint head"),
+        }
+        for branch, (module, wanted) in branches.items():
+            if self.method.branch == branch and module is None:
+                raise ValueError(f"Method {method!r} needs {wanted}.")
         if unet.config.in_channels != self.method.unet_channels:
             raise ValueError(
                 f"Method {method!r} needs a UNet of {self.method.unet_channels} input channels, "
                 f"but this one has {unet.config.in_channels}."
             )
-        if unet.config.addition_embed_type is not None:
-            raise ValueError("This UNet wants pooled text and sizes (SDXL); the sampler conditions SD 1.5's so far.")
+        check_sizes(unet, text_encoder_2)
+        if self.method.branch == "inpaint_head":
+            fooocus.check_unet(unet)
         self.vae = vae
         self.text_encoder = text_encoder
         self.tokenizer = tokenizer
+        self.text_encoder_2 = text_encoder_2
+        self.tokenizer_2 = tokenizer_2
         self.unet = unet
         self.scheduler = scheduler
         self.brushnet = brushnet if self.method.branch == "brushnet" else None
+        self.inpaint_controlnet = inpaint_controlnet if self.method.branch == "inpaint_controlnet" else None
+        self.inpaint_head = inpaint_head if self.method.branch == "inpaint_head" else None
         self.controlnets = tuple(controlnets)
+        self.ip_adapter: IPAdapter | None = None
+        self.lora_scales: dict[str, float] = {}
         self.offload = False
         self.vae_factor = 2 ** (len(vae.config.block_out_channels) - 1)
 
@@ -163,6 +140,7 @@ class InpaintingPipeline:
         method: str = "brushnet",
         models_dir: Path | None = None,
         controls: Sequence[str] = (),
+        ip_adapter: str | None = None,
     ) -> InpaintingPipeline:
         """Load the modules of a profile, float32, on the CPU. Every file's digest is checked before it is read.
 
@@ -171,32 +149,44 @@ class InpaintingPipeline:
             method: A key of `METHODS`; what it does not need is not loaded.
             models_dir: Where the files of a profile that is not bundled are.
             controls: Kinds of the ControlNets wanted ("canny"), in the order of `control_images`.
+            ip_adapter: The profile's part with an IP-Adapter ("ip_adapter"); its image encoder is `image_encoder`.
 
         Raises:
             UsageError: there is no such profile or part, or its files are missing.
-            IntegrityError: a file is not the one that the profile names.
+            IntegrityError: a file is not the one that the profile names, or not for this base.
         """
         profile = load_profile(name, models_dir)
-        needs = _method(method)
-
-        base = load_profile_base(profile, needs.unet_channels)
-
-        def branch(model: Any, key: str, expected: str) -> Any:
-            part = profile.part(key).check()
-            net = load_net(model, part, expected)
-            check_fits(part.path, net, base.unet, expected)
-            return net
-
-        return cls(
+        check_parts(profile, method)
+        base = load_profile_base(profile, method_named(method).unet_channels)
+        pipeline = cls(
             vae=base.vae,
             text_encoder=base.text_encoder,
             tokenizer=base.tokenizer,
             unet=base.unet,
             scheduler=base.scheduler,
-            brushnet=branch(BrushNetModel, "brushnet", "a BrushNet") if needs.branch == "brushnet" else None,
-            controlnets=[branch(ControlNetModel, f"controlnet_{kind}", "a ControlNet") for kind in controls],
+            controlnets=[
+                load_branch_net(profile, f"controlnet_{kind}", ControlNetModel, base.unet, "a ControlNet")
+                for kind in controls
+            ],
             method=method,
+            text_encoder_2=base.text_encoder_2,
+            tokenizer_2=base.tokenizer_2,
+            **load_branch(profile, method, base.unet),
         )
+        if ip_adapter is not None:
+            encoder = profile.part("image_encoder").check().path
+            pipeline.load_ip_adapter(profile.part(ip_adapter).check().path, encoder)
+        return pipeline
+
+    @property
+    def scheduler(self) -> Any:
+        """diffusers' scheduler; another may be put in its place. Raises ValueError at one that does not suit."""
+        return self._scheduler
+
+    @scheduler.setter
+    def scheduler(self, scheduler: Any) -> None:
+        schedule.check_scheduler(scheduler)
+        self._scheduler = scheduler
 
     @property
     def device(self) -> torch.device:
@@ -207,7 +197,7 @@ class InpaintingPipeline:
         """Make room on a small GPU; to be said before `to`. Returns the pipeline itself.
 
         Args:
-            offload: VAE and text encoder stay on the CPU and come to the device while they work: the same pixels.
+            offload: VAE and encoders stay on the CPU and come to the device while they work: the same pixels.
             vae_tiling: Pictures larger than the VAE was trained on are coded tile by tile: pixels differ slightly.
         """
         self.offload = offload
@@ -216,11 +206,13 @@ class InpaintingPipeline:
 
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> InpaintingPipeline:
         """Move all modules but offloaded ones, and cast them where a `dtype` is given; returns the pipeline itself."""
-        for module in (self.vae, self.text_encoder, self.unet, self.brushnet, *self.controlnets):
+        image_encoder = self.ip_adapter and self.ip_adapter.image_encoder
+        rests = (self.vae, self.text_encoder, self.text_encoder_2, image_encoder)
+        works = (self.unet, self.brushnet, self.inpaint_controlnet, self.inpaint_head, *self.controlnets)
+        for module in (*rests, *works):
             if module is not None:
-                rests = self.offload and module in (self.vae, self.text_encoder)
-                module.to("cpu" if rests else device)
-                if dtype not in (None, module.dtype):  # diffusers warns of every cast
+                module.to("cpu" if self.offload and module in rests else device)
+                if dtype not in (None, next(module.parameters()).dtype):  # diffusers warns of every cast
                     module.to(dtype=dtype)
         return self
 
@@ -234,51 +226,38 @@ class InpaintingPipeline:
             if self.offload:
                 module.to("cpu")
 
-    def load_lora(self, path: Path, scale: float = 1.0) -> None:
-        """Load a scene LoRA for the UNet (PEFT's or kohya's format), by diffusers' own loader.
+    def load_lora(self, path: Path, scale: float = 1.0, name: str | None = None) -> None:
+        """Load a LoRA for the UNet beside those that are in it; see `pipelines.diffusion.loras.add_lora`."""
+        self.lora_scales[loras.add_lora(self.unet, path, name)] = scale
+        loras.set_scales(self.unet, self.lora_scales)
 
-        Args:
-            path: A safetensors file, or a folder that holds one.
-            scale: Its strength; 1 as trained.
-
-        Raises:
-            ValueError: not one safetensors file, or one for more than the UNet.
-            IntegrityError: a file that is no LoRA, or one for another base.
-        """
-        files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
-        if len(files) != 1:
-            raise ValueError(f"{path}: expected one safetensors file with a LoRA, found {len(files)}.")
-        check_lora(files[0], self.unet)
-        state_dict, alphas, metadata = StableDiffusionLoraLoaderMixin.lora_state_dict(
-            str(files[0].parent),
-            weight_name=files[0].name,
-            use_safetensors=True,
-            local_files_only=True,
-            unet_config=self.unet.config,
-            return_lora_metadata=True,
-        )
-        foreign = sorted(key for key in state_dict if key.startswith("text_encoder"))
-        if foreign:
-            raise ValueError(f"{files[0].name}: has text encoder weights ({foreign[0]}); only the UNet takes a LoRA.")
-        # UNet2DConditionModel.save_lora_adapter writes no prefix, the pipelines' save_lora_weights writes "unet."
-        prefix = "unet" if any(key.startswith("unet.") for key in state_dict) else None
-        adapter = files[0].stem.replace(".", "_")
-        self.unet.load_lora_adapter(
-            state_dict, prefix=prefix, network_alphas=alphas, adapter_name=adapter, metadata=metadata
-        )
-        if adapter not in getattr(self.unet, "peft_config", {}):
-            raise ValueError(f"{files[0].name}: no LoRA weights for this UNet in it.")
-        self.unet.set_adapters(adapter, weights=scale)
+    def set_lora_scales(self, scales: dict[str, float]) -> None:
+        """Say how strongly each LoRA speaks, by name: 1 as trained; those not named are off."""
+        loras.set_scales(self.unet, scales)
+        self.lora_scales = dict(scales)
 
     def unload_lora(self) -> None:
-        """Take the LoRA out again: the UNet is the one that it was before."""
+        """Take all LoRAs out again: the UNet is the one that it was before."""
         self.unet.unload_lora()
+        self.lora_scales = {}
+
+    def load_ip_adapter(self, path: Path, image_encoder: Path) -> None:
+        """Put a published IP-Adapter into the UNet, in the place of one that is there; see `IPAdapter.from_files`."""
+        self.unload_ip_adapter()
+        self.ip_adapter = IPAdapter.from_files(self.unet, path, image_encoder)
+        self.ip_adapter.image_encoder.to("cpu" if self.offload else self.device, self.unet.dtype)
+
+    def unload_ip_adapter(self) -> None:
+        """Take the IP-Adapter out again: the UNet is the one that it was before."""
+        if self.ip_adapter is not None:
+            self.ip_adapter.remove()
+        self.ip_adapter = None
 
     @torch.no_grad()
     def __call__(
         self,
-        image: Image.Image | Sequence[Image.Image],
-        product_mask: Mask | Sequence[Mask],
+        image: Images,
+        product_mask: Masks,
         prompt: str | Sequence[str],
         negative_prompt: str | Sequence[str] = "",
         *,
@@ -289,23 +268,28 @@ class InpaintingPipeline:
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         height: int | None = None,
         width: int | None = None,
+        sizes: Sizes = AS_SAMPLED,
         brushnet_scale: float = 1.0,
         brushnet_mask: Literal["bicubic", "nearest"] = "bicubic",
-        control_images: Sequence[Image.Image | Sequence[Image.Image]] = (),
-        control_masks: Sequence[Mask | Sequence[Mask] | None] | None = None,
+        controlnet_inpaint_scale: float = 1.0,
+        control_images: Sequence[Images] = (),
+        control_masks: Sequence[Masks | None] | None = None,
         control_scales: Sequence[float] | None = None,
         control_starts: Sequence[float] | None = None,
         control_ends: Sequence[float] | None = None,
         mask_guidance: bool = True,
         mask_resize: Resize = "area",
-        soft: SoftBlend = SoftBlend(),
+        ip_adapter_image: Images = (),
+        ip_adapter_mask: Masks | None = None,
+        ip_adapter_scale: float = 1.0,
+        soft: SoftBlend = WEB_UI,
         callback: Callable[[int, int], None] | None = None,
     ) -> InpaintingOutput:
         """Inpaint a batch of shots of one size.
 
         Args:
             image: The product on its canvas, RGB; one, or one a shot. What is outside the product is not looked at by
-                BrushNet, and starts the picture where `strength` < 1.
+                the branches, and starts the picture where `strength` < 1.
             product_mask: 1 = product; PIL "L", or (..., H, W) 0..1; one, or one a shot.
             prompt: One for all, or one a shot.
             negative_prompt: Likewise.
@@ -316,8 +300,10 @@ class InpaintingPipeline:
             generator: On the CPU, one a shot: its noise then depends on its seed alone, never on the batch it is in.
             height: Size to sample at, px; the image's own by default.
             width: Likewise.
+            sizes: What SDXL is told of the picture's size.
             brushnet_scale: Factor on BrushNet's outputs; 0 leaves it out.
             brushnet_mask: How BrushNet's mask comes to latent size; the paper's is cubic, the released code's nearest.
+            controlnet_inpaint_scale: Factor on the outputs of the ControlNet that inpaints; 0 leaves it out.
             control_images: One entry a ControlNet: an image for all shots, or one a shot. Empty: no ControlNet is used.
             control_masks: One entry a ControlNet: a refined product mask for all shots, one a shot, or None for no
                 mask. Left out, every net is guided by the product mask.
@@ -326,46 +312,47 @@ class InpaintingPipeline:
             control_ends: Share of the steps up to which it is on.
             mask_guidance: False: no ControlNet is masked, whatever `control_masks` says.
             mask_resize: How masks come to the ControlNets' resolutions.
+            ip_adapter_image: What the IP-Adapter shows; one for all shots, or one a shot. Empty: it is silent.
+            ip_adapter_mask: 1 = where it is heard (1 - `product_mask` for a look of the scene alone); one, or one a
+                shot. Left out, it is heard everywhere.
+            ip_adapter_scale: Its strength beside the prompt's.
             soft: Settings of method "soft".
             callback: Told (steps done, steps in all) after each step.
 
         Raises:
-            ValueError: numbers or sizes that do not fit together.
+            ValueError: numbers or sizes that do not fit together, or an image for an IP-Adapter that is not there.
             torch.OutOfMemoryError: the batch is too large for the device.
         """
         # 1. Check, and bring everything to tensors, one entry a shot
-        images = [image] if isinstance(image, Image.Image) else list(image)
+        images = image_list(image)
         shots = len(images)
         size = (height or images[0].height, width or images[0].width)
         if any(side % self.vae_factor for side in size):
             raise ValueError(f"Height and width must be multiples of {self.vae_factor}, got {size[0]} x {size[1]}.")
         if not 0 < strength <= 1:
             raise ValueError(f"strength is a share, 0 < strength <= 1, got {strength}.")
-        pixels = _pixels(images, size).to(self.device, self.vae.dtype)
-        mask = _masks(product_mask, shots, size).to(self.device)
-        prompts = _per_shot(prompt, shots, "prompt")
-        negatives = _per_shot(negative_prompt, shots, "negative_prompt")
-        generators = _per_image(generator, shots, num_images)
-
-        # 2. Text: the guidance halves are [without, with]
+        pixels = as_pixels(images, size).to(self.device, self.vae.dtype)
+        mask = as_masks(product_mask, shots, size).to(self.device)
+        prompts = text_a_shot(prompt, shots, "prompt")
+        negatives = text_a_shot(negative_prompt, shots, "negative_prompt")
+        generators = generator_a_picture(generator, shots, num_images)
+        latent_size = (size[0] // self.vae_factor, size[1] // self.vae_factor)
         guided = guidance_scale > 1
-        layout = _Layout(shots, num_images, halves=2 if guided else 1)
-        embeds = layout.a_picture(self._encode_text(prompts))
-        if guided:
-            embeds = torch.cat([layout.a_picture(self._encode_text(negatives)), embeds])
+        layout = Layout(shots, num_images, halves=2 if guided else 1)
+
+        # 2. Text and sizes, and the IP-Adapter's image
+        text = self._encode_text(prompts)
+        negative = self._encode_text(negatives, empty_is_zero=True) if guided else None
+        conditioning = condition(text, negative, layout, sizes.time_ids(size))
+        unet_options = self._show(
+            conditioning, image_list(ip_adapter_image), ip_adapter_mask, ip_adapter_scale, layout, size
+        )
 
         # 3. Timesteps
-        self.scheduler.set_timesteps(num_inference_steps, device=self.device)
-        skipped = (num_inference_steps - max(1, int(num_inference_steps * strength))) * self.scheduler.order
-        if hasattr(self.scheduler, "set_begin_index"):
-            self.scheduler.set_begin_index(skipped)
-        timesteps = self.scheduler.timesteps[skipped:]
-        step_options = {}
-        if "generator" in inspect.signature(self.scheduler.step).parameters:
-            step_options["generator"] = generators
+        timesteps = schedule.start(self.scheduler, num_inference_steps, strength, self.device)
+        step_options = schedule.step_options(self.scheduler, generators)
 
         # 4. Noise, and the original where the method or the strength wants it
-        latent_size = (size[0] // self.vae_factor, size[1] // self.vae_factor)
         noise = self._noise(generators or [None] * (shots * num_images), latent_size)
         original = torch.empty(0)
         if self.method.blend is not None or strength < 1:
@@ -377,50 +364,58 @@ class InpaintingPipeline:
         blend_mask = layout.a_picture(F.adaptive_avg_pool2d(mask, latent_size)).to(latents.dtype)
 
         # 5. The branch's or the UNet's view of the masked image
-        branch_cond = None
+        branch_cond = unet_cond = feature = None
         if self.brushnet is not None and brushnet_scale != 0:
             seen = self._encode_image(masked_image(pixels, mask))
             kept = latent_mask(mask, latent_size, brushnet_mask).to(seen.dtype)
-            branch_cond = layout.a_picture(torch.cat([seen, kept], dim=1))
-        unet_cond = None
+            # without text both halves would get the same from BrushNet: it runs once, and `inject` repeats
+            lay_out = layout.in_both_halves if self.brushnet.sees_text else layout.a_picture
+            branch_cond = lay_out(torch.cat([seen, kept], dim=1))
         if self.method.unet_channels == 9:
             # these UNets were trained on 1 = to be painted, and on grey there
             seen = self._encode_image(masked_image(pixels, mask, fill=0.0))
             painted = 1 - latent_mask(mask, latent_size, "nearest").to(seen.dtype)
             unet_cond = layout.in_both_halves(torch.cat([painted, seen], dim=1))
+        if self.inpaint_head is not None:
+            seen = self._encode_image(masked_image(pixels, mask, fill=0.0))
+            feature = layout.a_picture(self.inpaint_head(fooocus.kept_mask(mask, latent_size), seen))
 
         # 6. ControlNets: masked, their images embedded once
-        controls = self._prepare_controls(
-            control_images, control_masks, control_scales, control_starts, control_ends,
+        controls = prepare_controls(
+            self.controlnets, control_images, control_masks, control_scales, control_starts, control_ends,
             mask if mask_guidance else None, layout, size, mask_resize,
         )  # fmt: skip
+        if self.inpaint_controlnet is not None:
+            seen = masked_image((pixels + 1) / 2, mask)
+            controls.append(inpaint_control(self.inpaint_controlnet, seen, controlnet_inpaint_scale, layout))
 
         # 7. Denoise
         for step, t in enumerate(timesteps):
             model_input = self.scheduler.scale_model_input(latents, t)
             doubled = model_input.repeat(layout.halves, 1, 1, 1)
+            from_controls = residuals(controls, step, len(timesteps), doubled, t, conditioning)
 
-            residuals: dict[str, Any] = {}
-            for control in controls:
-                if control.active(step, len(timesteps)):
-                    down, mid = control.net(
-                        doubled, t, embeds, control.embedding, conditioning_scale=control.scale, return_dict=False
+            with ExitStack() as added:
+                if self.brushnet is not None and branch_cond is not None:
+                    sample = doubled if self.brushnet.sees_text else model_input
+                    injections = self.brushnet(
+                        sample, t, None, branch_cond, brushnet_scale, added_cond_kwargs=conditioning.added
                     )
-                    residuals = _add_residuals(residuals, down, mid)
-
-            injection: AbstractContextManager[Any] = nullcontext()
-            if self.brushnet is not None and branch_cond is not None:
-                # without text both halves would get the same from BrushNet: it runs once, `inject` repeats
-                injection = inject(self.unet, *self.brushnet(model_input, t, None, branch_cond, brushnet_scale))
-            with injection:
+                    added.enter_context(inject(self.unet, *injections))
+                if feature is not None:
+                    added.enter_context(fooocus.add_feature(self.unet, feature))
                 seen_by_unet = doubled if unet_cond is None else torch.cat([doubled, unet_cond], dim=1)
-                prediction = self.unet(seen_by_unet, t, embeds, return_dict=False, **residuals)[0]
+                prediction = self.unet(
+                    seen_by_unet, t, conditioning.embeds, return_dict=False, **unet_options, **from_controls
+                )[0]
             if guided:
                 without, with_text = prediction.chunk(2)
                 prediction = without + guidance_scale * (with_text - without)
 
             if self.method.blend == "soft":
-                prediction = self._blend_softly(prediction, model_input, original, blend_mask, t, soft)
+                signal = schedule.signal_at(self.scheduler, t)
+                kind = self.scheduler.config.prediction_type
+                prediction = blend_prediction(prediction, model_input, original, blend_mask, kind, signal, soft)
             latents = self.scheduler.step(prediction, t, latents, return_dict=False, **step_options)[0]
             if self.method.blend == "hard":
                 kept_latents = original
@@ -431,36 +426,39 @@ class InpaintingPipeline:
                 callback(step + 1, len(timesteps))
 
         # 8. Decode
-        return InpaintingOutput(self._decode(latents), latents)
+        with self._working(self.vae):
+            return InpaintingOutput(decode(self.vae, latents), latents)
 
-    def _encode_text(self, texts: Sequence[str]) -> Tensor:
-        length = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
-        tokens = self.tokenizer(
-            list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-        )
-        with self._working(self.text_encoder):
-            return self.text_encoder(tokens.input_ids.to(self.device))[0].to(self.unet.dtype)
+    def _encode_text(self, texts: Sequence[str], empty_is_zero: bool = False) -> Text:
+        encoders = [Encoder(self.text_encoder, self.tokenizer)]
+        if self.text_encoder_2 is not None and self.tokenizer_2 is not None:
+            encoders.append(Encoder(self.text_encoder_2, self.tokenizer_2))
+        return encode_texts(texts, encoders, self.device, self.unet.dtype, self._working, empty_is_zero)
+
+    def _show(
+        self,
+        conditioning: Conditioning,
+        images: Sequence[Image.Image],
+        masks: Masks | None,
+        scale: float,
+        layout: Layout,
+        size: tuple[int, int],
+    ) -> dict[str, Any]:
+        """What the UNet is told besides the text, as its keyword arguments: SDXL's sizes, the IP-Adapter's images."""
+        if self.ip_adapter is None:
+            if images:
+                raise ValueError("There is no IP-Adapter for ip_adapter_image: load one first.")
+            return {"added_cond_kwargs": conditioning.added}
+        latent_size = (size[0] // self.vae_factor, size[1] // self.vae_factor)
+        heard = None if masks is None else as_masks(masks, layout.shots, size).to(self.device)
+        with self._working(self.ip_adapter.image_encoder):
+            shown = self.ip_adapter.prompt(images, heard, scale, layout, latent_size)
+        added = {**(conditioning.added or {}), "image_embeds": shown.embeds}
+        return {"added_cond_kwargs": added, "cross_attention_kwargs": shown.attention}
 
     def _encode_image(self, pixels: Tensor) -> Tensor:
-        """Encode (B, 3, H, W) in -1..1 to normalised latents; the distribution's mode, so that nothing is drawn."""
         with self._working(self.vae):
-            latents = self.vae.encode(pixels).latent_dist.mode()
-        shift, factor = self._normalisation(latents)
-        return ((latents - shift) * factor).to(self.unet.dtype)
-
-    def _decode(self, latents: Tensor) -> list[Image.Image]:
-        shift, factor = self._normalisation(latents)
-        with self._working(self.vae):
-            pixels = self.vae.decode((latents / factor + shift).to(self.vae.dtype)).sample
-        rounded = (pixels.float().clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
-        return [Image.fromarray(array) for array in rounded.permute(0, 2, 3, 1).cpu().numpy()]
-
-    def _normalisation(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Return shift and factor, (1, C, 1, 1), of the VAE's config: normalised = (latents - shift) * factor."""
-        config = self.vae.config
-        mean = torch.tensor(config.get("latents_mean") or [config.get("shift_factor") or 0.0]).to(latents)
-        deviation = torch.tensor(config.get("latents_std") or [1.0]).to(latents)
-        return mean.view(1, -1, 1, 1), config.scaling_factor / deviation.view(1, -1, 1, 1)
+            return encode(self.vae, pixels).to(self.unet.dtype)
 
     def _noise(self, generators: Sequence[torch.Generator | None], size: tuple[int, int]) -> Tensor:
         """Draw each picture's noise on its own, on the CPU in float32: no device and no batch changes it."""
@@ -468,77 +466,9 @@ class InpaintingPipeline:
         noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
         return noise.to(self.device, self.unet.dtype)
 
-    def _prepare_controls(
-        self,
-        images: Sequence[Image.Image | Sequence[Image.Image]],
-        masks: Sequence[Mask | Sequence[Mask] | None] | None,
-        scales: Sequence[float] | None,
-        starts: Sequence[float] | None,
-        ends: Sequence[float] | None,
-        product_mask: Tensor | None,
-        layout: _Layout,
-        size: tuple[int, int],
-        resize: Resize,
-    ) -> list[_Control]:
-        """Mask each net (`product_mask` None: none of them) and embed its images once."""
-        nets = len(self.controlnets)
-        if not images:
-            return []
-        given = {"images": images, "masks": masks, "scales": scales, "starts": starts, "ends": ends}
-        for name, values in given.items():
-            if values is not None and len(values) != nets:
-                raise ValueError(f"There are {nets} ControlNets, but control_{name} has {len(values)} entries.")
-        controls = []
-        for i, net in enumerate(self.controlnets):
-            shown = images[i]
-            of_shots = [shown] if isinstance(shown, Image.Image) else list(shown)
-            if len(of_shots) not in (1, layout.shots):
-                raise ValueError(f"{layout.shots} shots need one control image or {layout.shots}, got {len(of_shots)}.")
-            pixels = ((_pixels(of_shots, size) + 1) / 2).to(net.device, net.dtype)
-            embedding = layout.in_both_halves(net.controlnet_cond_embedding(pixels))
-            own = product_mask if masks is None else masks[i]
-            if product_mask is not None and own is not None:
-                mask = _masks(own, layout.shots, size).to(net.device)
-                net = MaskGuidedControlNet(net, layout.in_both_halves(mask), resize=resize)
-            controls.append(
-                _Control(
-                    without_embedding(net),
-                    embedding,
-                    scale=scales[i] if scales is not None else 1.0,
-                    start=starts[i] if starts is not None else 0.0,
-                    end=ends[i] if ends is not None else 1.0,
-                )
-            )
-        return controls
-
-    def _blend_softly(
-        self, prediction: Tensor, sample: Tensor, original: Tensor, mask: Tensor, t: Tensor, soft: SoftBlend
-    ) -> Tensor:
-        """Blend the picture that the UNet predicts, and say what the UNet would have predicted for the blend.
-
-        Works on the prediction, before the scheduler's step, so that any scheduler will do. `sample` is the UNet's
-        input, sqrt(a) * picture + sqrt(1 - a) * noise.
-        """
-        a = self.scheduler.alphas_cumprod[int(t)].to(sample.device, torch.float32)
-        signal, deviation = a.sqrt(), (1 - a).sqrt()
-        kind = self.scheduler.config.prediction_type
-        if kind == "epsilon":
-            picture = (sample - deviation * prediction) / signal
-        elif kind == "v_prediction":
-            picture = signal * sample - deviation * prediction
-        else:
-            picture = prediction
-        sigma = (deviation / signal).item()
-        picture = soft_blend(original, picture, mask, soft.power, soft.scale, soft.detail, sigma)
-        if kind == "sample":
-            return picture
-        noise = (sample - signal * picture) / deviation
-        blended = noise if kind == "epsilon" else signal * noise - deviation * picture
-        return blended.to(prediction.dtype)
-
 
 def masked_image(pixels: Tensor, product_mask: Tensor, fill: float = -1.0) -> Tensor:
-    """Blank out what is not the product: black for BrushNet, grey (`fill` 0) for 9-channel UNets.
+    """Blank out what is not the product: black for BrushNet, grey (`fill` 0) for 9-channel UNets and Fooocus.
 
     pixels (B, 3, H, W), -1..1; mask (B, 1, H, W), 1 = product.
     """
@@ -556,70 +486,3 @@ def latent_mask(
     if interpolation == "nearest":
         return F.interpolate(binary, size, mode="nearest")
     return F.interpolate(binary, size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
-
-
-def _method(name: str) -> Method:
-    if name not in METHODS:
-        raise ValueError(f"There is no inpainting method {name!r}; there are {', '.join(METHODS)}.")
-    if METHODS[name].planned:
-        ready = ", ".join(key for key, method in METHODS.items() if not method.planned)
-        raise ValueError(f"Inpainting method {name!r} is planned but not there yet; choose one of {ready}.")
-    return METHODS[name]
-
-
-def _pixels(images: Sequence[Image.Image], size: tuple[int, int]) -> Tensor:
-    """Images as (B, 3, H, W), -1..1, resampled where they have another size."""
-    height, width = size
-    arrays = []
-    for image in images:
-        rgb = image.convert("RGB")
-        if rgb.size != (width, height):
-            rgb = rgb.resize((width, height), Image.Resampling.LANCZOS)
-        arrays.append(np.asarray(rgb))
-    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-def _masks(masks: Mask | Sequence[Mask], shots: int, size: tuple[int, int]) -> Tensor:
-    """Masks as (shots, 1, H, W), 0..1, resampled by area where they have another size; one for all is repeated."""
-    given = [masks] if isinstance(masks, Image.Image | np.ndarray | Tensor) else list(masks)
-    tensors = []
-    for mask in given:
-        if isinstance(mask, Image.Image):
-            mask = np.asarray(mask.convert("L"), np.float32) / 255
-        tensor = torch.as_tensor(mask, dtype=torch.float32)
-        tensors.append(tensor.reshape(-1, 1, *tensor.shape[-2:]))
-    stacked = torch.cat(tensors)
-    if len(stacked) not in (1, shots):
-        raise ValueError(f"{shots} shots need one mask or {shots}, got {len(stacked)}.")
-    if not (stacked.min() >= 0 and stacked.max() <= 1):
-        raise ValueError("Masks are 0..1, 1 = product.")
-    if stacked.shape[-2:] != size:
-        stacked = F.interpolate(stacked, size, mode="area")
-    return stacked.expand(shots, -1, -1, -1)
-
-
-def _per_shot(texts: str | Sequence[str], shots: int, name: str) -> list[str]:
-    listed = [texts] * shots if isinstance(texts, str) else list(texts)
-    if len(listed) != shots:
-        raise ValueError(f"{shots} shots need one {name} or {shots}, got {len(listed)}.")
-    return listed
-
-
-def _per_image(
-    generator: torch.Generator | Sequence[torch.Generator] | None, shots: int, num_images: int
-) -> list[torch.Generator] | None:
-    if generator is None:
-        return None
-    listed = [generator] * shots if isinstance(generator, torch.Generator) else list(generator)
-    if len(listed) != shots:
-        raise ValueError(f"{shots} shots need {shots} generators, got {len(listed)}.")
-    if any(one.device.type != "cpu" for one in listed):
-        raise ValueError("Generators must be on the CPU: then the noise is the same on every device.")
-    return [one for one in listed for _ in range(num_images)]
-
-
-def _add_residuals(sum_so_far: dict[str, Any], down: Sequence[Tensor], mid: Tensor) -> dict[str, Any]:
-    if sum_so_far:
-        down = [a + b for a, b in zip(sum_so_far["down_block_additional_residuals"], down, strict=True)]
-        mid = sum_so_far["mid_block_additional_residual"] + mid
-    return {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}

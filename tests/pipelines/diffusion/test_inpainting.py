@@ -14,7 +14,7 @@ from scipy import ndimage
 from tiny_models import SIDE, difference, make_unet, product
 
 from pipelines.diffusion.control import canny_edges
-from pipelines.diffusion.inpainting import METHODS, InpaintingPipeline, latent_mask, masked_image
+from pipelines.diffusion.inpainting import InpaintingPipeline, latent_mask, masked_image
 
 STEPS = 3
 
@@ -262,13 +262,6 @@ class TestMethods:
         assert (weak - original).abs().mean() < (strong - original).abs().mean()
         assert steps[:2] == [(1, 2), (2, 2)]
         assert len(steps) == 12
-
-    @pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.planned])
-    def test_planned_methods_say_so(self, parts, method):
-        with pytest.raises(
-            ValueError, match="planned but not there yet; choose one of blended, soft, inpaint9, brushnet"
-        ):
-            InpaintingPipeline(**parts.as_kwargs(), method=method)
 
     def test_brushnet_needs_its_net(self, parts):
         with pytest.raises(ValueError, match="needs a BrushNet"):

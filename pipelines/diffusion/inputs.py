@@ -1,0 +1,101 @@
+"""What a caller of the sampler may pass, brought to tensors with one entry a shot, and how a batch is laid out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+Mask = Image.Image | np.ndarray | Tensor
+"""PIL "L", or (..., H, W) 0..1."""
+
+Images = Image.Image | Sequence[Image.Image]
+Masks = Mask | Sequence[Mask]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a batch is laid out: guidance halves outermost, then shots, then each shot's pictures."""
+
+    shots: int
+    pictures: int
+    halves: int
+
+    def a_picture(self, values: Tensor) -> Tensor:
+        """(1 or shots, ...) to one entry a picture."""
+        return values.expand(self.shots, *values.shape[1:]).repeat_interleave(self.pictures, 0)
+
+    def in_both_halves(self, values: Tensor) -> Tensor:
+        """(1 or shots, ...) to one entry a picture and half, as the UNet gets them."""
+        return torch.cat([self.a_picture(values)] * self.halves)
+
+    def by_half(self, without: Tensor | None, with_it: Tensor) -> Tensor:
+        """Two of (1 or shots, ...) to one entry a picture and half; where nothing is guided `without` is not read."""
+        halves = [with_it] if without is None or self.halves == 1 else [without, with_it]
+        return torch.cat([self.a_picture(half) for half in halves])
+
+
+def image_list(images: Images) -> list[Image.Image]:
+    """One image or several, as a list."""
+    return [images] if isinstance(images, Image.Image) else list(images)
+
+
+def as_pixels(images: Sequence[Image.Image], size: tuple[int, int]) -> Tensor:
+    """Images as (B, 3, H, W), -1..1, resampled where they have another size."""
+    height, width = size
+    arrays = []
+    for image in images:
+        rgb = image.convert("RGB")
+        if rgb.size != (width, height):
+            rgb = rgb.resize((width, height), Image.Resampling.LANCZOS)
+        arrays.append(np.asarray(rgb))
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def as_masks(masks: Masks, shots: int, size: tuple[int, int]) -> Tensor:
+    """Masks as (shots, 1, H, W), 0..1, resampled by area where they have another size; one for all is repeated.
+
+    Raises ValueError at another number of them, or at values outside of 0..1.
+    """
+    given = [masks] if isinstance(masks, Image.Image | np.ndarray | Tensor) else list(masks)
+    tensors = []
+    for mask in given:
+        if isinstance(mask, Image.Image):
+            mask = np.asarray(mask.convert("L"), np.float32) / 255
+        tensor = torch.as_tensor(mask, dtype=torch.float32)
+        tensors.append(tensor.reshape(-1, 1, *tensor.shape[-2:]))
+    stacked = torch.cat(tensors)
+    if len(stacked) not in (1, shots):
+        raise ValueError(f"{shots} shots need one mask or {shots}, got {len(stacked)}.")
+    if not (stacked.min() >= 0 and stacked.max() <= 1):
+        raise ValueError("Masks are 0..1, 1 = product.")
+    if stacked.shape[-2:] != size:
+        stacked = F.interpolate(stacked, size, mode="area")
+    return stacked.expand(shots, -1, -1, -1)
+
+
+def text_a_shot(texts: str | Sequence[str], shots: int, name: str) -> list[str]:
+    """One text for all shots, or one a shot, as a list. Raises ValueError at another number of them."""
+    listed = [texts] * shots if isinstance(texts, str) else list(texts)
+    if len(listed) != shots:
+        raise ValueError(f"{shots} shots need one {name} or {shots}, got {len(listed)}.")
+    return listed
+
+
+def generator_a_picture(
+    generators: torch.Generator | Sequence[torch.Generator] | None, shots: int, pictures: int
+) -> list[torch.Generator] | None:
+    """Each shot's generator, once a picture. Raises ValueError where shots would share one, or it is not on the CPU."""
+    if generators is None:
+        return None
+    listed = [generators] if isinstance(generators, torch.Generator) else list(generators)
+    if len(listed) != shots:
+        raise ValueError(f"{shots} shots need {shots} generators, got {len(listed)}.")
+    if any(one.device.type != "cpu" for one in listed):
+        raise ValueError("Generators must be on the CPU: then the noise is the same on every device.")
+    return [one for one in listed for _ in range(pictures)]
