@@ -20,11 +20,14 @@ TRAINERS: dict[str, str] = {
     "brushnet": "pipelines.training.brushnet:train",
     "brushnet_control": "pipelines.training.brushnet:train",
     "controlnet_canny": "pipelines.training.controlnet:train",
+    "unet_inpaint9": "pipelines.training.inpainters:train_unet_inpaint9",
+    "controlnet_inpaint": "pipelines.training.inpainters:train_controlnet_inpaint",
     "blip": "pipelines.training.blip:train",
     "upscaler": "pipelines.training.upscaler:train",
     "scene_lora": "pipelines.training.scene_lora:train",
     "salient": "pipelines.training.salient:train",
     "hqsam": "pipelines.training.hq_head:train",
+    "continuation": "pipelines.training.continuation:train",
 }
 
 

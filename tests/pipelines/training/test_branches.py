@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import ControlNetModel, UNet2DConditionModel
 from safetensors.torch import load_file
 
 from pipelines.diffusion.brushnet import BrushNetModel
 from pipelines.errors import UsageError
-from pipelines.training import brushnet, controlnet, data, scene_lora, unet
+from pipelines.training import brushnet, controlnet, data, inpainters, scene_lora, unet
 from pipelines.training.loop import PROFILE, TrainOptions
 
 TRAINING = Path(__file__).resolve().parents[3] / ".." / "shared" / "training"
@@ -55,9 +56,16 @@ def test_each_trainer_moves_its_weights_and_exports_what_the_sampler_loads(optio
     net = controlnet.load(options.out / "controlnet_canny", None)
     assert any(layer.weight.abs().max() > 0 for layer in net.controlnet_down_blocks)
 
+    inpainters.train_unet_inpaint9(options)
+    wider = UNet2DConditionModel.from_pretrained(options.out / "unet_inpaint9")
+    assert wider.conv_in.weight[:, 4:].abs().max() > 0
+    inpainters.train_controlnet_inpaint(options)
+    net = ControlNetModel.from_pretrained(options.out / "controlnet_inpaint")
+    assert any(layer.weight.abs().max() > 0 for layer in net.controlnet_down_blocks)
+
     scene_lora.train(options)
     lora = load_file(options.out / scene_lora.NAME / "pytorch_lora_weights.safetensors")
     assert all(key.startswith("unet.") for key in lora)
     assert any(tensor.abs().max() > 0 for key, tensor in lora.items() if "lora.up" in key or "lora_B" in key)
-    for part in ("unet", *brushnet.ARMS, "controlnet_canny", scene_lora.NAME):
+    for part in ("unet", *brushnet.ARMS, "unet_inpaint9", "controlnet_inpaint", "controlnet_canny", scene_lora.NAME):
         assert "128_px" in (options.out / part / "CARD.md").read_text(encoding="utf-8")
