@@ -19,15 +19,9 @@ from diffusers.models.controlnets.controlnet import ControlNetOutput
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Resize = Literal["area", "max", "bilinear"]
+from pipelines.diffusion.kinds import REFUSED_KINDS
 
-REFUSED_KINDS = {
-    "tile": "a tile control paints what it shows, so black means 'paint black here' and not 'no control': "
-    "there is no region it leaves free, and mask guidance would turn the scene dark",
-    "depth": "in a depth map black means 'far away' and not 'no control': cutting it off at the product's edge "
-    "would put the product in front of nothing",
-}
-"""Controls whose black has a meaning of its own, and why that rules mask guidance out."""
+Resize = Literal["area", "max", "bilinear"]
 
 TRAINED_TIMESTEPS = 1000
 """Timesteps that SD 1.5 and SDXL were trained on: the last is pure noise, 0 the finished picture."""

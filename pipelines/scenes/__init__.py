@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipelines.contracts import canonical_json, sha256_hex
+from pipelines.diffusion.kinds import REFUSED_KINDS, Kind
 from pipelines.errors import UsageError
 
 FOLDER = Path(__file__).resolve().parent
@@ -44,10 +45,11 @@ class Control(_Part):
     """One ControlNet: what it draws, from where, how strongly and over which share of the steps.
 
     Of source `photo` are the edges of the photo, where the product is; of `cutout` those of the product on nothing,
-    with its silhouette: no shadow and no backdrop of the photo has a part in them.
+    with its silhouette: no shadow and no backdrop of the photo has a part in them. An `openpose` control is drawn from
+    the product's column `pose`, wherever its source; `low` and `high` are canny's.
     """
 
-    kind: Literal["canny"] = "canny"
+    kind: Kind = "canny"
     source: Literal["photo", "cutout"] = "photo"
     scale: float = Field(1.0, ge=0, le=2)
     start: Share = 0.0
@@ -55,6 +57,14 @@ class Control(_Part):
     low: int = Field(60, ge=0, le=255)
     high: int = Field(140, ge=0, le=255)
     mask_guidance: MaskGuidance | None = MaskGuidance()
+
+    @field_validator("kind", mode="before")
+    @classmethod
+    def _free_outside(cls, kind: Any) -> Any:
+        if kind in REFUSED_KINDS:
+            choice = "choose canny, lineart or openpose"
+            raise ValueError(f"mask guidance does not suit a {kind} control: {REFUSED_KINDS[kind]}; {choice}")
+        return kind
 
     @model_validator(mode="after")
     def _in_order(self) -> Control:

@@ -17,9 +17,10 @@ import torch
 from PIL import Image
 
 from pipelines.contracts import Job, Made, Output, Shot, Step, sha256_hex
-from pipelines.diffusion.control import canny_edges
+from pipelines.diffusion.control import canny_edges, line_art, pose_map, read_pose
 from pipelines.diffusion.inpainting import InpaintingPipeline
 from pipelines.diffusion.mask_guidance import refine_mask
+from pipelines.errors import Rejected
 from pipelines.placement import Placement, lay_photo, lay_product, place
 from pipelines.quality.fidelity import halo
 from pipelines.quality.overcompletion import OvercompletionDetector
@@ -77,6 +78,7 @@ def job(shot: Shot, upstream: Mapping[str, Step], recipe: Recipe, candidate: int
             "mask_guidance": recipe.mask_guidance,
             "canvas": [scene.channel.width, scene.channel.height],
             **scene.sampler_settings(),
+            **({"pose": shot.product.extra.get("pose", "")} if _wants_pose(recipe) else {}),
         },
         models=tuple(profile.ref(name) for name in parts),
         seed=candidate_seed(shot, base_seed, candidate),
@@ -100,19 +102,48 @@ def load(recipe: Recipe) -> GenerateModels:
     return GenerateModels(pipeline, OvercompletionDetector.from_profile(recipe.profile))
 
 
-def compute(works: Sequence[Work], models: GenerateModels, recipe: Recipe) -> list[Made]:
+def compute(works: Sequence[Work], models: GenerateModels, recipe: Recipe) -> list[Made | Rejected]:
     """Inpaint one batch of shots and measure each image. All works of a batch share the scene, so one call does."""
+    poses = [_pose(work, recipe) for work in works]
+    usable = [(work, pose) for work, pose in zip(works, poses, strict=True) if not isinstance(pose, Rejected)]
+    painted = iter(_paint([work for work, _ in usable], [pose for _, pose in usable], models, recipe) if usable else ())
+    return [pose if isinstance(pose, Rejected) else next(painted) for pose in poses]
+
+
+def _wants_pose(recipe: Recipe) -> bool:
+    return any(control.kind == "openpose" for control in recipe.scene.controls)
+
+
+def _pose(work: Work, recipe: Recipe) -> np.ndarray | Rejected | None:
+    """The product's keypoints, (people, 18, 3) in px of the photo; None where no control of the scene wants them."""
+    if not _wants_pose(recipe):
+        return None
+    given = work.job.parameters["pose"]
+    try:
+        if not given:
+            raise Rejected(
+                f"scene {recipe.scene.name} has an openpose control and the product no pose, and the profile has no "
+                "model that finds one: give the catalogue a column `pose` with OpenPose's JSON"
+            )
+        return read_pose(given)
+    except Rejected as rejection:
+        return rejection
+
+
+def _paint(
+    works: Sequence[Work], poses: Sequence[np.ndarray | None], models: GenerateModels, recipe: Recipe
+) -> list[Made]:
     scene = recipe.scene
     canvas: tuple[int, int] = (scene.channel.width, scene.channel.height)
     width, height = model_canvas(*canvas, recipe.profile.native_size)
     laid, small = [], []
-    for work in works:
+    for work, pose in zip(works, poses, strict=True):
         photo = read_photo(work.inputs["photo"], recipe.max_megapixels).image()
         cutout = Image.open(io.BytesIO(work.inputs["cutout"]))
         matte = np.asarray(cutout.getchannel("A"))
         where = place(matte, canvas, scene.placement.scale, scene.placement.anchor, scene.placement.ground_line)
         laid.append(where)
-        small.append(_Reduced.of(photo, cutout, where, width, height))
+        small.append(_Reduced.of(photo, cutout, pose, where, width, height))
     controls = [_control(small, control, recipe.mask_guidance) for control in scene.controls]
     images = models.pipeline(
         image=[item.colour for item in small],
@@ -141,18 +172,29 @@ def compute(works: Sequence[Work], models: GenerateModels, recipe: Recipe) -> li
 @dataclass(frozen=True, slots=True)
 class _Reduced:
     """The placed product at the model's size: colour RGB, matte L, and the matte as (1, 1, H, W) float, 1 = product.
-    `photo` (RGB) is the photo around it, placed alike."""
+    `photo` (RGB) is the photo around it, and `pose` the keypoints (people, 18, 3) if there are any, placed alike."""
 
     colour: Image.Image
     matte: Image.Image
     mask: torch.Tensor
     photo: Image.Image
+    pose: np.ndarray | None
 
     @classmethod
-    def of(cls, photo: Image.Image, cutout: Image.Image, where: Placement, width: int, height: int) -> _Reduced:
+    def of(
+        cls,
+        photo: Image.Image,
+        cutout: Image.Image,
+        pose: np.ndarray | None,
+        where: Placement,
+        width: int,
+        height: int,
+    ) -> _Reduced:
         colour, matte = lay_product(photo, cutout, where).reduced(width, height)
         mask = torch.from_numpy(np.asarray(matte, np.float32) / 255)[None, None]
-        return cls(colour, matte, mask, lay_photo(photo, where, width, height))
+        if pose is not None:
+            pose = _placed_pose(pose, where, width, height)
+        return cls(colour, matte, mask, lay_photo(photo, where, width, height), pose)
 
     def placed(self) -> Image.Image:
         """The product alone, RGBA."""
@@ -165,7 +207,7 @@ def _control(
     small: Sequence[_Reduced], control: Control, guided: bool
 ) -> tuple[list[Image.Image], torch.Tensor | None]:
     """A control image for each shot, and the refined product masks that bound its residuals (section 3.2)."""
-    images = [_edges(item, control) for item in small]
+    images = [_shown(item, control) for item in small]
     if not guided or control.mask_guidance is None:
         return images, None
     guide = control.mask_guidance
@@ -173,13 +215,30 @@ def _control(
     return images, refine_mask(masks, closing=guide.closing, opening=guide.opening, dilation=guide.dilation)
 
 
-def _edges(item: _Reduced, control: Control) -> Image.Image:
-    """What the ControlNet is shown of a shot: the photo's edges within the product, or the cutout's with its rim."""
-    if control.source == "cutout":
-        alone = Image.composite(item.colour, Image.new("RGB", item.colour.size), item.matte)
-        alone.putalpha(item.matte)
-        return canny_edges(alone, None, control.low, control.high)
-    return canny_edges(item.photo, item.mask, control.low, control.high)
+def _shown(item: _Reduced, control: Control) -> Image.Image:
+    """What the ControlNet is shown of a shot: its pose; the photo's edges within the product, or the cutout's, with its
+    rim."""
+    if control.kind == "openpose":
+        assert item.pose is not None  # `_pose` rejected the shot otherwise
+        return pose_map(item.pose, item.matte.size)
+    if control.source == "photo":
+        image, mask = item.photo, item.mask
+    else:
+        image, mask = Image.composite(item.colour, Image.new("RGB", item.colour.size), item.matte), None
+        image.putalpha(item.matte)
+    if control.kind == "lineart":
+        return line_art(image, mask)
+    return canny_edges(image, mask, control.low, control.high)
+
+
+def _placed_pose(pose: np.ndarray, where: Placement, width: int, height: int) -> np.ndarray:
+    """Keypoints in px of the photo as they stand on the canvas of `width` × `height` px."""
+    left, top, right, bottom = where.source
+    placed = pose.copy()
+    placed[..., 0] = where.left + (pose[..., 0] - left) * where.width / (right - left)
+    placed[..., 1] = where.top + (pose[..., 1] - top) * where.height / (bottom - top)
+    placed[..., :2] *= (width / where.canvas_width, height / where.canvas_height)
+    return placed
 
 
 def _measured(
