@@ -46,12 +46,12 @@ class Base:
 def load_profile_base(profile: Profile, unet_channels: int = 4) -> Base:
     """The base of a profile, its files checked: whole (`base`, with `autoencoder` in its VAE's place), or in pieces.
 
-    For a UNet of 9 input channels it is `base_inpaint9`, whole. Raises UsageError where a part or its files are
-    missing, IntegrityError where they are not what the profile says.
+    For a UNet of 9 input channels it is `base_inpaint9`, or in pieces with `unet_inpaint9`. Raises UsageError where a
+    part or its files are missing, IntegrityError where they are not what the profile says.
     """
     clip = profile.part("clip").check().path
-    whole = "base_inpaint9" if unet_channels == 9 else "base"
-    if unet_channels == 9 or profile.has(whole):
+    whole, unet = ("base_inpaint9", "unet_inpaint9") if unet_channels == 9 else ("base", "unet")
+    if profile.has(whole) or not profile.has(unet):
         base = load_base(profile.part(whole).check(), clip)
         if not profile.has("autoencoder"):
             return base
@@ -60,7 +60,7 @@ def load_profile_base(profile: Profile, unet_channels: int = 4) -> Base:
         vae=load_net(AutoencoderKL, profile.part("autoencoder").check(), "an autoencoder"),
         text_encoder=load_transformer(CLIPTextModel, clip, "CLIP"),
         tokenizer=CLIPTokenizer.from_pretrained(clip, local_files_only=True),
-        unet=load_net(UNet2DConditionModel, profile.part("unet").check(), "a UNet"),
+        unet=load_net(UNet2DConditionModel, profile.part(unet).check(), "a UNet"),
         scheduler=_scheduler(profile.part("scheduler").check().path),
     )
 
