@@ -48,6 +48,13 @@ def method_named(name: str) -> Method:
     return METHODS[name]
 
 
+def parts_of(profile: Profile, name: str) -> tuple[str, ...]:
+    """The parts of a profile that a method paints with besides the base: what a step's key must say of it."""
+    method = method_named(name)
+    wide = ("base_inpaint9", "unet_inpaint9") if method.unet_channels == 9 else ()
+    return (*(part for part in wide if profile.has(part)), *method.parts)
+
+
 def check_parts(profile: Profile, name: str) -> None:
     """Raise UsageError where a profile lacks what a method needs."""
     missing = [part for part in method_named(name).parts if not profile.has(part)]

@@ -20,6 +20,7 @@ from pipelines.contracts import Job, Made, Output, Shot, Step, sha256_hex
 from pipelines.diffusion.control import canny_edges, line_art, pose_map, read_pose
 from pipelines.diffusion.inpainting import InpaintingPipeline
 from pipelines.diffusion.mask_guidance import refine_mask
+from pipelines.diffusion.methods import parts_of
 from pipelines.errors import Rejected
 from pipelines.placement import Placement, lay_photo, lay_product, place
 from pipelines.quality.fidelity import halo
@@ -63,7 +64,7 @@ def job(shot: Shot, upstream: Mapping[str, Step], recipe: Recipe, candidate: int
     scene, profile = recipe.scene, recipe.profile
     method = recipe.method or scene.method
     parts = [*profile.sampler_parts, "salient"]
-    parts += ["brushnet"] if method == "brushnet" else []
+    parts += parts_of(profile, method)
     parts += [f"controlnet_{control.kind}" for control in scene.controls]
     parts += [scene.lora.name] if scene.lora else []
     base_seed = scene.base_seed if recipe.seed is None else recipe.seed

@@ -159,3 +159,9 @@ def test_the_source_of_the_edges_is_in_the_key_and_in_the_picture(raws: dict[tup
     keys = {job_of(recipe(source=source), inputs(128)).key for source in ("photo", "cutout")}
     assert len(keys) == 2
     assert raws["photo", 128] != raws["cutout", 128]
+
+
+@pytest.mark.parametrize(("method", "parts"), [("brushnet", {"brushnet"}), ("blended", set()), ("soft", set())])
+def test_the_key_names_the_models_that_the_method_paints_with(method, parts):
+    named = {ref.name for ref in job_of(dataclasses.replace(recipe(), method=method), inputs(30)).models}
+    assert named & {"brushnet", "controlnet_inpaint", "unet_inpaint9"} == parts
