@@ -39,6 +39,7 @@ class Cell:
         guidance: No ControlNet, a canny ControlNet as it is, or with mask guidance.
         refine: How the mask that guides is refined: diameters of closing, opening and dilation, px.
         resize: How it comes to the residuals' sizes.
+        masked: The residuals that it is multiplied into: all 13, or those of the two larger or two smaller sizes.
         edges: Whether the ControlNet is shown the edges of the whole source photo, or of the cutout alone.
         lora: A LoRA of the profile, at full strength.
     """
@@ -50,6 +51,7 @@ class Cell:
     guidance: Guidance = "guided"
     refine: tuple[int, int, int] = (3, 0, 3)
     resize: Resize = "area"
+    masked: Literal["all", "larger", "smaller"] = "all"
     edges: Literal["photo", "cutout"] = "photo"
     lora: str | None = None
 
@@ -78,6 +80,8 @@ ABLATIONS = (
     replace(_BEST, name="mask dilated by 9 px", refine=(3, 0, 9)),
     replace(_BEST, name="mask reduced bilinearly", resize="bilinear"),
     replace(_BEST, name="mask reduced by maximum", resize="max"),
+    replace(_BEST, name="larger layers masked", masked="larger"),
+    replace(_BEST, name="smaller layers masked", masked="smaller"),
     replace(_BEST, name="cutout's edges, unmasked", edges="cutout", guidance="unmasked"),
     replace(_BEST, name="cutout's edges, guided", edges="cutout"),
     replace(_BEST, name="LoRA not trained with", lora="lora_oak_window"),

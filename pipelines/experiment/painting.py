@@ -8,13 +8,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from diffusers import ControlNetModel
 from PIL import Image
+from torch import Tensor
 
 from pipelines.checkpoints import load_net
 from pipelines.diffusion.brushnet import BrushNetModel
 from pipelines.diffusion.control import canny_edges
 from pipelines.diffusion.inpainting import InpaintingPipeline
-from pipelines.diffusion.mask_guidance import refine_mask
+from pipelines.diffusion.mask_guidance import MaskGuidedControlNet, refine_mask
 from pipelines.experiment.cells import Cell
 from pipelines.experiment.pairs import Pair
 from pipelines.models import Profile
@@ -23,6 +25,9 @@ STEPS, GUIDANCE_SCALE, CONTROL_SCALE, CONTROL_END = 12, 2.5, 0.8, 0.8
 """Sampler settings of every cell; the scenes' own, with fewer steps."""
 
 BATCH = 8
+
+OUTPUTS, LARGER = 13, 6
+"""Residuals of an SD 1.5 ControlNet, and how many of them, the first, are of the two larger sizes."""
 
 
 @dataclass(slots=True)
@@ -33,6 +38,7 @@ class Painter:
     device: str = "cpu"
     _pipeline: InpaintingPipeline | None = field(default=None, init=False)
     _loaded: tuple[object, ...] = field(default=(), init=False)
+    _controlnets: tuple[ControlNetModel, ...] = field(default=(), init=False)
 
     def paint(self, cell: Cell, pairs: Sequence[Pair]) -> tuple[list[Image.Image], float]:
         """Paint pairs of one size; return the pictures before any paste, and the seconds that each took."""
@@ -40,7 +46,13 @@ class Painter:
         started = time.monotonic()
         masks = torch.from_numpy(np.stack([pair.product.matte for pair in pairs])).float()[:, None] / 255
         controlled = cell.guidance != "none"
-        guides = refine_mask(masks, *cell.refine)
+        refined = refine_mask(masks, *cell.refine)
+        guides: Tensor | None = refined
+        if controlled and cell.masked != "all":
+            net, outputs = self._controlnets[0], range(OUTPUTS)
+            layers = [(n < LARGER) == (cell.masked == "larger") for n in outputs]
+            pipeline.controlnets = (MaskGuidedControlNet(net, refined, resize=cell.resize, masked_layers=layers),)
+            guides = None  # the net brings its mask
         images = pipeline(
             image=[Image.fromarray(pair.product.colour) for pair in pairs],
             product_mask=list(masks),
@@ -48,7 +60,7 @@ class Painter:
             num_inference_steps=STEPS,
             guidance_scale=GUIDANCE_SCALE,
             control_images=[[edges_of(pair, cell) for pair in pairs]] if controlled else [],
-            control_masks=[list(guides)] if controlled else None,
+            control_masks=[guides] if controlled else None,
             control_scales=[CONTROL_SCALE] if controlled else None,
             control_ends=[CONTROL_END] if controlled else None,
             mask_guidance=cell.guidance == "guided",
@@ -69,7 +81,8 @@ class Painter:
             pipeline.to(self.device)
             if cell.lora:
                 pipeline.load_lora(self.profile.part(cell.lora).check().path)
-            self._pipeline, self._loaded = pipeline, wanted
+            self._pipeline, self._loaded, self._controlnets = pipeline, wanted, pipeline.controlnets
+        self._pipeline.controlnets = self._controlnets
         return self._pipeline
 
 

@@ -108,3 +108,13 @@ def test_a_run_without_the_shared_folder_is_a_smoke_test_that_resumes(tmp_path, 
     monkeypatch.setattr(Painter, "paint", refuse)
     again, _ = overcompletion.run(*arguments)
     assert as_json(again) == as_json(table)
+
+
+@pytest.mark.slow
+def test_masking_every_layer_or_some_of_them_paints_another_picture(subjects):
+    painter, pairs = Painter(load_profile("mini")), load_pairs(subjects, 1, 64)
+    cells = [Cell(masked, "ablations", masked=masked) for masked in ("all", "larger", "smaller")]
+    pictures = [np.asarray(painter.paint(cell, pairs)[0][0]) for cell in cells]
+    assert not np.array_equal(pictures[0], pictures[1])
+    assert not np.array_equal(pictures[1], pictures[2])
+    assert np.array_equal(np.asarray(painter.paint(cells[0], pairs)[0][0]), pictures[0])
