@@ -210,22 +210,15 @@ def window(day: str) -> tuple[datetime, datetime]:
 
 def choose(products: Iterable[Product], categories: Sequence[str], skus: Sequence[str]) -> list[Product]:
     """The products of these categories (a category holds those below it: `Home` holds `Home > Kitchen`) and SKUs."""
+    from pipelines.catalogue import within
+
     wanted = set(skus)
     return [
         product
         for product in products
         if (not wanted or product.sku in wanted)
-        and (not categories or any(_within(product.category, category) for category in categories))
+        and (not categories or any(within(product.category, category) for category in categories))
     ]
-
-
-def _within(category: str, wanted: str) -> bool:
-    path, prefix = _path(category), _path(wanted)
-    return path[: len(prefix)] == prefix
-
-
-def _path(category: str) -> list[str]:
-    return [part.strip().casefold() for part in category.split(">")]
 
 
 def _listed(value: Sequence[str] | str | None) -> list[str]:

@@ -29,6 +29,7 @@ class Tag(StrEnum):
     PACKSHOT = "packshot"
     NIGHTLY = "nightly"
     CAMPAIGN = "campaign"
+    TRAINING = "training"
     GPU = "gpu"
 
 

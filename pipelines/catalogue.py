@@ -51,6 +51,16 @@ SHOWN_COLUMN = re.compile(r"[a-z][a-z_ ]{0,31}")
 """What is repeated of the header of a file that is no catalogue: it may be any file, one of secrets too."""
 
 
+def within(category: str, wanted: str) -> bool:
+    """Whether a product_type is `wanted` or below it: `Home` holds `Home > Kitchen`."""
+    path, prefix = _path(category), _path(wanted)
+    return path[: len(prefix)] == prefix
+
+
+def _path(category: str) -> list[str]:
+    return [part.strip().casefold() for part in category.split(">")]
+
+
 @dataclass(frozen=True, slots=True)
 class Catalogue:
     """A catalogue as read: one product a row, none with a photo yet. `row` counts as a spreadsheet does: the header is

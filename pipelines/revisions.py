@@ -24,15 +24,21 @@ from sqlalchemy import Connection, Engine, Row, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
 from pipelines.contracts import canonical_json
-from pipelines.errors import IntegrityError, UsageError
+from pipelines.errors import UsageError
 from pipelines.ledger_rows import insert_missing
 from pipelines.models import Profile, load_profile, promoted_file, revision_folder, sha256_of
 from pipelines.quality.comparison import Comparison, Evaluation, compare
 from pipelines.schema import artifacts, model_promotions, model_revisions
 from pipelines.workflow import Store
 
-KEPT = frozenset({".json", ".md", ".safetensors"})
-"""What of an exported model's folder belongs to a revision: weights, configuration, card."""
+KEPT = frozenset({".json", ".md", ".png", ".safetensors"})
+"""What of an exported model's folder belongs to a revision: weights, configuration, card, what it paints."""
+
+MEDIA_TYPE = "application/octet-stream"
+
+
+class NotBetter(UsageError):
+    """A revision that the figures do not speak for, or that was compared with other weights than those in use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,16 +101,10 @@ def register(
 
     Registering the same weights again changes nothing. Raises UsageError where the folder has no weights.
     """
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        raise UsageError(f"{folder}: no *.safetensors to register as {part}")
-    kept = sorted(path for path in folder.iterdir() if path.suffix in KEPT)
-    rows, files = [], dict[str, str]()
-    for path in kept:
-        content = path.read_bytes()
-        files[path.name] = store.put(content, "application/octet-stream")
-        rows.append({"digest": files[path.name], "media_type": "application/octet-stream", "size": len(content)})
-    sha256 = sha256_of(*weights)
+    files = keep_files(store, folder)
+    sizes = {digest: (folder / name).stat().st_size for name, digest in files.items()}
+    rows = [{"digest": digest, "media_type": MEDIA_TYPE, "size": size} for digest, size in sizes.items()]
+    sha256 = sha256_of(*sorted(folder.glob("*.safetensors")))
     row = {
         "profile": profile.name, "part": part, "sha256": sha256, "parent": profile.ref(part).sha256,
         "files": files, "data": data, "stages": {name: dict(stage) for name, stage in stages.items()},
@@ -114,6 +114,37 @@ def register(
         insert_missing(connection, artifacts, rows)
         insert_missing(connection, model_revisions, [row])
         return _find(connection, profile.name, part, sha256)
+
+
+def keep_files(store: Store, folder: Path) -> dict[str, str]:
+    """Put an exported model's files into the store: name → digest. Raises UsageError where it has no weights."""
+    if not any(folder.glob("*.safetensors")):
+        raise UsageError(f"{folder}: no *.safetensors in it")
+    kept = sorted(path for path in folder.iterdir() if path.suffix in KEPT)
+    return {path.name: store.put(path.read_bytes(), MEDIA_TYPE) for path in kept}
+
+
+def bring_files(store: Store, files: Mapping[str, str], folder: Path) -> None:
+    """Have an exported model's files in `folder`, whole; nothing is fetched where all are there.
+
+    Several processes may do so at once. Raises KeyError or IntegrityError where the store lacks or has lost them.
+    """
+    if all((folder / name).is_file() for name in files):
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix="."))
+    try:
+        for name, digest in files.items():
+            (fresh / name).write_bytes(store.get(digest))
+        if folder.exists():
+            shutil.rmtree(folder)  # a part of it was removed
+        try:
+            fresh.rename(folder)
+        except OSError:
+            if not all((folder / name).is_file() for name in files):
+                raise  # else another process was quicker
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
 
 
 def revisions(engine: Engine, profile: str, part: str | None = None) -> list[Revision]:
@@ -139,8 +170,9 @@ def promote(engine: Engine, profile: Profile, part: str, revision: str, by: str,
         force: A person decided so whatever the figures say; kept too.
 
     Raises:
-        UsageError: there is no such revision, it is promoted already, or, without `force`, it is not better beyond its
-            confidence interval than the weights in use, or was compared with others.
+        UsageError: there is no such revision, or it is promoted already.
+        NotBetter: without `force`, where it is not better beyond its confidence interval than the weights in use, or
+            was compared with others.
     """
     with engine.begin() as connection:
         _one_at_a_time(connection)
@@ -155,7 +187,7 @@ def promote(engine: Engine, profile: Profile, part: str, revision: str, by: str,
         elif not found.comparison.better:
             objection = f"it is not better beyond chance than {current[:12]}: {reason}"
         if objection and not force:
-            raise UsageError(f"{part} {found.revision} was not promoted: {objection}; --force if you decide so")
+            raise NotBetter(f"{part} {found.revision} was not promoted: {objection}; --force if you decide so")
         connection.execute(
             insert(model_promotions).values(
                 profile=profile.name, part=part, sha256=found.sha256, by=by, reason=objection or reason,
@@ -199,7 +231,7 @@ def install(engine: Engine, store: Store, profile: str, state_dir: Path) -> dict
         current = _promoted(connection, profile)
         found = [_find(connection, profile, part, sha256) for part, sha256 in current.items()]
     for revision in found:
-        _fetch(revision, store, revision_folder(state_dir, profile, revision.part, revision.sha256))
+        bring_files(store, revision.files, revision_folder(state_dir, profile, revision.part, revision.sha256))
     file = promoted_file(state_dir, profile)
     wanted = canonical_json(current)
     if (file.read_text(encoding="utf-8") if file.is_file() else "{}") != wanted:
@@ -209,28 +241,6 @@ def install(engine: Engine, store: Store, profile: str, state_dir: Path) -> dict
         temporary.replace(file)
     load_profile.cache_clear()  # another process may have written it since this one read it
     return current
-
-
-def _fetch(revision: Revision, store: Store, folder: Path) -> None:
-    if all((folder / name).is_file() for name in revision.files):
-        return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix="."))
-    try:
-        for name, digest in revision.files.items():
-            (fresh / name).write_bytes(store.get(digest))
-        found = sha256_of(*sorted(fresh.glob("*.safetensors")))
-        if found != revision.sha256:
-            raise IntegrityError(f"{revision.part} {revision.revision}: its files in the store make {found[:12]}")
-        if folder.exists():
-            shutil.rmtree(folder)  # a part of it was removed
-        try:
-            fresh.rename(folder)
-        except OSError:
-            if not all((folder / name).is_file() for name in revision.files):
-                raise  # else another process was quicker
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
 
 
 def _one_at_a_time(connection: Connection) -> None:

@@ -11,6 +11,7 @@ The UNet is frozen; only the branch learns.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from pipelines.errors import UsageError
 from pipelines.training.autoencoder import tensor_bytes, to_tensor
 from pipelines.training.card import write_card
 from pipelines.training.data import Composer
-from pipelines.training.loop import PROFILE, TrainOptions, fit, grid_picture
+from pipelines.training.loop import PROFILE, TrainOptions, TrainResult, fit, grid_picture, together
 from pipelines.training.masks import Policy, random_mask, whole_mask
 from pipelines.training.unet import (
     GUIDANCE,
@@ -88,14 +89,30 @@ def train(options: TrainOptions) -> Path:
 
 
 def train_at(options: TrainOptions, side: int) -> Path:
-    """One stage at `side` px."""
+    """One stage at `side` px, on the training folder's pictures."""
+    with together(options).main_process_first():
+        base = FrozenBase.load(options, side)
+        pack = condition_pack(options, ARMS[options.part].masks, base, side)
+    train_on(options, side, base, pack)
+    return options.out / options.part
+
+
+def train_on(
+    options: TrainOptions,
+    side: int,
+    base: FrozenBase,
+    pack: ConditionPack,
+    watch: Callable[[BrushNetModel, int], None] | None = None,
+) -> TrainResult:
+    """Train the arm `options.part` on the samples of `pack` and export it; see `train`.
+
+    `watch(averaged model, step)` is called at every checkpoint.
+    """
     torch.manual_seed(options.seed)
-    arm = ARMS[options.part]
+    arm, crew = ARMS[options.part], together(options)
     stage = dataclasses.replace(options, part=f"{options.part}_{side}")
     batch, lr = options.batch or (24 if side <= 128 else 8), options.lr or (4e-4 if side <= 128 else 2e-4)
     folder = options.out / options.part
-    base = FrozenBase.load(options, side)
-    pack = condition_pack(options, arm.masks, base, side)
     model = load(options, base.model).to(options.device, memory_format=torch.channels_last)
 
     def loss_of_step(step: int) -> Tensor:
@@ -105,6 +122,12 @@ def train_at(options: TrainOptions, side: int) -> Path:
             predicted = base.model.unet(drawn.noisy, drawn.timesteps, encoder_hidden_states=drawn.states).sample
         return F.mse_loss(predicted.float(), drawn.target)
 
+    def on_checkpoint(ema: nn.Module, step: int) -> None:
+        assert isinstance(ema, BrushNetModel)
+        show(ema, base, stage.folder / "samples.png")
+        if watch is not None:
+            watch(ema, step)
+
     result = fit(
         stage,
         model,
@@ -112,12 +135,14 @@ def train_at(options: TrainOptions, side: int) -> Path:
         batch=batch,
         lr=lr,
         every_seconds=150,
-        on_checkpoint=lambda ema, _: show(ema, base, stage.folder / "samples.png"),
+        on_checkpoint=on_checkpoint,
     )
-    result.ema.half().save_pretrained(folder)  # type: ignore[operator]
-    figures = {f"{side}_px": {**result.figures, "pictures": len(pack.picks), "masks": arm.masks}}
-    write_card(folder, options.part, result.ema, options, figures)
-    return folder
+    if crew.is_main_process:
+        result.ema.half().save_pretrained(folder)  # type: ignore[operator]
+        figures = {f"{side}_px": {**result.figures, "pictures": len(pack.picks), "masks": arm.masks}}
+        write_card(folder, options.part, result.ema, options, figures)
+    crew.wait_for_everyone()
+    return result
 
 
 def load(options: TrainOptions, base: TextConditioned) -> BrushNetModel:
@@ -216,10 +241,9 @@ def sample(
 
 
 @torch.no_grad()
-def show(model: nn.Module, base: FrozenBase, path: Path) -> None:
+def show(model: BrushNetModel, base: FrozenBase, path: Path) -> None:
     """Draw six shots behind their whole masks: as composed, as painted around the product, the product laid over."""
-    assert isinstance(model, BrushNetModel)
-    shots, picks = base.shots, list(range(1, 7))
+    shots, picks = base.shots, list(range(len(base.shots)))[-6:]
     images = to_tensor(np.stack([shots.image(n) for n in picks])).to(base.vae.device)
     masks = np.stack([shots.mask(n) >= 128 for n in picks])
     condition = encode_condition(base.vae, images, torch.from_numpy(masks)[:, None].to(images))

@@ -3,7 +3,11 @@
     fit(TrainOptions(part="unet", minutes=25), model, loss_of_step)
 
 `loss_of_step(step)` must depend on nothing but the model and `step` (draw from `step_rng`), so that a run which is
-killed and resumed walks through the losses of the run that was not.
+killed and resumed walks through the losses of the run that was not: to the bit where the budget is in steps. Where it
+is in minutes, the learning rate follows the clock, and a machine that is slower after the kill sees it fall earlier.
+
+Several GPUs: `accelerate launch --num_processes 4 -m pipelines.training brushnet --device cuda`. Every process takes
+steps of its own, n of N takes step k N + n, and all share the mean of their gradients; the first one alone writes.
 """
 
 from __future__ import annotations
@@ -12,12 +16,15 @@ import contextlib
 import copy
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast, reduce
 from PIL import Image, ImageDraw
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor, nn
@@ -78,6 +85,15 @@ class TrainResult:
         }
 
 
+def together(options: TrainOptions) -> PartialState:
+    """The processes that train together: this one alone, unless `accelerate launch` began it.
+
+    To be asked before anything is moved to a GPU: it chooses which one `cuda` is in this process.
+    """
+    # the first process may draw and measure for a while at a checkpoint, while the others wait for its gradients
+    return PartialState(cpu=options.device == "cpu", timeout=timedelta(hours=2))
+
+
 def step_rng(options: TrainOptions, step: int) -> np.random.Generator:
     """The random numbers of one step, the same before and after a resume."""
     return np.random.default_rng([options.seed, 7919, step])
@@ -115,8 +131,9 @@ def fit(
     """Train `model` until the budget is spent and return the EMA of its weights.
 
     A checkpoint (weights, optimizer, EMA, step, losses) is written every `every_seconds` and at the end; with
-    `options.resume` an earlier one is continued. `on_checkpoint(ema, step)` may draw samples.
+    `options.resume` an earlier one is continued. `on_checkpoint(ema, step)` may draw samples. `batch` is one process's.
     """
+    crew = together(options)
     trained = [p for p in (parameters or model.parameters()) if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay, foreach=True)
     ema = copy.deepcopy(model).requires_grad_(False).eval()
@@ -125,37 +142,57 @@ def fit(
     if options.resume and checkpoint.exists():
         _restore(checkpoint, model, optimizer, result)
     started, saved = time.monotonic() - result.seconds, time.monotonic()
-    with _progress() as bar:
+    with _progress(shown=crew.is_main_process) as bar:
         task = bar.add_task(options.part, total=1.0)
-        while (progress := _spent(options, result.step, time.monotonic() - started)) < 1:
+        while (progress := _spent(options, result.step, time.monotonic() - started, crew)) < 1:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(lr, progress, result.step)
             with _autocast(options):
-                loss = loss_of_step(result.step)
+                loss = loss_of_step(result.step * crew.num_processes + crew.process_index)
             loss.backward()
+            loss = _share(trained, loss.detach(), crew)
             torch.nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             _average(ema, model, ema_decay(result.step, ceiling))
             result.losses.append(loss.item())
-            result.step, result.samples = result.step + 1, result.samples + batch
+            result.step, result.samples = result.step + 1, result.samples + batch * crew.num_processes
             result.seconds = time.monotonic() - started
             bar.update(
                 task, completed=progress, speed=result.samples / result.seconds, loss=np.mean(result.losses[-50:])
             )
-            if time.monotonic() - saved > every_seconds:
+            if crew.is_main_process and time.monotonic() - saved > every_seconds:
                 _save(checkpoint, model, optimizer, result, options)
                 if on_checkpoint:
                     on_checkpoint(ema, result.step)
                 saved = time.monotonic()
-    _save(checkpoint, model, optimizer, result, options)
-    if on_checkpoint:
-        on_checkpoint(ema, result.step)
+    if crew.is_main_process:
+        _save(checkpoint, model, optimizer, result, options)
+        if on_checkpoint:
+            on_checkpoint(ema, result.step)
+    crew.wait_for_everyone()
     return result
 
 
-def _spent(options: TrainOptions, step: int, seconds: float) -> float:
-    return step / options.steps if options.steps is not None else seconds / (options.minutes * 60)
+def _spent(options: TrainOptions, step: int, seconds: float, crew: PartialState) -> float:
+    if options.steps is not None:
+        return step / options.steps
+    spent = seconds / (options.minutes * 60)
+    if crew.num_processes == 1:
+        return spent
+    return float(broadcast(torch.tensor(spent, device=crew.device)))  # one clock, or they would not stop together
+
+
+def _share(trained: Sequence[nn.Parameter], loss: Tensor, crew: PartialState) -> Tensor:
+    """Give every process the mean gradient of all; returns the mean loss."""
+    if crew.num_processes == 1:
+        return loss
+    gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
+    mean = reduce(torch.cat([loss.float().reshape(1), *(gradient.flatten() for gradient in gradients)]), "mean")
+    shares = mean[1:].split([gradient.numel() for gradient in gradients])
+    for gradient, share in zip(gradients, shares, strict=True):
+        gradient.copy_(share.view_as(gradient))
+    return mean[0]
 
 
 def _autocast(options: TrainOptions) -> contextlib.AbstractContextManager[object]:
@@ -198,10 +235,10 @@ def _restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, res
     result.losses = state["losses"]
 
 
-def _progress() -> Progress:
+def _progress(shown: bool) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     figures = TextColumn("{task.fields[speed]:.1f} samples/s  loss {task.fields[loss]:.4f}")
-    return _Quiet(*columns, figures)
+    return _Quiet(*columns, figures, disable=not shown)
 
 
 class _Quiet(Progress):

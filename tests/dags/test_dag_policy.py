@@ -19,7 +19,10 @@ from operators.policy import OWNER, Tag
 from operators.stages import StageOperator
 from pipelines.settings import ROOT, Settings
 
-DAGS = {"catalog_refresh": "catalog_refresh.py", "campaign_backfill": "campaign_backfill.py"}
+MAKING = {"catalog_refresh": "catalog_refresh.py", "campaign_backfill": "campaign_backfill.py"}
+"""DAGs that make images."""
+
+DAGS = MAKING | {"brushnet_finetune": "brushnet_finetune.py"}
 STAGES = ["cutout", "describe", "generate", "upscale", "inspect"]
 POOLS = {"default_pool": 128, "gpu": Settings.model_fields["gpu_slots"].default}
 HEAVY = ["torch", "torchvision", "diffusers", "transformers", "PIL", "numpy", "pandas", "cv2", "scipy"]
@@ -68,7 +71,8 @@ def test_every_task_gives_up_at_once_on_what_no_retry_can_mend(tasks) -> None:
 
 def test_gpu_work_is_in_pool_gpu_and_nothing_else_is(tasks) -> None:
     in_gpu = {name for name, task in tasks if task.pool == "gpu"}
-    assert in_gpu == {f"{dag}.shots.{stage}" for dag in DAGS for stage in STAGES}
+    painting = {f"{dag}.shots.{stage}" for dag in MAKING for stage in STAGES}
+    assert in_gpu == painting | {f"brushnet_finetune.{task}" for task in ("salient", "instance", "register")}
     assert all(task.pool == "default_pool" for name, task in tasks if name not in in_gpu)
 
 
@@ -79,7 +83,7 @@ def test_no_task_names_a_pool_that_is_not_there_or_asks_for_more_slots_than_it_h
 
 
 def test_stages_are_mapped_over_shards_in_the_papers_order(bag: DagBag) -> None:
-    for dag in bag.dags.values():
+    for dag in (bag.dags[name] for name in MAKING):
         group = dag.task_group.get_child_by_label("shots")
         chain = [task.label for task in group.topological_sort()]
         assert chain == STAGES
@@ -92,7 +96,7 @@ def test_stages_are_mapped_over_shards_in_the_papers_order(bag: DagBag) -> None:
 
 
 def test_nothing_is_published_before_every_check(bag: DagBag) -> None:
-    for dag in bag.dags.values():
+    for dag in (bag.dags[name] for name in MAKING):
         publish = dag.get_task("publish")
         checks = {"check_scores"} | ({"check_catalogue"} if dag.dag_id == "catalog_refresh" else set())
         assert publish.upstream_task_ids == checks
@@ -104,8 +108,26 @@ def test_nothing_is_published_before_every_check(bag: DagBag) -> None:
 def test_forms_have_valid_defaults(bag: DagBag) -> None:
     for dag in bag.dags.values():
         dag.params.validate()
+    for dag in (bag.dags[name] for name in MAKING):
         assert dag.params.get_param("reprocess").schema["enum"] == ["missing", "failed", "all"]
         assert dag.params["scene"] in dag.params.get_param("scene").schema["enum"]
+
+
+def test_a_fine_tune_is_started_by_hand_alone_and_promotes_what_was_registered(bag: DagBag) -> None:
+    dag = bag.dags["brushnet_finetune"]
+    assert dag.schedule is None
+    assert [task.task_id for task in dag.topological_sort()] == [
+        "gather",
+        "salient",
+        "instance",
+        "register",
+        "promote",
+    ]
+    assert dag.get_task("instance").upstream_task_ids == {"gather", "salient"}
+    assert dag.get_task("promote").upstream_task_ids == {"register"}
+    assert {"source", "folder", "scenes", "categories", "salient_minutes", "minutes", "promote"} <= set(dag.params)
+    longest = dag.params.get_param("minutes").schema["maximum"]
+    assert timedelta(minutes=longest) < dag.get_task("instance").execution_timeout
 
 
 @pytest.mark.parametrize("schedule", ["", "0 3 * * *", "@daily"])

@@ -1,0 +1,375 @@
+"""Fine-tune BrushNet in the paper's two stages (section 3.1.2), judge it, and register what came of it.
+
+    salient     from a random-mask BrushNet: salient objects, whole
+    instance    from there: e-commerce products, whole, by their mattes, never opened, slightly dilated
+
+A stage learns from the training folder of the bundled models, from a folder of images and masks, or from the ledger's
+approved cutouts. Equal fine-tunes share a work folder, so that one that was killed goes on where it was.
+
+    packshot train brushnet --instances ledger --salient-minutes 0 --minutes 60 --register --promote
+"""
+
+from __future__ import annotations
+
+import csv
+import getpass
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+import torch
+import typer
+
+from pipelines.contracts import canonical_json, sha256_hex
+from pipelines.diffusion.brushnet import BrushNetModel
+from pipelines.errors import UsageError
+from pipelines.models import Profile, load_profile
+from pipelines.revisions import Revision, install, promote, register
+from pipelines.settings import ROOT, Settings, get_settings
+from pipelines.store import FolderStore, S3Store
+from pipelines.training.autoencoder import to_tensor
+from pipelines.training.brushnet import ARMS, ConditionPack, condition_pack, encode_condition, train_on
+from pipelines.training.data import ShotPack
+from pipelines.training.exam import Exam
+from pipelines.training.loop import PROFILE, TrainOptions, together
+from pipelines.training.masks import whole_mask
+from pipelines.training.sources import Dataset, Picture, gather_folder, gather_ledger, gather_training, picture_pack
+from pipelines.training.unet import (
+    FrozenBase,
+    LatentPack,
+    build_model,
+    build_scheduler,
+    encode,
+    load_autoencoder,
+)
+from pipelines.workflow import Store
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+StageName = Literal["salient", "instance"]
+PARTS: dict[StageName, str] = {"salient": "brushnet_salient", "instance": "brushnet"}
+"""Which part a stage trains: an arm of `pipelines.training.brushnet`."""
+
+BASE = ("autoencoder", "clip", "unet", "scheduler")
+"""The pieces of the profile that a branch learns beside."""
+
+TRAINING = "training"
+"""In a data set's place: the pictures that the bundled models learnt from."""
+
+SHOTS = 2000
+"""Training shots of a data set: so many scenes are composed around its cutouts, at most 16 around each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One stage: digest of its data set, or `TRAINING`, and its budget; `steps` instead of `minutes` where given.
+
+    0 minutes (and no steps): the stage is left out, and the next begins from the weights in use.
+    """
+
+    pictures: str
+    minutes: float = 30.0
+    steps: int | None = None
+
+    @property
+    def skipped(self) -> bool:
+        """Whether it is left out."""
+        return not self.minutes and not self.steps
+
+
+@dataclass(frozen=True, slots=True)
+class Finetune:
+    """All that decides what comes out, but for the profile. `side`: pictures' width and height in px."""
+
+    salient: Stage
+    instance: Stage
+    side: int = 256
+    batch: int | None = None
+    lr: float | None = None
+    seed: int = 0
+
+    def stage(self, name: StageName) -> Stage:
+        """The stage called `name`."""
+        return self.salient if name == "salient" else self.instance
+
+    def digest(self, profile: Profile) -> str:
+        """Names the fine-tune of this profile: equal ones are the same work."""
+        models = [profile.ref(part).sha256 for part in (*BASE, "brushnet")]
+        return sha256_hex(canonical_json([asdict(self), models]).encode())
+
+    def folder(self, profile: Profile, state_dir: Path) -> Path:
+        """Where it works on this machine: checkpoints, packs of pictures, exports."""
+        return state_dir / "finetune" / self.digest(profile)[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What a stage came to. `figures`: pictures, products, steps, samples, minutes, loss, and where they are from."""
+
+    folder: Path
+    figures: Mapping[str, Any]
+
+
+def gather(
+    source: str,
+    store: Store,
+    settings: Settings,
+    data: Path,
+    scenes: tuple[str, ...] = (),
+    categories: tuple[str, ...] = (),
+) -> tuple[str, Dataset | None]:
+    """Freeze the pictures of `source`: "ledger", a folder of images and masks, or `TRAINING`.
+
+    `data` is the bundled models' training folder. Returns the digest of the data set, and it; `TRAINING` and None for
+    the pictures of that folder, which are frozen already. Raises UsageError where there is nothing to learn from.
+    """
+    if source == TRAINING:
+        if not (data / "index.csv").is_file():
+            raise UsageError(f"{data}: no training pictures there; name a folder, or give the stage 0 minutes")
+        return TRAINING, None
+    if source == "ledger":
+        from pipelines.ledger import connect
+
+        found = gather_ledger(connect(settings.database_url), scenes, categories)
+    else:
+        found = gather_folder(Path(source), store, settings)
+    if not found.side(held_out=False):
+        raise UsageError(f"{source}: all of its {len(found.pictures)} pictures are held out; add products")
+    return found.save(store), found
+
+
+def begin(job: Finetune, profile: Profile, folder: Path) -> Path:
+    """Lay out what the stages begin from; returns the folder of exports. What is there is left as it is.
+
+    Raises UsageError where the profile is not made of the pieces that a branch can learn beside.
+    """
+    models = folder / "models"
+    start = PARTS["salient"] if job.salient.skipped else ARMS[PARTS["salient"]].start
+    origin = {part: part for part in BASE} | {str(start): "brushnet" if job.salient.skipped else str(start)}
+    for name, part in origin.items():
+        if not profile.has(part):
+            raise UsageError(f"profile {profile.name} has no {part}: a BrushNet cannot be fine-tuned for it here")
+        if not (models / name).exists():
+            temporary = models / f".{name}"
+            shutil.copytree(profile.part(part).check().path, temporary, dirs_exist_ok=True)
+            temporary.rename(models / name)
+    return models
+
+
+def run_stage(
+    name: StageName,
+    job: Finetune,
+    folder: Path,
+    store: Store,
+    options: TrainOptions,
+    max_megapixels: float,
+    watch: Callable[[BrushNetModel, int], None] | None = None,
+) -> Trained:
+    """Train one stage in `folder`, where `begin` laid out what it begins from; a finished one is not done again.
+
+    `options` says device, precision, training folder and checkpoints' folder; the rest is the job's.
+    """
+    stage, part = job.stage(name), PARTS[name]
+    options = replace(
+        options, part=part, minutes=stage.minutes, steps=stage.steps, batch=job.batch, lr=job.lr, seed=job.seed,
+        out=folder / "models", work=folder / "work",
+    )  # fmt: skip
+    record = folder / f"{name}.json"
+    if record.exists():
+        return Trained(options.out / part, json.loads(record.read_text(encoding="utf-8")))
+    crew = together(options)
+    with crew.main_process_first():
+        if stage.pictures == TRAINING:
+            base = FrozenBase.load(options, job.side)
+            pack = condition_pack(options, ARMS[part].masks, base, job.side)
+            about: dict[str, Any] = {"source": TRAINING, "products": None}
+        else:
+            data = Dataset.load(store, stage.pictures)
+            learnt = data.side(held_out=False)
+            shots = picture_pack(folder / name, learnt, store, job.side, SHOTS, max_megapixels)
+            base, pack = own_pack(options, shots, folder / name / f"encoded_{job.side}.npz")
+            about = {"source": data.source, "products": len({picture.product for picture in learnt})}
+    result = train_on(options, job.side, base, pack, watch)
+    figures = about | {"data": stage.pictures, "pictures": len(pack.picks)} | result.figures
+    if crew.is_main_process:
+        record.write_text(json.dumps(figures), encoding="utf-8")
+    return Trained(options.out / part, figures)
+
+
+def own_pack(options: TrainOptions, shots: ShotPack, packed: Path) -> tuple[FrozenBase, ConditionPack]:
+    """Encode a shop's shots, and what BrushNet sees of them: the whole product, dilated by 0 to 2 px, never opened."""
+    vae = load_autoencoder(options)
+    if not packed.exists():
+        latents, conditions = [], []
+        for start in range(0, len(shots), 32):
+            part = range(start, min(start + 32, len(shots)))
+            images = np.stack([shots.image(n) for n in part])
+            masks = [whole_mask(np.asarray(shots.mask(n)), np.random.default_rng([31, n])) for n in part]
+            pixels = to_tensor(images).to(vae.device)
+            region = torch.from_numpy(np.stack(masks))[:, None].to(pixels)
+            latents.append(encode(vae, images))
+            conditions.append(encode_condition(vae, pixels, region).half().cpu().numpy())
+        temporary = packed.with_suffix(".tmp.npz")
+        np.savez(temporary, latents=np.concatenate(latents), conditions=np.concatenate(conditions))
+        temporary.replace(packed)
+    stored = np.load(packed)
+    model = build_model(options, first=False).requires_grad_(False).eval()
+    base = FrozenBase(model, vae, shots, LatentPack(stored["latents"], shots.captions), build_scheduler())
+    return base, ConditionPack(np.arange(len(shots)), stored["conditions"])
+
+
+def held_out(job: Finetune, store: Store, data: Path) -> list[Picture]:
+    """The products that judge it: those of its instances' data set that are never trained on."""
+    if job.instance.pictures == TRAINING:
+        return list(gather_training(data, store, "test").pictures)
+    return Dataset.load(store, job.instance.pictures).side(held_out=True)
+
+
+def watching(
+    exam: Exam, stage: StageName, folder: Path, every_minutes: float
+) -> Callable[[BrushNetModel, int], None] | None:
+    """Judge the model in training every so many minutes, into `overcompletion.csv`; None where that is 0."""
+    if not every_minutes:
+        return None
+    last = time.monotonic()
+
+    def watch(brushnet: BrushNetModel, step: int) -> None:
+        nonlocal last
+        if time.monotonic() - last < every_minutes * 60:
+            return
+        found, _ = exam.judge(brushnet)
+        with (folder / "overcompletion.csv").open("a", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerow([stage, step, f"{found.mean:.5f}", f"{found.rate:.4f}", found.n])
+        last = time.monotonic()
+
+    return watch
+
+
+def register_finetune(
+    job: Finetune,
+    profile: Profile,
+    trained: Mapping[StageName, Trained],
+    exam: Exam,
+    engine: Engine,
+    store: Store,
+    by: str,
+) -> Revision:
+    """Judge what the last stage exported beside the weights in use, on the same pictures, and register it with both."""
+    folder = trained["instance"].folder
+    evaluation, painted = exam.judge(BrushNetModel.from_pretrained(folder).float())
+    baseline, before = exam.judge()
+    exam.sheet(before, painted).save(folder / "frozen_set.png")
+    return register(
+        engine,
+        store,
+        profile,
+        PARTS["instance"],
+        folder,
+        data=job.instance.pictures,
+        stages={name: stage.figures for name, stage in trained.items()},
+        evaluation=evaluation,
+        baseline=baseline,
+        by=by,
+    )
+
+
+def main(
+    instances: Annotated[
+        str, typer.Option(help="Stage 2's pictures: training, ledger, or a folder of pairs.")
+    ] = TRAINING,
+    salient: Annotated[str, typer.Option(help="Stage 1's pictures: training, or a folder of pairs.")] = TRAINING,
+    scene: Annotated[list[str] | None, typer.Option(help="Of the ledger: only this scene's shots; repeatable.")] = None,
+    category: Annotated[list[str] | None, typer.Option(help="Of the ledger: only this category; repeatable.")] = None,
+    salient_minutes: Annotated[float, typer.Option(help="Stage 1; 0: begin from the BrushNet in use.")] = 30.0,
+    minutes: Annotated[float, typer.Option(help="Stage 2.")] = 30.0,
+    salient_steps: Annotated[int | None, typer.Option(help="Stage 1 in steps instead: resumes to the bit.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Stage 2 in steps instead.")] = None,
+    size: Annotated[int, typer.Option(help="Pictures' side, px.")] = 256,
+    batch: int | None = None,
+    lr: float | None = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="Autocast type: float32 or bfloat16.")] = "float32",
+    products: Annotated[int, typer.Option(min=1, help="Held-out products that judge it.")] = 12,
+    seeds: Annotated[int, typer.Option(min=1, help="Pictures of each of them.")] = 2,
+    evaluate_minutes: Annotated[float, typer.Option(help="Judge it so often while it trains; 0: not then.")] = 10.0,
+    registered: Annotated[bool, typer.Option("--register", help="Judge the result and keep it as a revision.")] = False,
+    promoted: Annotated[bool, typer.Option("--promote", help="And use it where it is better beyond chance.")] = False,
+    data: Path = ROOT / ".." / "shared" / "training",
+    out: Annotated[Path, typer.Option(help="Folder of the exported models, where it is not registered.")] = PROFILE,
+) -> None:
+    """Fine-tune BrushNet in the paper's two stages: salient objects, then whole e-commerce products.
+
+    Say the same again after a kill and it goes on. With several GPUs: accelerate launch -m pipelines.training.finetune.
+    """
+    registered = registered or promoted
+    settings = get_settings()
+    if registered:
+        from pipelines.ledger import connect
+
+        store: Store = S3Store(settings)
+        engine = connect(settings.database_url)
+        install(engine, store, settings.profile, settings.state_dir)
+    else:
+        store = FolderStore(settings.state_dir / "finetune" / "pictures")
+    profile = load_profile(settings.profile, settings.models_dir)
+    compute = settings.compute()
+    options = TrainOptions("brushnet", device=compute.device if device == "auto" else device, dtype=dtype, data=data)
+    crew, limit = together(options), settings.photo_max_megapixels
+
+    # 1. Freeze the pictures
+    def frozen(stage: Stage) -> Stage:
+        if stage.skipped:
+            return stage
+        digest, found = gather(stage.pictures, store, settings, data, tuple(scene or ()), tuple(category or ()))
+        if found is not None and crew.is_main_process:
+            typer.echo(str(found))
+        return replace(stage, pictures=digest)
+
+    second = Stage(instances, minutes, steps)
+    if second.skipped:
+        raise UsageError("stage 2 has nothing to do: give it --minutes or --steps")
+    first = Stage(salient, salient_minutes, salient_steps)
+    job = Finetune(frozen(first), frozen(second), side=size, batch=batch, lr=lr)
+    folder = job.folder(profile, settings.state_dir)
+
+    # 2. Train, judging now and then
+    with crew.main_process_first():
+        begin(job, profile, folder)
+    exam = None
+    if registered and crew.is_main_process:
+        exam = Exam.prepare(
+            folder / "frozen", held_out(job, store, data), store, profile, products=products, seeds=seeds,
+            max_megapixels=limit, compute=compute,
+        )  # fmt: skip
+    trained: dict[StageName, Trained] = {}
+    for name in PARTS:
+        if not job.stage(name).skipped:
+            watch = watching(exam, name, folder, evaluate_minutes) if exam is not None else None
+            trained[name] = run_stage(name, job, folder, store, options, limit, watch)
+            if crew.is_main_process:
+                typer.echo(f"{name}: {json.dumps(trained[name].figures)}")
+    if not crew.is_main_process:
+        return
+
+    # 3. Export, or register and promote
+    if exam is None:
+        for made in trained.values():
+            shutil.copytree(made.folder, out / made.folder.name, dirs_exist_ok=True)
+            typer.echo(str(out / made.folder.name))
+        return
+    revision = register_finetune(job, profile, trained, exam, engine, store, getpass.getuser())
+    typer.echo(f"revision {revision.revision}: {revision.comparison}")
+    if promoted:
+        promote(engine, profile, revision.part, revision.revision, getpass.getuser())
+        install(engine, store, profile.name, settings.state_dir)
+        typer.echo(f"{revision.part} is {revision.revision} now")
+
+
+if __name__ == "__main__":
+    typer.run(main)

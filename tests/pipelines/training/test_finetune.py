@@ -1,0 +1,177 @@
+"""The two-stage fine-tune on a shop's own pictures, with the bundled models, at 64 px and a few steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+
+from pipelines import models
+from pipelines.errors import UsageError
+from pipelines.models import Profile, load_profile
+from pipelines.settings import Settings
+from pipelines.store import FolderStore
+from pipelines.training import brushnet, finetune
+from pipelines.training.data import is_held_out
+from pipelines.training.exam import Exam
+from pipelines.training.finetune import Finetune, Stage, begin, gather, held_out, run_stage
+from pipelines.training.loop import TrainOptions, fit
+from pipelines.training.sources import Dataset, Picture
+from pipelines.vision.photos import png_bytes
+
+pytestmark = pytest.mark.slow
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+NAMES = [f"thing {n}" for n in range(40)]
+HELD_OUT = [name for name in NAMES if is_held_out(name)][:2]
+LEARNT = [name for name in NAMES if not is_held_out(name)][:3]
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture
+def profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Profile]:
+    """The bundled one, with a random-mask BrushNet whichever it has."""
+    document = yaml.safe_load((models.PROFILES / "mini.yaml").read_text("utf-8"))
+    document["parts"].setdefault("brushnet_random", {"like": "brushnet"})
+    folder = tmp_path / "profiles"
+    folder.mkdir()
+    (folder / "mini").symlink_to(models.PROFILES / "mini")
+    (folder / "mini.yaml").write_text(yaml.safe_dump(document), "utf-8")
+    monkeypatch.setattr(models, "PROFILES", folder)
+    load_profile.cache_clear()
+    yield load_profile("mini")
+    load_profile.cache_clear()
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint after every step, and no samples drawn."""
+    monkeypatch.setattr(brushnet, "fit", lambda *args, **rest: fit(*args, **{**rest, "every_seconds": 0}))
+    monkeypatch.setattr(brushnet, "show", lambda *args: None)
+    monkeypatch.setattr(finetune, "SHOTS", 8)
+
+
+@pytest.fixture
+def store_at(tmp_path: Path) -> FolderStore:
+    return FolderStore(tmp_path / "store")
+
+
+def cutouts(store: FolderStore, names: list[str]) -> str:
+    """A data set of coloured boxes."""
+    pictures = []
+    for n, name in enumerate(names):
+        rgba = np.zeros((80, 60, 4), np.uint8)
+        rgba[20:70, 10:50] = [40 * n % 255, 200 - 30 * n, 90, 255]
+        digest = store.put(png_bytes(Image.fromarray(rgba, "RGBA")), "image/png")
+        pictures.append(Picture(name, name, "cutout", digest))
+    return Dataset("test", tuple(pictures)).save(store)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder of two pairs, one of them of a held-out product."""
+    for n, name in enumerate([LEARNT[0], LEARNT[1], HELD_OUT[0]]):
+        rng, drawn = np.random.default_rng(n), np.zeros((70, 90), np.uint8)
+        drawn[20:60, 30:70] = 255
+        for folder, picture in (("images", rng.integers(0, 255, (70, 90, 3), np.uint8)), ("masks", drawn)):
+            (tmp_path / "photos" / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(tmp_path / "photos" / folder / f"{name}.png")
+    return tmp_path / "photos"
+
+
+def weights(folder: Path) -> torch.Tensor:
+    return torch.cat([tensor.float().flatten() for tensor in load_file(folder / WEIGHTS).values()])
+
+
+def losses(folder: Path, part: str) -> list[float]:
+    return torch.load(folder / "work" / f"{part}_64" / "checkpoint.pt", weights_only=True)["losses"]
+
+
+def test_two_stages_from_random_masks_with_the_n_of_each(profile, quick, store_at, photos, tmp_path):
+    salient, found = gather(str(photos), store_at, Settings(), tmp_path)
+    assert found is not None
+    assert len(found.pictures) == 3
+    job = Finetune(
+        Stage(salient, steps=4), Stage(cutouts(store_at, LEARNT + HELD_OUT), steps=1), side=64, batch=2, lr=1e-2
+    )
+    folder = job.folder(profile, tmp_path / "state")
+    exports = begin(job, profile, folder)
+    options = TrainOptions("brushnet", data=tmp_path)
+    first = run_stage("salient", job, folder, store_at, options, 50)
+    second = run_stage("instance", job, folder, store_at, options, 50)
+    assert (first.figures["pictures"], first.figures["products"], first.figures["samples"]) == (2, 2, 8)
+    assert (second.figures["pictures"], second.figures["products"], second.figures["steps"]) == (6, 3, 1)
+    start, middle, end = (weights(exports / part) for part in ("brushnet_random", "brushnet_salient", "brushnet"))
+    assert 0 < (end - middle).norm() < 0.5 * (middle - start).norm(), "stage 2 goes on from stage 1"
+    assert [picture.product for picture in held_out(job, store_at, tmp_path)] == HELD_OUT
+    # finished stages are not done again
+    assert run_stage("instance", job, folder, FolderStore(tmp_path / "nothing"), options, 50) == second
+
+
+def test_a_killed_fine_tune_walks_on_along_the_same_loss_curve(profile, quick, store_at, tmp_path):
+    data = cutouts(store_at, LEARNT)
+    job = Finetune(Stage("", minutes=0), Stage(data, steps=6), side=64, batch=2)
+    options = TrainOptions("brushnet", data=tmp_path)
+
+    def kill(_: object, step: int) -> None:
+        if step == 3:
+            raise Killed
+
+    for name in ("whole", "killed"):
+        begin(job, profile, tmp_path / name)
+    run_stage("instance", job, tmp_path / "whole", store_at, options, 50)
+    with pytest.raises(Killed):
+        run_stage("instance", job, tmp_path / "killed", store_at, options, 50, kill)
+    assert len(losses(tmp_path / "killed", "brushnet")) == 3
+    resumed = run_stage("instance", job, tmp_path / "killed", store_at, options, 50)
+    assert losses(tmp_path / "killed", "brushnet") == pytest.approx(losses(tmp_path / "whole", "brushnet"), rel=1e-6)
+    assert torch.equal(weights(resumed.folder), weights(tmp_path / "whole" / "models" / "brushnet"))
+
+
+def test_without_stage_1_it_begins_from_the_weights_in_use(profile, store_at, tmp_path):
+    job = Finetune(Stage("", minutes=0), Stage(cutouts(store_at, LEARNT), steps=1))
+    exports = begin(job, profile, tmp_path / "work")
+    assert torch.equal(weights(exports / "brushnet_salient"), weights(profile.part("brushnet").path))
+    other = Finetune(Stage("", minutes=0), Stage(cutouts(store_at, LEARNT), steps=2))
+    assert job.digest(profile) != other.digest(profile)
+    assert job.digest(profile) == Finetune(job.salient, job.instance).digest(profile)
+
+
+def test_what_cannot_be_learnt_from_is_a_usage_error(store_at, photos, tmp_path):
+    with pytest.raises(UsageError, match="no training pictures"):
+        gather("training", store_at, Settings(), tmp_path)
+    for name in LEARNT[:2]:
+        (photos / "images" / f"{name}.png").unlink()
+    with pytest.raises(UsageError, match="held out"):
+        gather(str(photos), store_at, Settings(), tmp_path)
+
+
+def test_an_exam_is_the_same_every_time_and_tells_models_apart(profile, store_at, tmp_path):
+    pictures = Dataset.load(store_at, cutouts(store_at, LEARNT + HELD_OUT)).side(held_out=True)
+    exam = Exam.prepare(
+        tmp_path / "frozen", pictures, store_at, profile, products=8, seeds=2, steps=2, max_megapixels=50
+    )
+    assert exam.products == tuple(sorted(HELD_OUT, key=exam.products.index))
+    assert len(exam.products) == 2
+    found, painted = exam.judge()
+    assert (found.n, found.products) == (4, 2)
+    own = exam.pipeline.brushnet
+    again, _ = exam.judge(own)
+    assert again == found
+    with torch.no_grad():
+        silent = type(own).from_config(own.config).eval()
+    other, repainted = exam.judge(silent)
+    assert exam.pipeline.brushnet is own
+    assert not np.array_equal(painted[0], repainted[0])
+    assert {(s.product, s.seed) for s in other.scores} == {(s.product, s.seed) for s in found.scores}
+    assert exam.sheet(painted, repainted).size == (2 * 256, 3 * 256)
+    with pytest.raises(UsageError, match="held out"):
+        Exam.prepare(tmp_path / "none", [], store_at, profile, max_megapixels=50)
