@@ -1,0 +1,67 @@
+"""Outpainting: a photo that cuts its product off gets a larger canvas, and the sampler paints what is around.
+
+    grown = grow(photo, top=64, right=128)
+    painted = pipeline(grown.image, grown.kept, prompt, ...).images[0]
+    finished = grown.lay_back(painted)                   # the photo's pixels, to the byte
+
+The whole photo is kept, so to every method of the sampler it is what a product's mask is: 1 = kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+
+@dataclass(frozen=True, slots=True)
+class Grown:
+    """A photo on its larger canvas.
+
+    Attributes:
+        image: RGB; around the photo its outermost pixels go on, which `strength` < 1 starts from.
+        kept: L, 255 = the photo.
+        photo: The photo itself, RGB.
+        corner: Where its upper left corner stands, (x, y).
+    """
+
+    image: Image.Image
+    kept: Image.Image
+    photo: Image.Image
+    corner: tuple[int, int]
+
+    def lay_back(self, painted: Image.Image) -> Image.Image:
+        """The painted canvas with the photo on it as it was. Raises ValueError for a canvas of another size."""
+        if painted.size != self.image.size:
+            raise ValueError(
+                f"The canvas is {self.image.size}, but what was painted is {painted.size} (width, height)."
+            )
+        finished = painted.convert("RGB")
+        finished.paste(self.photo, self.corner)
+        return finished
+
+
+def grow(photo: Image.Image, left: int = 0, top: int = 0, right: int = 0, bottom: int = 0, multiple: int = 8) -> Grown:
+    """Grow the canvas of a photo by at least so many px on each side.
+
+    Args:
+        photo: Any mode; its pixels are not resampled.
+        left: px, and so on.
+        top: Likewise.
+        right: Likewise; a little more where width or height would not be a multiple of `multiple`.
+        bottom: Likewise.
+        multiple: What the sampler's sizes are multiples of: its VAE's factor.
+
+    Raises:
+        ValueError: a negative number of px, or nothing to grow.
+    """
+    if min(left, top, right, bottom) < 0 or not any((left, top, right, bottom)):
+        raise ValueError(f"A canvas grows by px >= 0, by some somewhere, got {left=}, {top=}, {right=}, {bottom=}.")
+    rgb = photo.convert("RGB")
+    right += -(left + rgb.width + right) % multiple
+    bottom += -(top + rgb.height + bottom) % multiple
+    margins = (top, bottom), (left, right)
+    canvas = np.pad(np.asarray(rgb), (*margins, (0, 0)), mode="edge")
+    kept = np.pad(np.full((rgb.height, rgb.width), 255, np.uint8), margins)
+    return Grown(Image.fromarray(canvas), Image.fromarray(kept), rgb, (left, top))
