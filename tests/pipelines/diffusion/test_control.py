@@ -68,6 +68,10 @@ class TestEdgesAndLines:
         assert all((ours | ~theirs).all() for ours, theirs in zip(silhouettes, drawings[::-1], strict=True))
 
 
+def test_an_edge_of_canny_is_there_or_not():
+    assert set(np.unique(pixels(canny_edges(*product())))) == {0, 255}
+
+
 class TestLineArt:
     def test_an_edge_is_one_line_on_its_darker_side(self):
         image = Image.new("RGB", (SIDE, SIDE), "white")

@@ -9,8 +9,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteS
 from diffusers import StableDiffusionInpaintPipeline as StockInpaintPipeline
 from diffusers import StableDiffusionPipeline as StockPipeline
 from peft import LoraConfig
-from PIL import ImageDraw, ImageOps
-from scipy import ndimage
+from PIL import ImageOps
 from tiny_models import SIDE, difference, make_unet, product
 
 from pipelines.diffusion.control import canny_edges
@@ -303,29 +302,3 @@ class TestInput:
         for interpolation in ("bicubic", "nearest"):
             small = latent_mask(mask, (2, 2), interpolation)
             assert torch.allclose(small, torch.tensor([[1.0, 0.0]]).expand(1, 1, 2, 2), atol=0.1)
-
-
-class TestCannyEdges:
-    def test_white_on_black_inside_the_mask_only(self):
-        image, mask = product()
-        drawn = np.asarray(canny_edges(image, mask))
-        assert drawn.shape == (SIDE, SIDE, 3)
-        assert set(np.unique(drawn)) == {0, 255}
-        assert not drawn[np.asarray(mask) == 0].any()
-
-    def test_a_mask_of_another_size_is_refused(self):
-        image, _ = product()
-        with pytest.raises(ValueError, match="its mask"):
-            canny_edges(image, np.ones((8, 8)))
-
-    def test_a_cutout_has_its_whole_silhouette_whatever_its_colour(self):
-        for colour in ("black", "grey", "white"):
-            image, mask = product()
-            ImageDraw.Draw(image).rectangle((20, 16, 44, 56), fill=colour)
-            image.putalpha(mask)
-            drawn = np.asarray(canny_edges(image))[..., 0] > 0
-            near = ndimage.binary_dilation(drawn, iterations=2)
-            inside = np.asarray(mask) > 0
-            rim = inside & ~ndimage.binary_erosion(inside)
-            assert near[rim].all(), colour
-            assert not drawn[~ndimage.binary_dilation(inside, iterations=3)].any()
