@@ -1,0 +1,1 @@
+"""Measurements of packshot itself: `make bench` and `make bench-memory`."""
