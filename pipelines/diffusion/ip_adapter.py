@@ -65,7 +65,12 @@ class IPAdapter:
         self._masks = IPAdapterMaskProcessor(do_resize=False)
         _check(weights, unet, image_encoder)
         self._before = dict(unet.attn_processors)
-        unet._load_ip_adapter_weights([weights])
+        try:
+            # not by way of meta tensors: those hide what is missing
+            unet._load_ip_adapter_weights([weights], low_cpu_mem_usage=False)
+        except BaseException:
+            self.remove()
+            raise
         self._set_scale(0.0)
 
     @classmethod
@@ -121,9 +126,9 @@ class IPAdapter:
 
     def remove(self) -> None:
         """Take the adapter out: the UNet is the one that it was before."""
-        self.unet.set_attn_processor(self._before)
-        self.unet.encoder_hid_proj = None
+        self.unet.encoder_hid_proj = None  # first: the resampler of "plus" has attention of its own
         self.unet.config.encoder_hid_dim_type = None
+        self.unet.set_attn_processor(dict(self._before))  # it empties what it is given
 
     def _encode(self, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
         """(without, with): no image's code and each image's, (B, 1, D), or (B, 1, tokens, D) of the last but one layer,

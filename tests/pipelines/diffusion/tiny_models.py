@@ -47,7 +47,10 @@ class Parts:
             make = make_unet if self.text_encoder_2 is None else make_sdxl_unet
             modules["unet"] = make(in_channels=9)
         elif method == "controlnet_inpaint":
-            modules["inpaint_controlnet"] = make_controlnet(self.unet, seed=3)
+            net = make_controlnet(self.unet, seed=3)
+            embedding = net.controlnet_cond_embedding
+            wake([embedding.conv_in, *embedding.blocks], scale=0.17, seed=3)  # as drawn, it hardly tells colours apart
+            modules["inpaint_controlnet"] = net
         elif method == "fooocus":
             modules["inpaint_head"] = make_head(self.unet)
         nets = [make_controlnet(self.unet, seed=4 + n) for n in range(controls)]
@@ -111,7 +114,7 @@ def make_brushnet(unet: UNet2DConditionModel) -> BrushNetModel:
 def make_controlnet(unet: UNet2DConditionModel, seed: int = 2) -> ControlNetModel:
     controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 16, 16, 16)).eval()
     embedding = controlnet.controlnet_cond_embedding.conv_out
-    wake([*controlnet.controlnet_down_blocks, controlnet.controlnet_mid_block, embedding], scale=0.3, seed=seed)
+    wake([*controlnet.controlnet_down_blocks, controlnet.controlnet_mid_block, embedding], 0.3, seed)
     return controlnet
 
 
