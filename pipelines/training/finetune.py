@@ -154,7 +154,8 @@ def begin(job: Finetune, profile: Profile, folder: Path) -> Path:
     origin = {part: part for part in BASE} | {str(start): "brushnet" if job.salient.skipped else str(start)}
     for name, part in origin.items():
         if not profile.has(part):
-            raise UsageError(f"profile {profile.name} has no {part}: a BrushNet cannot be fine-tuned for it here")
+            remedy = "; with 0 minutes stage 1 is left out" if part not in BASE else ""
+            raise UsageError(f"profile {profile.name} has no {part} for a fine-tune to begin from{remedy}")
         if not (models / name).exists():
             temporary = models / f".{name}"
             shutil.copytree(profile.part(part).check().path, temporary, dirs_exist_ok=True)

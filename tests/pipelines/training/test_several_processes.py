@@ -19,7 +19,7 @@ LR, STEPS = 1e-2, 12
 
 
 def launch(work: Path, processes: int, killed_at: int = -1) -> list[int]:
-    """Exit codes of the processes; begun as `torchrun` and `accelerate launch` begin them (which, on CPUs, wants MPI)."""
+    """Exit codes of the processes, begun as `torchrun` begins them (`accelerate launch` wants MPI on CPUs)."""
     argv = [sys.executable, str(Path(__file__).with_name("launched.py")), str(work), str(STEPS), str(killed_at)]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(processes)}
     env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
