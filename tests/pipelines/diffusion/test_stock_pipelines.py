@@ -19,8 +19,7 @@ from diffusers import (
     StableDiffusionXLControlNetPipeline,
 )
 from PIL import ImageOps
-from tiny_models import SIDE, Parts, make_controlnet, make_sdxl_unet, product
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from tiny_models import SIDE, product
 
 from pipelines.diffusion.mask_guidance import MaskGuidedControlNet
 
@@ -35,37 +34,15 @@ PIPELINES = [
 ]
 
 
-def make_sdxl(parts: Parts) -> dict[str, Any]:
-    """The modules of a tiny SDXL: three levels, two text towers, pooled text and sizes."""
-    torch.manual_seed(0)
-    text = CLIPTextConfig(
-        vocab_size=len(parts.tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=16,
-        projection_dim=32,
-        bos_token_id=parts.tokenizer.bos_token_id,
-        eos_token_id=parts.tokenizer.eos_token_id,
-    )
-    unet = make_sdxl_unet()
-    return {
-        "vae": parts.vae,
-        "text_encoder": CLIPTextModel(text).eval(),
-        "text_encoder_2": CLIPTextModelWithProjection(text).eval(),
-        "tokenizer": parts.tokenizer,
-        "tokenizer_2": parts.tokenizer,
-        "unet": unet,
-        "controlnet": make_controlnet(unet),
-    }
-
-
 @pytest.fixture(scope="module")
-def families(parts) -> dict[bool, dict[str, Any]]:
+def families(parts, sdxl_parts) -> dict[bool, dict[str, Any]]:
     """The modules of each family, by whether it is SDXL."""
     names = ("vae", "text_encoder", "tokenizer", "unet", "controlnet")
-    return {False: {name: getattr(parts, name) for name in names}, True: make_sdxl(parts)}
+    sdxl = (*names, "text_encoder_2", "tokenizer_2")
+    return {
+        False: {name: getattr(parts, name) for name in names},
+        True: {name: getattr(sdxl_parts, name) for name in sdxl},
+    }
 
 
 class Studio:
