@@ -174,8 +174,9 @@ class InpaintingPipeline:
             **load_branch(profile, method, base.unet),
         )
         if ip_adapter is not None:
-            encoder = profile.part("image_encoder").check().path
-            pipeline.load_ip_adapter(profile.part(ip_adapter).check().path, encoder)
+            encoder = profile.part("image_encoder").check()
+            folder = encoder.path / Path(encoder.files[0]).parent if encoder.files else encoder.path
+            pipeline.load_ip_adapter(profile.part(ip_adapter).check().path, folder)
         return pipeline
 
     @property

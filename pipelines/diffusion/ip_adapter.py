@@ -80,13 +80,12 @@ class IPAdapter:
         Args:
             unet: See the class.
             path: `ip-adapter_sd15.safetensors` and its like; a legacy `.bin` is read as tensors only, never as code.
-            image_encoder: A folder with CLIP's vision tower, in it or in folders of its.
+            image_encoder: A folder with CLIP's vision tower.
 
         Raises:
             IntegrityError: a file is broken, or for another base or encoder; it is named.
         """
-        configs = sorted(image_encoder.rglob("config.json")) or [image_encoder / "config.json"]
-        encoder = load_transformer(CLIPVisionModelWithProjection, configs[0].parent, "CLIP's vision tower")
+        encoder = load_transformer(CLIPVisionModelWithProjection, image_encoder, "CLIP's vision tower")
         with reading(path, "an IP-Adapter for this base"):
             return cls(unet, encoder, _read(path))
 

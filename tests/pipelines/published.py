@@ -82,7 +82,7 @@ def tiny_unet(in_channels: int = 4, width: int = WIDTH) -> UNet2DConditionModel:
 
 def text_config(**other) -> CLIPTextConfig:
     sizes = {
-        "vocab_size": 54, "hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": 2,
+        "vocab_size": 55, "hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": 2,
         "num_attention_heads": 4, "max_position_embeddings": 16, "bos_token_id": 52, "eos_token_id": 53,
     }  # fmt: skip
     return CLIPTextConfig(**sizes | other)
@@ -91,7 +91,7 @@ def text_config(**other) -> CLIPTextConfig:
 def write_tokenizer(folder: Path) -> CLIPTokenizer:
     folder.mkdir(parents=True, exist_ok=True)
     letters = "abcdefghijklmnopqrstuvwxyz"
-    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>", "!"]
     (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
     tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=16)

@@ -28,14 +28,14 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
-    """A folder with a tiny vision tower, laid out as the hub has it."""
+    """A folder with a tiny vision tower."""
     torch.manual_seed(0)
     config = CLIPVisionConfig(
         hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, image_size=32, patch_size=8,
         projection_dim=24,
     )  # fmt: skip
     folder = tmp_path_factory.mktemp("encoder")
-    CLIPVisionModelWithProjection(config).save_pretrained(folder / "models" / "image_encoder")
+    CLIPVisionModelWithProjection(config).save_pretrained(folder)
     return folder
 
 
