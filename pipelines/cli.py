@@ -750,13 +750,15 @@ def models_merge(
     out.print(f"parts:\n  base_inpaint9: {entry}, sha256: {digest}}}", soft_wrap=True)
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+# `--help` is the part's own where one is named
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
 def train(
     context: typer.Context,
     part: Annotated[
         str,
         typer.Argument(
-            help="autoencoder, clip, unet, brushnet, controlnet_canny, scene_lora, blip, upscaler, salient or hqsam."
+            help="autoencoder, clip, unet, unet_inpaint9, brushnet, brushnet_random, brushnet_salient, "
+            "brushnet_control, controlnet_canny, controlnet_inpaint, scene_lora, blip, upscaler, salient or hqsam."
         ),
     ],
 ) -> None:
@@ -764,6 +766,9 @@ def train(
 
     `packshot train brushnet` fine-tunes it in the paper's two stages, also on your own pictures.
     """
+    if part == "--help":
+        typer.echo(context.get_help(), nl=False)
+        return
     trainers = typer.Typer(add_completion=False)
     if part == "brushnet":
         from pipelines.training.finetune import main as finetune

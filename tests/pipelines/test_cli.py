@@ -238,6 +238,12 @@ def test_the_parts_that_the_help_of_train_names_can_be_trained() -> None:
     assert [part for part in TRAINERS if not re.search(rf"\b{part}\b", named)] == []
 
 
+def test_the_help_of_a_fine_tune_lists_its_own_options_and_that_of_another_part_does_not() -> None:
+    own = re.sub(r"\x1b\[[0-9;]*m", "", packshot("train", "brushnet", "--help").stdout)
+    assert {"--instances", "--salient-minutes", "--register", "--promote"} <= set(re.findall(r"--[a-z-]+", own))
+    assert "--instances" not in packshot("train", "unet", "--help").stdout
+
+
 def test_a_scene_shows_its_title_as_it_is(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text('name: mine\ntitle: "Red [red]x[/] [/]"\nprompt: a photo of {product}\n', "utf-8")
