@@ -1,168 +1,347 @@
-"""Set tau: measure E+ where nothing grew and where a known part did, on real products over real scenes.
+"""Fit what tells product from scene and set tau on some products, and measure the detector on others.
 
-    python -m pipelines.quality.calibrate ../shared/catalog        print n and the figures, a line a composite
+    python -m pipelines.quality.calibrate ../shared          writes `evidence.yaml`, prints the tau that errs least
+    packshot measure detector                                how good the detector is at the tau of `thresholds.yaml`
 
-The catalogue names exact alpha masks (`ground_truth_alpha`); its folder `scenes` has backgrounds. Each product is laid
-over a scene and measured with its whole mask, and again with a part left out that stays in the picture. tau lies
-between the two and is reviewed by a person: it is the default of `pipelines.scenes.Checks.overcompletion`, and
-`thresholds.yaml` says which run it comes from.
-
-How often such a tau is wrong is told by products that had no say in it: each is judged by the tau of the others.
+tau is a reviewed constant, the default of `pipelines.scenes.Checks.overcompletion`; `thresholds.yaml` says which run it
+comes from: each calibration product is judged by weights that were fitted to the others. No product that a weight or
+tau was set on is measured. Composites of one product hang together, so intervals are from resampling products (cluster
+bootstrap, Field and Welsh 2007).
 """
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
-from PIL import Image
+from rich.console import Console
 from rich.progress import track
 
-from pipelines.models import load_profile
-from pipelines.placement import lay_product, place
-from pipelines.quality.overcompletion import OvercompletionDetector
+from pipelines.errors import UsageError
+from pipelines.models import Profile, load_profile
+from pipelines.quality.evidence import Evidence, Piece, pieces
+from pipelines.quality.overcompletion import SURE, OvercompletionDetector
+from pipelines.quality.untouched import untouched_photos
+from pipelines.quality.yardstick import (
+    SIDES,
+    SMALL,
+    Composite,
+    Mask,
+    composites,
+    cut_out,
+    read_products,
+    read_scenes,
+)
+from pipelines.vision.published import PublishedU2NetP
 
-SIDE = 512
-INSTANCE = 0.8
-"""Alpha from which a pixel is product: these masks hold soft drop shadows below that."""
+CALIBRATION, TEST = SIDES
+COMPOSITES = {CALIBRATION: 120, TEST: 260}
+FOLDS = 6
+PHOTOS = 200
+RESAMPLES = 1000
+SIZES = ((0.01, 0.02), (0.02, SMALL), (SMALL, 0.1), (0.1, 0.3))
+
+Interval = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
-    """One measurement. `share` is the part of the product that was left out of the mask, 0 = none."""
+class Judged:
+    """A mask of a composite and what the detector says. `share` is the part of the product that was left out, 0 =
+    none, `part` its kind, `make` where the mask comes from."""
 
     product: str
-    scene: str
+    background: str
+    part: str
+    make: str
     share: float
     e_plus: float
+    confidence: float
     uncertainty: float
 
+    @property
+    def grown(self) -> bool:
+        """Whether the product goes on beyond the mask."""
+        return self.share > 0
+
 
 @dataclass(frozen=True, slots=True)
-class Rate:
-    """`count` of `n`, with its 95 % Wilson score interval (Wilson 1927)."""
+class Group:
+    """Masks of a kind: `rate` of the `n` are above tau, with its 95 % interval. `products`: how many there are."""
 
-    count: int
+    rate: float
+    interval: Interval
     n: int
-
-    def __str__(self) -> str:
-        low, high = self.interval()
-        return f"{self.count} of {self.n} ({low:.1%} to {high:.1%})"
-
-    def interval(self, z: float = 1.96) -> tuple[float, float]:
-        """Lower and upper end, 0..1."""
-        share, weight = self.count / self.n, z**2 / self.n
-        middle = (share + weight / 2) / (1 + weight)
-        half = np.sqrt(weight * share * (1 - share) + weight**2 / 4) / (1 + weight)
-        return max(0.0, float(middle - half)), min(1.0, float(middle + half))
+    products: int
 
 
 @dataclass(frozen=True, slots=True)
-class HeldOut:
-    """How tau does on products that it was not tuned on. `taus`: the lowest and highest that was tuned.
+class DetectorMeasure:
+    """How good the detector is at `tau`, on `n` masks of products that tau was not set on.
 
-    `false_alarms` are clean composites above it, `misses` those with a part left out that are not.
+    Attributes:
+        auroc: how often the detector's confidence is higher for a mask that lacks a part than for one that is whole; a
+            tie counts half.
+        precision: the share of the masks above tau that lack a part.
+        recall: the share of the masks that lack a part that are above tau.
+        false_alarms: the share of untouched photos above tau, `photos` of other products; None where there were none.
+        intervals: 95 % intervals of these, from resampling products.
+        by_kind: by the part that was left out; "whole" is the rate of false alarms.
+        by_background: false alarms ("… whole") and recall ("… part left out") by kind of background.
+        by_size: recall by the share of the product that was left out.
+        by_mask: by where the mask comes from.
+        uncertainty: mean uncertainty where the verdict is "right" and where it is "wrong", as far as there are such.
     """
 
-    taus: tuple[float, float]
-    false_alarms: Rate
-    misses: Rate
+    tau: float
+    n: int
+    products: int
+    composites: int
+    auroc: float
+    precision: float
+    recall: float
+    false_alarms: float | None
+    photos: int
+    intervals: dict[str, Interval]
+    by_kind: dict[str, Group]
+    by_background: dict[str, Group]
+    by_size: dict[str, Group]
+    by_mask: dict[str, Group]
+    uncertainty: dict[str, float]
+    seconds: float
 
 
-def tune(clean: np.ndarray, grown: np.ndarray) -> float:
+def auroc(whole: np.ndarray, grown: np.ndarray) -> float:
+    """The area under the ROC curve: P(grown > whole) + P(grown = whole) / 2, by ranks (Mann and Whitney 1947)."""
+    order = np.sort(whole)
+    below, upto = np.searchsorted(order, grown, "left"), np.searchsorted(order, grown, "right")
+    return float((below + upto).mean() / 2 / len(whole))
+
+
+def tune(whole: np.ndarray, grown: np.ndarray) -> float:
     """The tau, 0..1, that is wrong least often: the middle of the widest gap between two scores where that is so."""
-    scores = np.unique(np.concatenate([[0.0, 1.0], clean, grown]))
+    scores = np.unique(np.concatenate([[0.0, 1.0], whole, grown]))
     middles, widths = (scores[1:] + scores[:-1]) / 2, np.diff(scores)
-    wrong = [(clean > tau).sum() + (grown <= tau).sum() for tau in middles]
+    wrong = np.searchsorted(np.sort(grown), middles, "right") + len(whole)
+    wrong = wrong - np.searchsorted(np.sort(whole), middles, "right")
     return float(middles[np.lexsort((-widths, wrong))[0]])
 
 
-def leave_one_out(samples: Sequence[Sample]) -> HeldOut:
-    """Judge every product by the tau that all others give."""
-    taus, false_alarms, misses = [], [], []
-    for product in sorted({sample.product for sample in samples}):
-        others = [sample for sample in samples if sample.product != product]
-        taus.append(tune(_scores(others, grown=False), _scores(others, grown=True)))
-        own = [sample for sample in samples if sample.product == product]
-        false_alarms += (_scores(own, grown=False) > taus[-1]).tolist()
-        misses += (_scores(own, grown=True) <= taus[-1]).tolist()
-    return HeldOut((min(taus), max(taus)), Rate(sum(false_alarms), len(false_alarms)), Rate(sum(misses), len(misses)))
+def clustered(
+    products: Sequence[str], figure: Callable[[np.ndarray], float], resamples: int = RESAMPLES
+) -> tuple[float, Interval]:
+    """A figure and its 95 % interval over products.
 
-
-def _scores(samples: Sequence[Sample], grown: bool) -> np.ndarray:
-    return np.array([sample.e_plus for sample in samples if (sample.share > 0) == grown])
-
-
-def measure(catalogue: Path, detector: OvercompletionDetector, share: float, limit: int | None = None) -> list[Sample]:
-    """Measure every product that has an exact mask: with its whole mask, and with `share` of it left out."""
-    with (catalogue / "catalog.csv").open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["ground_truth_alpha"]][:limit]
-    scenes = sorted(path for path in (catalogue / "scenes").iterdir() if path.suffix in (".jpg", ".png", ".webp"))
+    Args:
+        products: the product of each measurement.
+        figure: from the indices of measurements, some of them several times, to the figure. A NaN is left out.
+    """
+    names = np.array(products)
+    clusters = [np.flatnonzero(names == name) for name in np.unique(names)]
     rng = np.random.default_rng(0)
-    samples = []
-    for row in track(rows, "measuring"):
-        scene = scenes[int(rng.integers(len(scenes)))]
-        photo = Image.open(catalogue / row["image_link"])
-        alpha = Image.open(catalogue / row["ground_truth_alpha"])
-        image, matte = composite(photo.convert("RGB"), alpha.convert("L"), Image.open(scene).convert("RGB"))
-        for part in (0.0, share):
-            found = detector.measure(image, leave_out(matte, part, float(rng.uniform(0, 2 * np.pi))))
-            samples.append(Sample(row["id"], scene.name, part, found.e_plus, found.uncertainty))
-    return samples
+    drawn = [
+        figure(np.concatenate([clusters[n] for n in rng.integers(len(clusters), size=len(clusters))]))
+        for _ in range(resamples)
+    ]
+    low, high = np.nanquantile(drawn, [0.025, 0.975])
+    return figure(np.arange(len(names))), (float(low), float(high))
 
 
-def composite(photo: Image.Image, alpha: Image.Image, scene: Image.Image) -> tuple[np.ndarray, np.ndarray]:
-    """Lay a product over a scene: the picture (SIDE, SIDE, 3) and its matte (SIDE, SIDE), uint8."""
-    solid = np.asarray(alpha.resize(photo.size), np.float32) / 255
-    solid = np.clip((solid - INSTANCE) / (0.98 - INSTANCE), 0, 1) * 255
-    cutout = photo.copy()
-    cutout.putalpha(Image.fromarray(solid.astype(np.uint8)))
-    where = place(np.asarray(cutout.getchannel("A")), (SIDE, SIDE), 0.6, "ground", 0.86)
-    square = min(scene.size)
-    left, top = (scene.width - square) // 2, (scene.height - square) // 2
-    backdrop = scene.crop((left, top, left + square, top + square)).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
-    product = lay_product(photo, cutout, where)
-    return product.over(np.asarray(backdrop)), product.matte
+def draw(shared: Path, side: str, count: int) -> Iterator[Composite]:
+    """Draw `count` composites of one side's products, with a progress bar. Raises UsageError where data are missing."""
+    file = shared / "models" / "u2netp.onnx"
+    products = read_products(shared, side)[:count]
+    if not file.is_file():
+        raise UsageError(f"{file}: not there; it cuts out the masks that the detector is measured with")
+    cutters = {"U²-Net-P": PublishedU2NetP(file).segment}
+    items = [cut_out(name, rgb, alpha, cutters) for name, rgb, alpha in _bar(products, "cutting products out")]
+    yield from _bar(composites(items, read_scenes(shared), count, seed=SIDES.index(side)), f"{side} composites", count)
 
 
-def leave_out(matte: np.ndarray, share: float, angle: float) -> np.ndarray:
-    """Cut `share` (0..1) of the product's area off its matte, along a line at `angle`."""
-    rows, columns = np.nonzero(matte > 127)
-    y, x = np.mgrid[: matte.shape[0], : matte.shape[1]]
-    across = x * np.cos(angle) + y * np.sin(angle)
-    line = np.quantile(columns * np.cos(angle) + rows * np.sin(angle), 1 - share)
-    return np.where(across > line, 0, matte) if share else matte
+def judge(detector: OvercompletionDetector, drawn: Iterable[Composite]) -> list[Judged]:
+    """Measure each mask of each composite."""
+    return [
+        _judged(composite, mask, found.e_plus, found.confidence, found.uncertainty)
+        for composite in drawn
+        for mask, found in zip(
+            composite.masks,
+            detector.measure_all(composite.image, [mask.matte for mask in composite.masks]),
+            strict=True,
+        )
+    ]
+
+
+def _judged(composite: Composite, mask: Mask, e_plus: float, confidence: float, uncertainty: float) -> Judged:
+    return Judged(
+        composite.product, composite.background, mask.part, mask.make, mask.share, e_plus, confidence, uncertainty
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A mask whose truth is known: what the finders see beyond it, and which of those `pieces` are `product`."""
+
+    judged: Judged
+    placed: np.ndarray
+    pieces: tuple[Piece, ...]
+    product: tuple[bool, ...]
+
+
+def know(detector: OvercompletionDetector, drawn: Iterable[Composite]) -> list[Known]:
+    """The pieces beyond each mask. A piece is product where more than half of it is the part that was left out."""
+    known = []
+    for composite in drawn:
+        looks = list(detector.looks(composite.image, [mask.matte for mask in composite.masks]))
+        whole = looks[0].placed
+        for mask, look in zip(composite.masks, looks, strict=True):
+            left_out = whole & ~look.placed & (mask.share > 0)
+            found = tuple(pieces(look.image, look.placed, look.seen))
+            truth = tuple(bool((piece.mask & left_out).sum() > 0.5 * piece.mask.sum()) for piece in found)
+            known.append(Known(_judged(composite, mask, 0.0, 0.0, 0.0), look.placed, found, truth))
+    return known
+
+
+def fit(known: Sequence[Known]) -> Evidence:
+    """Fit the evidence's weights to pieces of known truth."""
+    figures = np.stack([piece.figures for one in known for piece in one.pieces])
+    return Evidence.fit(figures, np.array([is_product for one in known for is_product in one.product], np.float64))
+
+
+def cross_judged(known: Sequence[Known], folds: int = FOLDS) -> list[Judged]:
+    """Judge each mask by weights that were fitted to other products."""
+    fold = {name: n % folds for n, name in enumerate(sorted({one.judged.product for one in known}))}
+    fitted = [fit([one for one in known if fold[one.judged.product] != n]) for n in range(folds)]
+    judged = []
+    for one in known:
+        sure = fitted[fold[one.judged.product]].sure(one.pieces)
+        grown = np.any([piece.mask for piece, p in zip(one.pieces, sure, strict=True) if p > SURE], axis=0)
+        e_plus = float(np.sum(grown) / one.placed.sum())
+        judged.append(replace(one.judged, e_plus=e_plus, confidence=float(max(sure, default=0.0))))
+    return judged
+
+
+def figures(
+    judged: Sequence[Judged], alarms: Sequence[tuple[str, float]], tau: float, seconds: float
+) -> DetectorMeasure:
+    """Sum up: `judged` masks of composites, and `alarms`, the name and E+ of each untouched photo."""
+    names = [one.product for one in judged]
+    grown, confidence = np.array([one.grown for one in judged]), np.array([one.confidence for one in judged])
+    above = np.array([one.e_plus for one in judged]) > tau
+
+    def area(rows: np.ndarray) -> float:
+        return auroc(confidence[rows][~grown[rows]], confidence[rows][grown[rows]])
+
+    def precision(rows: np.ndarray) -> float:
+        return float(grown[rows][above[rows]].mean()) if above[rows].any() else float("nan")
+
+    def recall(rows: np.ndarray) -> float:
+        return float(above[rows][grown[rows]].mean())
+
+    found = {name: clustered(names, of) for name, of in (("auroc", area), ("precision", precision), ("recall", recall))}
+    photos = np.array([score > tau for _, score in alarms])
+    if len(photos):
+        found["false_alarms"] = clustered([name for name, _ in alarms], lambda rows: float(photos[rows].mean()))
+    told = [one.part or "whole" for one in judged]
+    state = ["part left out" if one.grown else "whole" for one in judged]
+    wrong = above != grown
+    doubt = np.array([one.uncertainty for one in judged])
+    return DetectorMeasure(
+        tau=tau,
+        n=len(judged),
+        products=len(set(names)),
+        composites=len(judged) // 4,
+        auroc=found["auroc"][0],
+        precision=found["precision"][0],
+        recall=found["recall"][0],
+        false_alarms=found["false_alarms"][0] if len(photos) else None,
+        photos=len(photos),
+        intervals={name: interval for name, (_, interval) in found.items()},
+        by_kind=_groups(names, told, above),
+        by_background=_groups(names, [f"{one.background}, {s}" for one, s in zip(judged, state, strict=True)], above),
+        by_size=_groups(names, [_size(one.share) for one in judged], above),
+        by_mask=_groups(names, [f"{one.make}, {s}" for one, s in zip(judged, state, strict=True)], above),
+        uncertainty={
+            word: float(doubt[where].mean()) for word, where in (("right", ~wrong), ("wrong", wrong)) if where.any()
+        },
+        seconds=seconds,
+    )
+
+
+def _size(share: float) -> str:
+    """Which of SIZES a share falls in, as words."""
+    for low, high in SIZES:
+        if 0 < share < high:
+            return f"{low:.0%} to {high:.0%}"
+    return "whole" if share == 0 else f"above {SIZES[-1][1]:.0%}"
+
+
+def _groups(products: Sequence[str], labels: Sequence[str], above: np.ndarray) -> dict[str, Group]:
+    """The rate above tau of each label, in alphabetical order."""
+    found = {}
+    for label in sorted(set(labels)):
+        rows = [n for n, own in enumerate(labels) if own == label]
+        mine, hit = [products[n] for n in rows], above[rows]
+        rate, interval = clustered(mine, lambda chosen, hit=hit: float(hit[chosen].mean()))  # type: ignore[misc]
+        found[label] = Group(rate, interval, len(rows), len(set(mine)))
+    return found
+
+
+def measure_detector(shared: Path, profile: Profile, tau: float, limit: int | None = None) -> DetectorMeasure:
+    """Measure the detector on products and photos that tau was not set on.
+
+    Args:
+        shared: the folder of the shared data, with `catalog`, `training` and `models`.
+        profile: whose finders are measured.
+        tau: E+ above which a picture counts as overcompleted.
+        limit: how many composites, and as many photos at most; fewer than the real measure's are for a first look.
+
+    Raises:
+        UsageError: the shared data are not there.
+    """
+    started = time.monotonic()
+    detector = OvercompletionDetector.from_profile(profile)
+    judged = judge(detector, draw(shared, TEST, min(limit or COMPOSITES[TEST], COMPOSITES[TEST])))
+    photos = untouched_photos(shared, profile, min(limit or PHOTOS, PHOTOS))
+    alarms = [
+        (photo.product, detector.measure(photo.image, photo.matte).e_plus)
+        for photo in _bar(photos, "measuring photos", min(limit or PHOTOS, PHOTOS))
+    ]
+    return figures(judged, alarms, tau, time.monotonic() - started)
+
+
+def _bar(items: Iterable[Any], words: str, total: int | None = None) -> Iterable[Any]:
+    return track(items, words, total=total, console=Console(stderr=True))
 
 
 def main(
-    catalogue: Annotated[Path, typer.Argument(help="folder with catalog.csv, its masks and scenes")],
+    shared: Annotated[Path, typer.Argument(help="folder with catalog, training and models")],
     profile: str = "mini",
-    share: Annotated[float, typer.Option(help="part of the product left out of the mask")] = 0.08,
-    limit: Annotated[int | None, typer.Option(help="how many products")] = None,
-    thorough: Annotated[bool, typer.Option(help="ask HQ-SAM too, as `inspect` does")] = True,
+    count: Annotated[int, typer.Option(help="how many composites")] = COMPOSITES[CALIBRATION],
 ) -> None:
-    """Print E+ of every composite, its distribution clean and with a part left out, and how a tau does held out."""
-    detector = OvercompletionDetector.from_profile(load_profile(profile), thorough=thorough)
-    samples = measure(catalogue, detector, share, limit)
-    for sample in samples:
-        print(f"{sample.product} {sample.scene} {sample.share:.2f} {sample.e_plus:.4f} {sample.uncertainty:.4f}")
-    for part in (0.0, share):
-        scores = np.array([sample.e_plus for sample in samples if sample.share == part])
-        low, median, high = np.quantile(scores, [0.05, 0.5, 0.95])
-        print(
-            f"left out {part:.0%}: n {len(scores)}, min {scores.min():.4f}, 5 % {low:.4f}, median {median:.4f}, "
-            f"95 % {high:.4f}, max {scores.max():.4f}"
+    """Fit the evidence to the calibration products, write it, and print the tau that errs least on them."""
+    known = know(OvercompletionDetector.from_profile(load_profile(profile)), draw(shared, CALIBRATION, count))
+    fit(known).write(f"python -m pipelines.quality.calibrate: {count} composites of the calibration products")
+    report(cross_judged(known))
+
+
+def report(judged: Sequence[Judged]) -> float:
+    """Print how E+ lies and the tau that errs least; returns it."""
+    scores = {grown: np.array([one.e_plus for one in judged if one.grown == grown]) for grown in (False, True)}
+    tau = tune(scores[False], scores[True])
+    for grown, values in scores.items():
+        quantiles = ", ".join(
+            f"{share:.0%} {np.quantile(values, share):.4f}" for share in (0.02, 0.05, 0.5, 0.95, 0.98)
         )
-    if limit == 1:
-        return  # there is no other product to be judged by
-    held_out = leave_one_out(samples)
-    print(f"tau of the other products, {held_out.taus[0]:.4f} to {held_out.taus[1]:.4f}:")
-    print(f"false alarms {held_out.false_alarms}, misses {held_out.misses}")
+        print(f"{'part left out' if grown else 'whole'}: n {len(values)}, {quantiles}")
+    found = figures(judged, [], tau, 0.0)
+    print(f"tau {tau:.4f}, {found.products} products")
+    for name, (low, high) in found.intervals.items():
+        print(f"{name} {getattr(found, name):.4f} ({low:.4f} to {high:.4f})")
+    return tau
 
 
 if __name__ == "__main__":

@@ -5,21 +5,23 @@ With M the placed mask and O what is found in the finished picture, of O only wh
     E+ = |O \\ dilate(M)| / |M|            an image is overcompleted when E+ > tau
 
 Unsigned, so that a shrunken product cannot hide an extension, and normalised by the product, so that small products
-count as much. One finder is one bias, so several look, each by another cue, and a pixel counts where most see product:
+count as much. One finder is one bias, so several look, each by another cue:
 
     salient   a salient-object net: what strikes the eye. Also takes shadows and stands for product.
     colour    GrabCut (Rother et al. 2004) with M as seed: what looks like the product rather than the scene.
-    sam       HQ-SAM prompted by points on M: what one would cut out. Slow, so it is asked by `inspect` alone, and only
-              where one of the others saw something: alone it could not make a majority.
+    sam       HQ-SAM prompted by points on M: what one would cut out. An independent second opinion that has no say in
+              E+. Slow, so `inspect` alone asks for it, and only where one of the others saw something.
 
-How far they disagree is reported as uncertainty. tau is set by `calibrate.py`, see `thresholds.yaml`.
+Each piece that salient or colour sees beyond M is weighed by `evidence.py`; E+ is the area of those that are rather
+product than not. How far the finders disagree is reported as uncertainty. tau is set by `calibrate.py`, see
+`thresholds.yaml`.
 
 A second product that does not touch the first is no extension of it: D+ is the area of such objects over |M|.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -27,6 +29,7 @@ import cv2
 import numpy as np
 from scipy import ndimage
 
+from pipelines.quality.evidence import Evidence, connected_to, depth, tolerance_of
 from pipelines.vision.segmenters import HQSamSegmenter, Prompt, SalientSegmenter, Segmenter, prompt_from
 
 if TYPE_CHECKING:
@@ -35,14 +38,15 @@ if TYPE_CHECKING:
 SIDE = 320
 """Pictures are measured with their longer side at this many px: the salient net's own size."""
 
-TOLERANCE = 0.025
-"""The dilation of M, as a share of sqrt(|M|): what a segmenter may be off at an edge."""
-
 MIN_REACH = 2.5
-"""An extension reaches at least this many tolerances out of M somewhere; thinner rims are a segmenter's unsure edge."""
+"""What a single finder sees counts where it reaches at least this many tolerances out of M; thinner rims are an unsure
+edge."""
 
 PLACED = 0.5
 """Matte value from which a pixel belongs to M."""
+
+SURE = 0.5
+"""From this sureness on a piece counts as product."""
 
 ALIKE = 0.5
 """Two objects are alike where their colours' histograms overlap by this much: of 1, what both have."""
@@ -56,18 +60,29 @@ class Overcompletion:
     """What was found.
 
     Attributes:
-        e_plus: E+ of what a majority of the finders sees, 0 = nothing grew, 1 = as much again as the product.
+        e_plus: E+ of what is judged to be product, 0 = nothing grew, 1 = as much again as the product.
+        confidence: How sure it is that anything grew, 0..1; pictures are ranked by it.
         d_plus: Area of objects like the product that do not touch it, over |M|, 0 = there are none.
         uncertainty: Largest minus smallest E+ of the single finders, at most 1.
         by_finder: E+ as each finder alone sees it.
-        heat: (H, W) float32, 0..1, at the picture's size: the share of finders that see product outside of M.
+        heat: (H, W) float32, 0..1, at the picture's size: how sure it is of product beyond M.
     """
 
     e_plus: float
+    confidence: float
     d_plus: float
     uncertainty: float
     by_finder: Mapping[str, float]
     heat: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a judge is shown: `image` (H, W, 3) uint8 RGB, `placed` M, (H, W) bool, and what each finder has `seen`."""
+
+    image: np.ndarray
+    placed: np.ndarray
+    seen: Mapping[str, np.ndarray]
 
 
 class Finder(Protocol):
@@ -76,7 +91,19 @@ class Finder(Protocol):
     name: str
 
     def find(self, image: np.ndarray, placed: np.ndarray) -> np.ndarray:
-        """Map (H, W, 3) uint8 RGB and M, (H, W) bool, to the product as found, (H, W) bool."""
+        """Map (H, W, 3) uint8 RGB and M, (H, W) bool, to how sure it is of product, (H, W), 0..1 or bool."""
+
+
+class Judge(Protocol):
+    """Says what of the finders' finds is product that grew."""
+
+    def __call__(self, image: np.ndarray, placed: np.ndarray, seen: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Map a picture, M and what each finder saw to how sure it is of product beyond M, (H, W), 0..1."""
+
+
+def majority(image: np.ndarray, placed: np.ndarray, seen: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The judge that needs no weights: what most finders see."""
+    return extension(np.mean([one > 0.5 for one in seen.values()], axis=0) > 0.5, placed).astype(np.float64)
 
 
 class SalientFinder:
@@ -86,10 +113,13 @@ class SalientFinder:
 
     def __init__(self, segmenter: Segmenter):
         self._segmenter = segmenter
+        self._seen: tuple[np.ndarray, np.ndarray] | None = None
 
     def find(self, image: np.ndarray, placed: np.ndarray) -> np.ndarray:
-        """See `Finder.find`."""
-        return self._segmenter.segment(image) > 0.5
+        """See `Finder.find`. Asked again about the same picture it remembers: M makes no difference here."""
+        if self._seen is None or self._seen[0] is not image:
+            self._seen = image, self._segmenter.segment(image)
+        return self._seen[1]
 
 
 class ColourFinder:
@@ -148,20 +178,22 @@ class SamFinder:
 
 
 class OvercompletionDetector:
-    """Measures E+ with several finders; an `arbiter` is asked only where one of them saw the product grow."""
+    """Measures E+: several finders look, a judge weighs what they see. A `second_opinion` is asked only where one of
+    the finders saw the product grow, and tells no more than how uncertain that is."""
 
-    def __init__(self, finders: Sequence[Finder], arbiter: Finder | None = None):
+    def __init__(self, finders: Sequence[Finder], judge: Judge = majority, second_opinion: Finder | None = None):
         if len(finders) < 2:
             raise ValueError("One finder is one bias: give at least two.")
         self._finders = tuple(finders)
-        self._arbiter = arbiter
+        self._judge = judge
+        self._second_opinion = second_opinion
 
     @classmethod
     def from_profile(cls, profile: Profile, thorough: bool = False, device: str = "cpu") -> OvercompletionDetector:
-        """Load the finders of a profile: the salient net and colour; `thorough` adds HQ-SAM as arbiter."""
+        """Load the finders of a profile, and the evidence's weights; `thorough` adds HQ-SAM's opinion."""
         salient = SalientSegmenter.from_profile(profile, device)
-        arbiter = SamFinder(HQSamSegmenter.from_profile(profile, salient, device)) if thorough else None
-        return cls([SalientFinder(salient), ColourFinder()], arbiter)
+        sam = SamFinder(HQSamSegmenter.from_profile(profile, salient, device)) if thorough else None
+        return cls([SalientFinder(salient), ColourFinder()], Evidence.read(), sam)
 
     def measure(self, image: np.ndarray, matte: np.ndarray) -> Overcompletion:
         """Measure one picture.
@@ -173,30 +205,42 @@ class OvercompletionDetector:
         Raises:
             ValueError: sizes that do not fit, or a matte without a product.
         """
-        if image.shape[:2] != matte.shape:
-            raise ValueError(f"The image is {image.shape[:2]} and its matte {matte.shape} (height, width).")
-        scale = min(1.0, SIDE / max(matte.shape))
-        size = (round(matte.shape[1] * scale), round(matte.shape[0] * scale))
-        small = np.ascontiguousarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
-        placed = cv2.resize(matte, size, interpolation=cv2.INTER_AREA) > 255 * PLACED
-        if not placed.any():
-            raise ValueError("The matte is empty: no product was placed.")
+        return self.measure_all(image, [matte])[0]
 
-        found = {finder.name: finder.find(small, placed) for finder in self._finders}
-        grown = {name: extension(one, placed) for name, one in found.items()}
-        if self._arbiter is not None and any(one.any() for one in grown.values()):
-            found[self._arbiter.name] = self._arbiter.find(small, placed)
-            grown[self._arbiter.name] = extension(found[self._arbiter.name], placed)
-        agreed = extension(np.mean(list(found.values()), axis=0) > 0.5, placed)
+    def measure_all(self, image: np.ndarray, mattes: Sequence[np.ndarray]) -> list[Overcompletion]:
+        """Measure one picture against several mattes, as `measure` does, and quicker than one by one."""
+        return [self._measure(look, image.shape[:2]) for look in self.looks(image, mattes)]
+
+    def looks(self, image: np.ndarray, mattes: Sequence[np.ndarray]) -> Iterator[Look]:
+        """What the judge is shown of a picture with each of several mattes; see `measure`."""
+        scale = min(1.0, SIDE / max(image.shape[:2]))
+        size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
+        small = np.ascontiguousarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
+        for matte in mattes:
+            if image.shape[:2] != matte.shape:
+                raise ValueError(f"The image is {image.shape[:2]} and its matte {matte.shape} (height, width).")
+            placed = cv2.resize(matte, size, interpolation=cv2.INTER_AREA) > 255 * PLACED
+            if not placed.any():
+                raise ValueError("The matte is empty: no product was placed.")
+            yield Look(small, placed, {finder.name: finder.find(small, placed) for finder in self._finders})
+
+    def _measure(self, look: Look, shape: tuple[int, int]) -> Overcompletion:
+        image, placed, seen = look.image, look.placed, look.seen
+        sure = self._judge(image, placed, seen)
+        grown = {name: extension(one > 0.5, placed) for name, one in seen.items()}
+        if self._second_opinion is not None and any(one.any() for one in grown.values()):
+            other = self._second_opinion.find(image, placed)
+            grown[self._second_opinion.name] = extension(other > 0.5, placed)
         area = placed.sum()
         by_finder = {name: float(one.sum() / area) for name, one in grown.items()}
-        heat = np.mean([one.astype(np.float32) for one in grown.values()], axis=0)
+        anything = np.any([one > 0.5 for one in seen.values()], axis=0)
         return Overcompletion(
-            e_plus=float(agreed.sum() / area),
-            d_plus=float(detached(np.any(list(found.values()), axis=0), small, placed).sum() / area),
+            e_plus=float((sure > SURE).sum() / area),
+            confidence=float(sure.max()),
+            d_plus=float(detached(anything, image, placed).sum() / area),
             uncertainty=min(1.0, max(by_finder.values()) - min(by_finder.values())),
             by_finder=by_finder,
-            heat=cv2.resize(heat, matte.shape[::-1], interpolation=cv2.INTER_LINEAR),
+            heat=cv2.resize(sure.astype(np.float32), shape[::-1], interpolation=cv2.INTER_LINEAR),
         )
 
 
@@ -205,16 +249,11 @@ def extension(found: np.ndarray, placed: np.ndarray) -> np.ndarray:
 
     found, placed: (H, W) bool. Returns (H, W) bool.
     """
-    labels, _ = ndimage.label(found | placed)
-    connected = np.isin(labels, np.unique(labels[placed]))
-    tolerance = max(2.0, TOLERANCE * np.sqrt(placed.sum()))
-    distance = ndimage.distance_transform_edt(~placed)
-    beyond = connected & (distance > tolerance)
-    pieces, count = ndimage.label(beyond)
-    if count == 0:
-        return beyond
-    reach = ndimage.maximum(distance, pieces, index=np.arange(count + 1))
-    return np.isin(pieces, np.flatnonzero(reach >= MIN_REACH * tolerance)) & beyond
+    tolerance, away = tolerance_of(placed), depth(~placed)
+    beyond = connected_to(placed, found) & (away > tolerance)
+    _, pieces = cv2.connectedComponents(beyond.astype(np.uint8), connectivity=4)
+    far = np.unique(pieces[beyond & (away >= MIN_REACH * tolerance)])
+    return np.isin(pieces, far) & beyond
 
 
 def detached(found: np.ndarray, image: np.ndarray, placed: np.ndarray) -> np.ndarray:
@@ -222,12 +261,13 @@ def detached(found: np.ndarray, image: np.ndarray, placed: np.ndarray) -> np.nda
 
     found, placed: (H, W) bool; image: (H, W, 3) uint8 RGB. Returns (H, W) bool.
     """
-    labels, count = ndimage.label(found | placed)
+    count, labels = cv2.connectedComponents((found | placed).astype(np.uint8), connectivity=4)
     area, own = placed.sum(), _colours(image[placed])
-    touching = set(np.unique(labels[ndimage.binary_dilation(placed, iterations=2)]).tolist())
+    near = cv2.dilate(placed.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
+    touching = set(np.unique(labels[near]).tolist())
     second = [
         piece
-        for piece in range(1, count + 1)
+        for piece in range(1, count)
         if piece not in touching
         and (where := labels == piece).sum() >= MIN_OBJECT * area
         and np.minimum(own, _colours(image[where])).sum() >= ALIKE

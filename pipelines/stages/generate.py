@@ -269,7 +269,7 @@ def _excess(step: Step, checks: Checks) -> float:
 
 STAGE = Stage(
     name="generate",
-    version=3,
+    version=4,
     needs=("cutout", "describe"),
     job=job,
     load=load,

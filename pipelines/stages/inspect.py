@@ -79,7 +79,7 @@ def _inspect(work: Work, detector: OvercompletionDetector, recipe: Recipe) -> Ma
             _picture("halo", image, rim.where),
             _picture("background", image, scene.where),
         ),
-        facts={"uncertainty": grown.uncertainty, "by_finder": dict(grown.by_finder)},
+        facts={"d_plus": grown.d_plus, "uncertainty": grown.uncertainty, "by_finder": dict(grown.by_finder)},
         verdicts=(
             _verdict("overcompletion", overcompletion, limits["overcompletion"], at_most=True),
             _verdict("fidelity", fidelity, limits["fidelity"], at_most=False),
@@ -107,4 +107,4 @@ def _picture(check: str, image: np.ndarray, where: np.ndarray) -> Output:
     return Output(check, data.getvalue(), "image/webp")
 
 
-STAGE = Stage(name="inspect", version=1, needs=("generate", "upscale"), job=job, load=load, compute=compute)
+STAGE = Stage(name="inspect", version=2, needs=("generate", "upscale"), job=job, load=load, compute=compute)

@@ -27,7 +27,6 @@ TRAINERS: dict[str, str] = {
     "scene_lora": "pipelines.training.scene_lora:train",
     "salient": "pipelines.training.salient:train",
     "hqsam": "pipelines.training.hq_head:train",
-    "continuation": "pipelines.training.continuation:train",
 }
 
 

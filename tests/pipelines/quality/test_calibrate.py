@@ -1,21 +1,15 @@
-"""What is said of tau: by products that had no say in it."""
+"""What is said of tau and of the detector: by products that had no say in it, with intervals over products."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from pipelines.quality.calibrate import Rate, Sample, leave_one_out, tune
+from pipelines.quality.calibrate import Judged, auroc, clustered, figures, tune
 
 
-def scores(clean: list[float], grown: list[float]) -> list[Sample]:
-    """A product a pair of scores."""
-    pairs = enumerate(zip(clean, grown, strict=True))
-    return [
-        Sample(f"sku-{n}", "scene.jpg", share, score, 0.0)
-        for n, both in pairs
-        for share, score in zip((0.0, 0.08), both, strict=True)
-    ]
+def judged(product: str, share: float, e_plus: float, part: str = "cord", background: str = "studio") -> Judged:
+    return Judged(product, background, part if share else "", "true alpha", share, e_plus, e_plus, 0.1)
 
 
 def test_tau_lies_in_the_middle_of_what_separates() -> None:
@@ -23,21 +17,46 @@ def test_tau_lies_in_the_middle_of_what_separates() -> None:
     assert tune(np.array([0.0, 0.01, 0.50]), np.array([0.05, 0.07, 0.09])) == pytest.approx(0.03)
 
 
-def test_products_that_are_alike_are_judged_rightly_by_each_other() -> None:
-    held_out = leave_one_out(scores([0.0, 0.01, 0.0, 0.02], [0.07, 0.06, 0.08, 0.06]))
-    assert (held_out.false_alarms.count, held_out.misses.count) == (0, 0)
-    assert (held_out.false_alarms.n, held_out.misses.n) == (4, 4)
-    assert 0.02 < held_out.taus[0] <= held_out.taus[1] < 0.06
+def test_auroc_counts_pairs_and_halves_ties() -> None:
+    assert auroc(np.array([0.0, 0.1]), np.array([0.2, 0.3])) == 1
+    assert auroc(np.array([0.2, 0.3]), np.array([0.0, 0.1])) == 0
+    assert auroc(np.array([0.0, 0.0]), np.array([0.0, 0.5])) == pytest.approx(0.75)
 
 
-def test_a_product_unlike_the_others_is_an_error_though_a_tau_for_all_would_be_right() -> None:
-    clean, grown = [0.0, 0.0, 0.0, 0.05], [0.07, 0.07, 0.07, 0.07]
-    assert tune(np.array(clean), np.array(grown)) == pytest.approx(0.06)
-    held_out = leave_one_out(scores(clean, grown))
-    assert (held_out.false_alarms.count, held_out.misses.count) == (1, 0)
+def test_an_interval_resamples_products_not_measurements() -> None:
+    values = np.repeat([0.0, 1.0], 500)
+    of_two, of_many = (
+        clustered(names, lambda rows: float(values[rows].mean()))
+        for names in (["a"] * 500 + ["b"] * 500, [str(n) for n in range(1000)])
+    )
+    assert of_two == (0.5, (0.0, 1.0))  # two products, a thousand masks: nothing is known
+    assert 0.46 < of_many[1][0] < of_many[1][1] < 0.54
 
 
-def test_none_of_few_is_no_certainty() -> None:
-    low, high = Rate(0, 18).interval()
-    assert (low, high) == (0, pytest.approx(0.1759, abs=1e-4))
-    assert str(Rate(1, 2)) == "1 of 2 (9.5% to 90.5%)"
+def test_figures_are_of_the_masks_above_tau() -> None:
+    masks = [
+        *(judged(f"jar {n}", 0.0, 0.0) for n in range(9)),
+        judged("jar 9", 0.0, 0.5, background="shadow"),
+        *(judged(f"jar {n}", 0.02, 0.02) for n in range(8)),
+        judged("jar 8", 0.2, 0.2, part="handle"),
+        judged("jar 9", 0.2, 0.0, part="handle"),
+    ]
+    found = figures(masks, [("mug", 0.0), ("cap", 0.02), ("cap", 0.0), ("hat", 0.0)], tau=0.01, seconds=1.0)
+    assert (found.n, found.products) == (20, 10)
+    assert found.recall == pytest.approx(0.9)
+    assert found.precision == pytest.approx(0.9)
+    assert found.auroc == pytest.approx((9 * 9 + 0.5 * 9) / 100)
+    assert (found.false_alarms, found.photos) == (0.25, 4)
+    assert found.by_kind["handle"].rate == 0.5
+    assert found.by_kind["whole"].rate == pytest.approx(0.1)
+    assert found.by_size["2% to 5%"].n == 8
+    assert found.by_size["10% to 30%"].n == 2
+    assert found.by_background["shadow, whole"].rate == 1
+    low, high = found.intervals["recall"]
+    assert low < 0.9 <= high
+
+
+def test_without_photos_there_is_no_rate_of_false_alarms() -> None:
+    found = figures([judged("jar", 0.0, 0.0), judged("jar", 0.1, 0.1)], [], tau=0.01, seconds=1.0)
+    assert found.false_alarms is None
+    assert "false_alarms" not in found.intervals

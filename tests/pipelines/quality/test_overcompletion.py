@@ -97,26 +97,49 @@ class TestDetector:
         grown = PRODUCT | box(120, 200, 200, 240)
         found = measure(grown, grown, PRODUCT)
         assert found.e_plus == pytest.approx(0.5, abs=0.05)
-        assert found.heat.max() == pytest.approx(2 / 3, abs=0.01)
+        assert found.confidence == 1
         assert found.heat[150, 220] > 0.5
         assert found.heat[150, 150] == 0
 
-    def test_an_arbiter_decides_and_is_asked_only_where_there_is_something_to_decide(self):
+    def test_a_judge_has_the_say(self):
+        grown = PRODUCT | box(120, 200, 200, 240)
+
+        def doubtful(image, placed, seen):
+            assert set(seen) == {"a", "b"}
+            return 0.4 * extension(seen["a"], placed)
+
+        detector = OvercompletionDetector([Seen("a", grown), Seen("b", grown)], doubtful)
+        measured = detector.measure(np.zeros((SIDE, SIDE, 3), np.uint8), PRODUCT.astype(np.uint8) * 255)
+        assert measured.e_plus == 0
+        assert measured.confidence == pytest.approx(0.4)
+        assert measured.heat.max() == pytest.approx(0.4, abs=0.01)
+
+    def test_a_second_opinion_is_doubt_not_a_verdict_and_asked_only_where_something_was_seen(self):
         grown, asked = PRODUCT | box(120, 200, 200, 240), []
 
-        class Arbiter(Seen):
+        class Opinion(Seen):
             def find(self, image, placed):
                 asked.append(1)
                 return super().find(image, placed)
 
-        def judged(first: np.ndarray) -> float:
-            detector = OvercompletionDetector([Seen("a", first), Seen("b", PRODUCT)], Arbiter("c", grown))
-            return detector.measure(np.zeros((SIDE, SIDE, 3), np.uint8), PRODUCT.astype(np.uint8) * 255).e_plus
+        def judged(seen: np.ndarray):
+            detector = OvercompletionDetector([Seen("a", seen), Seen("b", seen)], second_opinion=Opinion("c", PRODUCT))
+            return detector.measure(np.zeros((SIDE, SIDE, 3), np.uint8), PRODUCT.astype(np.uint8) * 255)
 
-        assert judged(PRODUCT) == 0
+        assert judged(PRODUCT).e_plus == 0
         assert not asked
-        assert judged(grown) == pytest.approx(0.5, abs=0.05)
-        assert len(asked) == 1
+        assert judged(grown).e_plus == pytest.approx(0.5, abs=0.05)
+        assert judged(grown).uncertainty == pytest.approx(0.5, abs=0.05)
+        assert judged(grown).by_finder["c"] == 0
+        assert len(asked) == 3
+
+    def test_many_mattes_of_one_picture_are_measured_as_one_by_one(self):
+        detector = OvercompletionDetector([Seen("a", PRODUCT), Seen("b", PRODUCT)])
+        image = np.zeros((SIDE, SIDE, 3), np.uint8)
+        whole, half = PRODUCT.astype(np.uint8) * 255, box(120, 120, 200, 160).astype(np.uint8) * 255
+        together = detector.measure_all(image, [whole, half])
+        assert [one.e_plus for one in together] == [detector.measure(image, m).e_plus for m in (whole, half)]
+        assert together[1].e_plus == pytest.approx(1, abs=0.1)
 
     def test_a_single_finder_is_refused(self):
         with pytest.raises(ValueError, match="at least two"):
