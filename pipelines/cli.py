@@ -203,6 +203,7 @@ def _exit_code(states: Sequence[ShotState]) -> int:
 
 
 def _recipe(scene: str, method: str | None, **overrides: Any) -> Recipe:
+    from pipelines.diffusion.methods import check_parts
     from pipelines.models import load_profile
     from pipelines.scenes import Scene, load_scene
     from pipelines.settings import get_settings
@@ -212,10 +213,11 @@ def _recipe(scene: str, method: str | None, **overrides: Any) -> Recipe:
     methods = get_args(Scene.model_fields["method"].annotation)
     if method not in (None, *methods):
         raise UsageError(f"--method {method}: there are {', '.join(methods)}")
-    profile = load_profile(settings.profile, settings.models_dir)
+    profile, look = load_profile(settings.profile, settings.models_dir), load_scene(scene)
+    check_parts(profile, method or look.method)
     return Recipe(
         profile,
-        load_scene(scene),
+        look,
         method=method,
         compute=settings.compute(),
         max_megapixels=settings.photo_max_megapixels,

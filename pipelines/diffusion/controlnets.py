@@ -48,8 +48,8 @@ def prepare_controls(
 ) -> list[Control]:
     """Mask each net and embed its images once; see `InpaintingPipeline.__call__` for what may be given.
 
-    `product_mask` (shots, 1, H, W) guides the nets that have no mask of their own; None: no net is masked. Raises
-    ValueError where the numbers do not fit together.
+    `product_mask` (shots, 1, H, W) guides the nets that have no mask of their own; None: no net is masked. A net that
+    came masked stays so, with its own options. Raises ValueError where the numbers do not fit together.
     """
     if not images:
         return []
@@ -65,7 +65,7 @@ def prepare_controls(
         pixels = ((as_pixels(of_shots, size) + 1) / 2).to(net.device, net.dtype)
         embedding = layout.in_both_halves(net.controlnet_cond_embedding(pixels))
         own = product_mask if masks is None else masks[i]
-        if product_mask is not None and own is not None:
+        if product_mask is not None and own is not None and not isinstance(net, MaskGuidedControlNet):
             mask = as_masks(own, layout.shots, size).to(net.device)
             net = MaskGuidedControlNet(net, layout.in_both_halves(mask), resize=resize)
         controls.append(

@@ -25,6 +25,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from pipelines.checkpoints import load_profile_base
 from pipelines.diffusion import fooocus, loras, schedule
 from pipelines.diffusion.blends import WEB_UI, SoftBlend, blend_prediction, hard_blend
+from pipelines.diffusion.branches import load_branch, load_branch_net
 from pipelines.diffusion.brushnet import BrushNetModel, inject
 from pipelines.diffusion.conditioning import (
     AS_SAMPLED,
@@ -50,7 +51,7 @@ from pipelines.diffusion.inputs import (
 from pipelines.diffusion.ip_adapter import IPAdapter
 from pipelines.diffusion.latents import decode, encode
 from pipelines.diffusion.mask_guidance import Resize
-from pipelines.diffusion.methods import METHODS, check_parts, load_branch, load_branch_net, method_named
+from pipelines.diffusion.methods import METHODS, check_parts, method_named
 from pipelines.models import load_profile
 
 __all__ = ["METHODS", "InpaintingOutput", "InpaintingPipeline", "Sizes", "SoftBlend", "latent_mask", "masked_image"]

@@ -126,7 +126,7 @@ class Scene(_Part):
     description: str = Field("", max_length=600)
     prompt: str = Field(min_length=1, max_length=600)
     negative_prompt: str = Field("", max_length=600)
-    method: Literal["brushnet", "blended", "soft"] = "brushnet"
+    method: Literal["blended", "soft", "inpaint9", "controlnet_inpaint", "fooocus", "brushnet"] = "brushnet"
     steps: int = Field(20, ge=1, le=200)
     guidance_scale: float = Field(2.5, ge=1, le=30)
     strength: float = Field(1.0, gt=0, le=1)

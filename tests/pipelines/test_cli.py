@@ -202,6 +202,14 @@ def test_a_wrong_option_of_a_shoot_is_refused_before_anything_is_made(tmp_path, 
     assert not (tmp_path / "out").exists()
 
 
+def test_a_method_that_the_profile_has_no_models_for_is_refused_before_anything_is_made(tmp_path, monkeypatch, capsys):
+    Image.new("RGB", (64, 64)).save(tmp_path / "photo.png")
+    asked = ("shoot", tmp_path / "photo.png", "--scene", "studio-sage", "--out", tmp_path / "out")
+    assert exits(monkeypatch, *asked, "--method", "fooocus") == 2
+    assert "needs fooocus_head and fooocus_patch, which profile mini does not have" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("command", ["run", "campaign"])
 def test_a_wrong_reprocess_is_refused_before_anything_is_sent(tmp_path, monkeypatch, capsys, command) -> None:
     rest = (

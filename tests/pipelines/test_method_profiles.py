@@ -162,17 +162,17 @@ def test_the_fooocus_patch_is_in_the_unet_that_the_profile_gives(directory):
     assert changed == {name for name in plain if name.endswith("to_q.weight")}
 
 
-@pytest.mark.parametrize("part", ["controlnet_inpaint", "brushnet"])
-def test_a_part_that_a_method_needs_and_the_profile_lacks_is_named(directory, roots, tmp_path: Path, part: str):
+@pytest.mark.parametrize(
+    ("method", "part"),
+    [("controlnet_inpaint", "controlnet_inpaint"), ("brushnet", "brushnet"), ("inpaint9", "base_inpaint9")],
+)
+def test_a_part_that_a_method_needs_and_the_profile_lacks_is_named(directory, tmp_path: Path, method: str, part: str):
     models_dir = directory("sd15")
     document = yaml.safe_load((models.PROFILES / "tiny.yaml").read_text())
     del document["parts"][part]
-    less = tmp_path / "profiles"
-    less.mkdir()
-    (less / "tiny.yaml").write_text(yaml.safe_dump(document))
-    models.PROFILES = less  # `directory` puts it back
-    method = {"controlnet_inpaint": "controlnet_inpaint", "brushnet": "brushnet"}[part]
-    with pytest.raises(UsageError, match=f"method {method} needs {part}, which profile tiny does not have"):
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(document))
+    models.PROFILES = tmp_path  # `directory` puts it back
+    with pytest.raises(UsageError, match=rf"method {method} needs {part}.*, which profile tiny does not have"):
         InpaintingPipeline.from_profile("tiny", method, models_dir)
 
 

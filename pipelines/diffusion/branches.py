@@ -1,0 +1,40 @@
+"""Load what sees the masked image beside the UNet: BrushNet, a ControlNet, Fooocus' head and patch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffusers import ControlNetModel, UNet2DConditionModel
+
+from pipelines.checkpoints import check_fits, load_net
+from pipelines.diffusion.brushnet import BrushNetModel
+from pipelines.diffusion.fooocus import InpaintHead, apply_patch, check_unet
+from pipelines.diffusion.methods import method_named
+from pipelines.models import Profile
+
+
+def load_branch(profile: Profile, name: str, unet: UNet2DConditionModel) -> dict[str, Any]:
+    """Load a method's branch, as the keyword argument of `InpaintingPipeline` that takes it; Fooocus patches the UNet.
+
+    Raises UsageError where files are missing, IntegrityError where they are not what the profile says or not for this
+    UNet, ValueError for Fooocus with a UNet of SD 1.5.
+    """
+    branch = method_named(name).branch
+    if branch == "brushnet":
+        return {branch: load_branch_net(profile, "brushnet", BrushNetModel, unet, "a BrushNet")}
+    if branch == "inpaint_controlnet":
+        return {branch: load_branch_net(profile, "controlnet_inpaint", ControlNetModel, unet, "a ControlNet")}
+    if branch == "inpaint_head":
+        check_unet(unet)
+        head = InpaintHead.from_file(profile.part("fooocus_head").check().path)
+        apply_patch(unet, profile.part("fooocus_patch").check().path)
+        return {branch: head}
+    return {}
+
+
+def load_branch_net(profile: Profile, key: str, model: Any, unet: UNet2DConditionModel, expected: str) -> Any:
+    """Load a BrushNet or ControlNet of a profile for a UNet. Raises as `load_branch`."""
+    part = profile.part(key).check()
+    net = load_net(model, part, expected)
+    check_fits(part.path, net, unet, expected)
+    return net
