@@ -34,7 +34,7 @@ SAME = 0.9
 FIGURES = (
     "saliency", "salient share", "colour share", "log area", "contrast", "chroma contrast", "lighter", "weak edge",
     "edge", "edge at M", "unlike M beside it", "unlike M", "unlike the scene", "thickness", "reach", "texture",
-    "at the border", "below the foot",
+    "at the border", "below the foot", "slender", "slender and salient", "salient and sharp",
 )  # fmt: skip
 """What is known of a piece, in the order of `Piece.figures`."""
 
@@ -123,11 +123,13 @@ class _Look:
         few = colours[:: max(1, len(colours) // 60)]
         rows, columns = np.nonzero(mask)
         height, width = mask.shape
+        share, thickness, reach = (self._saliency[mask] > 0.5).mean(), depth(mask).max(), self._away[mask].max()
+        slender = np.log((reach / self._size + 0.02) / (thickness / self._size + 0.01))
         border = rows.min() == 0 or columns.min() == 0 or rows.max() == height - 1 or columns.max() == width - 1
         return np.array(
             [
                 self._saliency[mask].mean(),
-                (self._saliency[mask] > 0.5).mean(),
+                share,
                 self._colour[mask].mean(),
                 np.log(mask.sum() / self._size**2),
                 np.log1p(np.linalg.norm(colours - behind, axis=1).mean()),
@@ -139,11 +141,14 @@ class _Look:
                 np.log1p(np.linalg.norm(middle - np.median(lab[beside if beside.any() else placed], axis=0))),
                 np.log1p(_nearest(few, self._own)),
                 np.log1p(_nearest(few, scene[:: max(1, len(scene) // 200)])),
-                depth(mask).max() / self._size,
-                self._away[mask].max() / self._size,
+                thickness / self._size,
+                reach / self._size,
                 colours.std(axis=0).mean() / 20,
                 float(border),
                 (rows > self._foot).mean(),
+                slender,
+                slender * share,
+                share * np.log1p(weak),
             ],
             np.float64,
         )

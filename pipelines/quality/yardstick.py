@@ -64,7 +64,7 @@ class Mask:
 
 @dataclass(frozen=True, slots=True)
 class Composite:
-    """`image` (SIDE, SIDE, 3) uint8 RGB with its masks, half of them whole."""
+    """`image` (SIDE, SIDE, 3) uint8 RGB with its masks, half of them whole as a rule."""
 
     product: str
     background: str
@@ -160,7 +160,8 @@ def composites(items: Sequence[Item], scenes: Sequence[np.ndarray], count: int, 
 
 
 def draw(item: Item, scenes: Sequence[np.ndarray], background: str, rng: np.random.Generator) -> Composite:
-    """Compose one picture and its four masks: whole and with a part left out, by the true alpha and by a segmenter's.
+    """Compose one picture and its masks, four as a rule: whole and with a part left out, by the true alpha and by a
+    segmenter's.
 
     Where the part is a handle or a cord, one is drawn onto the product in its own colours before it is laid down.
     """
@@ -184,6 +185,8 @@ def draw(item: Item, scenes: Sequence[np.ndarray], background: str, rng: np.rand
     for (kind, left), (matte, origin) in zip((first, second), ((alpha, "true alpha"), (other, make)), strict=True):
         area = (alpha > 0.5).sum()
         kept = (alpha > 0.5) & ~left
+        if not (ndimage.binary_dilation(kept, iterations=2) & left).any():
+            continue  # a part that does not touch the rest would be a second object, no extension
         beside = (ndimage.distance_transform_edt(~left) < 6) & (ndimage.distance_transform_edt(~kept) >= 2)
         gone = left | (beside & ~kept)  # a cutout that is a little too large goes with the part
         masks.append(Mask(_matte(np.where(gone, 0, matte)), float((left & (alpha > 0.5)).sum() / area), kind, origin))
