@@ -1,0 +1,87 @@
+"""Which of the things in a picture the product is: what strikes the eye in all of it, and in its middle alone.
+
+A photographed product is whole and near the middle; a poster on the wall behind it may strike the eye more. So the
+salient-object net looks at the whole and at two central crops, every reading gives HQ-SAM a prompt, and its answers are
+weighed against all readings together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipelines.vision.segmenters import Prompt, Segmenter, prompt_from
+
+CROPS = (0.8, 0.62)
+"""Shares of the picture's sides that the central crops have."""
+
+SAME_BOX = 0.95
+"""IoU of two prompts' boxes above which the second asks for nothing new."""
+
+CENTRE_SPREAD = 0.3
+"""Standard deviation, in sides of the picture, of the weight that its middle has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Views:
+    """Saliency maps of a picture, each `(H, W)` float32, 0..1.
+
+    Attributes:
+        whole: of all of it.
+        crops: of its central crops, 0 outside them.
+        mean: of all readings; outside the crops of those that saw it.
+    """
+
+    whole: np.ndarray
+    crops: tuple[np.ndarray, ...]
+    mean: np.ndarray
+
+    def prompts(self) -> Iterator[Prompt]:
+        """What each reading takes for the product, the whole's first; without those that ask for the same again."""
+        boxes: list[np.ndarray] = []
+        for saliency in (self.whole, self.mean, *self.crops):
+            prompt = prompt_from(saliency)
+            if prompt is not None and all(_box_iou(prompt.box, box) <= SAME_BOX for box in boxes):
+                boxes.append(prompt.box)
+                yield prompt
+
+    def overlap(self, mask: np.ndarray) -> float:
+        """How well a mask `(H, W)` bool agrees with all readings: soft IoU, the picture's middle weighing most."""
+        height, width = mask.shape
+        down, across = (_bell(np.arange(side) / side - 0.5) for side in (height, width))
+        weight = down[:, None] * across[None, :]
+        both = float((weight * np.where(mask, self.mean, 0)).sum())
+        either = float((weight * np.where(mask, 1, self.mean)).sum())
+        return both / max(either, 1e-9)
+
+
+def look(image: np.ndarray, salient: Segmenter, whole: np.ndarray) -> Views:
+    """Look at the central crops too.
+
+    Args:
+        image: `(H, W, 3)` uint8 RGB.
+        salient: the salient-object net.
+        whole: its map of the whole image, `(H, W)`.
+    """
+    height, width = whole.shape
+    total, seen, crops = whole.copy(), np.ones_like(whole), []
+    for share in CROPS:
+        top, left = round(height * (1 - share) / 2), round(width * (1 - share) / 2)
+        inside = np.s_[top : height - top, left : width - left]
+        crop = np.zeros_like(whole)
+        crop[inside] = salient.segment(np.ascontiguousarray(image[inside]))
+        total += crop
+        seen[inside] += 1
+        crops.append(crop)
+    return Views(whole, tuple(crops), total / seen)
+
+
+def _bell(offset: np.ndarray) -> np.ndarray:
+    return np.exp(-0.5 * (offset / CENTRE_SPREAD) ** 2).astype(np.float32)
+
+
+def _box_iou(a: np.ndarray, b: np.ndarray) -> float:
+    shared = np.clip(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0, None).prod()
+    return float(shared / ((a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod() - shared))
