@@ -23,6 +23,7 @@ from tiny_models import SIDE, Parts, difference, product
 
 from pipelines.diffusion.control import canny_edges
 from pipelines.diffusion.inpainting import METHODS, InpaintingPipeline
+from pipelines.diffusion.mask_guidance import MaskGuidedControlNet
 
 CALL = {"num_inference_steps": 3, "guidance_scale": 3.0}
 ROWS = [("sd15", method) for method in METHODS if method != "fooocus"] + [("sdxl", method) for method in METHODS]
@@ -176,6 +177,56 @@ def test_a_scheduler_that_does_not_suit_says_so(parts, scheduler, message):
     pipeline = parts.pipeline("brushnet")
     with pytest.raises(ValueError, match=message):
         pipeline.scheduler = scheduler
+
+
+class TestSeveralControlNets:
+    def test_each_runs_in_its_own_share_of_the_steps(self, parts):
+        pipeline = parts.pipeline("brushnet", controls=2)
+        ran: dict[int, list[int]] = {0: [], 1: []}
+        done = [0]
+        hooks = [
+            net.mid_block.register_forward_hook(lambda *_, n=n: ran[n].append(done[0]))
+            for n, net in enumerate(pipeline.controlnets)
+        ]
+        image, mask = product()
+        pipeline(
+            image, mask, "a lamp", generator=seeded(), num_inference_steps=4, control_images=[image, image],
+            control_starts=[0.0, 0.25], control_ends=[0.5, 1.0], callback=lambda step, _: done.__setitem__(0, step),
+        )  # fmt: skip
+        for hook in hooks:
+            hook.remove()
+        assert ran == {0: [0, 1], 1: [1, 2, 3]}
+
+    def test_each_has_its_own_mask_and_scale_and_they_add_up(self, parts):
+        pipeline = parts.pipeline("brushnet", controls=2)
+        image, mask = product()
+        edges = canny_edges(image, mask)
+        nothing = np.zeros((SIDE, SIDE), np.float32)
+
+        def shoot(images, **other):
+            call = {"control_images": images, "generator": seeded(), **CALL}
+            return pipeline(image, mask, "a lamp", **call | other).images[0]
+
+        both = shoot([edges, image])
+        first = shoot([edges, image], control_scales=[1.0, 0.0])
+        second = shoot([edges, image], control_scales=[0.0, 1.0])
+        assert min(difference(both, first), difference(both, second), difference(first, second)) > 2
+        assert shoot([edges, image], control_masks=[mask, nothing]).tobytes() == first.tobytes()
+        assert shoot([edges, image], control_masks=[nothing, mask]).tobytes() == second.tobytes()
+
+    def test_one_that_came_masked_keeps_its_mask_and_options(self, parts):
+        pipeline = parts.pipeline("brushnet", controls=1)
+        [net] = pipeline.controlnets
+        image, mask = product()
+
+        def shoot(**other):
+            call = {"control_images": [image], "generator": seeded(), **CALL}
+            return pipeline(image, mask, "a lamp", **call | other).images[0]
+
+        free, none = shoot(mask_guidance=False), shoot(control_scales=[0.0])
+        pipeline.controlnets = (MaskGuidedControlNet(net, torch.zeros(1, 1, SIDE, SIDE)),)
+        assert shoot().tobytes() == none.tobytes()
+        assert difference(free, none) > 2
 
 
 class TestControlNetThatInpaints:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -138,6 +140,21 @@ def test_the_shape_of_a_negative_prompt_that_is_left_out_does_not_depend_on_the_
     assert difference(both[0], pipeline(image, mask, "a lamp", generator=seeded(0), **CALL).images[0]) <= 2
     alone = pipeline(image, mask, "a lamp", "blue light", generator=seeded(1), **CALL).images[0]
     assert difference(both[1], alone) <= 2
+
+
+@pytest.mark.parametrize("method", ["fooocus", "brushnet", "inpaint9"])
+def test_offloading_changes_no_byte_and_half_precision_little(sdxl_parts, method):
+    pipeline = copy.deepcopy(sdxl_parts).pipeline(method)
+    call = {"prompt": "a lamp", "generator": seeded(), **CALL}
+    plain = pipeline(*product(), **call).images[0]
+    pipeline.save_memory(offload=True).to("cpu")
+    call["generator"] = seeded()
+    assert pipeline(*product(), **call).images[0].tobytes() == plain.tobytes()
+    pipeline.save_memory(offload=True).to("meta")
+    assert {pipeline.text_encoder_2.device.type, pipeline.unet.device.type} == {"cpu", "meta"}
+    half = copy.deepcopy(sdxl_parts).pipeline(method).to("cpu", torch.bfloat16)
+    call["generator"] = seeded()
+    assert difference(half(*product(), **call).images[0], plain) < 64
 
 
 def test_what_sdxl_needs_is_asked_for(sdxl_parts, parts):
