@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +14,10 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 from pipelines import models
+from pipelines.cli import app
 from pipelines.errors import UsageError
 from pipelines.models import Profile, load_profile
 from pipelines.settings import Settings
@@ -38,8 +43,8 @@ class Killed(Exception):
 
 @pytest.fixture
 def profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Profile]:
-    """The bundled one, with a random-mask BrushNet whichever it has."""
-    document = yaml.safe_load((models.PROFILES / "mini.yaml").read_text("utf-8"))
+    """The bundled one, which paints at 64 px here, and has a random-mask BrushNet in any case."""
+    document = yaml.safe_load((models.PROFILES / "mini.yaml").read_text("utf-8")) | {"native_size": 64}
     document["parts"].setdefault("brushnet_random", {"like": "brushnet"})
     folder = tmp_path / "profiles"
     folder.mkdir()
@@ -118,11 +123,11 @@ def test_two_stages_from_random_masks_with_the_n_of_each(profile, quick, store_a
 
 def test_a_killed_fine_tune_walks_on_along_the_same_loss_curve(profile, quick, store_at, tmp_path):
     data = cutouts(store_at, LEARNT)
-    job = Finetune(Stage("", minutes=0), Stage(data, steps=6), side=64, batch=2)
+    job = Finetune(Stage("", minutes=0), Stage(data, steps=4), side=64, batch=2)
     options = TrainOptions("brushnet", data=tmp_path)
 
     def kill(_: object, step: int) -> None:
-        if step == 3:
+        if step == 2:
             raise Killed
 
     for name in ("whole", "killed"):
@@ -130,7 +135,7 @@ def test_a_killed_fine_tune_walks_on_along_the_same_loss_curve(profile, quick, s
     run_stage("instance", job, tmp_path / "whole", store_at, options, 50)
     with pytest.raises(Killed):
         run_stage("instance", job, tmp_path / "killed", store_at, options, 50, kill)
-    assert len(losses(tmp_path / "killed", "brushnet")) == 3
+    assert len(losses(tmp_path / "killed", "brushnet")) == 2
     resumed = run_stage("instance", job, tmp_path / "killed", store_at, options, 50)
     assert losses(tmp_path / "killed", "brushnet") == pytest.approx(losses(tmp_path / "whole", "brushnet"), rel=1e-6)
     assert torch.equal(weights(resumed.folder), weights(tmp_path / "whole" / "models" / "brushnet"))
@@ -140,6 +145,8 @@ def test_without_stage_1_it_begins_from_the_weights_in_use(profile, store_at, tm
     job = Finetune(Stage("", minutes=0), Stage(cutouts(store_at, LEARNT), steps=1))
     exports = begin(job, profile, tmp_path / "work")
     assert torch.equal(weights(exports / "brushnet_salient"), weights(profile.part("brushnet").path))
+    with pytest.raises(UsageError, match="no unet for a fine-tune to begin from"):
+        begin(job, replace(profile, parts=tuple(part for part in profile.parts if part.name != "unet")), tmp_path / "x")
     other = Finetune(Stage("", minutes=0), Stage(cutouts(store_at, LEARNT), steps=2))
     assert job.digest(profile) != other.digest(profile)
     assert job.digest(profile) == Finetune(job.salient, job.instance).digest(profile)
@@ -152,6 +159,18 @@ def test_what_cannot_be_learnt_from_is_a_usage_error(store_at, photos, tmp_path)
         (photos / "images" / f"{name}.png").unlink()
     with pytest.raises(UsageError, match="held out"):
         gather(str(photos), store_at, Settings(), tmp_path)
+
+
+def test_the_command_trains_on_a_folder_into_another_and_says_how_much_it_had(profile, quick, photos, tmp_path):
+    argv = ["train", "brushnet", "--instances", str(photos), "--salient-minutes", "0", "--steps", "1", "--size", "64"]
+    done = CliRunner().invoke(app, [*argv, "--batch", "2", "--device", "cpu", "--out", str(tmp_path / "out")])
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert "3 pictures, 1 of them held out, 0 refused" in done.output
+    figures = json.loads(re.search(r"^instance: (.*)$", done.output, re.M)[1])
+    assert (figures["pictures"], figures["steps"], figures["samples"]) == (2, 1, 2)
+    assert not torch.equal(weights(tmp_path / "out" / "brushnet"), weights(profile.part("brushnet").path))
+    idle = CliRunner().invoke(app, ["train", "brushnet", "--minutes", "0"])
+    assert isinstance(idle.exception, UsageError)
 
 
 def test_an_exam_is_the_same_every_time_and_tells_models_apart(profile, store_at, tmp_path):
@@ -172,6 +191,6 @@ def test_an_exam_is_the_same_every_time_and_tells_models_apart(profile, store_at
     assert exam.pipeline.brushnet is own
     assert not np.array_equal(painted[0], repainted[0])
     assert {(s.product, s.seed) for s in other.scores} == {(s.product, s.seed) for s in found.scores}
-    assert exam.sheet(painted, repainted).size == (2 * 256, 3 * 256)
+    assert exam.sheet(painted, repainted).size == (2 * 64, 3 * 64)
     with pytest.raises(UsageError, match="held out"):
         Exam.prepare(tmp_path / "none", [], store_at, profile, max_megapixels=50)
