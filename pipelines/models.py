@@ -310,7 +310,7 @@ def lock(profile: Profile) -> list[str]:
 
     lines, current = [], ""
     for line in file.read_text(encoding="utf-8").splitlines():
-        if heading := re.fullmatch(r"  (\w+):", line):
+        if heading := re.fullmatch(r"  (\w+):(?: +#.*)?", line):
             current = heading[1]
         elif current in actual and (field := re.match(r"    (revision|sha256):", line)):
             value = actual[current] if field[1] == "sha256" else actual[current][:12]

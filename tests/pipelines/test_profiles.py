@@ -72,6 +72,15 @@ def test_lock_writes_digests_and_leaves_the_rest_of_the_file(shop: Path) -> None
     assert lock(load_profile("shop")) == []
 
 
+def test_lock_knows_a_part_whose_heading_has_a_comment(shop: Path) -> None:
+    file = shop / "shop.yaml"
+    file.write_text(file.read_text().replace("  net:\n", "  net:  # the one there is\n"))
+    load_profile.cache_clear()
+    assert lock(load_profile("shop")) == ["net"]
+    assert "  net:  # the one there is\n" in file.read_text()
+    assert [check.problem for check in verify(load_profile("shop"))] == [""]
+
+
 def test_replaced_weights_are_refused_until_they_are_locked(shop: Path) -> None:
     lock(load_profile("shop"))
     part = load_profile("shop").part("net")
