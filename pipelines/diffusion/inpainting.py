@@ -52,6 +52,7 @@ from pipelines.diffusion.ip_adapter import IPAdapter
 from pipelines.diffusion.latents import decode, encode
 from pipelines.diffusion.mask_guidance import Resize
 from pipelines.diffusion.methods import METHODS, check_parts, method_named
+from pipelines.diffusion.views import latent_mask, masked_image
 from pipelines.models import load_profile
 
 __all__ = ["METHODS", "InpaintingOutput", "InpaintingPipeline", "Sizes", "SoftBlend", "latent_mask", "masked_image"]
@@ -467,24 +468,3 @@ class InpaintingPipeline:
         shape = (1, self.vae.config.latent_channels, *size)
         noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
         return noise.to(self.device, self.unet.dtype)
-
-
-def masked_image(pixels: Tensor, product_mask: Tensor, fill: float = -1.0) -> Tensor:
-    """Blank out what is not the product: black for BrushNet, grey (`fill` 0) for 9-channel UNets and Fooocus.
-
-    pixels (B, 3, H, W), -1..1; mask (B, 1, H, W), 1 = product.
-    """
-    return torch.where(product_mask >= 0.5, pixels, fill)
-
-
-def latent_mask(
-    product_mask: Tensor, size: tuple[int, int], interpolation: Literal["bicubic", "nearest"] = "bicubic"
-) -> Tensor:
-    """Bring a product mask (B, 1, H, W) to latent size (h, w) for BrushNet: binary, then reduced, 0..1, 1 = kept.
-
-    Cubic as in the paper (3.1.1), over the whole cell and without overshoot; "nearest" is what the released code does.
-    """
-    binary = (product_mask >= 0.5).to(product_mask.dtype)
-    if interpolation == "nearest":
-        return F.interpolate(binary, size, mode="nearest")
-    return F.interpolate(binary, size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
