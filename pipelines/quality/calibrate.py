@@ -40,7 +40,7 @@ from pipelines.quality.yardstick import (
 from pipelines.vision.published import PublishedU2NetP
 
 CALIBRATION, TEST = SIDES
-COMPOSITES = {CALIBRATION: 60, TEST: 260}
+COMPOSITES = {CALIBRATION: 120, TEST: 260}
 FOLDS = 6
 PHOTOS = 200
 RESAMPLES = 1000
