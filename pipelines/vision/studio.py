@@ -16,6 +16,9 @@ from pipelines.vision.segmenters import main_pieces
 BORDER = 0.02
 """Width of the frame that is looked at, as a share of the picture's shorter side."""
 
+MARGIN = 0.02
+"""How far around the product no pixel speaks against the paper, as a share of the picture's longer side: soft edges."""
+
 MIN_INLIERS = 0.7
 MAX_SPREAD = 5.0
 MIN_BRIGHTNESS = 120.0
@@ -85,13 +88,10 @@ def cut_studio(image: np.ndarray, studio: Studio, saliency: np.ndarray) -> np.nd
         `(H, W)` bool, true = product.
     """
     side = max(image.shape[:2])
-    pixels = cv2.GaussianBlur(image, (0, 0), 0.8).astype(np.float32)
-    # a shadow is the background times a shade below 1; what remains beside it is colour
-    shade = (pixels * studio.colour).sum(axis=2) / (studio.colour**2).sum(axis=2)
-    tint = np.abs(pixels - shade[..., None] * studio.colour).max(axis=2)
+    pixels, tint, shade = _beside_paper(image, studio)
     away = np.abs(pixels - studio.colour).max(axis=2)
     plain = away < max(3.0, 2.5 * studio.spread)
-    distinct = (tint > max(12.0, 5 * studio.spread)) | (shade < 0.5)
+    distinct = _is_distinct(tint, shade, studio)
 
     product = main_pieces(saliency > 0.5)
     if not product.any():
@@ -104,6 +104,32 @@ def cut_studio(image: np.ndarray, studio: Studio, saliency: np.ndarray) -> np.nd
     product &= ~paper
     product &= ~_gaps(plain & product, saliency, side)
     return main_pieces(product, share=0.02)
+
+
+def strewn(image: np.ndarray, studio: Studio, product: np.ndarray) -> float:
+    """Share of the picture around a product `(H, W)` bool that is neither paper nor a shadow on it, 0..1.
+
+    Photos on paper have next to none; a scene whose border happens to be plain has other things in it.
+    """
+    _, tint, shade = _beside_paper(image, studio)
+    reach = round(MARGIN * max(image.shape[:2])) | 1
+    around = cv2.dilate(product.astype(np.uint8), np.ones((reach, reach), np.uint8)) == 0
+    return float(_is_distinct(tint, shade, studio)[around].mean()) if around.any() else 0.0
+
+
+def _beside_paper(image: np.ndarray, studio: Studio) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pixels as float32, smoothed a little, and what each is beside the paper: its tint in levels, its shade.
+
+    A shadow is the paper times a shade below 1; what remains beside that is tint.
+    """
+    pixels = cv2.GaussianBlur(image, (0, 0), 0.8).astype(np.float32)
+    shade = (pixels * studio.colour).sum(axis=2) / (studio.colour**2).sum(axis=2)
+    tint = np.abs(pixels - shade[..., None] * studio.colour).max(axis=2)
+    return pixels, tint, shade
+
+
+def _is_distinct(tint: np.ndarray, shade: np.ndarray, studio: Studio) -> np.ndarray:
+    return (tint > max(12.0, 5 * studio.spread)) | (shade < 0.5)
 
 
 def _quadratic(y: np.ndarray, x: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipelines.measure import iou
-from pipelines.vision.studio import cut_studio, find_studio
+from pipelines.vision.studio import cut_studio, find_studio, strewn
 
 SIDE = 400
 
@@ -88,3 +88,14 @@ def test_a_black_foot_that_the_net_overlooks_is_no_shadow():
     product = cut_studio(image, studio, saliency)
     assert product[142:158, 55:145].all()
     assert not product[164:174, 55:185].any()
+
+
+def test_paper_has_nothing_but_the_product_and_its_shadow_on_it() -> None:
+    product = ring()
+    image = scene(product, paper(fall_off=0.25), (40, 90, 180))
+    studio = find_studio(image)
+    assert studio is not None
+    assert strewn(image, studio, product) == 0
+    image[20:60, 20:60] = (30, 120, 40)
+    assert strewn(image, studio, product) == pytest.approx(1600 / (SIDE**2 - product.sum()), rel=0.25)
+    assert strewn(image, studio, np.ones_like(product)) == 0
