@@ -38,6 +38,7 @@ from pipelines.errors import PackshotError, UsageError
 
 if TYPE_CHECKING:
     from pipelines.contracts import Shot, ShotState, Step
+    from pipelines.measure import BaselineMeasure, CutoutMeasure
     from pipelines.reports import Report
     from pipelines.services import Status
     from pipelines.workflow import Recipe
@@ -553,7 +554,8 @@ def measure_cutout(
     for product in found.products:
         table.add_row(product.sku, product.path, f"{product.iou:.4f}", f"{product.boundary_f:.4f}")
     out.print(table)
-    rows = [("packshot", found), *((baseline.name, baseline) for baseline in found.baselines)]
+    rows: list[tuple[str, CutoutMeasure | BaselineMeasure]] = [("packshot", found)]
+    rows += [(baseline.name, baseline) for baseline in found.baselines]
     means = Table(f"n = {found.n}", "mean IoU", "95 %", "mean boundary F", "95 %")
     for name, row in rows:
         iou, edges = row.iou_interval, row.boundary_f_interval
