@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from pipelines.errors import UsageError
 from pipelines.quality.yardstick import (
@@ -141,3 +142,16 @@ def test_backgrounds_were_never_trained_on():
 def test_without_the_shared_data_it_says_so(tmp_path):
     with pytest.raises(UsageError, match="no shared data"):
         read_products(tmp_path, "test")
+
+
+def test_a_part_that_does_not_touch_the_rest_is_not_left_out():
+    alpha = np.zeros((200, 200), np.float32)
+    alpha[40:, 20:180] = 1
+    alpha[0:12, 20:180] = 1  # a bar that floats above: thin, and 7 % of the whole
+    pair = Item("pair", np.full((200, 200, 3), 0.4, np.float32), alpha, {})
+    scenes = [np.zeros((64, 64, 3), np.uint8)]
+    masks = [(c.masks[0], mask) for c in composites([pair], scenes, 24, seed=1) for mask in c.masks if mask.share]
+    assert len(masks) > 24
+    for whole, lacking in masks:
+        kept, missing = lacking.matte > 127, (whole.matte > 127) & (lacking.matte <= 127)
+        assert (ndimage.binary_dilation(kept, iterations=3) & missing).any()
