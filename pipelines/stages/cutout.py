@@ -115,7 +115,8 @@ def cutout(photo: Photo, models: CutoutModels, path: str = "auto", garment: str 
     if path == "auto" and figure is not None and on_paper:
         return _finish(photo, _soft(photo, figure.astype(np.float32)), "studio", _iou(figure, salient))
 
-    views = look(image, models.salient, saliency)
+    # on paper there is nothing to take for the product but the product, and a crop would only cut it
+    views = Views(saliency, (), saliency) if on_paper else look(image, models.salient, saliency)
     mask = _likeliest(image, views, models.hqsam)
     agreement = max(_iou(mask > 0.5, salient), _iou(mask > 0.5, main_pieces(views.mean > 0.5)))
     held = _unstable(mask)
