@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pipelines.training.card import write_card
 from pipelines.training.data import Composer, load_photographs
-from pipelines.training.loop import TrainOptions, fit, grid_picture, step_rng, torch_rng
+from pipelines.training.loop import TrainOptions, export, fit, grid_picture, step_rng, torch_rng
 
 CHANNELS = (16, 32, 64, 96)
 LATENT_NOISE = 0.1
@@ -85,7 +85,7 @@ def train(options: TrainOptions) -> Path:
     assert isinstance(ema, AutoencoderKL)
     if not encoder_is_fixed:
         fold_normalisation(ema, to_tensor(pictures[:COMPOSED:4, 32:160, 32:160]))
-    ema.half().save_pretrained(folder)
+    export(ema, folder)
     figures = {**result.figures, "psnr_db": round(psnr(ema.float(), held_out), 2)}
     write_card(folder, "autoencoder", ema, options, figures)
     return folder

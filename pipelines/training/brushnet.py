@@ -27,7 +27,7 @@ from pipelines.errors import UsageError
 from pipelines.training.autoencoder import tensor_bytes, to_tensor
 from pipelines.training.card import write_card
 from pipelines.training.data import Composer
-from pipelines.training.loop import PROFILE, TrainOptions, TrainResult, fit, grid_picture, together
+from pipelines.training.loop import PROFILE, TrainOptions, TrainResult, export, fit, grid_picture, together
 from pipelines.training.masks import Policy, random_mask, whole_mask
 from pipelines.training.unet import (
     GUIDANCE,
@@ -138,7 +138,7 @@ def train_on(
         on_checkpoint=on_checkpoint,
     )
     if crew.is_main_process:
-        result.ema.half().save_pretrained(folder)  # type: ignore[operator]
+        export(result.ema, folder)
         figures = {f"{side}_px": {**result.figures, "pictures": len(pack.picks), "masks": arm.masks}}
         write_card(folder, options.part, result.ema, options, figures)
     crew.wait_for_everyone()

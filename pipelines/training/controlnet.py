@@ -19,7 +19,7 @@ from pipelines.diffusion.control import canny_edges
 from pipelines.training.autoencoder import tensor_bytes
 from pipelines.training.card import write_card
 from pipelines.training.data import ShotPack
-from pipelines.training.loop import TrainOptions, fit, grid_picture, step_rng
+from pipelines.training.loop import TrainOptions, export, fit, grid_picture, step_rng
 from pipelines.training.unet import GUIDANCE, FrozenBase, TextConditioned, build_scheduler
 
 EMBEDDING = (8, 16, 32, 48)
@@ -62,7 +62,7 @@ def train(options: TrainOptions) -> Path:
         every_seconds=150,
         on_checkpoint=lambda ema, _: show(ema, base, stage.folder / "samples.png"),
     )
-    result.ema.half().save_pretrained(folder)  # type: ignore[operator]
+    export(result.ema, folder)
     write_card(folder, "controlnet_canny", result.ema, options, {f"{side}_px": result.figures})
     return folder
 

@@ -20,7 +20,7 @@ from pipelines.diffusion.inpainting import latent_mask, masked_image
 from pipelines.training.autoencoder import to_tensor
 from pipelines.training.card import write_card
 from pipelines.training.controlnet import EMBEDDING
-from pipelines.training.loop import TrainOptions, fit
+from pipelines.training.loop import TrainOptions, export, fit
 from pipelines.training.masks import random_mask
 from pipelines.training.unet import FrozenBase
 
@@ -44,7 +44,7 @@ def train_unet_inpaint9(options: TrainOptions) -> Path:
         return F.mse_loss(predicted.float(), drawn.target)
 
     result = fit(stage, model, loss_of_step, batch=batch, lr=lr, every_seconds=150)
-    result.ema.half().save_pretrained(folder)  # type: ignore[operator]
+    export(result.ema, folder)
     write_card(folder, "unet_inpaint9", result.ema, options, {f"{side}_px": result.figures})
     return folder
 
@@ -80,7 +80,7 @@ def train_controlnet_inpaint(options: TrainOptions) -> Path:
         return F.mse_loss(predicted.float(), drawn.target)
 
     result = fit(stage, model, loss_of_step, batch=batch, lr=lr, every_seconds=150)
-    result.ema.half().save_pretrained(folder)  # type: ignore[operator]
+    export(result.ema, folder)
     write_card(folder, "controlnet_inpaint", result.ema, options, {f"{side}_px": result.figures})
     return folder
 

@@ -94,6 +94,12 @@ def together(options: TrainOptions) -> PartialState:
     return PartialState(cpu=options.device == "cpu", timeout=timedelta(hours=2))
 
 
+def export(model: nn.Module, folder: Path) -> None:
+    """Save a diffusers model in half precision; where on this machine its weights came from is nobody's business."""
+    model.register_to_config(_name_or_path=folder.name)  # type: ignore[operator]
+    model.half().save_pretrained(folder)  # type: ignore[operator]
+
+
 def step_rng(options: TrainOptions, step: int) -> np.random.Generator:
     """The random numbers of one step, the same before and after a resume."""
     return np.random.default_rng([options.seed, 7919, step])

@@ -23,7 +23,7 @@ from pipelines.training.clip import CONTEXT, prepare_tokenizer, shorten
 from pipelines.training.clip import build as build_clip
 from pipelines.training.clip import export as export_clip
 from pipelines.training.data import ShotPack, load_photographs, shot_pack
-from pipelines.training.loop import TrainOptions, fit, grid_picture, step_rng, torch_rng
+from pipelines.training.loop import TrainOptions, export, fit, grid_picture, step_rng, torch_rng
 
 WIDTHS = (32, 64, 128, 160)
 SHOTS = {128: 16000, 256: 5000}
@@ -194,7 +194,7 @@ def train_at(options: TrainOptions, side: int) -> Path:
     assert isinstance(ema, TextConditioned)
     if first:
         export_clip(ema.clip, ema.tokenizer, options)
-    ema.unet.half().save_pretrained(folder)
+    export(ema.unet, folder)
     scheduler.save_pretrained(options.out / "scheduler")
     write_card(folder, "unet", ema.unet, options, {f"{side}_px": result.figures})
     return folder

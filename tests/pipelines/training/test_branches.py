@@ -69,3 +69,5 @@ def test_each_trainer_moves_its_weights_and_exports_what_the_sampler_loads(optio
     assert any(tensor.abs().max() > 0 for key, tensor in lora.items() if "lora.up" in key or "lora_B" in key)
     for part in ("unet", *brushnet.ARMS, "unet_inpaint9", "controlnet_inpaint", "controlnet_canny", scene_lora.NAME):
         assert "128_px" in (options.out / part / "CARD.md").read_text(encoding="utf-8")
+        for written in (options.out / part).glob("*.json"):
+            assert str(options.out) not in written.read_text(encoding="utf-8")
