@@ -67,7 +67,7 @@ def refreshed(airflow: Airflow, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 def test_airflow_reads_the_dags_and_has_the_pool(airflow: Airflow) -> None:
     assert airflow.import_errors() == []
-    assert airflow.dag_ids() == ["campaign_backfill", "catalog_refresh"]
+    assert airflow.dag_ids() == ["brushnet_finetune", "campaign_backfill", "catalog_refresh"]
     assert airflow.pools()["gpu"] == 1
     assert airflow.health()["scheduler"] == "healthy"
 
