@@ -14,7 +14,7 @@ from PIL import Image
 
 from pipelines.errors import Rejected, UsageError
 from pipelines.models import Profile
-from pipelines.quality.comparison import interval
+from pipelines.quality.intervals import interval
 from pipelines.stages.cutout import PATHS, CutoutModels, cutout
 from pipelines.vision.people import garment_part
 from pipelines.vision.photos import Photo, read_photo

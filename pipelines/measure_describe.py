@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pipelines.errors import UsageError
 from pipelines.models import Profile
-from pipelines.quality.comparison import interval
+from pipelines.quality.intervals import interval
 from pipelines.training.blip import read_rgb
 from pipelines.training.data import product_of
 from pipelines.training.labels import Labelled, labelled

@@ -49,8 +49,8 @@ class Row:
     clip: Figure
     scene: Figure
     product_error: Figure
+    uncertainty: Figure
     seconds: float
-    thorough: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,8 +257,8 @@ def _row(
         clip=figure("clip"),
         scene=figure("scene"),
         product_error=figure("product_error"),
+        uncertainty=figure("uncertainty"),
         seconds=float(np.mean([result.scores.seconds for result in results])),
-        thorough=sum(result.scores.thorough for result in results),
     )
 
 

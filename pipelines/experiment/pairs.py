@@ -20,12 +20,10 @@ from PIL import Image
 
 from pipelines.contracts import sha256_hex
 from pipelines.errors import UsageError
+from pipelines.measure import PRODUCT_ALPHA
 from pipelines.placement import LaidProduct, Placement, lay_photo, lay_product, place
 from pipelines.training.composer import caption_of, draw_scene
 from pipelines.training.data import LAST_COLOUR, clean_name, load_product, read_index
-
-PRODUCT_ALPHA = 0.8
-"""Alpha masks may hold a soft shadow; above this they mean product."""
 
 SMALLEST = 96
 """A cutout with a shorter longer side than this, px, is a thumbnail, not a product photo."""

@@ -36,6 +36,7 @@ COLUMNS = {
     "clip": "CLIP agreement",
     "scene": "wall and floor right",
     "product_error": "product error before the paste",
+    "uncertainty": "uncertainty by HQ-SAM",
 }
 
 
@@ -74,14 +75,14 @@ def _write_csv(rows: Sequence[Row], path: Path) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         bounds = [f"{name}{end}" for name in COLUMNS for end in ("", "_low", "_high")]
-        writer.writerow(["cell", "group", "n", "products", "overcompleted", *bounds, "seconds", "thorough"])
+        writer.writerow(["cell", "group", "n", "products", "overcompleted", *bounds, "seconds"])
         for row in rows:
             figures = []
             for name in COLUMNS:
                 figure = getattr(row, name)
                 figures += [figure.value, *figure.interval] if figure is not None else ["", "", ""]
             counts = [row.cell, row.group, row.n, row.products, row.overcompleted]
-            writer.writerow([*counts, *figures, row.seconds, row.thorough])
+            writer.writerow([*counts, *figures, row.seconds])
 
 
 def _page(table: Table, strips: dict[str, str]) -> str:

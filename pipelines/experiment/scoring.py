@@ -1,7 +1,7 @@
 """What is measured of every painted picture, and of a cell's pictures together.
 
-Overcompletion is measured as `inspect` does, on the picture with the product laid back: a fast pair of finders for all,
-HQ-SAM for every picture near the threshold and for a random fifth.
+Overcompletion is measured as `inspect` does, on the picture with the product laid back: a fast pair of finders says E+
+of all; how far HQ-SAM sees otherwise is asked of every picture near the threshold and of a fifth.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Scores:
     Attributes:
         e_plus: E+ of the picture with the product laid back.
         d_plus: Area of detached product-like objects, in products.
-        thorough: HQ-SAM was asked.
+        uncertainty: How far the finders and HQ-SAM lie apart, in products; NaN where HQ-SAM was not asked.
         sharpness: Mean gradient of the scene's luminance, levels a pixel.
         clip: Cosine between picture and prompt in the profile's CLIP, -1..1.
         scene: 1 where a classifier sees the prompt's wall and floor, 0.5 one of them, 0 none; NaN without one.
@@ -54,7 +54,7 @@ class Scores:
 
     e_plus: float
     d_plus: float
-    thorough: bool
+    uncertainty: float
     sharpness: float
     clip: float
     scene: float
@@ -95,7 +95,7 @@ class Scorer:
         return Scores(
             e_plus=found.e_plus,
             d_plus=found.d_plus,
-            thorough=bool(thorough),
+            uncertainty=found.uncertainty if thorough else float("nan"),
             sharpness=float(slope[scenery].mean()),
             clip=self._agreement(image, pair.prompt),
             scene=self.classifier.agreement(image, matte, pair.wall, pair.floor) if self.classifier else float("nan"),

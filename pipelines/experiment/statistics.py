@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-RESAMPLES = 2000
+from pipelines.quality.intervals import Interval, clustered
 
-Interval = tuple[float, float]
 Floats = NDArray[np.float64]
 
 
@@ -33,15 +32,9 @@ def by_product(products: Sequence[str], statistic: Callable[[NDArray[np.int64]],
         products: The product of each picture.
         statistic: Maps how often each picture counts, (n,) whole numbers, to the value.
     """
-    names, group = np.unique(np.asarray(products), return_inverse=True)
-    rng = np.random.default_rng(0)
-    counts = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=RESAMPLES)
-    values = np.array([statistic(drawn[group]) for drawn in counts])
-    value = statistic(np.ones(len(group), np.int64))
-    if np.isnan(value):
-        return Figure(value, (value, value))
-    low, high = np.nanquantile(values, [0.025, 0.975])
-    return Figure(value, (float(low), float(high)))
+    pictures = len(products)
+    value, ends = clustered(products, lambda rows: statistic(np.bincount(rows, minlength=pictures)))
+    return Figure(value, ends)
 
 
 def mean(products: Sequence[str], values: Sequence[float]) -> Figure:

@@ -12,7 +12,7 @@ bootstrap, Field and Welsh 2007).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,6 +25,7 @@ from rich.progress import track
 from pipelines.errors import UsageError
 from pipelines.models import Profile, load_profile
 from pipelines.quality.evidence import Evidence, Piece, pieces
+from pipelines.quality.intervals import Interval, clustered
 from pipelines.quality.overcompletion import SURE, OvercompletionDetector
 from pipelines.quality.untouched import untouched_photos
 from pipelines.quality.yardstick import (
@@ -43,10 +44,7 @@ CALIBRATION, TEST = SIDES
 COMPOSITES = {CALIBRATION: 120, TEST: 260}
 FOLDS = 6
 PHOTOS = 200
-RESAMPLES = 1000
 SIZES = ((0.01, 0.02), (0.02, SMALL), (SMALL, 0.1), (0.1, 0.3))
-
-Interval = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,26 +127,6 @@ def tune(whole: np.ndarray, grown: np.ndarray) -> float:
     wrong = np.searchsorted(np.sort(grown), middles, "right") + len(whole)
     wrong = wrong - np.searchsorted(np.sort(whole), middles, "right")
     return float(middles[np.lexsort((-widths, wrong))[0]])
-
-
-def clustered(
-    products: Sequence[str], figure: Callable[[np.ndarray], float], resamples: int = RESAMPLES
-) -> tuple[float, Interval]:
-    """A figure and its 95 % interval over products.
-
-    Args:
-        products: the product of each measurement.
-        figure: from the indices of measurements, some of them several times, to the figure. A NaN is left out.
-    """
-    names = np.array(products)
-    clusters = [np.flatnonzero(names == name) for name in np.unique(names)]
-    rng = np.random.default_rng(0)
-    drawn = [
-        figure(np.concatenate([clusters[n] for n in rng.integers(len(clusters), size=len(clusters))]))
-        for _ in range(resamples)
-    ]
-    low, high = np.nanquantile(drawn, [0.025, 0.975])
-    return figure(np.arange(len(names))), (float(low), float(high))
 
 
 def draw(shared: Path, side: str, count: int) -> Iterator[Composite]:

@@ -8,13 +8,14 @@ together, so what is resampled for an interval is products, never pictures (clus
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-RESAMPLES = 10_000
+from pipelines.quality.intervals import interval
+
 MIN_PRODUCTS = 8
 """Below so many products a bootstrap says nothing: its interval is far too narrow."""
 
@@ -116,14 +117,3 @@ def compare(current: Evaluation, candidate: Evaluation) -> Comparison:
         products=candidate.products,
         n=candidate.n,
     )
-
-
-def interval(products: Sequence[str], values: Sequence[float]) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean of `values`, one a picture; whole products are drawn with replacement."""
-    _, group = np.unique(np.asarray(products), return_inverse=True)
-    sums = np.bincount(group, weights=np.asarray(values, np.float64))
-    counts = np.bincount(group)
-    drawn = np.random.default_rng(0).integers(0, len(sums), (RESAMPLES, len(sums)))
-    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipelines.quality.calibrate import Judged, auroc, clustered, figures, tune
+from pipelines.quality.calibrate import Judged, auroc, figures, tune
+from pipelines.quality.intervals import clustered
 
 
 def judged(product: str, share: float, e_plus: float, part: str = "cord", background: str = "studio") -> Judged:

@@ -7,7 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from pipelines.quality.comparison import Evaluation, Score, compare, interval
+from pipelines.quality.comparison import Evaluation, Score, compare
+from pipelines.quality.intervals import interval
 
 TAU = 0.03
 

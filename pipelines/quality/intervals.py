@@ -1,0 +1,50 @@
+"""95 % intervals over products: what is resampled is products, never pictures.
+
+Pictures of one product hang together, so that many pictures of few products say little (cluster bootstrap, Field and
+Welsh 2007).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+RESAMPLES, MANY = 1000, 10_000
+"""How often products are drawn anew: for any figure, and for a mean, which costs less."""
+
+Interval = tuple[float, float]
+
+
+def interval(products: Sequence[str], values: Sequence[float]) -> Interval:
+    """95 % bootstrap interval of the mean of `values`, one a picture; whole products are drawn with replacement."""
+    _, group = np.unique(np.asarray(products), return_inverse=True)
+    sums = np.bincount(group, weights=np.asarray(values, np.float64))
+    counts = np.bincount(group)
+    drawn = np.random.default_rng(0).integers(0, len(sums), (MANY, len(sums)))
+    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def clustered(
+    products: Sequence[str], figure: Callable[[np.ndarray], float], resamples: int = RESAMPLES
+) -> tuple[float, Interval]:
+    """A figure and its 95 % interval over products.
+
+    Args:
+        products: the product of each measurement.
+        figure: from the indices of measurements, some of them several times, to the figure. A NaN is left out.
+    """
+    names = np.array(products)
+    clusters = [np.flatnonzero(names == name) for name in np.unique(names)]
+    rng = np.random.default_rng(0)
+    drawn = [
+        figure(np.concatenate([clusters[n] for n in rng.integers(len(clusters), size=len(clusters))]))
+        for _ in range(resamples)
+    ]
+    value = figure(np.arange(len(names)))
+    if np.isnan(drawn).all():
+        return value, (float("nan"), float("nan"))
+    low, high = np.nanquantile(drawn, [0.025, 0.975])
+    return value, (float(low), float(high))
