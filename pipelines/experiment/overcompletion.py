@@ -1,19 +1,21 @@
 """Run the experiment: paint and score every cell's pairs, remember each picture, and make the table.
 
 Whatever is done is kept in the output folder under a name that says what it was made of (cell, settings, weights,
-pair): a run that was stopped goes on, a longer one begins with a shorter one's pictures, and new weights begin anew.
+pair; for scores also what measured): a run that was stopped goes on, a longer one begins with a shorter one's pictures,
+new weights begin anew, and another threshold scores the same pictures again.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
+from PIL.PngImagePlugin import PngInfo
 
 from pipelines.contracts import canonical_json, sha256_hex
 from pipelines.errors import UsageError
@@ -26,8 +28,8 @@ from pipelines.experiment.statistics import Figure
 from pipelines.models import Profile
 from pipelines.scenes import Checks
 
-VERSION = 1
-"""Raised when what is measured, or how, changes: stored scores of an earlier version are made anew."""
+PAINTING = SCORING = 1
+"""Raised when what is painted, or what is measured, changes: what is stored of an earlier version is made anew."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -155,32 +157,48 @@ def run(
 
 def results_of(
     cell: Cell, pairs: Sequence[Pair], profile: Profile, painter: Painter, scorer: Scorer, out: Path
-) -> Iterable[Result]:
-    """Yield the result of each pair, stored or made now; a batch is stored as soon as it is scored."""
+) -> Iterator[Result]:
+    """Yield the result of each pair, stored or made now; each is stored as soon as it is scored."""
+    measured_by = sha256_hex(canonical_json({"version": SCORING, "scorer": scorer.version}).encode())[:8]
+    for pair, picture, seconds in painted(cell, pairs, profile, painter, out):
+        stored = picture.with_name(f"{picture.stem}-{measured_by}.json")
+        if not stored.exists():
+            with Image.open(picture) as image:
+                scores = scorer.score(pair, image, seconds)
+            stored.write_text(json.dumps(asdict(scores)), encoding="utf-8")
+        yield Result(pair, Scores(**json.loads(stored.read_text(encoding="utf-8"))), picture)
+
+
+def painted(
+    cell: Cell, pairs: Sequence[Pair], profile: Profile, painter: Painter, out: Path
+) -> Iterator[tuple[Pair, Path, float]]:
+    """Yield the picture of each pair and the seconds that it took, stored or painted now; a batch is stored at once."""
     folder = out / "pictures" / cell.name.replace("/", "-").replace(" ", "-")
     folder.mkdir(parents=True, exist_ok=True)
     made_of = canonical_json(
         {
-            "version": VERSION,
+            "version": PAINTING,
             "cell": asdict(replace(cell, name="", group="claim")),
             "settings": [painting.STEPS, painting.GUIDANCE_SCALE, painting.CONTROL_SCALE, painting.CONTROL_END],
-            "models": [profile.ref(part).sha256 for part in (*profile.sampler_parts, *cell.parts, "salient", "hqsam")],
-            "tau": scorer.tau,
+            "models": [profile.ref(part).sha256 for part in (*profile.sampler_parts, *cell.parts)],
         }
     )
     for start in range(0, len(pairs), BATCH):
         batch = pairs[start : start + BATCH]
         keys = [sha256_hex(f"{made_of} {pair.digest}".encode())[:16] for pair in batch]
         pictures = [folder / f"{pair.number:04d}-{key}.png" for pair, key in zip(batch, keys, strict=True)]
-        if not all(path.with_suffix(".json").exists() for path in pictures):
+        if not all(path.exists() for path in pictures):
             # the whole batch again: pixels are promised for one batch shape
-            painted, seconds = painter.paint(cell, batch)
-            for pair, image, path in zip(batch, painted, pictures, strict=True):
-                scores = scorer.score(pair, image, seconds)
-                image.save(path)
-                path.with_suffix(".json").write_text(json.dumps(asdict(scores)), encoding="utf-8")
+            images, seconds = painter.paint(cell, batch)
+            for image, path in zip(images, pictures, strict=True):
+                note = PngInfo()
+                note.add_text("seconds", f"{seconds:.4f}")
+                unfinished = path.with_suffix(".part")
+                image.save(unfinished, "PNG", pnginfo=note)
+                unfinished.replace(path)
         for pair, path in zip(batch, pictures, strict=True):
-            yield Result(pair, Scores(**json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))), path)
+            with Image.open(path) as stored:
+                yield pair, path, float(stored.info["seconds"])
 
 
 def _missing(cell: Cell, profile: Profile) -> str:

@@ -24,7 +24,8 @@ from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizerFast
 
 from pipelines.errors import IntegrityError
 from pipelines.experiment.pairs import Pair
-from pipelines.models import Profile
+from pipelines.models import Profile, sha256_of
+from pipelines.quality.evidence import WEIGHTS
 from pipelines.quality.overcompletion import OvercompletionDetector
 from pipelines.training.composer import compose, draw_scene
 from pipelines.training.data import Composer
@@ -68,10 +69,12 @@ def composite(pair: Pair, painted: Image.Image) -> NDArray[np.uint8]:
 
 
 class Scorer:
-    """Loads what measures once. `classifier` None: no composed scenes to learn walls and floors from."""
+    """Loads what measures once. `classifier` None: no composed scenes to learn walls and floors from. `version` names
+    the threshold and the weights that scores depend on."""
 
     def __init__(self, profile: Profile, tau: float, classifier: SceneClassifier | None, device: str = "cpu"):
         self.tau = tau
+        self.version = [tau, sha256_of(WEIGHTS), *(profile.ref(part).sha256 for part in ("salient", "hqsam", "clip"))]
         self.fast = OvercompletionDetector.from_profile(profile, device=device)
         self.thorough = OvercompletionDetector.from_profile(profile, thorough=True, device=device)
         self.classifier = classifier
