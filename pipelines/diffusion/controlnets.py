@@ -12,6 +12,7 @@ from torch import Tensor
 from pipelines.diffusion.conditioning import Conditioning
 from pipelines.diffusion.inputs import Images, Layout, Masks, as_masks, as_pixels, image_list
 from pipelines.diffusion.mask_guidance import MaskGuidedControlNet, Resize, without_embedding
+from pipelines.diffusion.schedule import within
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class Control:
 
     def active(self, step: int, steps: int) -> bool:
         """Whether the net runs in step 0, 1, … of `steps`."""
-        return self.scale != 0 and step / steps >= self.start and (step + 1) / steps <= self.end
+        return self.scale != 0 and within(step, steps, self.start, self.end)
 
 
 def prepare_controls(
@@ -67,7 +68,7 @@ def prepare_controls(
         own = product_mask if masks is None else masks[i]
         if product_mask is not None and own is not None and not isinstance(net, MaskGuidedControlNet):
             mask = as_masks(own, layout.shots, size).to(net.device)
-            net = MaskGuidedControlNet(net, layout.in_both_halves(mask), resize=resize)
+            net = MaskGuidedControlNet(net, layout.a_picture(mask), resize=resize)
         controls.append(
             Control(
                 without_embedding(net),

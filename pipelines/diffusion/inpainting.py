@@ -10,7 +10,7 @@ SD 1.5 and SDXL.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +26,7 @@ from pipelines.checkpoints import load_profile_base
 from pipelines.diffusion import fooocus, loras, schedule
 from pipelines.diffusion.blends import WEB_UI, SoftBlend, blend_prediction, hard_blend
 from pipelines.diffusion.branches import load_branch, load_branch_net
-from pipelines.diffusion.brushnet import BrushNetModel, inject
+from pipelines.diffusion.brushnet import BrushNetModel
 from pipelines.diffusion.conditioning import (
     AS_SAMPLED,
     Conditioning,
@@ -37,7 +37,9 @@ from pipelines.diffusion.conditioning import (
     condition,
     encode_texts,
 )
-from pipelines.diffusion.controlnets import inpaint_control, prepare_controls, residuals
+from pipelines.diffusion.controlnets import inpaint_control, prepare_controls
+from pipelines.diffusion.denoiser import Denoiser, Guidance, Told
+from pipelines.diffusion.feature_cache import FeatureCache
 from pipelines.diffusion.inputs import (
     Images,
     Layout,
@@ -286,6 +288,9 @@ class InpaintingPipeline:
         ip_adapter_mask: Masks | None = None,
         ip_adapter_scale: float = 1.0,
         soft: SoftBlend = WEB_UI,
+        guidance_start: float = 0.0,
+        guidance_end: float = 1.0,
+        cache_interval: int = 1,
         callback: Callable[[int, int], None] | None = None,
     ) -> InpaintingOutput:
         """Inpaint a batch of shots of one size.
@@ -320,6 +325,10 @@ class InpaintingPipeline:
                 shot. Left out, it is heard everywhere.
             ip_adapter_scale: Its strength beside the prompt's.
             soft: Settings of method "soft".
+            guidance_start: Share of the steps from which the prompt is guided; a step outside costs half.
+            guidance_end: Share of the steps up to which it is.
+            cache_interval: Every how many steps the whole UNet and the branches run. In the steps between, only the
+                UNet's first and last block do, and recall the rest; see `pipelines.diffusion.feature_cache`.
             callback: Told (steps done, steps in all) after each step.
 
         Raises:
@@ -340,12 +349,12 @@ class InpaintingPipeline:
         negatives = text_a_shot(negative_prompt, shots, "negative_prompt")
         generators = generator_a_picture(generator, shots, num_images)
         latent_size = (size[0] // self.vae_factor, size[1] // self.vae_factor)
-        guided = guidance_scale > 1
-        layout = Layout(shots, num_images, halves=2 if guided else 1)
+        guidance = Guidance(guidance_scale, guidance_start, guidance_end)
+        layout = Layout(shots, num_images, halves=2 if guidance.ever else 1)
 
         # 2. Text and sizes, and the IP-Adapter's image
         text = self._encode_text(prompts)
-        negative = self._encode_text(negatives, empty_is_zero=True) if guided else None
+        negative = self._encode_text(negatives, empty_is_zero=True) if guidance.ever else None
         conditioning = condition(text, negative, layout, sizes.time_ids(size))
         unet_options = self._show(
             conditioning, image_list(ip_adapter_image), ip_adapter_mask, ip_adapter_scale, layout, size
@@ -367,13 +376,13 @@ class InpaintingPipeline:
         blend_mask = layout.a_picture(F.adaptive_avg_pool2d(mask, latent_size)).to(latents.dtype)
 
         # 5. The branch's or the UNet's view of the masked image
-        branch_cond = unet_cond = feature = None
-        if self.brushnet is not None and brushnet_scale != 0:
+        brushnet = self.brushnet if brushnet_scale != 0 else None
+        brushnet_cond = unet_cond = feature = None
+        if brushnet is not None:
             seen = self._encode_image(masked_image(pixels, mask))
             kept = latent_mask(mask, latent_size, brushnet_mask).to(seen.dtype)
-            # without text both halves would get the same from BrushNet: it runs once, and `inject` repeats
-            lay_out = layout.in_both_halves if self.brushnet.sees_text else layout.a_picture
-            branch_cond = lay_out(torch.cat([seen, kept], dim=1))
+            lay_out = layout.in_both_halves if brushnet.sees_text else layout.a_picture
+            brushnet_cond = lay_out(torch.cat([seen, kept], dim=1))
         if self.method.unet_channels == 9:
             # these UNets were trained on 1 = to be painted, and on grey there
             seen = self._encode_image(masked_image(pixels, mask, fill=0.0))
@@ -393,28 +402,12 @@ class InpaintingPipeline:
             controls.append(inpaint_control(self.inpaint_controlnet, seen, controlnet_inpaint_scale, layout))
 
         # 7. Denoise
+        told = Told(conditioning, unet_options, unet_cond, brushnet_cond, tuple(controls))
+        cache = FeatureCache(self.unet, cache_interval) if cache_interval != 1 else None
+        denoiser = Denoiser(self.unet, brushnet, brushnet_scale, feature, layout, told, guidance, cache)
         for step, t in enumerate(timesteps):
             model_input = self.scheduler.scale_model_input(latents, t)
-            doubled = model_input.repeat(layout.halves, 1, 1, 1)
-            from_controls = residuals(controls, step, len(timesteps), doubled, t, conditioning)
-
-            with ExitStack() as added:
-                if self.brushnet is not None and branch_cond is not None:
-                    sample = doubled if self.brushnet.sees_text else model_input
-                    injections = self.brushnet(
-                        sample, t, None, branch_cond, brushnet_scale, added_cond_kwargs=conditioning.added
-                    )
-                    added.enter_context(inject(self.unet, *injections))
-                if feature is not None:
-                    added.enter_context(fooocus.add_feature(self.unet, feature))
-                seen_by_unet = doubled if unet_cond is None else torch.cat([doubled, unet_cond], dim=1)
-                prediction = self.unet(
-                    seen_by_unet, t, conditioning.embeds, return_dict=False, **unet_options, **from_controls
-                )[0]
-            if guided:
-                without, with_text = prediction.chunk(2)
-                prediction = without + guidance_scale * (with_text - without)
-
+            prediction = denoiser.predict(model_input, t, step, len(timesteps))
             if self.method.blend == "soft":
                 signal = schedule.signal_at(self.scheduler, t)
                 kind = self.scheduler.config.prediction_type

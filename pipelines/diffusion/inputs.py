@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,6 +39,17 @@ class Layout:
         """Two of (1 or shots, ...) to one entry a picture and half; where nothing is guided `without` is not read."""
         halves = [with_it] if without is None or self.halves == 1 else [without, with_it]
         return torch.cat([self.a_picture(half) for half in halves])
+
+    def prompted(self, values: Any) -> Any:
+        """Of tensors with one entry a picture and half, or lists and dicts of such: what the half with the prompt gets.
+
+        What has one entry a picture stays as it is.
+        """
+        if isinstance(values, Tensor):
+            return values[-self.shots * self.pictures :]
+        if isinstance(values, dict):
+            return {name: self.prompted(value) for name, value in values.items()}
+        return values if values is None else [self.prompted(value) for value in values]
 
 
 def image_list(images: Images) -> list[Image.Image]:

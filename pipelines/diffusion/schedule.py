@@ -40,6 +40,11 @@ def start(scheduler: Any, steps: int, strength: float, device: torch.device) -> 
     return timesteps
 
 
+def within(step: int, steps: int, start: float, end: float) -> bool:
+    """Whether all of step 0, 1, … of `steps` lies between two shares of them."""
+    return step / steps >= start and (step + 1) / steps <= end
+
+
 def step_options(scheduler: Any, generators: Sequence[torch.Generator] | None) -> dict[str, Any]:
     """What a scheduler's step takes besides: the pictures' generators, where it draws noise."""
     if "generator" not in inspect.signature(scheduler.step).parameters:

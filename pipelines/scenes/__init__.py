@@ -119,7 +119,11 @@ class Checks(_Part):
 
 
 class Scene(_Part):
-    """One reviewed look."""
+    """One reviewed look.
+
+    `guidance_start` and `guidance_end` (shares of the steps) and `cache_interval` trade pixels for time; see
+    `pipelines.diffusion.inpainting`.
+    """
 
     name: Name
     title: str = Field(min_length=1, max_length=80)
@@ -129,6 +133,9 @@ class Scene(_Part):
     method: Literal["blended", "soft", "inpaint9", "controlnet_inpaint", "fooocus", "brushnet"] = "brushnet"
     steps: int = Field(20, ge=1, le=200)
     guidance_scale: float = Field(2.5, ge=1, le=30)
+    guidance_start: Share = 0.0
+    guidance_end: Share = 1.0
+    cache_interval: int = Field(1, ge=1, le=20)
     strength: float = Field(1.0, gt=0, le=1)
     candidates: int = Field(3, ge=1, le=16)
     base_seed: int = Field(0, ge=0)
@@ -148,6 +155,13 @@ class Scene(_Part):
                 raise ValueError(f"{{{field}}} is not one of {', '.join(f'{{{name}}}' for name in PLACEHOLDERS)}")
         return prompt
 
+    @model_validator(mode="after")
+    def _guided_in_order(self) -> Scene:
+        start, end = self.guidance_start, self.guidance_end
+        if start >= end:
+            raise ValueError(f"guidance_start ({start:g}) must be before guidance_end ({end:g}): shares of the steps")
+        return self
+
     @property
     def digest(self) -> str:
         """sha256 over the whole definition: which version of a scene made an image."""
@@ -165,13 +179,18 @@ class Scene(_Part):
         return " ".join(filled.replace(" ,", ",").split()).strip(" ,")
 
     def sampler_settings(self) -> dict[str, Any]:
-        """What of the scene reaches the sampler, as parameters of a generate step."""
-        return self.model_dump(
+        """What of the scene reaches the sampler, as parameters of a generate step.
+
+        Savings that are off are left out: a scene without them keeps the key of the steps that are there.
+        """
+        settings = self.model_dump(
             mode="json",
             include={
                 "steps", "guidance_scale", "strength", "brushnet_scale", "controls", "lora", "placement",
             },
         )  # fmt: skip
+        savings = {"guidance_start", "guidance_end", "cache_interval"}
+        return settings | self.model_dump(mode="json", include=savings, exclude_defaults=True)
 
 
 def list_scenes(folder: Path = FOLDER) -> list[Scene]:

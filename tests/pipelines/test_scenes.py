@@ -81,6 +81,14 @@ def test_a_change_of_any_field_is_another_version() -> None:
     assert scene.digest != scene.model_copy(update={"steps": scene.steps + 1}).digest
 
 
+def test_what_saves_time_is_a_setting_and_where_it_is_off_a_step_keeps_its_key() -> None:
+    plain = Scene.model_validate(MINIMAL)
+    saving = {"guidance_start": 0.25, "guidance_end": 0.75, "cache_interval": 2}
+    assert not set(saving) & set(plain.sampler_settings())
+    settings = Scene.model_validate({**MINIMAL, **saving}).sampler_settings()
+    assert settings == plain.sampler_settings() | saving
+
+
 def test_an_unknown_scene_is_answered_with_those_there_are() -> None:
     with pytest.raises(UsageError, match=r"no scene 'sage-studio': there are .*studio-sage"):
         load_scene("sage-studio")
@@ -102,6 +110,8 @@ def test_a_scene_name_cannot_leave_the_folder() -> None:
         ({"method": "magic"}, "method: .*brushnet"),
         ({"steps": 0}, "steps: .*greater than or equal to 1"),
         ({"guidance_scale": "much"}, "guidance_scale: "),
+        ({"guidance_start": 0.7, "guidance_end": 0.2}, r"guidance_start \(0\.7\) must be before guidance_end \(0\.2\)"),
+        ({"cache_interval": 0}, "cache_interval: .*greater than or equal to 1"),
         ({"placement": {"scale": 1.4}}, r"placement\.scale: .*0\.98"),
         ({"placement": {"anchor": "ceiling"}}, r"placement\.anchor: .*ground"),
         ({"controls": [{"kind": "sketch"}]}, r"controls\.0\.kind: .*'canny', 'lineart' or 'openpose'"),

@@ -95,6 +95,19 @@ def shoot(pipeline, seed=0, **other) -> Image.Image:
     return pipeline(*product(), "a lamp", generator=seeded(seed), **CALL | other).images[0]
 
 
+def test_it_is_heard_in_steps_without_guidance_and_in_those_that_recall_features(dressed):
+    pipeline = dressed()
+    region = torch.zeros(1, 1, SIDE, SIDE)
+    region[..., :40] = 1
+    look = {"ip_adapter_image": LOOK, "ip_adapter_mask": region}
+    # a part of the schedule that is shorter than a step: both halves are laid out, the prompted one alone is read
+    unguided = shoot(pipeline, guidance_start=0.9, **look)
+    assert unguided.tobytes() == shoot(pipeline, guidance_scale=1.0, **look).tobytes()
+    assert difference(unguided, shoot(pipeline, guidance_start=0.9)) > 2
+    recalled = shoot(pipeline, cache_interval=3, **look)
+    assert difference(recalled, shoot(pipeline, cache_interval=3)) > 2
+
+
 @pytest.mark.parametrize("kind", ["plain", "plus"])
 def test_it_changes_the_picture_as_strongly_as_it_is_said(dressed, parts, kind):
     plain = shoot(parts.pipeline("brushnet"))

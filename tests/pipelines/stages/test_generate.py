@@ -116,6 +116,22 @@ def test_lines_and_poses_are_drawn_and_placed_like_the_product(monkeypatch) -> N
     assert (lines != edges).any()
 
 
+def test_what_a_scene_saves_reaches_the_sampler_and_the_key() -> None:
+    calls: list[dict[str, Any]] = []
+
+    def sampler(**call: Any) -> Any:
+        calls.append(call)
+        return SimpleNamespace(images=call["image"])
+
+    saving = {"guidance_start": 0.25, "guidance_end": 0.75, "cache_interval": 2}
+    plain, given = recipe(), inputs(30)
+    asked = dataclasses.replace(plain, scene=plain.scene.model_copy(update=saving))
+    assert job_of(asked, given).key != job_of(plain, given).key
+    models = SimpleNamespace(pipeline=sampler, detector=load(plain).detector)
+    compute([Work(job_of(asked, given), given)], models, asked)
+    assert {name: calls[0][name] for name in saving} == saving
+
+
 def test_only_the_product_without_a_pose_is_rejected() -> None:
     asked, given = recipe(kind="openpose"), inputs(30)
     models = SimpleNamespace(
