@@ -15,6 +15,9 @@ from pipelines.diffusion.mask_guidance import Resize
 Group = Literal["claim", "methods", "ablations"]
 Guidance = Literal["none", "unmasked", "guided"]
 
+STEPS = 12
+"""Sampler steps of a cell; the scenes' own are more."""
+
 ARMS = {
     "random": "brushnet_random",
     "control": "brushnet_control",
@@ -42,6 +45,9 @@ class Cell:
         masked: The residuals that it is multiplied into: all 13, or those of the two larger or two smaller sizes.
         edges: Whether the ControlNet is shown the edges of the whole source photo, or of the cutout alone.
         lora: A LoRA of the profile, at full strength.
+        steps: Sampler steps.
+        guided_steps: Between which shares of the steps the prompt is guided.
+        cache_interval: Every how many steps the whole UNet and the branches run.
     """
 
     name: str
@@ -54,6 +60,9 @@ class Cell:
     masked: Literal["all", "larger", "smaller"] = "all"
     edges: Literal["photo", "cutout"] = "photo"
     lora: str | None = None
+    steps: int = STEPS
+    guided_steps: tuple[float, float] = (0.0, 1.0)
+    cache_interval: int = 1
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -85,6 +94,9 @@ ABLATIONS = (
     replace(_BEST, name="cutout's edges, unmasked", edges="cutout", guidance="unmasked"),
     replace(_BEST, name="cutout's edges, guided", edges="cutout"),
     replace(_BEST, name="LoRA not trained with", lora="lora_oak_window"),
+    replace(_BEST, name="6 steps", steps=6),
+    replace(_BEST, name="guidance in the middle half of the steps", guided_steps=(0.25, 0.75)),
+    replace(_BEST, name="features cached every 2nd step", cache_interval=2),
 )
 CELLS = (*CLAIM, *OTHERS, *ABLATIONS)
 PAIRS = {"claim": 300, "methods": 100, "ablations": 100}

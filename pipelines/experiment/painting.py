@@ -17,12 +17,13 @@ from pipelines.diffusion.brushnet import BrushNetModel
 from pipelines.diffusion.control import canny_edges
 from pipelines.diffusion.inpainting import InpaintingPipeline
 from pipelines.diffusion.mask_guidance import MaskGuidedControlNet, refine_mask
+from pipelines.experiment.cells import STEPS as STEPS  # beside the other settings of every cell
 from pipelines.experiment.cells import Cell
 from pipelines.experiment.pairs import Pair
 from pipelines.models import Profile
 
-STEPS, GUIDANCE_SCALE, CONTROL_SCALE, CONTROL_END = 12, 2.5, 0.8, 0.8
-"""Sampler settings of every cell; the scenes' own, with fewer steps."""
+GUIDANCE_SCALE, CONTROL_SCALE, CONTROL_END = 2.5, 0.8, 0.8
+"""Sampler settings of every cell; the scenes' own."""
 
 BATCH = 8
 
@@ -57,8 +58,11 @@ class Painter:
             image=[Image.fromarray(pair.product.colour) for pair in pairs],
             product_mask=list(masks),
             prompt=[pair.prompt for pair in pairs],
-            num_inference_steps=STEPS,
+            num_inference_steps=cell.steps,
             guidance_scale=GUIDANCE_SCALE,
+            guidance_start=cell.guided_steps[0],
+            guidance_end=cell.guided_steps[1],
+            cache_interval=cell.cache_interval,
             control_images=[[edges_of(pair, cell) for pair in pairs]] if controlled else [],
             control_masks=[guides] if controlled else None,
             control_scales=[CONTROL_SCALE] if controlled else None,
