@@ -231,19 +231,23 @@ class InpaintingPipeline:
             if self.offload:
                 module.to("cpu")
 
+    @property
+    def _text_encoders(self) -> list[Any]:
+        return [encoder for encoder in (self.text_encoder, self.text_encoder_2) if encoder is not None]
+
     def load_lora(self, path: Path, scale: float = 1.0, name: str | None = None) -> None:
-        """Load a LoRA for the UNet beside those that are in it; see `pipelines.diffusion.loras.add_lora`."""
-        self.lora_scales[loras.add_lora(self.unet, path, name)] = scale
-        loras.set_scales(self.unet, self.lora_scales)
+        """Load a LoRA beside those that are there; see `pipelines.diffusion.loras.add_lora`."""
+        self.lora_scales[loras.add_lora(self.unet, path, name, self._text_encoders)] = scale
+        loras.set_scales(self.unet, self.lora_scales, self._text_encoders)
 
     def set_lora_scales(self, scales: dict[str, float]) -> None:
         """Say how strongly each LoRA speaks, by name: 1 as trained; those not named are off."""
-        loras.set_scales(self.unet, scales)
+        loras.set_scales(self.unet, scales, self._text_encoders)
         self.lora_scales = dict(scales)
 
     def unload_lora(self) -> None:
-        """Take all LoRAs out again: the UNet is the one that it was before."""
-        self.unet.unload_lora()
+        """Take all LoRAs out again: UNet and text encoders are those that they were before."""
+        loras.remove_loras(self.unet, self._text_encoders)
         self.lora_scales = {}
 
     def load_ip_adapter(self, path: Path, image_encoder: Path) -> None:

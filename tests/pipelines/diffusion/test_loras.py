@@ -1,9 +1,13 @@
-"""Several LoRAs at a time, by name and scale, on SD 1.5 and SDXL."""
+"""Several LoRAs at a time, by name and scale, on SD 1.5 and SDXL; those with halves for the text encoders, too."""
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
+from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from tiny_models import difference, product
 
@@ -106,3 +110,168 @@ def test_kohyas_names_of_sdxls_original_blocks_give_the_picture_of_pefts(sdxl_pa
     assert difference(pictures[0], pictures[1]) > 2
     with pytest.raises(IntegrityError, match=r"kohya\.safetensors: expected a LoRA for this base"):
         parts.pipeline("brushnet").load_lora(tmp_path / "kohya.safetensors")
+
+
+ALPHAS = {"self_attn.q_proj": 4.0, "self_attn.out_proj": 1.0, "mlp.fc1": 2.0}
+"""Where the text halves of these tests are in each layer of an encoder, and their alphas."""
+
+
+def of_encoder(encoder, seed: int) -> dict[str, tuple[torch.Tensor, torch.Tensor, float]]:
+    """A LoRA of rank 4 by the modules' published names: (down, up, alpha)."""
+    generator = torch.Generator().manual_seed(seed)
+    made = {}
+    for n, layer in enumerate(getattr(encoder, "text_model", encoder).encoder.layers):
+        for place, alpha in ALPHAS.items():
+            module = layer.get_submodule(place)
+            down = torch.randn(4, module.in_features, generator=generator) * 0.3
+            up = torch.randn(module.out_features, 4, generator=generator) * 0.3
+            made[f"text_model.encoder.layers.{n}.{place}"] = (down, up, alpha)
+    return made
+
+
+def encoders_of(parts):
+    return [encoder for encoder in (parts.text_encoder, parts.text_encoder_2) if encoder is not None]
+
+
+def write_with_text(path, parts, form: str):
+    """A LoRA of UNet and text encoders. PEFT's files have no alphas of their own: here they are in the weights."""
+    tensors = load_file(write(path, parts.unet, "down_blocks.1.attentions.0.transformer_blocks.0", 1))
+    encoders = encoders_of(parts)
+    if form == "kohya":
+        ends = {"lora_A.weight": "lora_down.weight", "lora_B.weight": "lora_up.weight"}
+        stems = {name: name.split(".lora_")[0].replace("unet.", "lora_unet_").replace(".", "_") for name in tensors}
+        tensors = {f"{stems[name]}.{ends[name[-13:]]}": value for name, value in tensors.items()}
+    kohyas = ("lora_te1_", "lora_te2_") if len(encoders) == 2 else ("lora_te_",)
+    for n, encoder in enumerate(encoders):
+        for module, (down, up, alpha) in of_encoder(encoder, n).items():
+            if form == "kohya":
+                name = kohyas[n] + module.replace(".", "_")
+                tensors |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
+                tensors[f"{name}.alpha"] = torch.tensor(alpha)
+            else:
+                name = f"{('text_encoder', 'text_encoder_2')[n]}.{module}"
+                tensors |= {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up * alpha / 4}
+    save_file(tensors, path)
+    return path
+
+
+def by_hand(parts, scale: float):
+    """The parts' text encoders with the LoRA added to their weights."""
+    merged = []
+    for n, encoder in enumerate(encoders_of(parts)):
+        model = copy.deepcopy(encoder)
+        for name, (down, up, alpha) in of_encoder(encoder, n).items():
+            module = getattr(model, "text_model", model).get_submodule(name.removeprefix("text_model."))
+            module.weight.data += scale * alpha / 4 * up @ down
+        merged.append(model)
+    return merged
+
+
+@torch.no_grad()
+def heard(encoder, text: str = "a lamp") -> torch.Tensor:
+    ids = torch.tensor([[ord(letter) % 26 for letter in text.ljust(16)]])
+    return encoder(ids).last_hidden_state
+
+
+def is_untouched(pipeline) -> bool:
+    modules = (pipeline.unet, pipeline.text_encoder, pipeline.text_encoder_2)
+    return not any(hasattr(module, "peft_config") for module in modules)
+
+
+class TestTextEncoders:
+    @pytest.mark.parametrize("form", ["kohya", "peft"])
+    @pytest.mark.parametrize("family", ["sd15", "sdxl"])
+    def test_their_halves_are_added_as_strongly_as_the_unets(self, parts, sdxl_parts, tmp_path, form, family):
+        of = {"sd15": parts, "sdxl": sdxl_parts}[family]
+        pipeline = of.pipeline("brushnet")
+        plain = shoot(pipeline)
+        merged = {scale: by_hand(of, scale) for scale in (0.8, 0.3)}
+        before = [heard(encoder) for encoder in encoders_of(of)]
+        pipeline.load_lora(write_with_text(tmp_path / "oak.safetensors", of, form), 0.8)
+        try:
+            for scale in (0.8, 0.3):
+                pipeline.set_lora_scales({"oak": scale})
+                for encoder, expected, silent in zip(encoders_of(of), merged[scale], before, strict=True):
+                    assert torch.allclose(heard(encoder), heard(expected), atol=1e-4)
+                    assert (heard(encoder) - silent).abs().max() > 0.01
+            loud = shoot(pipeline)
+            pipeline.set_lora_scales({})
+            assert difference(shoot(pipeline), plain) <= 1
+            pipeline.set_lora_scales({"oak": 0.3})
+            assert shoot(pipeline).tobytes() == loud.tobytes()
+        finally:
+            pipeline.unload_lora()
+        assert is_untouched(pipeline)
+        assert shoot(pipeline).tobytes() == plain.tobytes()
+
+    def test_the_halves_matter_to_the_picture_and_go_with_a_lora_that_has_none(self, pipeline, parts, files, tmp_path):
+        both = write_with_text(tmp_path / "both.safetensors", parts, "kohya")
+        alone = write(tmp_path / "unet.safetensors", parts.unet, "down_blocks.1.attentions.0.transformer_blocks.0", 1)
+        pictures = []
+        for file in (both, alone):
+            pipeline.load_lora(file)
+            pictures.append(shoot(pipeline))
+            pipeline.unload_lora()
+        assert difference(*pictures) > 2
+        pipeline.load_lora(files[0], 0.7)
+        pipeline.load_lora(both)
+        pipeline.set_lora_scales({"both": 1.0})
+        assert difference(shoot(pipeline), pictures[0]) <= 1
+        pipeline.set_lora_scales({"both": 1.0, "oak_v1": 0.7})
+        assert difference(shoot(pipeline), pictures[0]) > 2
+
+    def test_what_diffusers_writes_of_a_trained_one_is_heard_with_its_alpha(self, parts, tmp_path):
+        torch.manual_seed(3)
+        unet, encoder = copy.deepcopy(parts.unet), copy.deepcopy(parts.text_encoder)
+        config = {"r": 4, "lora_alpha": 12, "init_lora_weights": False}
+        unet.add_adapter(LoraConfig(target_modules=["to_k", "to_v"], **config))
+        encoder.add_adapter(LoraConfig(target_modules=["q_proj", "v_proj"], **config))
+        StableDiffusionPipeline.save_lora_weights(
+            tmp_path,
+            unet_lora_layers=get_peft_model_state_dict(unet),
+            text_encoder_lora_layers=get_peft_model_state_dict(encoder),
+            unet_lora_adapter_metadata=unet.peft_config["default"].to_dict(),
+            text_encoder_lora_adapter_metadata=encoder.peft_config["default"].to_dict(),
+        )
+        pipeline = parts.pipeline("brushnet")
+        silent = heard(parts.text_encoder)
+        pipeline.load_lora(tmp_path, name="oak")
+        found = heard(parts.text_encoder)
+        pipeline.unload_lora()
+        assert torch.allclose(found, heard(encoder), atol=1e-4)
+        assert (found - silent).abs().max() > 0.01
+
+    @pytest.mark.parametrize(
+        ("wrong", "message"),
+        [
+            ("wider", r"expected a LoRA for this text encoder, of \(\(4, 32\), .* found \(\(4, 48\)"),
+            ("deeper", "expected a LoRA for this text encoder, which has no place for .*layers_11"),
+            ("second", "expected a LoRA for 1 text encoders, found lora_te2_"),
+            ("half", "expected two matrices for the text encoder's .*q_proj, found one"),
+            ("dora", "which has no place for .*dora_scale"),
+        ],
+    )
+    def test_a_half_that_does_not_fit_is_refused_in_one_line_and_nothing_is_loaded(
+        self, pipeline, parts, tmp_path, wrong, message
+    ):
+        path = write_with_text(tmp_path / "oak.safetensors", parts, "kohya")
+        tensors = load_file(path)
+        stem = "lora_te_text_model_encoder_layers_{}_self_attn_q_proj"
+        first = stem.format(0)
+        if wrong == "wider":
+            tensors[f"{first}.lora_down.weight"] = torch.zeros(4, 48)
+        elif wrong == "deeper":
+            tensors[f"{stem.format(11)}.lora_down.weight"] = torch.zeros(4, 32)
+            tensors[f"{stem.format(11)}.lora_up.weight"] = torch.zeros(32, 4)
+        elif wrong == "second":
+            tensors = {name.replace("lora_te_", "lora_te2_"): value for name, value in tensors.items()}
+        elif wrong == "half":
+            tensors[f"{first}.lora_down.weight"] = tensors.pop(f"{first}.lora_up.weight").T.contiguous()
+        else:
+            tensors[f"{first}.dora_scale"] = torch.ones(32, 1)
+        save_file(tensors, path)
+        with pytest.raises(IntegrityError, match=message) as refused:
+            pipeline.load_lora(path)
+        assert "oak.safetensors" in str(refused.value)
+        assert "\n" not in str(refused.value)
+        assert is_untouched(pipeline)
