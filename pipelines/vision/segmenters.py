@@ -77,7 +77,7 @@ class Prompt:
     """What HQ-SAM is asked for, in pixels of the image.
 
     Attributes:
-        box: `(4,)` float, left, top, right, bottom.
+        box: `(4,)` float, left, top, right, bottom, or `(0,)`: none.
         points: `(N, 2)` float, x and y.
         labels: `(N,)` int, 1 on the product, 0 beside it.
         mask: a rough mask `(H, W)` float in 0..1, or None.
@@ -180,7 +180,7 @@ class HQSamSegmenter:
                 logits, _, low = self._predictor.predict(
                     point_coords=prompt.points if len(prompt.points) else None,
                     point_labels=prompt.labels if len(prompt.points) else None,
-                    box=prompt.box,
+                    box=prompt.box if len(prompt.box) else None,
                     mask_input=mask_input,
                     multimask_output=False,
                     return_logits=True,

@@ -160,6 +160,17 @@ def test_a_garment_is_cut_from_the_person_who_wears_it(models: CutoutModels) -> 
     assert not shirt[:300].any()  # the head
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not CATALOG.exists(), reason="../shared/catalog is not here")
+def test_a_product_on_a_sheet_that_fills_the_photo_is_cut_from_the_sheet(models: CutoutModels, tmp_path: Path) -> None:
+    sheet = tmp_path / "sheet"
+    sheet.mkdir()
+    (sheet / "page.jpg").symlink_to((CATALOG / "scenes" / "codec-co-01242.jpg").resolve())
+    catalogue = _excerpt(tmp_path, ["saleor-009"])
+    (found,) = measure_cutouts(catalogue, "auto", sheet, models).products
+    assert found.iou > 0.9
+
+
 def _excerpt(folder: Path, skus: list[str]) -> Path:
     """A catalogue of some rows; its pictures are linked into `folder`."""
     with (CATALOG / "catalog.csv").open(encoding="utf-8", newline="") as file:
