@@ -15,7 +15,7 @@ from pipelines.diffusion.mask_guidance import Resize
 Group = Literal["claim", "methods", "ablations"]
 Guidance = Literal["none", "unmasked", "guided"]
 
-STEPS = 12
+STEPS = 8
 """Sampler steps of a cell; the scenes' own are more."""
 
 ARMS = {
@@ -94,7 +94,7 @@ ABLATIONS = (
     replace(_BEST, name="cutout's edges, unmasked", edges="cutout", guidance="unmasked"),
     replace(_BEST, name="cutout's edges, guided", edges="cutout"),
     replace(_BEST, name="LoRA not trained with", lora="lora_oak_window"),
-    replace(_BEST, name="6 steps", steps=6),
+    replace(_BEST, name="4 steps", steps=4),
     replace(_BEST, name="guidance in the middle half of the steps", guided_steps=(0.25, 0.75)),
     replace(_BEST, name="features cached every 2nd step", cache_interval=2),
 )

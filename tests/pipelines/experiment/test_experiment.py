@@ -113,7 +113,7 @@ def test_a_run_without_the_shared_folder_is_a_smoke_test_that_resumes(tmp_path, 
 @pytest.mark.slow
 def test_fewer_steps_guidance_in_part_of_them_and_recalled_features_each_paint_another_picture(subjects):
     painter, pairs = Painter(load_profile("mini")), load_pairs(subjects, 1, 64)
-    names = ("6 steps", "guidance in the middle half of the steps", "features cached every 2nd step")
+    names = ("4 steps", "guidance in the middle half of the steps", "features cached every 2nd step")
     cells = [Cell("best", "ablations"), *(cell for cell in CELLS if cell.name in names)]
     pictures = [painter.paint(cell, pairs)[0][0].tobytes() for cell in cells]
     assert len(set(pictures)) == 4
