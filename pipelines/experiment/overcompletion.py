@@ -21,6 +21,7 @@ from pipelines.contracts import canonical_json, sha256_hex
 from pipelines.errors import UsageError
 from pipelines.experiment import painting, statistics
 from pipelines.experiment.cells import BASELINE, CELLS, CONTROL_ARM, PAIRS, TREATED, Cell
+from pipelines.experiment.labels import Agreement, agreement, read_labels
 from pipelines.experiment.painting import BATCH, Painter
 from pipelines.experiment.pairs import Pair, catalogue_subjects, load_pairs, load_subjects
 from pipelines.experiment.scoring import AlexNetFeatures, SceneClassifier, Scorer, Scores, composite
@@ -72,7 +73,8 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """What the experiment found. `references`: KID of pictures that are no scenes, to read the others by."""
+    """What the experiment found. `references`: KID of pictures that are no scenes, to read the others by.
+    `labelled`: how far E+ agrees with the eye, None where no picture has a label."""
 
     smoke_test: bool
     tau: float
@@ -82,6 +84,7 @@ class Table:
     comparisons: tuple[Comparison, ...]
     references: dict[str, Figure]
     classifier_accuracy: dict[str, float]
+    labelled: Agreement | None
     missing: dict[str, str]
 
 
@@ -244,6 +247,7 @@ def _table(
         comparisons=tuple(comparisons),
         references=references,
         classifier_accuracy=scorer.classifier.accuracy if scorer.classifier else {},
+        labelled=agreement(read_labels(), results, scorer.tau),
         missing={},
     )
 

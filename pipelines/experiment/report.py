@@ -105,7 +105,7 @@ def _page(table: Table, strips: dict[str, str]) -> str:
 {table.subjects} products that nothing was trained on. Small print: 95 % bootstrap intervals over products. A picture is
 overcompleted when E⁺ &gt; {table.tau:g}.</p>
 <h2>Comparisons</h2>{_comparisons(table.comparisons)}
-<h2>Cells</h2>{_rows(table)}
+{_labelled(table)}<h2>Cells</h2>{_rows(table)}
 {f"<h3>Not painted</h3><ul>{missing}</ul>" if missing else ""}
 <h2>Pictures</h2><p>The first {SHOWN} pairs of each cell, with the product laid back.</p>{pictures}
 </html>
@@ -136,6 +136,19 @@ def _comparisons(comparisons: Sequence[Comparison]) -> str:
         )
     titles = ("cells", "n", "rate ratio", "mean ratio", "intervals apart", "KID", "CLIP", "wall and floor")
     return f"<table><tr>{''.join(f'<th>{title}</th>' for title in titles)}</tr>{''.join(lines)}</table>"
+
+
+def _labelled(table: Table) -> str:
+    found = table.labelled
+    if found is None:
+        return ""
+    figures = zip(("precision", "recall", "AUROC"), (found.precision, found.recall, found.auroc), strict=True)
+    heads, cells = zip(*((f"<th>{name}</th>", f"<td>{_figure(figure)}</td>") for name, figure in figures), strict=True)
+    return (
+        f"<h2>Against the eye</h2><p>{found.n} pictures of {found.products} products were labelled without knowing "
+        f"their cells; {found.grown} of them as grown. E⁺ &gt; τ against these labels:</p>"
+        f"<table><tr>{''.join(heads)}</tr><tr>{''.join(cells)}</tr></table>"
+    )
 
 
 def _figure(figure: Figure | None, percent: bool = False) -> str:

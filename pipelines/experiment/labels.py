@@ -1,0 +1,154 @@
+"""What the eye says of the experiment's pictures, and how far the detector agrees with it.
+
+    python -m pipelines.experiment.labels build/experiment      draws the sheets that were labelled
+
+200 pictures of the claim's cells, drawn by chance and shown in another order without a word of where they come from,
+product beside picture. `labels.csv` holds what was said: did the scene grow the product? A label belongs to a picture,
+not to a cell: pictures of other weights have other keys, and no label.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from pipelines.experiment.statistics import Figure, by_product
+from pipelines.quality.calibrate import auroc
+
+if TYPE_CHECKING:
+    from pipelines.experiment.overcompletion import Result
+
+LABELS = Path(__file__).with_name("labels.csv")
+LABELLED = 200
+COLUMNS, ROWS = 4, 5
+"""Pictures on a sheet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """What the eye says of one picture: whether the scene `grown` the product. `key` is what it was painted from."""
+
+    cell: str
+    pair: int
+    key: str
+    grown: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """The detector against the labels of `n` pictures, `grown` of them labelled as grown; 95 % intervals over products.
+
+    A figure is None where there is nothing to take it of.
+    """
+
+    n: int
+    products: int
+    grown: int
+    precision: Figure | None
+    recall: Figure | None
+    auroc: Figure | None
+
+
+def read_labels(path: Path = LABELS) -> list[Label]:
+    """Read `labels.csv`; without the file there are none."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [
+            Label(row["cell"], int(row["pair"]), row["key"], {"yes": True, "no": False}[row["grown"]])
+            for row in csv.DictReader(file)
+        ]
+
+
+def agreement(labels: Sequence[Label], results: Mapping[str, Sequence[Result]], tau: float) -> Agreement | None:
+    """Compare labels with the E+ of the pictures that they are of; None where none of these is among the results."""
+    pictures = {result.picture.stem: result for made in results.values() for result in made}
+    pairs = [(label, pictures[stem]) for label in labels if (stem := f"{label.pair:04d}-{label.key}") in pictures]
+    if not pairs:
+        return None
+    products = [result.pair.subject.name for _, result in pairs]
+    grown = np.array([label.grown for label, _ in pairs])
+    e_plus = np.array([result.scores.e_plus for _, result in pairs])
+    above = e_plus > tau
+
+    def share(of: NDArray[np.bool_], among: NDArray[np.bool_]) -> Figure | None:
+        return (
+            by_product(products, lambda counts: _ratio((counts * (of & among)).sum(), (counts * among).sum()))
+            if among.any()
+            else None
+        )
+
+    def area(counts: NDArray[np.int64]) -> float:
+        rows = np.repeat(np.arange(len(counts)), counts)
+        whole, more = e_plus[rows][~grown[rows]], e_plus[rows][grown[rows]]
+        return auroc(whole, more) if len(whole) and len(more) else float("nan")
+
+    return Agreement(
+        n=len(pairs),
+        products=len(set(products)),
+        grown=int(grown.sum()),
+        precision=share(grown, above),
+        recall=share(above, grown),
+        auroc=by_product(products, area) if 0 < grown.sum() < len(grown) else None,
+    )
+
+
+def _ratio(part: float, whole: float) -> float:
+    return float(part / whole) if whole else float("nan")
+
+
+def choose(results: Mapping[str, Sequence[Result]], count: int = LABELLED, seed: int = 7) -> list[tuple[str, Result]]:
+    """Draw pictures by chance, (cell, result): as many of each cell, no pair twice where that can be."""
+    rng = np.random.default_rng(seed)
+    cells = sorted(results)
+    order = rng.permutation(min(len(made) for made in results.values()))
+    chosen = [(cells[n % len(cells)], int(order[n % len(order)])) for n in range(count)]
+    return [(cell, results[cell][number]) for cell, number in (chosen[n] for n in rng.permutation(count))]
+
+
+def draw_sheets(chosen: Sequence[tuple[str, Result]], out: Path) -> list[Path]:
+    """Draw the pictures on numbered sheets, each beside its product on grey; returns their paths."""
+    out.mkdir(parents=True, exist_ok=True)
+    sheets = []
+    for start in range(0, len(chosen), COLUMNS * ROWS):
+        some = chosen[start : start + COLUMNS * ROWS]
+        side = some[0][1].pair.side
+        sheet = Image.new("RGB", (COLUMNS * (2 * side + 8), ROWS * (side + 24)), "white")
+        for n, (_, result) in enumerate(some):
+            x, y = n % COLUMNS * (2 * side + 8), n // COLUMNS * (side + 24)
+            alone = result.pair.product.over(np.full((side, side, 3), 128, np.uint8))
+            sheet.paste(Image.fromarray(alone), (x, y + 20))
+            sheet.paste(Image.fromarray(result.composite()), (x + side, y + 20))
+            ImageDraw.Draw(sheet).text((x + 4, y + 4), f"{start + n}", fill="black")
+        sheets.append(out / f"sheet_{start:03d}.png")
+        sheet.save(sheets[-1])
+    return sheets
+
+
+def main(
+    out: Annotated[Path, typer.Argument(help="Where `packshot experiment overcompletion` keeps its pictures.")],
+) -> None:
+    """Draw the sheets to label, and `sheets/labels.csv` to fill in: yes or no under "grown"."""
+    from pipelines.experiment.overcompletion import run
+    from pipelines.models import load_profile
+
+    _, results = run(load_profile("mini"), Path("../shared"), out, groups=["claim"])
+    chosen = choose(results)
+    for sheet in draw_sheets(chosen, out / "sheets"):
+        typer.echo(sheet)
+    with (out / "sheets" / "labels.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["cell", "pair", "key", "grown"])
+        writer.writerows([cell, result.pair.number, result.picture.stem.split("-")[1], ""] for cell, result in chosen)
+
+
+if __name__ == "__main__":
+    typer.run(main)
