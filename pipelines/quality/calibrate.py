@@ -27,21 +27,26 @@ from pipelines.models import Profile, load_profile
 from pipelines.quality.evidence import Evidence, Piece, pieces
 from pipelines.quality.intervals import Interval, clustered
 from pipelines.quality.overcompletion import SURE, OvercompletionDetector
-from pipelines.quality.untouched import untouched_photos
+from pipelines.quality.untouched import lesson_files, photo_files, untouched_photos
 from pipelines.quality.yardstick import (
+    PHOTO,
     SIDES,
     SMALL,
     Composite,
     Mask,
     composites,
     cut_out,
+    photographed,
     read_products,
     read_scenes,
 )
 from pipelines.vision.published import PublishedU2NetP
 
 CALIBRATION, TEST = SIDES
-COMPOSITES = {CALIBRATION: 120, TEST: 260}
+COMPOSITES = {CALIBRATION: 220, TEST: 260}
+CROWDED, LESSON_PHOTOS = 60, 50
+"""Besides, what is learned from: composites with another product behind, and photos of the training side."""
+
 FOLDS = 6
 PHOTOS = 200
 SIZES = ((0.01, 0.02), (0.02, SMALL), (SMALL, 0.1), (0.1, 0.3))
@@ -129,15 +134,25 @@ def tune(whole: np.ndarray, grown: np.ndarray) -> float:
     return float(middles[np.lexsort((-widths, wrong))[0]])
 
 
-def draw(shared: Path, side: str, count: int) -> Iterator[Composite]:
-    """Draw `count` composites of one side's products, with a progress bar. Raises UsageError where data are missing."""
+def draw(shared: Path, side: str, count: int, crowded: int = 0) -> Iterator[Composite]:
+    """Draw `count` composites of one side's products, and `crowded` ones, with a progress bar. Raises UsageError where
+    data are missing."""
     file = shared / "models" / "u2netp.onnx"
     products = read_products(shared, side)[:count]
     if not file.is_file():
         raise UsageError(f"{file}: not there; it cuts out the masks that the detector is measured with")
     cutters = {"U²-Net-P": PublishedU2NetP(file).segment}
     items = [cut_out(name, rgb, alpha, cutters) for name, rgb, alpha in _bar(products, "cutting products out")]
-    yield from _bar(composites(items, read_scenes(shared), count, seed=SIDES.index(side)), f"{side} composites", count)
+    scenes = read_scenes(shared)
+    yield from _bar(composites(items, scenes, count, seed=SIDES.index(side)), f"{side} composites", count)
+    yield from _bar(composites(items, scenes, crowded, len(SIDES), crowded=True), "crowded composites", crowded)
+
+
+def photographs(shared: Path, profile: Profile, count: int) -> Iterator[Composite]:
+    """Photos of the training side, each with its cutout and with parts of it left out, with a progress bar."""
+    photos = untouched_photos(lesson_files(shared), profile, count)
+    for number, photo in enumerate(_bar(photos, "photos to learn from", count)):
+        yield photographed(photo.product, photo.image, photo.matte, np.random.default_rng([len(SIDES) + 1, number]))
 
 
 def judge(detector: OvercompletionDetector, drawn: Iterable[Composite]) -> list[Judged]:
@@ -186,7 +201,7 @@ def know(detector: OvercompletionDetector, drawn: Iterable[Composite]) -> list[K
 def fit(known: Sequence[Known]) -> Evidence:
     """Fit the evidence's weights to pieces of known truth."""
     figures = np.stack([piece.figures for one in known for piece in one.pieces])
-    return Evidence.fit(figures, np.array([is_product for one in known for is_product in one.product], np.float64))
+    return Evidence.fit(figures, np.array([is_product for one in known for is_product in one.product], bool))
 
 
 def cross_judged(known: Sequence[Known], folds: int = FOLDS) -> list[Judged]:
@@ -283,7 +298,7 @@ def measure_detector(shared: Path, profile: Profile, tau: float, limit: int | No
     started = time.monotonic()
     detector = OvercompletionDetector.from_profile(profile)
     judged = judge(detector, draw(shared, TEST, min(limit or COMPOSITES[TEST], COMPOSITES[TEST])))
-    photos = untouched_photos(shared, profile, min(limit or PHOTOS, PHOTOS))
+    photos = untouched_photos(photo_files(shared), profile, min(limit or PHOTOS, PHOTOS))
     alarms = [
         (photo.product, detector.measure(photo.image, photo.matte).e_plus)
         for photo in _bar(photos, "measuring photos", min(limit or PHOTOS, PHOTOS))
@@ -299,15 +314,27 @@ def main(
     shared: Annotated[Path, typer.Argument(help="folder with catalog, training and models")],
     profile: str = "mini",
     count: Annotated[int, typer.Option(help="how many composites")] = COMPOSITES[CALIBRATION],
+    crowded: Annotated[int, typer.Option(help="how many more with another product behind")] = CROWDED,
+    photos: Annotated[int, typer.Option(help="how many photos of the training side")] = LESSON_PHOTOS,
 ) -> None:
-    """Fit the evidence to the calibration products, write it, and print the tau that errs least on them."""
-    known = know(OvercompletionDetector.from_profile(load_profile(profile)), draw(shared, CALIBRATION, count))
-    fit(known).write(f"python -m pipelines.quality.calibrate: {count} composites of the calibration products")
+    """Fit the evidence to the calibration products and to photos of others, write it, and print the tau that errs
+    least on them."""
+    loaded = load_profile(profile)
+    detector = OvercompletionDetector.from_profile(loaded)
+    known = know(detector, draw(shared, CALIBRATION, count, crowded)) + know(
+        detector, photographs(shared, loaded, photos)
+    )
+    fit(known).write(
+        f"python -m pipelines.quality.calibrate: {count} and {crowded} crowded composites of the calibration products,"
+        f" {photos} photos of the training side"
+    )
     report(cross_judged(known))
 
 
-def report(judged: Sequence[Judged]) -> float:
-    """Print how E+ lies and the tau that errs least; returns it."""
+def report(everything: Sequence[Judged]) -> float:
+    """Print how E+ lies on composites, the tau that errs least there and its alarms on photos; returns it."""
+    judged = [one for one in everything if one.background != PHOTO]
+    photos = np.array([one.e_plus for one in everything if one.background == PHOTO and not one.grown])
     scores = {grown: np.array([one.e_plus for one in judged if one.grown == grown]) for grown in (False, True)}
     tau = tune(scores[False], scores[True])
     for grown, values in scores.items():
@@ -319,6 +346,7 @@ def report(judged: Sequence[Judged]) -> float:
     print(f"tau {tau:.4f}, {found.products} products")
     for name, (low, high) in found.intervals.items():
         print(f"{name} {getattr(found, name):.4f} ({low:.4f} to {high:.4f})")
+    print(f"photos above tau: {(photos > tau).sum()} of {len(photos)}")
     return tau
 
 

@@ -1,21 +1,25 @@
 """Is it the product that goes on there, or a shadow, a stand, the scene? Evidence about each piece beyond the mask.
 
-What the finders see beyond M falls into pieces. Each is weighed by what is known of it: who sees it, how its colours
-lie between the product's and the scene's, whether an edge of the picture bounds it, whether an edge or none parts it
-from M, how large, thick and long it is, and whether it lies below M's foot, where shadows, reflections and stands are.
-A logistic model of these figures says how sure it is that the piece is product. Its weights are in `evidence.yaml`,
-fitted on composites of known truth by `calibrate.py`.
+What strikes the eye, what has M's colours and what stands out from the scene around it fall into pieces beyond M. Each
+is weighed by what is known of it: who sees it, how its colours lie between the product's and the scene's, whether an
+edge of the picture bounds it, whether an edge or none parts it from M, how large, thick and long it is and on how much
+of its outline it touches M, whether it is skin, the scene dimmed, or M upside down, and where it lies. A line
+and boosted trees (`odds.py`) say from these figures how sure it is that the piece is product. They are in
+`evidence.yaml`, fitted by `calibrate.py` to composites of known truth and to photos in which nothing was generated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
-import yaml
+
+from pipelines.quality.detail import standing_out
+from pipelines.quality.odds import Odds
+from pipelines.vision.people import find_skin
 
 WEIGHTS = Path(__file__).with_name("evidence.yaml")
 
@@ -28,15 +32,22 @@ MIN_REACH = 1.6
 MIN_SHARE = 0.002
 """Pieces smaller than this share of |M| are specks."""
 
-SAME = 0.9
-"""Two finders see the same piece where theirs overlap by this IoU."""
+SAME = 0.85
+"""Two pieces are the same where they overlap by this IoU."""
+
+LEVELS = ((0.7, 1.0, 1.6), (1.0, 1.5, 2.2))
+"""How far what is thin, and what is wide, must stand out to be a piece (`detail.standing_out`): at several levels, for
+what is one piece with the scene at one is a piece of its own at the next."""
 
 FIGURES = (
-    "saliency", "salient share", "colour share", "log area", "contrast", "chroma contrast", "lighter", "weak edge",
-    "edge", "edge at M", "unlike M beside it", "unlike M", "unlike the scene", "thickness", "reach", "texture",
-    "at the border", "below the foot", "slender", "slender and salient", "salient and sharp",
+    "source", "saliency", "salient share", "colour share", "thin detail", "wide detail", "log area", "contrast",
+    "chroma contrast", "lighter", "weak edge", "edge", "edge at M", "unlike M beside it", "unlike M",
+    "unlike the scene", "nearer to M", "thickness", "reach", "slender", "texture", "texture around", "at the border",
+    "below the foot", "above the top", "aside", "touches", "contact", "skin", "dimmed", "dimmed evenly", "mirrored",
+    "under the mirror", "thin detail around", "wide detail around", "sharper than M", "uneven width", "solidity",
+    "straight", "skin beyond M", "salient beyond M", "busy scene", "M stands out", "M's saliency", "log M",
 )  # fmt: skip
-"""What is known of a piece, in the order of `Piece.figures`."""
+"""What is known of a piece, in the order of `Piece.figures`; the last ones are of the picture."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,104 +76,201 @@ def connected_to(placed: np.ndarray, found: np.ndarray) -> np.ndarray:
 
 
 def pieces(image: np.ndarray, placed: np.ndarray, seen: Mapping[str, np.ndarray]) -> list[Piece]:
-    """What "salient" and "colour" see beyond M, together and each alone.
+    """What lies beyond M, by what "salient" and "colour" see, together and each alone, and by what stands out.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         placed: M, (H, W) bool.
         seen: how sure each finder is of product, (H, W), 0..1 or bool.
     """
-    saliency, colour = seen["salient"].astype(np.float32), seen["colour"] > 0.5
-    area, tolerance, away = float(placed.sum()), tolerance_of(placed), depth(~placed)
-    anything = connected_to(placed, (saliency > 0.5) | colour)
-    beyond = anything & (away > tolerance)
-    look = _Look(image, placed, anything, away, tolerance, saliency, colour)
-    found: list[np.ndarray] = []
-    for where in (beyond, beyond & (saliency > 0.5), beyond & colour):
+    look = _Look(image, placed, seen["salient"].astype(np.float32), seen["colour"] > 0.5)
+    found: list[tuple[np.ndarray, tuple[slice, slice], int]] = []
+    for source, where in enumerate(look.sources()):
         count, labels, stats, _ = cv2.connectedComponentsWithStats(where.astype(np.uint8), connectivity=4)
         for number in range(1, count):
-            if stats[number, cv2.CC_STAT_AREA] < max(10, MIN_SHARE * area):
+            left, top, width, height, size = stats[number]
+            if size < max(10, MIN_SHARE * look.area):
                 continue
-            mask = labels == number
-            if away[mask].max() >= MIN_REACH * tolerance and not any(_iou(mask, other) > SAME for other in found):
-                found.append(mask)
-    return [Piece(mask, float(mask.sum() / area), look.figures(mask)) for mask in found]
+            box = np.s_[top : top + height, left : left + width]
+            mask = labels[box] == number
+            if look.away[box][mask].max() < MIN_REACH * look.tolerance:
+                continue
+            if not any(_same(mask, box, other, its) for other, its, _ in found):
+                found.append((mask, box, source))
+    return [look.piece(mask, box, source) for mask, box, source in found]
 
 
-def _iou(a: np.ndarray, b: np.ndarray) -> float:
-    return float((a & b).sum() / (a | b).sum())
+def _same(a: np.ndarray, box: tuple[slice, slice], b: np.ndarray, other: tuple[slice, slice]) -> bool:
+    """Whether two masks in their boxes are the same: SAME or more of what either holds is in both."""
+    few, many = sorted((int(a.sum()), int(b.sum())))
+    if few < SAME * many:
+        return False
+    top, left = max(box[0].start, other[0].start), max(box[1].start, other[1].start)
+    bottom, right = min(box[0].stop, other[0].stop), min(box[1].stop, other[1].stop)
+    if bottom <= top or right <= left:
+        return False
+    own, its = (
+        mask[top - at[0].start : bottom - at[0].start, left - at[1].start : right - at[1].start]
+        for mask, at in ((a, box), (b, other))
+    )
+    both = int((own & its).sum())
+    return both > SAME * (few + many - both)
 
 
 class _Look:
     """One picture with its M, looked at piece by piece."""
 
-    def __init__(
-        self, image: np.ndarray, placed: np.ndarray, anything: np.ndarray, away: np.ndarray, tolerance: float,
-        saliency: np.ndarray, colour: np.ndarray,
-    ) -> None:  # fmt: skip
-        self._placed, self._anything, self._away, self._tolerance = placed, anything, away, tolerance
-        self._saliency, self._colour = saliency, colour
-        self._size = float(np.sqrt(placed.sum()))
-        self._foot = int(np.flatnonzero(placed.any(axis=1))[-1])
+    def __init__(self, image: np.ndarray, placed: np.ndarray, saliency: np.ndarray, colour: np.ndarray) -> None:
+        self._image, self._placed, self._saliency, self._colour = image, placed, saliency, colour
+        self.area, self.tolerance, self.away = float(placed.sum()), tolerance_of(placed), depth(~placed)
+        self._size = float(np.sqrt(self.area))
+        self._near = self.away <= self.tolerance
+        self._detail = standing_out(image, self._near)
+        self._salient = saliency > 0.5
+        self._anything = connected_to(placed, self._salient | colour)
+        self._skin = find_skin(image)
+        rows, columns = np.flatnonzero(placed.any(axis=1)), np.flatnonzero(placed.any(axis=0))
+        self._top, self._foot = int(rows[0]), int(rows[-1])
+        self._left, self._right = int(columns[0]), int(columns[-1])
         self._lab = cv2.GaussianBlur(cv2.cvtColor(image, cv2.COLOR_RGB2LAB).astype(np.float32), (0, 0), 0.7)
         across, down = (cv2.Sobel(self._lab, cv2.CV_32F, *axes, scale=0.125) for axes in ((1, 0), (0, 1)))
         self._edges = np.sqrt((across**2 + down**2).sum(axis=2))
-        own = self._lab[placed]
-        self._own = own[:: max(1, len(own) // 200)]
+        self._own = _few(self._lab[placed], 200)
+        outline = (self.away > 0) & (self.away < 2)
+        self._sharpness = float(np.median(self._edges[outline])) if outline.any() else 0.0
+        beyond = ~self._near
+        scene = beyond & ~self._anything
+        self._picture = [
+            float((self._skin & beyond).sum() / self.area),
+            np.log1p((self._salient & beyond).sum() / self.area),
+            np.log1p(self._edges[scene].mean()) if scene.any() else 0.0,
+            np.log1p(_nearest(_few(self._own, 60), _few(self._lab[scene], 300))) if scene.any() else 0.0,
+            float(saliency[placed].mean()),
+            float(np.log(self.area / placed.size)),
+        ]
 
-    def figures(self, mask: np.ndarray) -> np.ndarray:
-        """FIGURES of a piece."""
-        lab, placed, outside = self._lab, self._placed, depth(~mask)
-        around = self._around(outside)
+    def sources(self) -> Iterator[np.ndarray]:
+        """Where pieces may be, (H, W) bool each."""
+        beyond = self.away > self.tolerance
+        yield self._anything & beyond
+        yield self._anything & self._salient & beyond
+        yield self._anything & self._colour & beyond
+        for out, levels in zip(self._detail, LEVELS, strict=True):
+            for level in levels:
+                yield connected_to(self._placed, (out > level) | self._near) & beyond
+
+    def piece(self, inside: np.ndarray, box: tuple[slice, slice], source: int) -> Piece:
+        """A piece, `inside` (h, w) bool of a box, with its FIGURES."""
+        mask = np.zeros(self._placed.shape, bool)
+        mask[box] = inside
+        share = float(inside.sum() / self.area)
+        return Piece(mask, share, np.array([float(source), *self._figures(mask, box), *self._picture], np.float64))
+
+    def _figures(self, whole: np.ndarray, box: tuple[slice, slice]) -> list[float]:
+        (rows, columns), (height, width) = box, whole.shape
+        margin = int(max(10, 3 * self.tolerance + 6))
+        at = np.s_[
+            max(0, rows.start - margin) : rows.stop + margin, max(0, columns.start - margin) : columns.stop + margin
+        ]
+        mask, lab, placed, edges, away = whole[at], self._lab[at], self._placed[at], self._edges[at], self.away[at]
+        outside = depth(~mask)
+        around = self._around(outside, placed, self._anything[at])
         colours, scene = lab[mask], lab[around]
         middle, behind = np.median(colours, axis=0), np.median(scene, axis=0)
-        beside = placed & (outside < 3 * self._tolerance + 3)
-        rim = (outside > 0) & (outside < 2) & (self._away > self._tolerance)
-        seam = (self._away > 0) & (self._away <= 2) & (outside <= self._tolerance + 2)
-        weak, usual = np.percentile(self._edges[rim], [30, 50]) if rim.any() else (0.0, 0.0)
-        few = colours[:: max(1, len(colours) // 60)]
-        rows, columns = np.nonzero(mask)
-        height, width = mask.shape
-        share, thickness, reach = (self._saliency[mask] > 0.5).mean(), depth(mask).max(), self._away[mask].max()
-        slender = np.log((reach / self._size + 0.02) / (thickness / self._size + 0.01))
-        border = rows.min() == 0 or columns.min() == 0 or rows.max() == height - 1 or columns.max() == width - 1
-        return np.array(
-            [
-                self._saliency[mask].mean(),
-                share,
-                self._colour[mask].mean(),
-                np.log(mask.sum() / self._size**2),
-                np.log1p(np.linalg.norm(colours - behind, axis=1).mean()),
-                np.log1p(np.linalg.norm(middle[1:] - behind[1:])),
-                (middle[0] - behind[0]) / 50,
-                np.log1p(weak),
-                np.log1p(usual),
-                np.log1p(np.median(self._edges[seam])) if seam.any() else 0.0,
-                np.log1p(np.linalg.norm(middle - np.median(lab[beside if beside.any() else placed], axis=0))),
-                np.log1p(_nearest(few, self._own)),
-                np.log1p(_nearest(few, scene[:: max(1, len(scene) // 200)])),
-                thickness / self._size,
-                reach / self._size,
-                colours.std(axis=0).mean() / 20,
-                float(border),
-                (rows > self._foot).mean(),
-                slender,
-                slender * share,
-                share * np.log1p(weak),
-            ],
-            np.float64,
-        )
+        beside = placed & (outside < 3 * self.tolerance + 3)
+        rim = (outside > 0) & (outside < 2) & (away > self.tolerance)
+        seam = (away > 0) & (away <= 2) & (outside <= self.tolerance + 2)
+        contact = mask & (away <= self.tolerance + 1.5)
+        weak, usual = np.percentile(edges[rim], [30, 50]) if rim.any() else (0.0, 0.0)
+        few = _few(colours, 60)
+        unlike = _nearest(few, self._own), _nearest(few, _few(scene, 200))
+        thickness, reach = depth(np.pad(mask, 1)).max(), away[mask].max()
+        border = rows.start == 0 or columns.start == 0 or rows.stop == height or columns.stop == width
+        where = np.arange(rows.start, rows.stop), np.arange(columns.start, columns.stop)
+        by_row, by_column = whole[box].sum(axis=1) / mask.sum(), whole[box].sum(axis=0) / mask.sum()
+        aside = float(by_column[(where[1] < self._left) | (where[1] > self._right)].sum())
+        return [
+            float(self._saliency[at][mask].mean()),
+            float(self._salient[at][mask].mean()),
+            float(self._colour[at][mask].mean()),
+            *(float(np.log1p(out[at][mask].mean())) for out in self._detail),
+            float(np.log(mask.sum() / self.area)),
+            float(np.log1p(np.linalg.norm(colours - behind, axis=1).mean())),
+            float(np.log1p(np.linalg.norm(middle[1:] - behind[1:]))),
+            float((middle[0] - behind[0]) / 50),
+            float(np.log1p(weak)),
+            float(np.log1p(usual)),
+            float(np.log1p(np.median(edges[seam]))) if seam.any() else 0.0,
+            float(np.log1p(np.linalg.norm(middle - np.median(lab[beside] if beside.any() else self._own, axis=0)))),
+            float(np.log1p(unlike[0])),
+            float(np.log1p(unlike[1])),
+            float(np.log((unlike[1] + 3) / (unlike[0] + 3))),
+            thickness / self._size,
+            reach / self._size,
+            float(np.log((reach / self._size + 0.02) / (thickness / self._size + 0.01))),
+            float(colours.std(axis=0).mean() / 20),
+            float(scene.std(axis=0).mean() / 20),
+            float(border),
+            float(by_row[where[0] > self._foot].sum()),
+            float(by_row[where[0] < self._top].sum()),
+            aside,
+            float(cv2.connectedComponents(cv2.dilate(contact.astype(np.uint8), np.ones((3, 3))))[0] - 1),
+            float(np.log((contact.sum() / self._size + 0.01) / np.sqrt(mask.sum() / self.area))),
+            float(self._skin[at][mask].mean()),
+            *self._dimmed(self._image[at][mask], self._image[at][around]),
+            *self._mirrored(whole),
+            *(float(np.log1p(out[at][around].mean())) for out in self._detail),
+            float(np.log((usual + 1) / (self._sharpness + 1))),
+            *_shape(np.pad(mask, 1)),
+        ]
 
-    def _around(self, outside: np.ndarray) -> np.ndarray:
+    @staticmethod
+    def _dimmed(inside: np.ndarray, around: np.ndarray) -> tuple[float, float]:
+        """How much darker than the scene a piece is, in logs, and how unevenly so in red, green and blue: shadows are
+        the scene times a number."""
+        ratio = np.log((np.median(inside, axis=0) + 8) / (np.median(around, axis=0) + 8))
+        return float(ratio.mean()), float(ratio.std())
+
+    def _mirrored(self, mask: np.ndarray) -> tuple[float, float]:
+        """How well a piece follows M mirrored at its foot in lightness, -1..1, and its share that lies under that."""
+        rows, columns = np.nonzero(mask)
+        source = 2 * self._foot + 1 - rows
+        under = (rows > self._foot) & (source >= 0)
+        under[under] = self._placed[source[under], columns[under]]
+        if under.sum() < 12:
+            return 0.0, 0.0
+        own = self._lab[rows[under], columns[under], 0]
+        its = self._lab[source[under], columns[under], 0]
+        spread = own.std() * its.std()
+        like = ((own - own.mean()) * (its - its.mean())).mean() / spread if spread > 1 else 0.0
+        return float(like), float(under.mean())
+
+    def _around(self, outside: np.ndarray, placed: np.ndarray, anything: np.ndarray) -> np.ndarray:
         """The scene around a piece: near it, but neither M nor what else was seen."""
         for where in (
-            (outside > 2.5) & (outside < 6) & ~self._anything,
-            (outside > 2.5) & (outside < 9) & ~self._placed,
-            ~self._placed,
+            (outside > 2.5) & (outside < 6) & ~anything,
+            (outside > 2.5) & (outside < 9) & ~placed,
+            (outside > 0) & ~placed,
         ):
             if where.sum() >= 5:
                 return where
         return outside > 0
+
+
+def _shape(mask: np.ndarray) -> tuple[float, float, float]:
+    """How uneven the width of a piece is along its middle, its share of its convex hull, and how straight it is."""
+    inside = depth(mask)
+    middle = (inside > 0) & (inside >= cv2.dilate(inside, np.ones((3, 3), np.uint8)))
+    widths = inside[middle]
+    points = np.argwhere(mask).astype(np.int32)
+    hull = cv2.contourArea(cv2.convexHull(points)) + np.sqrt(len(points))
+    spread = np.linalg.eigvalsh(np.cov(points.T.astype(np.float64)) + 0.1 * np.eye(2))
+    return float(widths.std() / widths.mean()), float(len(points) / hull), float(np.log(spread[1] / spread[0]))
+
+
+def _few(colours: np.ndarray, count: int) -> np.ndarray:
+    """About `count` of colours (N, 3), evenly."""
+    return colours[:: max(1, len(colours) // count)]
 
 
 def _nearest(colours: np.ndarray, others: np.ndarray) -> float:
@@ -172,51 +280,27 @@ def _nearest(colours: np.ndarray, others: np.ndarray) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """A logistic model of FIGURES: their `mean` and `scale` (N,), their `weights` (N,) and a `bias`."""
+    """Judges pieces by their FIGURES."""
 
-    mean: np.ndarray
-    scale: np.ndarray
-    weights: np.ndarray
-    bias: float
+    odds: Odds
 
     @classmethod
     def read(cls, file: Path = WEIGHTS) -> Evidence:
         """Read `evidence.yaml`. Raises ValueError where it is of other figures than these."""
-        document = yaml.safe_load(file.read_text(encoding="utf-8"))
-        if tuple(document["figures"]) != FIGURES:
-            raise ValueError(f"{file}: its figures are not those of this version; fit it again")
-        mean, scale, weights = np.array([list(each) for each in document["figures"].values()], np.float64).T
-        return cls(mean, scale, weights, float(document["bias"]))
+        return cls(Odds.read(file, FIGURES))
 
     @classmethod
-    def fit(cls, figures: np.ndarray, product: np.ndarray, ridge: float = 3.0) -> Evidence:
-        """Fit to pieces (M, N) of which `product` (M,) bool says what they are: Newton's method, L2 penalty `ridge`."""
-        mean, scale = figures.mean(axis=0), figures.std(axis=0) + 1e-6
-        x = np.column_stack([(figures - mean) / scale, np.ones(len(figures))])
-        penalty = np.diag([ridge] * (x.shape[1] - 1) + [1e-6])
-        w = np.zeros(x.shape[1])
-        for _ in range(25):
-            p = 1 / (1 + np.exp(-np.clip(x @ w, -30, 30)))
-            hessian = (x * (p * (1 - p))[:, None]).T @ x + penalty
-            w = w - np.linalg.solve(hessian, x.T @ (p - product) + penalty @ w)
-        return cls(mean, scale, w[:-1], float(w[-1]))
+    def fit(cls, figures: np.ndarray, product: np.ndarray) -> Evidence:
+        """Fit to the figures (M, N) of pieces of which `product` (M,) bool says what they are."""
+        return cls(Odds.fit(figures, product))
 
     def write(self, comment: str, file: Path = WEIGHTS) -> None:
-        """Write `evidence.yaml`: a line a figure (mean, scale, weight), the bias, and where they come from."""
-        lines = [
-            f"  {name}: [{mean:.4f}, {scale:.4f}, {weight:.4f}]"
-            for name, mean, scale, weight in zip(FIGURES, self.mean, self.scale, self.weights, strict=True)
-        ]
-        text = [f"# {comment}", "# figure: [mean, scale, weight]", "figures:", *lines, f"bias: {self.bias:.4f}", ""]
-        file.write_text("\n".join(text), encoding="utf-8")
+        """Write `evidence.yaml` with where it comes from."""
+        file.write_text(f"# {comment}\n{self.odds.text(FIGURES)}", encoding="utf-8")
 
     def sure(self, found: Sequence[Piece]) -> np.ndarray:
         """How sure it is, 0..1, that each piece is product, (M,)."""
-        if not found:
-            return np.zeros(0)
-        x = (np.stack([piece.figures for piece in found]) - self.mean) / self.scale
-        known: np.ndarray = 1 / (1 + np.exp(-np.clip(x @ self.weights + self.bias, -30, 30)))
-        return known
+        return self.odds(np.stack([piece.figures for piece in found])) if found else np.zeros(0)
 
     def __call__(self, image: np.ndarray, placed: np.ndarray, seen: Mapping[str, np.ndarray]) -> np.ndarray:
         """See `overcompletion.Judge`: each piece's sureness, the larger where pieces overlap."""

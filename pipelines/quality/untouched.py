@@ -1,15 +1,17 @@
 """Real photos as they are, with the mask that the cutout stage gives them: nothing in them was generated.
 
-Whatever the detector finds in them is a false alarm. They are photos that no bundled segmenter or detector was trained
-on, of other products than those that tau was set on.
+Whatever the detector finds in them is a false alarm. Those it is measured with are photos that no bundled segmenter or
+detector was trained on, of other products than those that tau was set on. Those it learns from, what a person who wears
+a garment looks like beyond it above all, are of the training side.
 """
 
 from __future__ import annotations
 
 import csv
 import html
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, zip_longest
 from pathlib import Path
 
 import cv2
@@ -19,7 +21,7 @@ from pipelines.errors import Rejected
 from pipelines.models import Profile
 from pipelines.quality.yardstick import SIDES, side_of
 from pipelines.stages.cutout import CutoutModels, cutout
-from pipelines.training.data import product_of, read_index
+from pipelines.training.data import clean_name, product_of, read_index
 from pipelines.vision.people import garment_part
 from pipelines.vision.photos import read_photo
 from pipelines.vision.segmenters import HQSamSegmenter, SalientSegmenter
@@ -36,36 +38,60 @@ class Untouched:
     matte: np.ndarray
 
 
-def photo_files(shared: Path) -> list[tuple[str, Path, str]]:
-    """Product, file and which half of a person its garment covers ("" for what is not worn): the catalogue's photos,
-    then the held-out training photos of single products. Shelves of a grocery store are no product photos."""
+@dataclass(frozen=True, slots=True)
+class PhotoFile:
+    """A photo to cut out. `garment`: which half of a person it covers, "" for what is not worn."""
+
+    product: str
+    path: Path
+    garment: str
+
+
+def photo_files(shared: Path) -> list[PhotoFile]:
+    """The photos to measure with: the catalogue's, then the held-out training photos of single products. Shelves of a
+    grocery store are no product photos."""
     with (shared / "catalog" / "catalog.csv").open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if side_of(row["id"]) != SIDES[0] or not row["ground_truth_alpha"]]
-    files = [
-        (
+    catalogue = [
+        PhotoFile(
             row["id"],
             shared / "catalog" / row["image_link"],
             garment_part(f"{row['product_type']} {html.unescape(row['title'])}"),
         )
         for row in rows
     ]
-    items = [item for item in read_index(shared / "training", "photos", "test") if item.source != "grocery-store"]
-    items.sort(key=lambda item: item.path.name[::-1])  # the sources and kinds mixed
-    return files + [(product_of(item), item.path, garment_part(item.name)) for item in items]
+    return catalogue + _of_training(shared, "test")
 
 
-def untouched_photos(shared: Path, profile: Profile, count: int) -> Iterator[Untouched]:
+def lesson_files(shared: Path) -> list[PhotoFile]:
+    """The photos to learn from: those of the training side whose product the catalogue has not, each source in turn."""
+    with (shared / "catalog" / "catalog.csv").open(newline="", encoding="utf-8") as file:
+        measured = {clean_name(html.unescape(row["title"])) for row in csv.DictReader(file)}
+    sources: dict[str, list[PhotoFile]] = {}
+    for photo in _of_training(shared, "train"):
+        if photo.product not in measured:
+            sources.setdefault(photo.path.name.split("-")[0], []).append(photo)
+    return [photo for photo in chain.from_iterable(zip_longest(*sources.values())) if photo is not None]
+
+
+def _of_training(shared: Path, split: str) -> list[PhotoFile]:
+    items = [item for item in read_index(shared / "training", "photos", split) if item.source != "grocery-store"]
+    items.sort(key=lambda item: item.path.name[::-1])  # the kinds mixed
+    return [PhotoFile(product_of(item), item.path, garment_part(item.name)) for item in items]
+
+
+def untouched_photos(files: Sequence[PhotoFile], profile: Profile, count: int) -> Iterator[Untouched]:
     """Cut out up to `count` photos; those that the cutout stage rejects, or holds for a person to look at, are passed
     over: their masks are not placed."""
     salient = SalientSegmenter.from_profile(profile)
     models = CutoutModels(salient, HQSamSegmenter.from_profile(profile, salient))
     found = 0
-    for product, path, garment in photo_files(shared):
+    for file in files:
         if found == count:
             return
         try:
-            photo = read_photo(path.read_bytes())
-            result = cutout(photo, models, "auto", garment)
+            photo = read_photo(file.path.read_bytes())
+            result = cutout(photo, models, "auto", file.garment)
         except Rejected:
             continue
         if result.held:
@@ -74,4 +100,4 @@ def untouched_photos(shared: Path, profile: Profile, count: int) -> Iterator[Unt
         scale = min(1.0, LONGEST / max(photo.size))
         size = (round(photo.size[0] * scale), round(photo.size[1] * scale))
         image, matte = (cv2.resize(each, size, interpolation=cv2.INTER_AREA) for each in (photo.rgb, result.matte))
-        yield Untouched(product, image, np.rint(np.clip(matte, 0, 1) * 255).astype(np.uint8))
+        yield Untouched(file.product, image, np.rint(np.clip(matte, 0, 1) * 255).astype(np.uint8))

@@ -32,6 +32,8 @@ INSTANCE = 0.8
 
 SIDES = ("calibration", "test")
 BACKGROUNDS = ("scene", "studio", "set", "shadow", "reflection", "stand", "look-alike")
+PHOTO = "photo"
+"""The background of what is no composite: see `photographed`."""
 PARTS = ("handle", "cord", "thin part", "end", "bite")
 SMALL, LARGEST = 0.05, 0.30
 SMALLEST = 0.01
@@ -151,17 +153,23 @@ def _resized(rgb: np.ndarray, alpha: np.ndarray, scale: float) -> tuple[np.ndarr
     return colours / np.maximum(soft, 1e-3)[..., None], soft
 
 
-def composites(items: Sequence[Item], scenes: Sequence[np.ndarray], count: int, seed: int) -> Iterator[Composite]:
-    """Draw `count` composites, the products and the kinds of background in turn; the same `seed` draws the same."""
+def composites(
+    items: Sequence[Item], scenes: Sequence[np.ndarray], count: int, seed: int, crowded: bool = False
+) -> Iterator[Composite]:
+    """Draw `count` composites, the products and the kinds of background in turn; the same `seed` draws the same.
+    Where they are `crowded`, another of the products stands behind."""
     for index in range(count):
         rng = np.random.default_rng([seed, index])
-        item = items[index % len(items)]
-        yield draw(item, scenes, BACKGROUNDS[(index // 3 + index) % len(BACKGROUNDS)], rng)
+        number = index % len(items)
+        behind = items[(number + 1 + int(rng.integers(len(items) - 1))) % len(items)] if crowded else None
+        yield draw(items[number], scenes, BACKGROUNDS[(index // 3 + index) % len(BACKGROUNDS)], rng, behind)
 
 
-def draw(item: Item, scenes: Sequence[np.ndarray], background: str, rng: np.random.Generator) -> Composite:
+def draw(
+    item: Item, scenes: Sequence[np.ndarray], background: str, rng: np.random.Generator, behind: Item | None = None
+) -> Composite:
     """Compose one picture and its masks, four as a rule: whole and with a part left out, by the true alpha and by a
-    segmenter's.
+    segmenter's. `behind` stands behind the product, partly covered by it.
 
     Where the part is a handle or a cord, one is drawn onto the product in its own colours before it is laid down.
     """
@@ -180,17 +188,36 @@ def draw(item: Item, scenes: Sequence[np.ndarray], background: str, rng: np.rand
             drawn = ""
     first = (drawn, part > 0.5) if drawn else _part_of(alpha, wanted[0], rng)
     second = _part_of(alpha, wanted[1], rng)
-    image = lay(rgb, alpha, backdrop(background, rgb, alpha, scenes, rng), background, rng)
+    scene = backdrop(background, rgb, alpha, scenes, rng)
+    if behind is not None:
+        scene = _stood_behind(scene, behind, alpha, rng)
+    image = lay(rgb, alpha, scene, background, rng)
     masks = [Mask(_matte(alpha), 0.0, "", "true alpha"), Mask(_matte(other), 0.0, "", make)]
     for (kind, left), (matte, origin) in zip((first, second), ((alpha, "true alpha"), (other, make)), strict=True):
-        area = (alpha > 0.5).sum()
-        kept = (alpha > 0.5) & ~left
-        if not (ndimage.binary_dilation(kept, iterations=2) & left).any():
-            continue  # a part that does not touch the rest would be a second object, no extension
-        beside = (ndimage.distance_transform_edt(~left) < 6) & (ndimage.distance_transform_edt(~kept) >= 2)
-        gone = left | (beside & ~kept)  # a cutout that is a little too large goes with the part
-        masks.append(Mask(_matte(np.where(gone, 0, matte)), float((left & (alpha > 0.5)).sum() / area), kind, origin))
+        masks += _without(alpha, left, kind, matte, origin)
     return Composite(item.name, background, image, tuple(masks))
+
+
+def photographed(product: str, image: np.ndarray, matte: np.ndarray, rng: np.random.Generator) -> Composite:
+    """A real photo (H, W, 3) uint8 with its cutout's matte (H, W) uint8: whole, and twice with a part left out."""
+    alpha = matte.astype(np.float32) / 255
+    masks = [Mask(matte, 0.0, "", "cutout")]
+    for share in _shares(rng):
+        kind, left = _part_of(alpha, share, rng)
+        masks += _without(alpha, left, kind, alpha, "cutout")
+    return Composite(product, PHOTO, image, tuple(masks))
+
+
+def _without(alpha: np.ndarray, left: np.ndarray, kind: str, matte: np.ndarray, make: str) -> list[Mask]:
+    """The mask that lacks the part `left` of a product; none where the part does not touch the rest: that would be a
+    second object, no extension."""
+    solid = alpha > 0.5
+    kept = solid & ~left
+    if not (ndimage.binary_dilation(kept, iterations=2) & left).any():
+        return []
+    beside = (ndimage.distance_transform_edt(~left) < 6) & (ndimage.distance_transform_edt(~kept) >= 2)
+    gone = left | (beside & ~kept)  # a cutout that is a little too large goes with the part
+    return [Mask(_matte(np.where(gone, 0, matte)), float((left & solid).sum() / solid.sum()), kind, make)]
 
 
 def _shares(rng: np.random.Generator) -> tuple[float, float]:
@@ -384,6 +411,21 @@ def _look_alike(
     y = np.mgrid[:SIDE, :SIDE][0][..., None] / SIDE
     wall = first * (1 + 0.2 * (0.5 - y)) if rng.random() < 0.5 else first * (y < 0.66) + second * (y >= 0.66)
     return np.clip(wall + texture, 0, 1).astype(np.float32)
+
+
+def _stood_behind(scene: np.ndarray, other: Item, alpha: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Another product in the scene, behind the side or the top of this one, which covers some of it."""
+    rows, columns = np.flatnonzero((alpha > 0.5).any(axis=1)), np.flatnonzero((alpha > 0.5).any(axis=0))
+    scale = float(rng.uniform(0.5, 1.2)) * len(rows) / other.alpha.shape[0]
+    rgb, own = _resized(other.rgb, other.alpha, min(1.0, scale, 0.9 * SIDE / max(other.alpha.shape)))
+    height, width = own.shape
+    middle = columns[0 if rng.random() < 0.5 else -1] + rng.normal(0, 0.25) * width
+    left = int(np.clip(middle - width / 2, 0, SIDE - width))
+    top = int(np.clip(rows[-1] - height - abs(rng.normal(0, 0.3)) * len(rows), 0, SIDE - height))
+    there, cover = scene.copy(), own[..., None]
+    window = np.s_[top : top + height, left : left + width]
+    there[window] = np.clip(rgb, 0, 1) * cover + scene[window] * (1 - cover)
+    return there
 
 
 def lay(rgb: np.ndarray, alpha: np.ndarray, scene: np.ndarray, background: str, rng: np.random.Generator) -> np.ndarray:

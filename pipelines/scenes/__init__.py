@@ -112,7 +112,7 @@ class Channel(_Part):
 class Checks(_Part):
     """Thresholds. An image is held when E⁺ is above `overcompletion`, or a score is on the wrong side of its own."""
 
-    overcompletion: float = Field(0.006, ge=0, le=1)
+    overcompletion: float = Field(0.007, ge=0, le=1)
     fidelity: Share = 1.0
     halo: float = Field(0.06, ge=0)
     background: Share = 0.5

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
-import pytest
 
-from pipelines.quality.evidence import FIGURES, Evidence, pieces
+from pipelines.quality.evidence import FIGURES, Evidence, Piece, pieces
 
 SIDE = 320
 RED, PAPER = (190, 50, 40), (205, 205, 200)
@@ -63,21 +62,18 @@ def test_pieces_hang_together_with_the_mask_and_are_no_rim():
         assert np.isfinite(piece.figures).all()
 
 
-def test_fitted_weights_tell_what_they_were_fitted_to_and_survive_the_file(tmp_path):
+def test_a_cord_that_no_finder_saw_is_a_piece_of_its_own():
+    image = picture((PRODUCT, RED), (CORD, (40, 40, 40)))
+    found = pieces(image, PRODUCT, {"salient": PRODUCT.astype(np.float32), "colour": PRODUCT})
+    assert max((piece.mask & CORD).sum() / (piece.mask | CORD).sum() for piece in found) > 0.5
+
+
+def test_fitted_evidence_tells_what_it_was_fitted_to_and_survives_the_file(tmp_path):
     rng = np.random.default_rng(0)
     product = rng.random(400) < 0.5
     figures = rng.normal(size=(400, len(FIGURES)))
     figures[:, 3] += 3 * product
-    fitted = Evidence.fit(figures, product.astype(float))
-    fitted.write("a test", tmp_path / "evidence.yaml")
-    read = Evidence.read(tmp_path / "evidence.yaml")
-    scores = ((figures - read.mean) / read.scale) @ read.weights + read.bias
-    assert ((scores > 0) == product).mean() > 0.9
-    assert int(np.argmax(np.abs(read.weights))) == 3
-
-
-def test_weights_of_other_figures_are_refused(tmp_path):
-    file = tmp_path / "evidence.yaml"
-    file.write_text("figures:\n  size: [0, 1, 2]\nbias: 0\n")
-    with pytest.raises(ValueError, match="fit it again"):
-        Evidence.read(file)
+    found = [Piece(PRODUCT, 1.0, row) for row in figures]
+    Evidence.fit(figures, product).write("a test", tmp_path / "evidence.yaml")
+    assert ((Evidence.read(tmp_path / "evidence.yaml").sure(found) > 0.5) == product).mean() > 0.9
+    assert (tmp_path / "evidence.yaml").read_text().startswith("# a test")

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipelines.quality.overcompletion import ColourFinder, OvercompletionDetector, detached, extension
+from pipelines.quality.overcompletion import SURE, ColourFinder, OvercompletionDetector, detached, extension
 
 SIDE = 320
 
@@ -106,13 +106,13 @@ class TestDetector:
 
         def doubtful(image, placed, seen):
             assert set(seen) == {"a", "b"}
-            return 0.4 * extension(seen["a"], placed)
+            return 0.8 * SURE * extension(seen["a"], placed)
 
         detector = OvercompletionDetector([Seen("a", grown), Seen("b", grown)], doubtful)
         measured = detector.measure(np.zeros((SIDE, SIDE, 3), np.uint8), PRODUCT.astype(np.uint8) * 255)
         assert measured.e_plus == 0
-        assert measured.confidence == pytest.approx(0.4)
-        assert measured.heat.max() == pytest.approx(0.4, abs=0.01)
+        assert measured.confidence == pytest.approx(0.8 * SURE)
+        assert measured.heat.max() == pytest.approx(0.8 * SURE, abs=0.01)
 
     def test_a_second_opinion_is_doubt_not_a_verdict_and_asked_only_where_something_was_seen(self):
         grown, asked = PRODUCT | box(120, 200, 200, 240), []

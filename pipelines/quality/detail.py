@@ -1,0 +1,58 @@
+"""What stands out from the scene around it: cords, handles and other thin parts in whatever colour they come.
+
+The scene as it would be without M and without such parts is estimated by a median over a window wider than they are,
+once M has been filled with what surrounds it. A pixel stands out by its distance to that, measured by how much pixels
+around there stand out as a rule: in a scene full of things little does, on paper the faintest line.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+WINDOWS = (13, 45)
+"""Widths of the median, in px of 320: what is thinner than half of it is taken away."""
+
+FAINT = 5.0
+"""Distance in 8-bit Lab that noise and grain reach."""
+
+
+def standing_out(image: np.ndarray, hidden: np.ndarray) -> list[np.ndarray]:
+    """How far each pixel stands out, for each of WINDOWS: (H, W) float32, from about 1 on it is no grain.
+
+    image: (H, W, 3) uint8 RGB; hidden: (H, W) bool, M and its unsure edge.
+    """
+    lab = cv2.cvtColor(image, cv2.COLOR_RGB2LAB)
+    filled = filled_in(lab, hidden)
+    open_scene = 1 - hidden.astype(np.float32)
+    found = []
+    for window in WINDOWS:
+        scene = _median(filled, window)
+        off = np.linalg.norm(cv2.GaussianBlur(lab, (0, 0), 0.6).astype(np.float32) - scene, axis=2)
+        wide = (4 * window + 1,) * 2
+        usual = cv2.blur(off * open_scene, wide) / np.maximum(cv2.blur(open_scene, wide), 0.02)
+        found.append(off / (FAINT + 1.5 * usual))
+    return found
+
+
+def filled_in(colours: np.ndarray, hidden: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 with what is hidden filled with the mean of what is seen around it, the nearest there is."""
+    seen = 1 - hidden.astype(np.float32)
+    known = colours.astype(np.float32) * seen[..., None]
+    filled, left = known.copy(), hidden.copy()
+    for width in (9, 27, 81, 243, 729):
+        weight = cv2.blur(seen, (width, width))
+        mean = cv2.blur(known, (width, width)) / np.maximum(weight, 1e-6)[..., None]
+        now = left & (weight > 0.03)
+        filled[now] = mean[now]
+        left &= ~now
+    return np.rint(filled).astype(np.uint8)
+
+
+def _median(colours: np.ndarray, window: int) -> np.ndarray:
+    """The median over a window, float32; a wide one of the picture at half its size."""
+    if window <= 15:
+        return cv2.medianBlur(colours, window).astype(np.float32)
+    height, width = colours.shape[:2]
+    half = cv2.resize(colours, (max(1, width // 2), max(1, height // 2)), interpolation=cv2.INTER_AREA)
+    return cv2.resize(cv2.medianBlur(half, window // 2 | 1), (width, height)).astype(np.float32)
