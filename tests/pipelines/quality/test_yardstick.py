@@ -10,6 +10,7 @@ import pytest
 from scipy import ndimage
 
 from pipelines.errors import UsageError
+from pipelines.quality.untouched import lesson_files, photo_files
 from pipelines.quality.yardstick import (
     BACKGROUNDS,
     LARGEST,
@@ -22,6 +23,7 @@ from pipelines.quality.yardstick import (
     Item,
     composites,
     cut_out,
+    photographed,
     read_products,
     read_scenes,
 )
@@ -155,3 +157,37 @@ def test_a_part_that_does_not_touch_the_rest_is_not_left_out():
     for whole, lacking in masks:
         kept, missing = lacking.matte > 127, (whole.matte > 127) & (lacking.matte <= 127)
         assert (ndimage.binary_dilation(kept, iterations=3) & missing).any()
+
+
+def test_another_product_stands_behind_where_it_is_crowded():
+    scenes = [np.full((90, 120, 3), 128, np.uint8)]
+    items = [jar(n) for n in range(3)]
+    alone, crowded = (list(composites(items, scenes, 6, seed=0, crowded=each)) for each in (False, True))
+    for empty, full in zip(alone, crowded, strict=True):
+        assert (full.masks[0].matte > 127).any()
+        assert full.image.shape == empty.image.shape
+    assert any((one.image != other.image).any() for one, other in zip(alone, crowded, strict=True))
+    again = list(composites(items, scenes, 6, seed=0, crowded=True))
+    assert all((one.image == other.image).all() for one, other in zip(crowded, again, strict=True))
+
+
+def test_a_photo_keeps_its_pixels_and_lacks_known_parts():
+    matte = np.zeros((200, 160), np.uint8)
+    matte[40:180, 30:130] = 255
+    image = np.random.default_rng(0).integers(0, 256, (200, 160, 3), np.uint8)
+    composite = photographed("shirt", image, matte, np.random.default_rng(0))
+    whole, *lacking = composite.masks
+    assert (composite.image == image).all()
+    assert (whole.matte == matte).all()
+    assert lacking
+    for mask in lacking:
+        missing = ((matte > 127) & (mask.matte <= 127)).sum() / (matte > 127).sum()
+        assert missing == pytest.approx(mask.share, abs=0.02)
+
+
+@needs_shared
+def test_photos_to_learn_from_are_of_no_product_that_is_measured():
+    lessons, measured = lesson_files(SHARED), photo_files(SHARED)
+    assert len(lessons) > 100
+    assert not {one.product for one in lessons} & {one.product for one in measured}
+    assert not {one.path for one in lessons} & {one.path for one in measured}
