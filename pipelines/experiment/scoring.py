@@ -75,8 +75,7 @@ class Scorer:
     def __init__(self, profile: Profile, tau: float, classifier: SceneClassifier | None, device: str = "cpu"):
         self.tau = tau
         self.version = [tau, sha256_of(WEIGHTS), *(profile.ref(part).sha256 for part in ("salient", "hqsam", "clip"))]
-        self.fast = OvercompletionDetector.from_profile(profile, device=device)
-        self.thorough = OvercompletionDetector.from_profile(profile, thorough=True, device=device)
+        self.detector = OvercompletionDetector.from_profile(profile, thorough=True, device=device)
         self.classifier = classifier
         folder = profile.part("clip").check().path
         self._clip = load_transformer(CLIPModel, folder, "CLIP").eval()
@@ -86,10 +85,7 @@ class Scorer:
     def score(self, pair: Pair, painted: Image.Image, seconds: float) -> Scores:
         """Measure one picture."""
         raw, image, matte = np.asarray(painted.convert("RGB")), composite(pair, painted), pair.product.matte
-        found = self.fast.measure(image, matte)
-        thorough = pair.number % FIFTH == 0 or BORDERLINE[0] < found.e_plus / self.tau < BORDERLINE[1]
-        if thorough:
-            found = self.thorough.measure(image, matte)
+        found = self.detector.measure(image, matte, lambda e_plus: self._doubtful(pair, e_plus))
         inside = matte >= 128
         luminance = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
         slope = cv2.magnitude(cv2.Sobel(luminance, cv2.CV_32F, 1, 0), cv2.Sobel(luminance, cv2.CV_32F, 0, 1)) / 8
@@ -98,13 +94,16 @@ class Scorer:
         return Scores(
             e_plus=found.e_plus,
             d_plus=found.d_plus,
-            uncertainty=found.uncertainty if thorough else float("nan"),
+            uncertainty=found.uncertainty if self._doubtful(pair, found.e_plus) else float("nan"),
             sharpness=float(slope[scenery].mean()),
             clip=self._agreement(image, pair.prompt),
             scene=self.classifier.agreement(image, matte, pair.wall, pair.floor) if self.classifier else float("nan"),
             product_error=float(difference.mean()),
             seconds=seconds,
         )
+
+    def _doubtful(self, pair: Pair, e_plus: float) -> bool:
+        return pair.number % FIFTH == 0 or BORDERLINE[0] < e_plus / self.tau < BORDERLINE[1]
 
     @torch.inference_mode()
     def _agreement(self, image: NDArray[np.uint8], prompt: str) -> float:

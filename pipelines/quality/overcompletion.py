@@ -21,7 +21,7 @@ A second product that does not touch the first is no extension of it: D+ is the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -195,21 +195,25 @@ class OvercompletionDetector:
         sam = SamFinder(HQSamSegmenter.from_profile(profile, salient, device)) if thorough else None
         return cls([SalientFinder(salient), ColourFinder()], Evidence.read(), sam)
 
-    def measure(self, image: np.ndarray, matte: np.ndarray) -> Overcompletion:
+    def measure(
+        self, image: np.ndarray, matte: np.ndarray, doubtful: Callable[[float], bool] = lambda e_plus: True
+    ) -> Overcompletion:
         """Measure one picture.
 
         Args:
             image: (H, W, 3) uint8 RGB, the product in its scene.
             matte: (H, W) uint8, the placed product, 255 = product.
+            doubtful: at which E+ the second opinion is worth its time; at any by default.
 
         Raises:
             ValueError: sizes that do not fit, or a matte without a product.
         """
-        return self.measure_all(image, [matte])[0]
+        (look,) = self.looks(image, [matte])
+        return self._measure(look, image.shape[:2], doubtful)
 
     def measure_all(self, image: np.ndarray, mattes: Sequence[np.ndarray]) -> list[Overcompletion]:
         """Measure one picture against several mattes, as `measure` does, and quicker than one by one."""
-        return [self._measure(look, image.shape[:2]) for look in self.looks(image, mattes)]
+        return [self._measure(look, image.shape[:2], lambda e_plus: True) for look in self.looks(image, mattes)]
 
     def looks(self, image: np.ndarray, mattes: Sequence[np.ndarray]) -> Iterator[Look]:
         """What the judge is shown of a picture with each of several mattes; see `measure`."""
@@ -224,18 +228,19 @@ class OvercompletionDetector:
                 raise ValueError("The matte is empty: no product was placed.")
             yield Look(small, placed, {finder.name: finder.find(small, placed) for finder in self._finders})
 
-    def _measure(self, look: Look, shape: tuple[int, int]) -> Overcompletion:
+    def _measure(self, look: Look, shape: tuple[int, int], doubtful: Callable[[float], bool]) -> Overcompletion:
         image, placed, seen = look.image, look.placed, look.seen
         sure = self._judge(image, placed, seen)
         grown = {name: extension(one > 0.5, placed) for name, one in seen.items()}
-        if self._second_opinion is not None and any(one.any() for one in grown.values()):
+        area = placed.sum()
+        e_plus = float((sure > SURE).sum() / area)
+        if self._second_opinion is not None and any(one.any() for one in grown.values()) and doubtful(e_plus):
             other = self._second_opinion.find(image, placed)
             grown[self._second_opinion.name] = extension(other > 0.5, placed)
-        area = placed.sum()
         by_finder = {name: float(one.sum() / area) for name, one in grown.items()}
         anything = np.any([one > 0.5 for one in seen.values()], axis=0)
         return Overcompletion(
-            e_plus=float((sure > SURE).sum() / area),
+            e_plus=e_plus,
             confidence=float(sure.max()),
             d_plus=float(detached(anything, image, placed).sum() / area),
             uncertainty=min(1.0, max(by_finder.values()) - min(by_finder.values())),
