@@ -41,6 +41,11 @@ class Label:
     key: str
     grown: bool
 
+    @property
+    def picture(self) -> str:
+        """The name of the picture's file, without its ending."""
+        return f"{self.pair:04d}-{self.key}"
+
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
@@ -71,7 +76,7 @@ def read_labels(path: Path = LABELS) -> list[Label]:
 def agreement(labels: Sequence[Label], results: Mapping[str, Sequence[Result]], tau: float) -> Agreement | None:
     """Compare labels with the E+ of the pictures that they are of; None where none of these is among the results."""
     pictures = {result.picture.stem: result for made in results.values() for result in made}
-    pairs = [(label, pictures[stem]) for label in labels if (stem := f"{label.pair:04d}-{label.key}") in pictures]
+    pairs = [(label, pictures[label.picture]) for label in labels if label.picture in pictures]
     if not pairs:
         return None
     products = [result.pair.subject.name for _, result in pairs]

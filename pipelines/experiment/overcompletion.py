@@ -8,7 +8,7 @@ new weights begin anew, and another threshold scores the same pictures again.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -37,7 +37,8 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One cell of the table. `n` pictures of `products` products; `kid` None where there are no reference pictures."""
+    """One cell of the table. `n` pictures of `products` products; `kid` None where there are no reference pictures.
+    `labelled` of the pictures were looked at, and the scene had grown the product in `grown_by_eye` of these."""
 
     cell: str
     group: str
@@ -53,6 +54,8 @@ class Row:
     scene: Figure
     product_error: Figure
     uncertainty: Figure
+    labelled: int
+    grown_by_eye: int
     seconds: float
 
 
@@ -233,7 +236,9 @@ def _table(
             seen = alexnet([_over_scene(result.pair, scenes, background) for result in longest])
             references[name] = statistics.kid(products, seen, real)
         features = {name: alexnet([result.composite() for result in made]) for name, made in results.items()}
-    rows = tuple(_row(cell, results[cell.name], scorer.tau, features.get(cell.name), real) for cell in cells)
+    labels = read_labels()
+    said = {label.picture: label.grown for label in labels}
+    rows = tuple(_row(cell, results[cell.name], scorer.tau, features.get(cell.name), real, said) for cell in cells)
     comparisons = []
     for treated in (TREATED, CONTROL_ARM, "stage2/none", "random/guided"):
         if BASELINE in results and treated in results:
@@ -247,7 +252,7 @@ def _table(
         comparisons=tuple(comparisons),
         references=references,
         classifier_accuracy=scorer.classifier.accuracy if scorer.classifier else {},
-        labelled=agreement(read_labels(), results, scorer.tau),
+        labelled=agreement(labels, results, scorer.tau),
         missing={},
     )
 
@@ -258,6 +263,7 @@ def _row(
     tau: float,
     features: NDArray[np.float64] | None,
     real: NDArray[np.float64] | None,
+    said: Mapping[str, bool],
 ) -> Row:
     products = [result.pair.subject.name for result in results]
 
@@ -265,6 +271,7 @@ def _row(
         return statistics.mean(products, [getattr(result.scores, name) for result in results])
 
     above = [result.scores.e_plus > tau for result in results]
+    seen = [said[result.picture.stem] for result in results if result.picture.stem in said]
     return Row(
         cell=cell.name,
         group=cell.group,
@@ -280,6 +287,8 @@ def _row(
         scene=figure("scene"),
         product_error=figure("product_error"),
         uncertainty=figure("uncertainty"),
+        labelled=len(seen),
+        grown_by_eye=sum(seen),
         seconds=float(np.mean([result.scores.seconds for result in results])),
     )
 

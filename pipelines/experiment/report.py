@@ -75,13 +75,15 @@ def _write_csv(rows: Sequence[Row], path: Path) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         bounds = [f"{name}{end}" for name in COLUMNS for end in ("", "_low", "_high")]
-        writer.writerow(["cell", "group", "n", "products", "overcompleted", *bounds, "seconds"])
+        writer.writerow(
+            ["cell", "group", "n", "products", "overcompleted", "labelled", "grown_by_eye", *bounds, "seconds"]
+        )
         for row in rows:
             figures = []
             for name in COLUMNS:
                 figure = getattr(row, name)
                 figures += [figure.value, *figure.interval] if figure is not None else ["", "", ""]
-            counts = [row.cell, row.group, row.n, row.products, row.overcompleted]
+            counts = [row.cell, row.group, row.n, row.products, row.overcompleted, row.labelled, row.grown_by_eye]
             writer.writerow([*counts, *figures, row.seconds])
 
 
@@ -113,15 +115,19 @@ overcompleted when E⁺ &gt; {table.tau:g}.</p>
 
 
 def _rows(table: Table) -> str:
-    heads = "".join(f"<th>{html.escape(title)}</th>" for title in ("cell", "n", *COLUMNS.values(), "seconds"))
+    heads = "".join(
+        f"<th>{html.escape(title)}</th>" for title in ("cell", "n", "grown by eye", *COLUMNS.values(), "seconds")
+    )
     lines = []
     for row in table.rows:
         cells = "".join(f"<td>{_figure(getattr(row, name), name == 'rate')}</td>" for name in COLUMNS)
-        lines.append(f"<tr><td>{html.escape(row.cell)}</td><td>{row.n}</td>{cells}<td>{row.seconds:.2f}</td></tr>")
+        eye = f"{row.grown_by_eye} of {row.labelled}" if row.labelled else ""
+        start = f"<td>{html.escape(row.cell)}</td><td>{row.n}</td><td>{eye}</td>"
+        lines.append(f"<tr>{start}{cells}<td>{row.seconds:.2f}</td></tr>")
     for name, figure in table.references.items():
         empty = "<td></td>"
         cells = "".join(f"<td>{_figure(figure)}</td>" if column == "kid" else empty for column in COLUMNS)
-        lines.append(f"<tr><td>{html.escape(name)}</td>{empty}{cells}{empty}</tr>")
+        lines.append(f"<tr><td>{html.escape(name)}</td>{empty * 2}{cells}{empty}</tr>")
     return f"<table><tr>{heads}</tr>{''.join(lines)}</table>"
 
 
