@@ -56,7 +56,7 @@ def overcompletion(
             folder,
             pairs,
             part or tuple(PAIRS),
-            settings.device,
+            settings.compute().device,
             lambda cell, done, total: progress.update(task, description=cell, completed=done, total=total),
         )
     page = write_report(table, results, folder)

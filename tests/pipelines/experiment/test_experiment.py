@@ -9,7 +9,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
+from typer.testing import CliRunner
 
+from pipelines.cli_experiment import experiment_app
 from pipelines.errors import UsageError
 from pipelines.experiment import overcompletion
 from pipelines.experiment.cells import ARMS, BASELINE, CELLS, CLAIM, CONTROL_ARM, TREATED, Cell
@@ -108,6 +111,18 @@ def test_a_run_without_the_shared_folder_is_a_smoke_test_that_resumes(tmp_path, 
     monkeypatch.setattr(Painter, "paint", refuse)
     again, _ = overcompletion.run(*arguments)
     assert as_json(again) == as_json(table)
+
+
+def test_the_command_paints_on_a_device_that_there_is(tmp_path, monkeypatch):
+    asked = []
+
+    def stop(*arguments, **_):
+        asked.extend(arguments)
+        raise UsageError("far enough")
+
+    monkeypatch.setattr(overcompletion, "run", stop)
+    CliRunner().invoke(experiment_app, ["--out", str(tmp_path)])
+    assert torch.device(asked[5]).type in ("cpu", "cuda")
 
 
 @pytest.mark.slow
