@@ -21,7 +21,9 @@ err = Console(stderr=True, highlight=False)
     epilog="Example: packshot experiment overcompletion --part claim --pairs 50 --out build/experiment",
 )
 def overcompletion(
-    pairs: Annotated[int | None, typer.Option(min=1, help="At most so many pairs of product and scene a cell.")] = None,
+    pairs: Annotated[
+        int | None, typer.Option(min=1, help="Pairs a cell of the claim, 300 at most; the other parts have a third.")
+    ] = None,
     part: Annotated[
         list[str] | None, typer.Option(help="claim, methods or ablations; may be given again. All of them by default.")
     ] = None,

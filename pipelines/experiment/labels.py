@@ -20,11 +20,12 @@ import typer
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from pipelines.experiment.cells import CLAIM, PAIRS
 from pipelines.experiment.statistics import Figure, by_product
 from pipelines.quality.calibrate import auroc
 
 if TYPE_CHECKING:
-    from pipelines.experiment.overcompletion import Result
+    from pipelines.experiment.overcompletion import Painted, Result
 
 LABELS = Path(__file__).with_name("labels.csv")
 LABELLED = 200
@@ -110,16 +111,16 @@ def _ratio(part: float, whole: float) -> float:
     return float(part / whole) if whole else float("nan")
 
 
-def choose(results: Mapping[str, Sequence[Result]], count: int = LABELLED, seed: int = 7) -> list[tuple[str, Result]]:
-    """Draw pictures by chance, (cell, result): as many of each cell, no pair twice where that can be."""
+def choose(painted: Mapping[str, Sequence[Painted]], count: int = LABELLED, seed: int = 7) -> list[tuple[str, Painted]]:
+    """Draw pictures by chance, (cell, picture): as many of each cell, no pair twice where that can be."""
     rng = np.random.default_rng(seed)
-    cells = sorted(results)
-    order = rng.permutation(min(len(made) for made in results.values()))
+    cells = sorted(painted)
+    order = rng.permutation(min(len(made) for made in painted.values()))
     chosen = [(cells[n % len(cells)], int(order[n % len(order)])) for n in range(count)]
-    return [(cell, results[cell][number]) for cell, number in (chosen[n] for n in rng.permutation(count))]
+    return [(cell, painted[cell][number]) for cell, number in (chosen[n] for n in rng.permutation(count))]
 
 
-def draw_sheets(chosen: Sequence[tuple[str, Result]], out: Path) -> list[Path]:
+def draw_sheets(chosen: Sequence[tuple[str, Painted]], out: Path) -> list[Path]:
     """Draw the pictures on numbered sheets, each beside its product on grey; returns their paths."""
     out.mkdir(parents=True, exist_ok=True)
     sheets = []
@@ -127,11 +128,11 @@ def draw_sheets(chosen: Sequence[tuple[str, Result]], out: Path) -> list[Path]:
         some = chosen[start : start + COLUMNS * ROWS]
         side = some[0][1].pair.side
         sheet = Image.new("RGB", (COLUMNS * (2 * side + 8), ROWS * (side + 24)), "white")
-        for n, (_, result) in enumerate(some):
+        for n, (_, one) in enumerate(some):
             x, y = n % COLUMNS * (2 * side + 8), n // COLUMNS * (side + 24)
-            alone = result.pair.product.over(np.full((side, side, 3), 128, np.uint8))
+            alone = one.pair.product.over(np.full((side, side, 3), 128, np.uint8))
             sheet.paste(Image.fromarray(alone), (x, y + 20))
-            sheet.paste(Image.fromarray(result.composite()), (x + side, y + 20))
+            sheet.paste(Image.fromarray(one.composite()), (x + side, y + 20))
             ImageDraw.Draw(sheet).text((x + 4, y + 4), f"{start + n}", fill="black")
         sheets.append(out / f"sheet_{start:03d}.png")
         sheet.save(sheets[-1])
@@ -140,19 +141,23 @@ def draw_sheets(chosen: Sequence[tuple[str, Result]], out: Path) -> list[Path]:
 
 def main(
     out: Annotated[Path, typer.Argument(help="Where `packshot experiment overcompletion` keeps its pictures.")],
+    pairs: Annotated[int, typer.Option(help="Draw from so many pairs of each of the claim's cells.")] = PAIRS["claim"],
 ) -> None:
     """Draw the sheets to label, and `sheets/labels.csv` to fill in: yes or no under "grown"."""
-    from pipelines.experiment.overcompletion import run
+    from pipelines.experiment.overcompletion import painted
+    from pipelines.experiment.painting import Painter
+    from pipelines.experiment.pairs import load_pairs, load_subjects
     from pipelines.models import load_profile
 
-    _, results = run(load_profile("mini"), Path("../shared"), out, groups=["claim"])
-    chosen = choose(results)
+    profile = load_profile("mini")
+    listed, painter = load_pairs(load_subjects(Path("../shared")), pairs, profile.native_size), Painter(profile)
+    chosen = choose({cell.name: list(painted(cell, listed, profile, painter, out)) for cell in CLAIM})
     for sheet in draw_sheets(chosen, out / "sheets"):
         typer.echo(sheet)
     with (out / "sheets" / "labels.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["cell", "pair", "key", "grown"])
-        writer.writerows([cell, result.pair.number, result.picture.stem.split("-")[1], ""] for cell, result in chosen)
+        writer.writerows([cell, one.pair.number, one.picture.stem.split("-")[1], ""] for cell, one in chosen)
 
 
 if __name__ == "__main__":

@@ -92,17 +92,24 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
-    """One stored picture and its scores."""
+class Painted:
+    """One stored picture, and the seconds that painting it took."""
 
     pair: Pair
-    scores: Scores
     picture: Path
+    seconds: float
 
     def composite(self) -> NDArray[np.uint8]:
         """The picture with the product laid back, (side, side, 3)."""
         with Image.open(self.picture) as file:
             return composite(self.pair, file)
+
+
+@dataclass(frozen=True, slots=True)
+class Result(Painted):
+    """One stored picture and its scores."""
+
+    scores: Scores
 
 
 def run(
@@ -120,7 +127,7 @@ def run(
         profile: Whose models paint.
         shared: The folder with `catalog`, `training` and `models`; where it is missing, the sample catalogue is used.
         out: Keeps pictures and scores.
-        pairs: At most so many in every cell; each group's own number by default.
+        pairs: So many in every cell of the claim, and a third of it in the others', as in a full run; all by default.
         groups: Which parts of the table.
         device: Where to paint.
         progress: Told (cell, pictures done, pictures in all).
@@ -137,7 +144,7 @@ def run(
     smoke_test = not (shared / "training" / "index.csv").exists()
     sample = Path(__file__).resolve().parents[1] / "sample" / "catalog.csv"
     subjects = catalogue_subjects(sample) if smoke_test else load_subjects(shared)
-    counts = {group: min(pairs or PAIRS[group], PAIRS[group]) for group in groups}
+    counts = pair_counts(pairs, groups)
     listed = load_pairs(subjects, max(counts.values()), profile.native_size)
     cells = [cell for cell in CELLS if cell.group in groups]
     missing = {cell.name: absent for cell in cells if (absent := _missing(cell, profile))}
@@ -161,24 +168,29 @@ def run(
     return replace(table, missing=missing), results
 
 
+def pair_counts(pairs: int | None, groups: Sequence[str]) -> dict[str, int]:
+    """Pairs in each cell of some groups: PAIRS, or in its proportions where the claim is to have `pairs`."""
+    share = 1.0 if pairs is None else min(1.0, pairs / PAIRS["claim"])
+    return {group: max(1, round(share * PAIRS[group])) for group in groups}
+
+
 def results_of(
     cell: Cell, pairs: Sequence[Pair], profile: Profile, painter: Painter, scorer: Scorer, out: Path
 ) -> Iterator[Result]:
     """Yield the result of each pair, stored or made now; each is stored as soon as it is scored."""
     measured_by = sha256_hex(canonical_json({"version": SCORING, "scorer": scorer.version}).encode())[:8]
-    for pair, picture, seconds in painted(cell, pairs, profile, painter, out):
-        stored = picture.with_name(f"{picture.stem}-{measured_by}.json")
+    for one in painted(cell, pairs, profile, painter, out):
+        stored = one.picture.with_name(f"{one.picture.stem}-{measured_by}.json")
         if not stored.exists():
-            with Image.open(picture) as image:
-                scores = scorer.score(pair, image, seconds)
+            with Image.open(one.picture) as image:
+                scores = scorer.score(one.pair, image, one.seconds)
             stored.write_text(json.dumps(asdict(scores)), encoding="utf-8")
-        yield Result(pair, Scores(**json.loads(stored.read_text(encoding="utf-8"))), picture)
+        scores = Scores(**json.loads(stored.read_text(encoding="utf-8")))
+        yield Result(one.pair, one.picture, one.seconds, scores)
 
 
-def painted(
-    cell: Cell, pairs: Sequence[Pair], profile: Profile, painter: Painter, out: Path
-) -> Iterator[tuple[Pair, Path, float]]:
-    """Yield the picture of each pair and the seconds that it took, stored or painted now; a batch is stored at once."""
+def painted(cell: Cell, pairs: Sequence[Pair], profile: Profile, painter: Painter, out: Path) -> Iterator[Painted]:
+    """Yield the picture of each pair, stored or painted now; a batch is stored at once."""
     folder = out / "pictures" / cell.name.replace("/", "-").replace(" ", "-")
     folder.mkdir(parents=True, exist_ok=True)
     made_of = canonical_json(
@@ -204,7 +216,7 @@ def painted(
                 unfinished.replace(path)
         for pair, path in zip(batch, pictures, strict=True):
             with Image.open(path) as stored:
-                yield pair, path, float(stored.info["seconds"])
+                yield Painted(pair, path, float(stored.info["seconds"]))
 
 
 def _missing(cell: Cell, profile: Profile) -> str:

@@ -75,10 +75,10 @@ class Pair:
         return sha256_hex(seen + f"{self.number} {self.prompt}".encode())
 
 
-def load_pairs(subjects: Sequence[Subject], count: int, side: int) -> list[Pair]:
-    """Pair products with scenes: all products in turn, each time in another scene."""
+def load_pairs(subjects: Sequence[Subject], count: int, side: int, first: int = 0) -> list[Pair]:
+    """Pair products with scenes: all products in turn, each time in another scene. Numbers begin with `first`."""
     pairs = []
-    for number in range(count):
+    for number in range(first, first + count):
         rng = np.random.default_rng([1789, number])
         subject = subjects[number % len(subjects)]
         scene = replace(draw_scene(rng), prop=str(rng.choice(SCENE_PROPS)))
@@ -101,7 +101,7 @@ def load_subjects(shared: Path) -> list[Subject]:
         if max(product.alpha.shape) >= SMALLEST:
             rgba = np.dstack([product.rgb, product.alpha])
             background = scenes[n % len(scenes)] if n % 2 and scenes else None
-            subjects.append(_photographed(LAST_COLOUR.sub("", item.name), rgba, background, n))
+            subjects.append(photographed(LAST_COLOUR.sub("", item.name), rgba, background, n))
     if not subjects:
         raise UsageError(f"{shared}: no product with an alpha mask that was not trained on")
     return sorted(subjects, key=lambda subject: zlib.crc32(subject.name.encode()))
@@ -130,7 +130,7 @@ def _solid(matte: np.ndarray) -> np.ndarray:
     return np.round(matte * near * 255).astype(np.uint8)
 
 
-def _photographed(name: str, rgba: np.ndarray, background: Path | None, number: int) -> Subject:
+def photographed(name: str, rgba: np.ndarray, background: Path | None, number: int) -> Subject:
     """Photograph a cutout, (H, W, 4) 0..1: in front of a photograph, or on a plain ground with a contact shadow."""
     height, width = rgba.shape[:2]
     side = round(max(height, width) / 0.4)

@@ -17,12 +17,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import cv2
 import numpy as np
 import typer
 from rich.console import Console
 from rich.progress import track
 
 from pipelines.errors import UsageError
+from pipelines.experiment.lessons import Lesson, lessons
 from pipelines.models import Profile, load_profile
 from pipelines.quality.evidence import Evidence, Piece, pieces
 from pipelines.quality.intervals import Interval, clustered
@@ -44,8 +46,15 @@ from pipelines.vision.published import PublishedU2NetP
 
 CALIBRATION, TEST = SIDES
 COMPOSITES = {CALIBRATION: 220, TEST: 260}
-CROWDED, LESSON_PHOTOS = 60, 50
-"""Besides, what is learned from: composites with another product behind, and photos of the training side."""
+CROWDED, LESSON_PHOTOS, LESSONS = 60, 50, 96
+"""Besides, what is learned from: composites with another product behind, photos of the training side, and pairs of
+product and scene that the profile paints, four pictures each."""
+
+PAINTED = "painted"
+"""The background of what is no composite but painted: see `pipelines.experiment.lessons`."""
+
+MIN_BEYOND = 0.3
+"""A piece in a painted picture is growth only where this share of it lies beyond the autoencoder's rim."""
 
 FOLDS = 6
 PHOTOS = 200
@@ -198,10 +207,38 @@ def know(detector: OvercompletionDetector, drawn: Iterable[Composite]) -> list[K
     return known
 
 
+def know_painted(detector: OvercompletionDetector, painted: Iterable[Lesson]) -> list[Known]:
+    """The pieces beyond the product in painted pictures. A piece is product where more than half of what lies beyond
+    the rim is growth."""
+    known = []
+    for lesson in painted:
+        (look,) = detector.looks(lesson.image, [lesson.matte])
+        size = look.placed.shape[::-1]
+        grown, beyond = (
+            cv2.resize(where.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
+            for where in (lesson.grown, lesson.beyond)
+        )
+        found = tuple(pieces(look.image, look.placed, look.seen))
+        outer = [piece.mask & beyond for piece in found]
+        truth = tuple(
+            bool(out.sum() > MIN_BEYOND * piece.mask.sum() and (out & grown).sum() > 0.5 * out.sum())
+            for out, piece in zip(outer, found, strict=True)
+        )
+        share = float(grown.sum() / look.placed.sum())
+        judged = Judged(lesson.product, PAINTED, "growth" if share else "", "the profile", share, 0.0, 0.0, 0.0)
+        known.append(Known(judged, look.placed, found, truth))
+    return known
+
+
 def fit(known: Sequence[Known]) -> Evidence:
     """Fit the evidence's weights to pieces of known truth."""
-    figures = np.stack([piece.figures for one in known for piece in one.pieces])
-    return Evidence.fit(figures, np.array([is_product for one in known for is_product in one.product], bool))
+    rows = [
+        (piece.figures, is_product, one.judged.background == PAINTED)
+        for one in known
+        for piece, is_product in zip(one.pieces, one.product, strict=True)
+    ]
+    figures, product, painted = (np.array(column) for column in zip(*rows, strict=True))
+    return Evidence.fit(figures, product, painted)
 
 
 def cross_judged(known: Sequence[Known], folds: int = FOLDS) -> list[Judged]:
@@ -316,24 +353,25 @@ def main(
     count: Annotated[int, typer.Option(help="how many composites")] = COMPOSITES[CALIBRATION],
     crowded: Annotated[int, typer.Option(help="how many more with another product behind")] = CROWDED,
     photos: Annotated[int, typer.Option(help="how many photos of the training side")] = LESSON_PHOTOS,
+    painted: Annotated[int, typer.Option(help="how many pairs to paint")] = LESSONS,
 ) -> None:
     """Fit the evidence to the calibration products and to photos of others, write it, and print the tau that errs
     least on them."""
     loaded = load_profile(profile)
     detector = OvercompletionDetector.from_profile(loaded)
-    known = know(detector, draw(shared, CALIBRATION, count, crowded)) + know(
-        detector, photographs(shared, loaded, photos)
-    )
+    known = know(detector, draw(shared, CALIBRATION, count, crowded))
+    known += know(detector, photographs(shared, loaded, photos))
+    known += know_painted(detector, _bar(lessons(shared, loaded, painted), "painted pictures", 4 * painted))
     fit(known).write(
         f"python -m pipelines.quality.calibrate: {count} and {crowded} crowded composites of the calibration products,"
-        f" {photos} photos of the training side"
+        f" {photos} photos of the training side, {painted} painted pairs"
     )
     report(cross_judged(known))
 
 
 def report(everything: Sequence[Judged]) -> float:
     """Print how E+ lies on composites, the tau that errs least there and its alarms on photos; returns it."""
-    judged = [one for one in everything if one.background != PHOTO]
+    judged = [one for one in everything if one.background not in (PHOTO, PAINTED)]
     photos = np.array([one.e_plus for one in everything if one.background == PHOTO and not one.grown])
     scores = {grown: np.array([one.e_plus for one in judged if one.grown == grown]) for grown in (False, True)}
     tau = tune(scores[False], scores[True])
@@ -347,6 +385,9 @@ def report(everything: Sequence[Judged]) -> float:
     for name, (low, high) in found.intervals.items():
         print(f"{name} {getattr(found, name):.4f} ({low:.4f} to {high:.4f})")
     print(f"photos above tau: {(photos > tau).sum()} of {len(photos)}")
+    for grown, words in ((True, "grown"), (False, "whole")):
+        painted = np.array([one.e_plus for one in everything if one.background == PAINTED and one.grown == grown])
+        print(f"painted pictures above tau, {words}: {(painted > tau).sum()} of {len(painted)}")
     return tau
 
 

@@ -42,7 +42,7 @@ class Line:
         penalty = np.diag([ridge] * (x.shape[1] - 1) + [1e-6])
         w = np.zeros(x.shape[1])
         for _ in range(15):
-            p = _likely(x @ w)
+            p = likely(x @ w)
             hessian = (x * (p * (1 - p))[:, None]).T @ x + penalty
             w = w - np.linalg.solve(hessian, x.T @ (p - true) + penalty @ w)
         return cls(mean, scale, w[:-1], float(w[-1]))
@@ -85,7 +85,7 @@ class Trees:
         odds = np.full(len(target), prior)
         asked, above, value = [], [], []
         for _ in range(rounds):
-            p = _likely(odds)
+            p = likely(odds)
             slope, bend = p - target, p * (1 - p)
             own = np.sort(rng.choice(width, max(1, round(open_share * width)), replace=False))
             leaf, questions = np.zeros(len(target), np.int32), []
@@ -109,17 +109,21 @@ class Odds:
     line: Line
     trees: Trees
 
+    def log(self, figures: np.ndarray) -> np.ndarray:
+        """Map figures (M, N) to log odds, (M,)."""
+        return (self.line.odds(figures) + self.trees.odds(figures)) / 2
+
     def __call__(self, figures: np.ndarray) -> np.ndarray:
         """Map figures (M, N) to how likely it is, 0..1, (M,)."""
-        return _likely((self.line.odds(figures) + self.trees.odds(figures)) / 2)
+        return likely(self.log(figures))
 
     @classmethod
     def fit(cls, figures: np.ndarray, true: np.ndarray) -> Odds:
         """Fit both to figures (M, N) of which `true` (M,) bool says what they are."""
         return cls(Line.fit(figures, true), Trees.fit(figures, true))
 
-    def text(self, names: Sequence[str]) -> str:
-        """As YAML: a line a figure (mean, scale, weight), and a line a tree: what it asks and what it says."""
+    def text(self, names: Sequence[str], key: str) -> str:
+        """As YAML under `key`: a line a figure (mean, scale, weight), and a line a tree: what it asks, what it says."""
         line = zip(names, self.line.mean, self.line.scale, self.line.weight, strict=True)
         lines = [
             "figures:",
@@ -131,13 +135,13 @@ class Odds:
         for asked, above, value in zip(self.trees.figure, self.trees.above, self.trees.value, strict=True):
             questions = ", ".join(f"{number}: {cut:.6g}" for number, cut in zip(asked, above, strict=True))
             lines.append(f"- [[{questions}], [{', '.join(f'{each:.3g}' for each in value)}]]")
-        return "\n".join(lines) + "\n"
+        return f"{key}:\n" + "".join(f"  {line}\n" for line in lines)
 
     @classmethod
-    def read(cls, file: Path, names: Sequence[str]) -> Odds:
+    def read(cls, file: Path, names: Sequence[str], key: str) -> Odds:
         """Read what `text` wrote. Raises ValueError where it is of other figures than `names`."""
-        document = yaml.safe_load(file.read_text(encoding="utf-8"))
-        if list(document["figures"]) != list(names) or "trees" not in document:
+        document = yaml.load(file.read_text(encoding="utf-8"), yaml.CSafeLoader).get(key, {})  # quick: it is large
+        if list(document.get("figures", ())) != list(names) or "trees" not in document:
             raise ValueError(f"{file}: its figures are not those of this version; fit it again")
         mean, scale, weight = np.array(list(document["figures"].values()), np.float64).T
         pairs = [[next(iter(question.items())) for question in questions] for questions, _ in document["trees"]]
@@ -147,9 +151,10 @@ class Odds:
         return cls(Line(mean, scale, weight, document["bias"]), Trees(asked, above, value, document["prior"]))
 
 
-def _likely(odds: np.ndarray) -> np.ndarray:
-    likely: np.ndarray = 1 / (1 + np.exp(-np.clip(odds, -30, 30)))
-    return likely
+def likely(odds: np.ndarray) -> np.ndarray:
+    """Log odds as probabilities, 0..1."""
+    probability: np.ndarray = 1 / (1 + np.exp(-np.clip(odds, -30, 30)))
+    return probability
 
 
 def _best_question(

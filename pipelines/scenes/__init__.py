@@ -112,7 +112,7 @@ class Channel(_Part):
 class Checks(_Part):
     """Thresholds. An image is held when E⁺ is above `overcompletion`, or a score is on the wrong side of its own."""
 
-    overcompletion: float = Field(0.007, ge=0, le=1)
+    overcompletion: float = Field(0.006, ge=0, le=1)
     fidelity: Share = 1.0
     halo: float = Field(0.06, ge=0)
     background: Share = 0.5
@@ -122,7 +122,8 @@ class Scene(_Part):
     """One reviewed look.
 
     `guidance_start` and `guidance_end` (shares of the steps) and `cache_interval` trade pixels for time; see
-    `pipelines.diffusion.inpainting`.
+    `pipelines.diffusion.inpainting`. `rim`: px of the painted picture around the product that are filled from the scene
+    beyond, because the autoencoder smears the product there (`pipelines.vision.plate`); 0 leaves it as it is.
     """
 
     name: Name
@@ -140,6 +141,7 @@ class Scene(_Part):
     candidates: int = Field(3, ge=1, le=16)
     base_seed: int = Field(0, ge=0)
     brushnet_scale: float = Field(1.0, ge=0, le=2)
+    rim: int = Field(9, ge=0, le=64)
     controls: tuple[Control, ...] = ()
     lora: SceneLora | None = None
     placement: ScenePlacement = ScenePlacement()
@@ -186,7 +188,7 @@ class Scene(_Part):
         settings = self.model_dump(
             mode="json",
             include={
-                "steps", "guidance_scale", "strength", "brushnet_scale", "controls", "lora", "placement",
+                "steps", "guidance_scale", "strength", "brushnet_scale", "rim", "controls", "lora", "placement",
             },
         )  # fmt: skip
         savings = {"guidance_start", "guidance_end", "cache_interval"}

@@ -1,8 +1,8 @@
 """Stage 3: paint a scene around the product (paper, section 3).
 
-The cutout is placed on the channel's canvas, reduced to the model's size, and everything around it is inpainted. Each
-raw candidate is measured for overcompletion, and for a rim around the product, at once; the first seed that passes both
-ends the search, `candidates` at most.
+The cutout is placed on the channel's canvas, reduced to the model's size, and everything around it is inpainted. Of
+each raw candidate the clean plate is taken, and measured at once, with the product laid over, for overcompletion and
+for a rim around the product; the first seed that passes both ends the search, `candidates` at most.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from pipelines.quality.fidelity import halo
 from pipelines.quality.overcompletion import OvercompletionDetector
 from pipelines.scenes import Checks, Control
 from pipelines.vision.photos import png_bytes, read_photo
+from pipelines.vision.plate import clean_plate
 from pipelines.workflow import Recipe, Stage, Work
 
 SIDE_MULTIPLE = 64
@@ -168,7 +169,7 @@ def _paint(
         generator=[torch.Generator("cpu").manual_seed(noise_seed(work.job)) for work in works],
     ).images
     return [
-        _measured(image, item, where.facts(), models.detector, str(recipe.compute))
+        _measured(image, item, where.facts(), scene.rim, models.detector, str(recipe.compute))
         for image, item, where in zip(images, small, laid, strict=True)
     ]
 
@@ -246,18 +247,27 @@ def _placed_pose(pose: np.ndarray, where: Placement, width: int, height: int) ->
 
 
 def _measured(
-    image: Image.Image, item: _Reduced, placement: Mapping[str, Any], detector: OvercompletionDetector, compute: str
+    image: Image.Image,
+    item: _Reduced,
+    placement: Mapping[str, Any],
+    rim: int,
+    detector: OvercompletionDetector,
+    compute: str,
 ) -> Made:
-    found = detector.measure(np.asarray(image), np.asarray(item.matte))
+    matte = np.asarray(item.matte)
+    plate = Image.fromarray(clean_plate(np.asarray(image.convert("RGB")), matte, rim))
+    composite = np.asarray(Image.composite(item.colour, plate, item.matte))
+    found = detector.measure(composite, matte)
     return Made(
         outputs=(
             Output("raw", png_bytes(image), "image/png"),
+            Output("plate", png_bytes(plate), "image/png"),
             Output("placed", png_bytes(item.placed()), "image/png"),
         ),
         facts={
             "placement": dict(placement),
             "e_plus": found.e_plus,
-            "rim": halo(np.asarray(Image.composite(item.colour, image, item.matte)), np.asarray(item.matte)).score,
+            "rim": halo(composite, matte).score,
             "uncertainty": found.uncertainty,
             "compute": compute,
         },
@@ -272,7 +282,7 @@ def _excess(step: Step, checks: Checks) -> float:
 
 STAGE = Stage(
     name="generate",
-    version=4,
+    version=5,
     needs=("cutout", "describe"),
     job=job,
     load=load,

@@ -107,4 +107,4 @@ def _picture(check: str, image: np.ndarray, where: np.ndarray) -> Output:
     return Output(check, data.getvalue(), "image/webp")
 
 
-STAGE = Stage(name="inspect", version=2, needs=("generate", "upscale"), job=job, load=load, compute=compute)
+STAGE = Stage(name="inspect", version=3, needs=("generate", "upscale"), job=job, load=load, compute=compute)

@@ -20,12 +20,12 @@ from pipelines.workflow import Recipe, Stage, Work
 
 
 def job(shot: Shot, upstream: Mapping[str, Step], recipe: Recipe, candidate: int) -> Job:
-    """What the final image depends on: the chosen raw image, photo, cutout, placement, upscaler."""
+    """What the final image depends on: the chosen candidate's plate, photo, cutout, placement, upscaler."""
     return Job(
         stage=STAGE.name,
         version=STAGE.version,
         inputs={
-            "raw": upstream["generate"].output("raw"),
+            "plate": upstream["generate"].output("plate"),
             "photo": shot.product.photo or "",
             "cutout": upstream["cutout"].output("cutout"),
         },
@@ -47,8 +47,8 @@ def compute(works: Sequence[Work], models: Upscaler, recipe: Recipe) -> list[Mad
 
 def _finish(work: Work, upscaler: Upscaler, recipe: Recipe) -> Made:
     placement = Placement.from_facts(dict(work.job.parameters["placement"]))
-    raw = np.asarray(Image.open(io.BytesIO(work.inputs["raw"])).convert("RGB"))
-    scene = upscaler.upscale(raw, (placement.canvas_width, placement.canvas_height))
+    plate = np.asarray(Image.open(io.BytesIO(work.inputs["plate"])).convert("RGB"))
+    scene = upscaler.upscale(plate, (placement.canvas_width, placement.canvas_height))
     photo = read_photo(work.inputs["photo"], recipe.max_megapixels).image()
     product = lay_product(photo, Image.open(io.BytesIO(work.inputs["cutout"])), placement)
     return Made(
@@ -60,4 +60,4 @@ def _finish(work: Work, upscaler: Upscaler, recipe: Recipe) -> Made:
     )
 
 
-STAGE = Stage(name="upscale", version=1, needs=("generate",), job=job, load=load, compute=compute)
+STAGE = Stage(name="upscale", version=2, needs=("generate",), job=job, load=load, compute=compute)

@@ -32,7 +32,7 @@ def test_a_line_tells_a_sum():
 
 
 def test_the_same_lessons_give_the_same_text():
-    first, second = (Odds.fit(*lesson()).text(NAMES) for _ in range(2))
+    first, second = (Odds.fit(*lesson()).text(NAMES, "judge") for _ in range(2))
     assert first == second
 
 
@@ -40,9 +40,9 @@ def test_a_tree_is_a_line_of_text_and_says_the_same_when_read(tmp_path):
     figures, true = lesson()
     odds = Odds.fit(figures, true)
     file = tmp_path / "odds.yaml"
-    file.write_text(odds.text(NAMES))
-    assert file.read_text().count("\n- ") == len(odds.trees.value)
-    read = Odds.read(file, NAMES)
+    file.write_text(odds.text(NAMES, "judge"))
+    assert file.read_text().count("\n  - ") == len(odds.trees.value)
+    read = Odds.read(file, NAMES, "judge")
     assert read.trees.value.shape == (len(odds.trees.value), 2**DEPTH)
     assert read(figures) == pytest.approx(odds(figures), abs=0.01)
     assert ((read(figures) >= 0) & (read(figures) <= 1)).all()
@@ -50,6 +50,6 @@ def test_a_tree_is_a_line_of_text_and_says_the_same_when_read(tmp_path):
 
 def test_odds_of_other_figures_are_refused(tmp_path):
     file = tmp_path / "odds.yaml"
-    file.write_text(Odds.fit(*lesson()).text(NAMES))
+    file.write_text(Odds.fit(*lesson()).text(NAMES, "judge"))
     with pytest.raises(ValueError, match="fit it again"):
-        Odds.read(file, NAMES[::-1])
+        Odds.read(file, NAMES[::-1], "judge")

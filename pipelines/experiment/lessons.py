@@ -1,0 +1,134 @@
+"""Painted pictures in which growth is known to the pixel, for the detector to learn from.
+
+Painted twice from the same noise: a BrushNet that learnt from random masks grows the product; one that learnt from
+whole products paints the same scene without that. Where the two differ, near the product, the first one grew it: in
+off-colours and with soft edges, as no composite of photographs has it.
+
+Painted perfectly: a product over a scene that ends where it does, encoded and decoded. What lies around the product
+there is the autoencoder's rim, and no growth.
+
+No picture is said to be free of growth because of the branch that painted it, and the products are of the training
+side: what the detector says of the branches afterwards is not what it was told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+
+from pipelines.checkpoints import load_net
+from pipelines.contracts import sha256_hex
+from pipelines.experiment.cells import BASELINE, CELLS, TREATED
+from pipelines.experiment.painting import BATCH, Painter
+from pipelines.experiment.pairs import SMALLEST, Pair, Subject, load_pairs, photographed
+from pipelines.models import Profile
+from pipelines.training.autoencoder import tensor_bytes, to_tensor
+from pipelines.training.data import NOT_PHOTOGRAPHS, load_product, product_of, read_index
+from pipelines.vision.plate import clean_plate
+
+FIRST = 10_000
+"""Numbers of the twins' pairs begin here: other scenes and other noise than the experiment's."""
+
+RIM = 9
+"""Px around the product that a plate is filled from beyond; the scenes' own default."""
+
+DIFFERENT = 25.0
+"""Lab distance from which twins differ: between 18 and 32, what leaves the fewest pictures misjudged."""
+
+HORIZON = 7
+"""What is thinner, px, is no growth: the line between wall and floor lies a little higher in one twin."""
+
+NEAR = 0.6
+"""Growth lies within this share of sqrt(|M|)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """A painted picture (H, W, 3) uint8 with its product laid back, the product's matte (H, W) uint8, and where the
+    scene `grown` the product, (H, W) bool. `beyond`: where growth can be told from the autoencoder's rim, (H, W) bool.
+    """
+
+    product: str
+    image: np.ndarray
+    matte: np.ndarray
+    grown: np.ndarray
+
+    @property
+    def beyond(self) -> np.ndarray:
+        return _away(self.matte) > RIM
+
+
+def lessons(shared: Path, profile: Profile, count: int) -> Iterator[Lesson]:
+    """Paint `count` pairs of training-side products and scenes: four pictures of each, two grown and two perfect, each
+    as painted and on its clean plate.
+
+    Raises UsageError where the training folder is not there.
+    """
+    cells = {cell.name: cell for cell in CELLS}
+    painter = Painter(profile)
+    autoencoder = load_net(AutoencoderKL, profile.part("autoencoder").check(), "an autoencoder").eval()
+    pairs = load_pairs(_subjects(shared, count), count, profile.native_size, FIRST)
+    for start in range(0, count, BATCH):
+        batch = pairs[start : start + BATCH]
+        grown, whole = (painter.paint(cells[name], batch)[0] for name in (BASELINE, TREATED))
+        for pair, more, less in zip(batch, grown, whole, strict=True):
+            matte = pair.product.matte
+            plate = clean_plate(np.asarray(less.convert("RGB")), matte, RIM)
+            perfect = _through(autoencoder, pair.product.over(plate))
+            for rim in (0, RIM):
+                painted = clean_plate(np.asarray(more.convert("RGB")), matte, rim)
+                seen = difference(painted, plate, matte)
+                yield Lesson(pair.subject.name, pair.product.over(painted), matte, seen)
+                kept = pair.product.over(clean_plate(perfect, matte, rim))
+                yield Lesson(pair.subject.name, kept, matte, np.zeros(matte.shape, bool))
+
+
+def difference(painted: np.ndarray, plate: np.ndarray, matte: np.ndarray) -> np.ndarray:
+    """Where a painted scene grew the product beyond the rim, and its twin's plate did not: (H, W) bool."""
+    placed = (matte >= 128).astype(np.uint8)
+    unlike = np.linalg.norm(_lab(painted) - _lab(plate), axis=2) > DIFFERENT
+    away = _away(matte)
+    # opened with the product, so that only what is thin beside it goes
+    solid = cv2.morphologyEx((unlike | (placed > 0)).astype(np.uint8), cv2.MORPH_OPEN, np.ones((HORIZON, HORIZON)))
+    return (solid > 0) & unlike & (away > RIM) & (away < NEAR * np.sqrt(placed.sum()))
+
+
+def _away(matte: np.ndarray) -> np.ndarray:
+    """How far each pixel is from the product, px."""
+    return cv2.distanceTransform((matte < 128).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+
+
+@torch.inference_mode()
+def _through(autoencoder: AutoencoderKL, picture: np.ndarray) -> np.ndarray:
+    """A picture (H, W, 3) uint8, encoded and decoded."""
+    latents = autoencoder.encode(to_tensor(picture[None])).latent_dist.mode()
+    return tensor_bytes(autoencoder.decode(latents).sample)[0]
+
+
+def _lab(picture: np.ndarray) -> np.ndarray:
+    return cv2.GaussianBlur(cv2.cvtColor(picture.astype(np.float32) / 255, cv2.COLOR_RGB2LAB), (0, 0), 1.5)
+
+
+def _subjects(shared: Path, count: int) -> Sequence[Subject]:
+    """Up to `count` products of the training side, by the sha256 of their names, in front of training scenes."""
+    items = {product_of(item): item for item in read_index(shared / "training", "cutouts", "train")}
+    scenes = [
+        item.path
+        for item in read_index(shared / "training", "scenes")
+        if not NOT_PHOTOGRAPHS.search(item.path.name + item.name)
+    ]
+    subjects: list[Subject] = []
+    for n, name in enumerate(sorted(items, key=lambda name: sha256_hex(name.encode()))):
+        product = load_product(items[name])
+        if max(product.alpha.shape) >= SMALLEST:
+            rgba = np.dstack([product.rgb, product.alpha])
+            subjects.append(photographed(name, rgba, scenes[n % len(scenes)] if n % 2 else None, n))
+        if len(subjects) == count:
+            break
+    return subjects
