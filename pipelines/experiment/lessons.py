@@ -26,7 +26,7 @@ from pipelines.checkpoints import load_net
 from pipelines.contracts import sha256_hex
 from pipelines.experiment.cells import BASELINE, CELLS, TREATED
 from pipelines.experiment.painting import BATCH, Painter
-from pipelines.experiment.pairs import SMALLEST, Pair, Subject, load_pairs, photographed
+from pipelines.experiment.pairs import SMALLEST, Subject, load_pairs, photographed
 from pipelines.models import Profile
 from pipelines.training.autoencoder import tensor_bytes, to_tensor
 from pipelines.training.data import NOT_PHOTOGRAPHS, load_product, product_of, read_index
@@ -51,8 +51,7 @@ NEAR = 0.6
 @dataclass(frozen=True, slots=True)
 class Lesson:
     """A painted picture (H, W, 3) uint8 with its product laid back, the product's matte (H, W) uint8, and where the
-    scene `grown` the product, (H, W) bool. `beyond`: where growth can be told from the autoencoder's rim, (H, W) bool.
-    """
+    scene `grown` the product, (H, W) bool."""
 
     product: str
     image: np.ndarray
@@ -61,6 +60,7 @@ class Lesson:
 
     @property
     def beyond(self) -> np.ndarray:
+        """Where growth can be told from the autoencoder's rim, (H, W) bool."""
         return _away(self.matte) > RIM
 
 

@@ -29,7 +29,7 @@ from pipelines.experiment.statistics import Figure
 from pipelines.models import Profile
 from pipelines.scenes import Checks
 
-PAINTING = SCORING = 1
+PAINTING, SCORING = 1, 2
 """Raised when what is painted, or what is measured, changes: what is stored of an earlier version is made anew."""
 
 Progress = Callable[[str, int, int], None]
@@ -37,8 +37,8 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One cell of the table. `n` pictures of `products` products; `kid` None where there are no reference pictures.
-    `labelled` of the pictures were looked at, and the scene had grown the product in `grown_by_eye` of these."""
+    """One cell of the table. `n` pictures of `products` products, `overcompleted` of them; `rate` is their share,
+    `plated_rate` what is left of it on clean plates. `kid` is None where there are no reference pictures. `labelled` of the pictures were looked at, and the scene had grown the product in `grown_by_eye` of these."""
 
     cell: str
     group: str
@@ -46,6 +46,7 @@ class Row:
     products: int
     overcompleted: int
     rate: Figure
+    plated_rate: Figure
     e_plus: Figure
     d_plus: Figure
     kid: Figure | None
@@ -291,6 +292,7 @@ def _row(
         products=len(set(products)),
         overcompleted=sum(above),
         rate=statistics.mean(products, above),
+        plated_rate=statistics.mean(products, [result.scores.plated > tau for result in results]),
         e_plus=figure("e_plus"),
         d_plus=figure("d_plus"),
         kid=statistics.kid(products, features, real) if features is not None and real is not None else None,

@@ -29,6 +29,7 @@ th, td { padding: .3rem .6rem; border: 1px solid #dedad3; text-align: right } th
 """
 COLUMNS = {
     "rate": "overcompleted (E⁺ > τ)",
+    "plated_rate": "overcompleted on the clean plate",
     "e_plus": "mean E⁺",
     "d_plus": "mean D⁺",
     "kid": "KID × 1000",
@@ -120,7 +121,7 @@ def _rows(table: Table) -> str:
     )
     lines = []
     for row in table.rows:
-        cells = "".join(f"<td>{_figure(getattr(row, name), name == 'rate')}</td>" for name in COLUMNS)
+        cells = "".join(f"<td>{_figure(getattr(row, name), name.endswith('rate'))}</td>" for name in COLUMNS)
         eye = f"{row.grown_by_eye} of {row.labelled}" if row.labelled else ""
         start = f"<td>{html.escape(row.cell)}</td><td>{row.n}</td><td>{eye}</td>"
         lines.append(f"<tr>{start}{cells}<td>{row.seconds:.2f}</td></tr>")

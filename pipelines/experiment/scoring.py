@@ -23,12 +23,14 @@ from torch import Tensor
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizerFast
 
 from pipelines.errors import IntegrityError
+from pipelines.experiment.lessons import RIM
 from pipelines.experiment.pairs import Pair
 from pipelines.models import Profile, sha256_of
 from pipelines.quality.evidence import WEIGHTS
 from pipelines.quality.overcompletion import OvercompletionDetector
 from pipelines.training.composer import compose, draw_scene
 from pipelines.training.data import Composer
+from pipelines.vision.plate import clean_plate
 from pipelines.weights import load_transformer
 
 BORDERLINE = (0.25, 4.0)
@@ -44,6 +46,8 @@ class Scores:
 
     Attributes:
         e_plus: E+ of the picture with the product laid back.
+        plated: E+ with the product laid over the clean plate, as a shop's images are finished. Measured where e_plus is
+            above tau, else e_plus itself: the plate takes away and adds nothing.
         d_plus: Area of detached product-like objects, in products.
         uncertainty: How far the finders and HQ-SAM lie apart, in products; NaN where HQ-SAM was not asked.
         sharpness: Mean gradient of the scene's luminance, levels a pixel.
@@ -54,6 +58,7 @@ class Scores:
     """
 
     e_plus: float
+    plated: float
     d_plus: float
     uncertainty: float
     sharpness: float
@@ -86,6 +91,9 @@ class Scorer:
         """Measure one picture."""
         raw, image, matte = np.asarray(painted.convert("RGB")), composite(pair, painted), pair.product.matte
         found = self.detector.measure(image, matte, lambda e_plus: self._doubtful(pair, e_plus))
+        plated = found.e_plus
+        if plated > self.tau:
+            plated = self._on_plate(pair, raw)
         inside = matte >= 128
         luminance = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
         slope = cv2.magnitude(cv2.Sobel(luminance, cv2.CV_32F, 1, 0), cv2.Sobel(luminance, cv2.CV_32F, 0, 1)) / 8
@@ -93,6 +101,7 @@ class Scorer:
         difference = np.abs(raw[inside].astype(np.float32) - pair.product.colour[inside])
         return Scores(
             e_plus=found.e_plus,
+            plated=plated,
             d_plus=found.d_plus,
             uncertainty=found.uncertainty if self._doubtful(pair, found.e_plus) else float("nan"),
             sharpness=float(slope[scenery].mean()),
@@ -101,6 +110,10 @@ class Scorer:
             product_error=float(difference.mean()),
             seconds=seconds,
         )
+
+    def _on_plate(self, pair: Pair, raw: NDArray[np.uint8]) -> float:
+        picture = pair.product.over(clean_plate(raw, pair.product.matte, RIM))
+        return self.detector.measure(picture, pair.product.matte, lambda e_plus: False).e_plus
 
     def _doubtful(self, pair: Pair, e_plus: float) -> bool:
         return pair.number % FIFTH == 0 or BORDERLINE[0] < e_plus / self.tau < BORDERLINE[1]

@@ -41,14 +41,16 @@ from pipelines.quality.yardstick import (
     photographed,
     read_products,
     read_scenes,
+    read_training_products,
 )
 from pipelines.vision.published import PublishedU2NetP
 
-CALIBRATION, TEST = SIDES
-COMPOSITES = {CALIBRATION: 220, TEST: 260}
+(CALIBRATION, TEST), TRAINING = SIDES, "training"
+COMPOSITES = {CALIBRATION: 220, TEST: 260, TRAINING: 400}
+SEEDS, CROWDED_SEED = {CALIBRATION: 0, TEST: 1, TRAINING: 4}, 2
 CROWDED, LESSON_PHOTOS, LESSONS = 60, 50, 96
-"""Besides, what is learned from: composites with another product behind, photos of the training side, and pairs of
-product and scene that the profile paints, four pictures each."""
+"""Besides composites, what is learned from: such with another product behind, photos of the training side, and pairs
+of product and scene that the profile paints, four pictures each."""
 
 PAINTED = "painted"
 """The background of what is no composite but painted: see `pipelines.experiment.lessons`."""
@@ -143,18 +145,19 @@ def tune(whole: np.ndarray, grown: np.ndarray) -> float:
     return float(middles[np.lexsort((-widths, wrong))[0]])
 
 
-def draw(shared: Path, side: str, count: int, crowded: int = 0) -> Iterator[Composite]:
-    """Draw `count` composites of one side's products, and `crowded` ones, with a progress bar. Raises UsageError where
-    data are missing."""
+def draw(shared: Path, side: str, count: int, crowded: bool = False) -> Iterator[Composite]:
+    """Draw `count` composites of one side's products, with a progress bar; `crowded`: with another product behind.
+
+    Raises UsageError where data are missing.
+    """
     file = shared / "models" / "u2netp.onnx"
-    products = read_products(shared, side)[:count]
+    products = read_training_products(shared, count) if side == TRAINING else read_products(shared, side)[:count]
     if not file.is_file():
         raise UsageError(f"{file}: not there; it cuts out the masks that the detector is measured with")
     cutters = {"U²-Net-P": PublishedU2NetP(file).segment}
     items = [cut_out(name, rgb, alpha, cutters) for name, rgb, alpha in _bar(products, "cutting products out")]
-    scenes = read_scenes(shared)
-    yield from _bar(composites(items, scenes, count, seed=SIDES.index(side)), f"{side} composites", count)
-    yield from _bar(composites(items, scenes, crowded, len(SIDES), crowded=True), "crowded composites", crowded)
+    seed, words = (CROWDED_SEED, "crowded") if crowded else (SEEDS[side], side)
+    yield from _bar(composites(items, read_scenes(shared), count, seed, crowded), f"{words} composites", count)
 
 
 def photographs(shared: Path, profile: Profile, count: int) -> Iterator[Composite]:
@@ -352,21 +355,26 @@ def main(
     profile: str = "mini",
     count: Annotated[int, typer.Option(help="how many composites")] = COMPOSITES[CALIBRATION],
     crowded: Annotated[int, typer.Option(help="how many more with another product behind")] = CROWDED,
+    training: Annotated[int, typer.Option(help="how many more of training products")] = COMPOSITES[TRAINING],
     photos: Annotated[int, typer.Option(help="how many photos of the training side")] = LESSON_PHOTOS,
     painted: Annotated[int, typer.Option(help="how many pairs to paint")] = LESSONS,
 ) -> None:
-    """Fit the evidence to the calibration products and to photos of others, write it, and print the tau that errs
-    least on them."""
+    """Fit the evidence to the calibration products and to what else there is to learn from, write it, and print the tau
+    that errs least on the calibration products."""
     loaded = load_profile(profile)
     detector = OvercompletionDetector.from_profile(loaded)
-    known = know(detector, draw(shared, CALIBRATION, count, crowded))
-    known += know(detector, photographs(shared, loaded, photos))
-    known += know_painted(detector, _bar(lessons(shared, loaded, painted), "painted pictures", 4 * painted))
-    fit(known).write(
-        f"python -m pipelines.quality.calibrate: {count} and {crowded} crowded composites of the calibration products,"
-        f" {photos} photos of the training side, {painted} painted pairs"
+    calibration = know(detector, draw(shared, CALIBRATION, count))
+    more = know(detector, draw(shared, CALIBRATION, crowded, crowded=True)) + know(
+        detector, draw(shared, TRAINING, training)
     )
-    report(cross_judged(known))
+    others = know(detector, photographs(shared, loaded, photos))
+    others += know_painted(detector, _bar(lessons(shared, loaded, painted), "painted pictures", 4 * painted))
+    fit(calibration + more + others).write(
+        f"python -m pipelines.quality.calibrate: {count} and {crowded} crowded composites of the calibration products,"
+        f" {training} of training products, {photos} photos and {painted} painted pairs of that side"
+    )
+    judged = cross_judged(calibration + others + more)
+    report(judged[: len(calibration) + len(others)])
 
 
 def report(everything: Sequence[Judged]) -> float:

@@ -300,8 +300,8 @@ class Evidence:
     def fit(cls, figures: np.ndarray, product: np.ndarray, painted: np.ndarray) -> Evidence:
         """Fit to the figures (M, N) of pieces of which `product` (M,) bool says what they are, and `painted` (M,) bool
         what kind of picture they are of."""
-        experts = (Odds.fit(figures[kind], product[kind]) for kind in (~painted, painted))
-        return cls(*experts, Odds.fit(figures, painted))
+        photographed, by_brush = (Odds.fit(figures[kind], product[kind]) for kind in (~painted, painted))
+        return cls(photographed, by_brush, Odds.fit(figures, painted))
 
     def write(self, comment: str, file: Path = WEIGHTS) -> None:
         """Write `evidence.yaml` with where it comes from."""

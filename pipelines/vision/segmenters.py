@@ -47,7 +47,7 @@ class SalientSegmenter:
 
     def __init__(self, net: U2NetP, device: str = "cpu") -> None:
         # channels last: a quarter quicker on a CPU
-        self._net = net.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+        self._net = net.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)
         self._device = device
 
     @classmethod
@@ -67,7 +67,8 @@ class SalientSegmenter:
         height, width = image.shape[:2]
         small = cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
         small = (small - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
-        batch = torch.from_numpy(small).permute(2, 0, 1)[None].to(self._device, memory_format=torch.channels_last)
+        batch = torch.from_numpy(small).permute(2, 0, 1)[None].to(self._device)
+        batch = batch.contiguous(memory_format=torch.channels_last)
         with torch.inference_mode():
             saliency = self._net(batch)[0].sigmoid()[0, 0].cpu().numpy()
         return cv2.resize(saliency, (width, height), interpolation=cv2.INTER_LINEAR)
