@@ -38,7 +38,8 @@ Progress = Callable[[str, int, int], None]
 @dataclass(frozen=True, slots=True)
 class Row:
     """One cell of the table. `n` pictures of `products` products, `overcompleted` of them; `rate` is their share,
-    `plated_rate` what is left of it on clean plates. `kid` is None where there are no reference pictures. `labelled` of the pictures were looked at, and the scene had grown the product in `grown_by_eye` of these."""
+    `plated_rate` what is left of it on clean plates. `kid` is None where there are no reference pictures. `labelled` of
+    the pictures were looked at, and the scene had grown the product in `grown_by_eye` of these."""
 
     cell: str
     group: str
