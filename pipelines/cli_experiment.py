@@ -22,7 +22,7 @@ err = Console(stderr=True, highlight=False)
 )
 def overcompletion(
     pairs: Annotated[
-        int | None, typer.Option(min=1, help="Pairs a cell of the claim, 300 at most; the other parts have a third.")
+        int | None, typer.Option(min=1, help="Pairs a cell: of the claim, and a third in the others; up to 300.")
     ] = None,
     part: Annotated[
         list[str] | None, typer.Option(help="claim, methods or ablations; may be given again. All of them by default.")

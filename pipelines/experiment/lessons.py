@@ -4,11 +4,11 @@ Painted twice from the same noise: a BrushNet that learnt from random masks grow
 whole products paints the same scene without that. Where the two differ, near the product, the first one grew it: in
 off-colours and with soft edges, as no composite of photographs has it.
 
-Painted perfectly: a product over a scene that ends where it does, encoded and decoded. What lies around the product
-there is the autoencoder's rim, and no growth.
+Painted perfectly: a composed picture, whose product ends where its mask does, encoded and decoded. What lies around
+the product there is the autoencoder's rim, or a shadow, and no growth.
 
-No picture is said to be free of growth because of the branch that painted it, and the products are of the training
-side: what the detector says of the branches afterwards is not what it was told.
+So no picture is said to be free of growth because of the branch that painted it, and all products are of the training
+side. What looks unlike its twin's but too thin, or too far away, to be called growth teaches nothing.
 """
 
 from __future__ import annotations
@@ -24,38 +24,41 @@ from diffusers import AutoencoderKL
 
 from pipelines.checkpoints import load_net
 from pipelines.contracts import sha256_hex
+from pipelines.errors import UsageError
 from pipelines.experiment.cells import BASELINE, CELLS, TREATED
 from pipelines.experiment.painting import BATCH, Painter
 from pipelines.experiment.pairs import SMALLEST, Subject, load_pairs, photographed
 from pipelines.models import Profile
+from pipelines.placement import LaidProduct
 from pipelines.training.autoencoder import tensor_bytes, to_tensor
-from pipelines.training.data import NOT_PHOTOGRAPHS, load_product, product_of, read_index
-from pipelines.vision.plate import clean_plate
+from pipelines.training.data import NOT_PHOTOGRAPHS, Composer, load_product, product_of, read_index
+from pipelines.vision.plate import RIM, clean_plate
 
 FIRST = 10_000
 """Numbers of the twins' pairs begin here: other scenes and other noise than the experiment's."""
 
-RIM = 9
-"""Px around the product that a plate is filled from beyond; the scenes' own default."""
-
 DIFFERENT = 25.0
-"""Lab distance from which twins differ: between 18 and 32, what leaves the fewest pictures misjudged."""
+"""Lab distance from which twins differ: tried were 18, 25 and 32, judged by lessons of other products."""
 
 HORIZON = 7
-"""What is thinner, px, is no growth: the line between wall and floor lies a little higher in one twin."""
+"""What is thinner, px, may be the line between wall and floor, which lies a little higher in one twin."""
 
 NEAR = 0.6
-"""Growth lies within this share of sqrt(|M|)."""
+"""Growth lies within this share of sqrt(|M|); further away it may be another prop."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """A painted picture (H, W, 3) uint8 with its product laid back, the product's matte (H, W) uint8, and where the
-    scene `grown` the product, (H, W) bool."""
+    """A painted picture (H, W, 3) uint8 with its product laid back, and the product's matte (H, W) uint8.
+
+    `unlike`, (H, W) bool, is where its scene differs from what it would be without growth, beyond the rim, and `grown`
+    what of that is growth beyond doubt.
+    """
 
     product: str
     image: np.ndarray
     matte: np.ndarray
+    unlike: np.ndarray
     grown: np.ndarray
 
     @property
@@ -65,14 +68,20 @@ class Lesson:
 
 
 def lessons(shared: Path, profile: Profile, count: int) -> Iterator[Lesson]:
-    """Paint `count` pairs of training-side products and scenes: four pictures of each, two grown and two perfect, each
-    as painted and on its clean plate.
+    """Paint `count` pairs of training-side products and scenes, and as many perfect pictures; each comes as painted and
+    on its clean plate.
 
     Raises UsageError where the training folder is not there.
     """
+    if not (shared / "training" / "index.csv").is_file():
+        raise UsageError(f"{shared}: no training folder to take products to paint from")
+    yield from _grown(shared, profile, count)
+    yield from _perfect(shared, profile, count)
+
+
+def _grown(shared: Path, profile: Profile, count: int) -> Iterator[Lesson]:
     cells = {cell.name: cell for cell in CELLS}
     painter = Painter(profile)
-    autoencoder = load_net(AutoencoderKL, profile.part("autoencoder").check(), "an autoencoder").eval()
     pairs = load_pairs(_subjects(shared, count), count, profile.native_size, FIRST)
     for start in range(0, count, BATCH):
         batch = pairs[start : start + BATCH]
@@ -80,23 +89,32 @@ def lessons(shared: Path, profile: Profile, count: int) -> Iterator[Lesson]:
         for pair, more, less in zip(batch, grown, whole, strict=True):
             matte = pair.product.matte
             plate = clean_plate(np.asarray(less.convert("RGB")), matte, RIM)
-            perfect = _through(autoencoder, pair.product.over(plate))
             for rim in (0, RIM):
                 painted = clean_plate(np.asarray(more.convert("RGB")), matte, rim)
-                seen = difference(painted, plate, matte)
-                yield Lesson(pair.subject.name, pair.product.over(painted), matte, seen)
-                kept = pair.product.over(clean_plate(perfect, matte, rim))
-                yield Lesson(pair.subject.name, kept, matte, np.zeros(matte.shape, bool))
+                picture = pair.product.over(painted)
+                yield Lesson(pair.subject.name, picture, matte, *difference(painted, plate, matte))
 
 
-def difference(painted: np.ndarray, plate: np.ndarray, matte: np.ndarray) -> np.ndarray:
-    """Where a painted scene grew the product beyond the rim, and its twin's plate did not: (H, W) bool."""
-    placed = (matte >= 128).astype(np.uint8)
-    unlike = np.linalg.norm(_lab(painted) - _lab(plate), axis=2) > DIFFERENT
-    away = _away(matte)
-    # opened with the product, so that only what is thin beside it goes
-    solid = cv2.morphologyEx((unlike | (placed > 0)).astype(np.uint8), cv2.MORPH_OPEN, np.ones((HORIZON, HORIZON)))
-    return (solid > 0) & unlike & (away > RIM) & (away < NEAR * np.sqrt(placed.sum()))
+def _perfect(shared: Path, profile: Profile, count: int) -> Iterator[Lesson]:
+    autoencoder = load_net(AutoencoderKL, profile.part("autoencoder").check(), "an autoencoder").eval()
+    composer = Composer(shared / "training", "train", seed=FIRST, empty=0.0)
+    side = profile.native_size
+    for number in range(count):
+        shot = composer.shot(number, (side, side))
+        product = LaidProduct(*(np.rint(part * 255).astype(np.uint8) for part in (shot.image, shot.mask)))
+        decoded, nowhere = _through(autoencoder, product.colour), np.zeros((side, side), bool)
+        for rim in (0, RIM):
+            picture = product.over(clean_plate(decoded, product.matte, rim))
+            yield Lesson(f"composed {number}", picture, product.matte, nowhere, nowhere)
+
+
+def difference(painted: np.ndarray, plate: np.ndarray, matte: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where a painted scene differs from its twin's plate beyond the rim, and what of that is growth: (H, W) bool."""
+    placed, away = (matte >= 128).astype(np.uint8), _away(matte)
+    unlike = (np.linalg.norm(_lab(painted) - _lab(plate), axis=2) > DIFFERENT) & (away > RIM)
+    # opened with the product and its rim, so that only what is thin beside these goes
+    solid = cv2.morphologyEx((unlike | (away <= RIM)).astype(np.uint8), cv2.MORPH_OPEN, np.ones((HORIZON, HORIZON)))
+    return unlike, unlike & (solid > 0) & (away < NEAR * np.sqrt(placed.sum()))
 
 
 def _away(matte: np.ndarray) -> np.ndarray:

@@ -129,7 +129,7 @@ def run(
         profile: Whose models paint.
         shared: The folder with `catalog`, `training` and `models`; where it is missing, the sample catalogue is used.
         out: Keeps pictures and scores.
-        pairs: So many in every cell of the claim, and a third of it in the others', as in a full run; all by default.
+        pairs: So many in every cell of the largest part, fewer in the others as in a full run; by default all.
         groups: Which parts of the table.
         device: Where to paint.
         progress: Told (cell, pictures done, pictures in all).
@@ -171,8 +171,8 @@ def run(
 
 
 def pair_counts(pairs: int | None, groups: Sequence[str]) -> dict[str, int]:
-    """Pairs in each cell of some groups: PAIRS, or in its proportions where the claim is to have `pairs`."""
-    share = 1.0 if pairs is None else min(1.0, pairs / PAIRS["claim"])
+    """Pairs in each cell of some groups: PAIRS, or in its proportions where the largest of them is to have `pairs`."""
+    share = 1.0 if pairs is None else min(1.0, pairs / max(PAIRS[group] for group in groups))
     return {group: max(1, round(share * PAIRS[group])) for group in groups}
 
 

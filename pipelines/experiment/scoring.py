@@ -23,14 +23,13 @@ from torch import Tensor
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizerFast
 
 from pipelines.errors import IntegrityError
-from pipelines.experiment.lessons import RIM
 from pipelines.experiment.pairs import Pair
 from pipelines.models import Profile, sha256_of
 from pipelines.quality.evidence import WEIGHTS
 from pipelines.quality.overcompletion import OvercompletionDetector
 from pipelines.training.composer import compose, draw_scene
 from pipelines.training.data import Composer
-from pipelines.vision.plate import clean_plate
+from pipelines.vision.plate import RIM, clean_plate
 from pipelines.weights import load_transformer
 
 BORDERLINE = (0.25, 4.0)

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import cv2
 import numpy as np
@@ -24,7 +24,6 @@ from rich.console import Console
 from rich.progress import track
 
 from pipelines.errors import UsageError
-from pipelines.experiment.lessons import Lesson, lessons
 from pipelines.models import Profile, load_profile
 from pipelines.quality.evidence import Evidence, Piece, pieces
 from pipelines.quality.intervals import Interval, clustered
@@ -41,22 +40,27 @@ from pipelines.quality.yardstick import (
     photographed,
     read_products,
     read_scenes,
-    read_training_products,
 )
 from pipelines.vision.published import PublishedU2NetP
+
+if TYPE_CHECKING:
+    from pipelines.experiment.lessons import Lesson
 
 (CALIBRATION, TEST), TRAINING = SIDES, "training"
 COMPOSITES = {CALIBRATION: 220, TEST: 260, TRAINING: 400}
 SEEDS, CROWDED_SEED = {CALIBRATION: 0, TEST: 1, TRAINING: 4}, 2
 CROWDED, LESSON_PHOTOS, LESSONS = 60, 50, 96
-"""Besides composites, what is learned from: such with another product behind, photos of the training side, and pairs
-of product and scene that the profile paints, four pictures each."""
+"""Besides composites, what is learned from: such with another product behind, photos of the training side, and so many
+pairs of product and scene that the profile paints, and perfect pictures, two of each."""
 
 PAINTED = "painted"
 """The background of what is no composite but painted: see `pipelines.experiment.lessons`."""
 
 MIN_BEYOND = 0.3
 """A piece in a painted picture is growth only where this share of it lies beyond the autoencoder's rim."""
+
+CLEARLY = 0.02
+"""A painted picture is clearly grown where growth is more than this share of the product."""
 
 FOLDS = 6
 PHOTOS = 200
@@ -151,12 +155,12 @@ def draw(shared: Path, side: str, count: int, crowded: bool = False) -> Iterator
     Raises UsageError where data are missing.
     """
     file = shared / "models" / "u2netp.onnx"
-    products = read_training_products(shared, count) if side == TRAINING else read_products(shared, side)[:count]
+    products = read_products(shared, side)[:count]
     if not file.is_file():
         raise UsageError(f"{file}: not there; it cuts out the masks that the detector is measured with")
     cutters = {"U²-Net-P": PublishedU2NetP(file).segment}
     items = [cut_out(name, rgb, alpha, cutters) for name, rgb, alpha in _bar(products, "cutting products out")]
-    seed, words = (CROWDED_SEED, "crowded") if crowded else (SEEDS[side], side)
+    seed, words = (len(SIDES), "crowded") if crowded else (SIDES.index(side), side)
     yield from _bar(composites(items, read_scenes(shared), count, seed, crowded), f"{words} composites", count)
 
 
@@ -188,12 +192,13 @@ def _judged(composite: Composite, mask: Mask, e_plus: float, confidence: float, 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A mask whose truth is known: what the finders see beyond it, and which of those `pieces` are `product`."""
+    """A mask whose truth is known: what the finders see beyond it, and which of those `pieces` are `product`, as far as
+    that can be told (else None)."""
 
     judged: Judged
     placed: np.ndarray
     pieces: tuple[Piece, ...]
-    product: tuple[bool, ...]
+    product: tuple[bool | None, ...]
 
 
 def know(detector: OvercompletionDetector, drawn: Iterable[Composite]) -> list[Known]:
@@ -211,26 +216,31 @@ def know(detector: OvercompletionDetector, drawn: Iterable[Composite]) -> list[K
 
 
 def know_painted(detector: OvercompletionDetector, painted: Iterable[Lesson]) -> list[Known]:
-    """The pieces beyond the product in painted pictures. A piece is product where more than half of what lies beyond
-    the rim is growth."""
+    """The pieces beyond the product in painted pictures. Of what a piece has beyond the rim, more than half is growth,
+    or it is not product; where more than half is unlike but not surely growth, it cannot be told."""
     known = []
     for lesson in painted:
         (look,) = detector.looks(lesson.image, [lesson.matte])
         size = look.placed.shape[::-1]
-        grown, beyond = (
+        grown, unlike, beyond = (
             cv2.resize(where.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
-            for where in (lesson.grown, lesson.beyond)
+            for where in (lesson.grown, lesson.unlike, lesson.beyond)
         )
         found = tuple(pieces(look.image, look.placed, look.seen))
-        outer = [piece.mask & beyond for piece in found]
-        truth = tuple(
-            bool(out.sum() > MIN_BEYOND * piece.mask.sum() and (out & grown).sum() > 0.5 * out.sum())
-            for out, piece in zip(outer, found, strict=True)
-        )
+        truth = tuple(_told(piece.mask, beyond, unlike, grown) for piece in found)
         share = float(grown.sum() / look.placed.sum())
         judged = Judged(lesson.product, PAINTED, "growth" if share else "", "the profile", share, 0.0, 0.0, 0.0)
         known.append(Known(judged, look.placed, found, truth))
     return known
+
+
+def _told(piece: np.ndarray, beyond: np.ndarray, unlike: np.ndarray, grown: np.ndarray) -> bool | None:
+    outer = piece & beyond
+    if outer.sum() <= MIN_BEYOND * piece.sum():
+        return False
+    if (outer & grown).sum() > 0.5 * outer.sum():
+        return True
+    return None if (outer & unlike).sum() > 0.5 * outer.sum() else False
 
 
 def fit(known: Sequence[Known]) -> Evidence:
@@ -239,6 +249,7 @@ def fit(known: Sequence[Known]) -> Evidence:
         (piece.figures, is_product, one.judged.background == PAINTED)
         for one in known
         for piece, is_product in zip(one.pieces, one.product, strict=True)
+        if is_product is not None
     ]
     figures, product, painted = (np.array(column) for column in zip(*rows, strict=True))
     return Evidence.fit(figures, product, painted)
@@ -355,23 +366,22 @@ def main(
     profile: str = "mini",
     count: Annotated[int, typer.Option(help="how many composites")] = COMPOSITES[CALIBRATION],
     crowded: Annotated[int, typer.Option(help="how many more with another product behind")] = CROWDED,
-    training: Annotated[int, typer.Option(help="how many more of training products")] = COMPOSITES[TRAINING],
     photos: Annotated[int, typer.Option(help="how many photos of the training side")] = LESSON_PHOTOS,
-    painted: Annotated[int, typer.Option(help="how many pairs to paint")] = LESSONS,
+    painted: Annotated[int, typer.Option(min=1, help="how many pairs to paint, and perfect pictures")] = LESSONS,
 ) -> None:
     """Fit the evidence to the calibration products and to what else there is to learn from, write it, and print the tau
     that errs least on the calibration products."""
+    from pipelines.experiment.lessons import lessons
+
     loaded = load_profile(profile)
     detector = OvercompletionDetector.from_profile(loaded)
     calibration = know(detector, draw(shared, CALIBRATION, count))
-    more = know(detector, draw(shared, CALIBRATION, crowded, crowded=True)) + know(
-        detector, draw(shared, TRAINING, training)
-    )
+    more = know(detector, draw(shared, CALIBRATION, crowded, crowded=True))
     others = know(detector, photographs(shared, loaded, photos))
     others += know_painted(detector, _bar(lessons(shared, loaded, painted), "painted pictures", 4 * painted))
     fit(calibration + more + others).write(
         f"python -m pipelines.quality.calibrate: {count} and {crowded} crowded composites of the calibration products,"
-        f" {training} of training products, {photos} photos and {painted} painted pairs of that side"
+        f" {photos} photos, {painted} painted pairs and as many perfect pictures of the training side"
     )
     judged = cross_judged(calibration + others + more)
     report(judged[: len(calibration) + len(others)])
@@ -393,9 +403,12 @@ def report(everything: Sequence[Judged]) -> float:
     for name, (low, high) in found.intervals.items():
         print(f"{name} {getattr(found, name):.4f} ({low:.4f} to {high:.4f})")
     print(f"photos above tau: {(photos > tau).sum()} of {len(photos)}")
-    for grown, words in ((True, "grown"), (False, "whole")):
-        painted = np.array([one.e_plus for one in everything if one.background == PAINTED and one.grown == grown])
-        print(f"painted pictures above tau, {words}: {(painted > tau).sum()} of {len(painted)}")
+    painted = [one for one in everything if one.background == PAINTED]
+    for words, some in (
+        (f"grown by more than {CLEARLY:.0%}", [one for one in painted if one.share > CLEARLY]),
+        ("not grown", [one for one in painted if not one.grown]),
+    ):
+        print(f"painted pictures above tau, {words}: {sum(one.e_plus > tau for one in some)} of {len(some)}")
     return tau
 
 

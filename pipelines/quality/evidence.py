@@ -16,11 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from pipelines.contracts import ModelRef, sha256_hex
 from pipelines.quality.detail import standing_out
 from pipelines.quality.odds import Odds, likely
 from pipelines.vision.people import find_skin
@@ -280,6 +282,17 @@ def _few(colours: np.ndarray, count: int) -> np.ndarray:
 def _nearest(colours: np.ndarray, others: np.ndarray) -> float:
     """Mean distance of colours (N, 3) to the nearest of others (M, 3)."""
     return float(np.linalg.norm(colours[:, None] - others[None], axis=2).min(axis=1).mean())
+
+
+def weights_ref() -> ModelRef:
+    """The weights as a model that a step's key depends on and its lineage names."""
+    digest = _digest_of(WEIGHTS)
+    return ModelRef("evidence", digest[:12], digest)
+
+
+@cache
+def _digest_of(file: Path) -> str:
+    return sha256_hex(file.read_bytes())
 
 
 @dataclass(frozen=True, slots=True)

@@ -346,4 +346,4 @@ def _compute_one(work: Work, models: CutoutModels) -> Made | Rejected:
     )
 
 
-STAGE = Stage(name="cutout", version=4, needs=(), job=job, load=load, compute=compute)
+STAGE = Stage(name="cutout", version=5, needs=(), job=job, load=load, compute=compute)

@@ -1,8 +1,8 @@
 """Stage 3: paint a scene around the product (paper, section 3).
 
-The cutout is placed on the channel's canvas, reduced to the model's size, and everything around it is inpainted. Of
-each raw candidate the clean plate is taken, and measured at once, with the product laid over, for overcompletion and
-for a rim around the product; the first seed that passes both ends the search, `candidates` at most.
+The cutout is placed on the channel's canvas, reduced to the model's size, and everything around it is inpainted. Each
+candidate is measured at once: for overcompletion as it was painted, so that nothing grown hides under the clean plate,
+and on the plate for a rim around the product. The first seed that passes both ends the search, `candidates` at most.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pipelines.diffusion.mask_guidance import refine_mask
 from pipelines.diffusion.methods import parts_of
 from pipelines.errors import Rejected
 from pipelines.placement import Placement, lay_photo, lay_product, place
+from pipelines.quality.evidence import weights_ref
 from pipelines.quality.fidelity import halo
 from pipelines.quality.overcompletion import OvercompletionDetector
 from pipelines.scenes import Checks, Control
@@ -61,7 +62,7 @@ def noise_seed(job: Job) -> int:
 
 
 def job(shot: Shot, upstream: Mapping[str, Step], recipe: Recipe, candidate: int) -> Job:
-    """What the raw image depends on: photo, cutout, prompt, the scene's sampler settings, models, seed."""
+    """What raw image and plate depend on: photo, cutout, prompt, the scene's sampler settings, models, seed."""
     scene, profile = recipe.scene, recipe.profile
     method = recipe.method or scene.method
     parts = [*profile.sampler_parts, "salient"]
@@ -82,7 +83,7 @@ def job(shot: Shot, upstream: Mapping[str, Step], recipe: Recipe, candidate: int
             **scene.sampler_settings(),
             **({"pose": shot.product.extra.get("pose", "")} if _wants_pose(recipe) else {}),
         },
-        models=tuple(profile.ref(name) for name in parts),
+        models=(*(profile.ref(name) for name in parts), weights_ref()),
         seed=candidate_seed(shot, base_seed, candidate),
         attempt=recipe.attempt,
     )
@@ -255,9 +256,9 @@ def _measured(
     compute: str,
 ) -> Made:
     matte = np.asarray(item.matte)
-    plate = Image.fromarray(clean_plate(np.asarray(image.convert("RGB")), matte, rim))
-    composite = np.asarray(Image.composite(item.colour, plate, item.matte))
-    found = detector.measure(composite, matte)
+    plate = Image.fromarray(clean_plate(np.asarray(image), matte, rim))
+    painted, finished = (np.asarray(Image.composite(item.colour, under, item.matte)) for under in (image, plate))
+    found = detector.measure(painted, matte)
     return Made(
         outputs=(
             Output("raw", png_bytes(image), "image/png"),
@@ -267,7 +268,7 @@ def _measured(
         facts={
             "placement": dict(placement),
             "e_plus": found.e_plus,
-            "rim": halo(composite, matte).score,
+            "rim": halo(finished, matte).score,
             "uncertainty": found.uncertainty,
             "compute": compute,
         },

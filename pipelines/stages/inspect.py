@@ -15,6 +15,7 @@ from PIL import Image
 
 from pipelines.contracts import Job, Made, Output, Shot, Step, Verdict
 from pipelines.placement import Placement, lay_product
+from pipelines.quality.evidence import weights_ref
 from pipelines.quality.fidelity import Measure, background_quality, halo, product_fidelity
 from pipelines.quality.overcompletion import OvercompletionDetector
 from pipelines.vision.photos import read_photo
@@ -38,7 +39,7 @@ def job(shot: Shot, upstream: Mapping[str, Step], recipe: Recipe, candidate: int
             "placement": dict(upstream["generate"].facts["placement"]),
             "thresholds": recipe.scene.checks.model_dump(mode="json"),
         },
-        models=tuple(recipe.profile.ref(name) for name in ("salient", "hqsam")),
+        models=(*(recipe.profile.ref(name) for name in ("salient", "hqsam")), weights_ref()),
         attempt=recipe.attempt,
     )
 

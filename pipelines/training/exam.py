@@ -23,6 +23,7 @@ from pipelines.diffusion.brushnet import BrushNetModel
 from pipelines.diffusion.inpainting import InpaintingPipeline
 from pipelines.errors import UsageError
 from pipelines.models import Profile
+from pipelines.placement import LaidProduct
 from pipelines.quality.comparison import Evaluation, Score
 from pipelines.quality.overcompletion import OvercompletionDetector
 from pipelines.scenes import Checks
@@ -111,7 +112,7 @@ class Exam:
         return Evaluation(self.tau, tuple(scores)), [picture for _, seed, picture in painted if seed == 0]
 
     def _paint(self, batch: range, seed: int) -> list[tuple[int, NDArray[np.uint8]]]:
-        """One picture of each of these shots, from noise that is the product's and the seed's own."""
+        """One picture of each of these shots, product laid back, from noise that is the product's and the seed's own."""
         masks = [np.asarray(self.shots.mask(n), np.float32) / 255 for n in batch]
         images = self.pipeline(
             image=[Image.fromarray(np.asarray(self.shots.image(n))) for n in batch],
@@ -121,7 +122,10 @@ class Exam:
             guidance_scale=GUIDANCE,
             generator=[torch.Generator("cpu").manual_seed(_noise(self.products[n], seed)) for n in batch],
         ).images
-        return [(n, np.asarray(image)) for n, image in zip(batch, images, strict=True)]
+        return [(n, self._laid_back(n, np.asarray(image))) for n, image in zip(batch, images, strict=True)]
+
+    def _laid_back(self, n: int, painted: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return LaidProduct(np.asarray(self.shots.image(n)), np.asarray(self.shots.mask(n))).over(painted)
 
     def sheet(self, *rows: Sequence[NDArray[np.uint8]]) -> Image.Image:
         """The first products in columns: as they were laid out, then as painted, one row a model."""

@@ -11,6 +11,9 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+RIM = 9
+"""How far a decoder with cells of 8 x 8 px smears, and one more: px of the painted picture."""
+
 SOFTNESS = 3
 """Over so many px the fill fades into the scene."""
 
@@ -32,7 +35,7 @@ def clean_plate(scene: np.ndarray, matte: np.ndarray, rim: int) -> np.ndarray:
     if rim == 0:
         return scene
     away = cv2.distanceTransform((matte < 128).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    known = np.clip((away - rim) / SOFTNESS + 1, 0, 1).astype(np.float32)
+    known = np.where(away > 0, np.clip((away - rim) / SOFTNESS + 1, 0, 1), 0).astype(np.float32)
     if not (known == 1).any():
         return scene
     filled = _pulled_and_pushed(scene.astype(np.float32), known)

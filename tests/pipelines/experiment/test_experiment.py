@@ -84,6 +84,7 @@ def test_a_shorter_run_keeps_the_proportions_of_a_full_one():
     assert overcompletion.pair_counts(60, ["claim", "methods"]) == {"claim": 60, "methods": 20}
     assert overcompletion.pair_counts(1, ["claim", "ablations"]) == {"claim": 1, "ablations": 1}
     assert overcompletion.pair_counts(1000, ["claim"]) == {"claim": 300}
+    assert overcompletion.pair_counts(50, ["methods"]) == {"methods": 50}
 
 
 def test_an_unknown_part_of_the_table_is_refused(tmp_path):
@@ -104,7 +105,6 @@ def test_a_run_without_the_shared_folder_is_a_smoke_test_that_resumes(tmp_path, 
     assert table.missing == {"lacking": "the profile mini has no brushnet_of_nobody"}
     assert [row.n for row in table.rows] == [2, 2]
     assert table.rows[0].kid is None
-    assert all(row.plated_rate.value <= row.rate.value for row in table.rows)
 
     page = write_report(table, results, tmp_path / "out")
     assert "smoke test" in page.read_text(encoding="utf-8")
