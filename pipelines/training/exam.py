@@ -112,7 +112,7 @@ class Exam:
         return Evaluation(self.tau, tuple(scores)), [picture for _, seed, picture in painted if seed == 0]
 
     def _paint(self, batch: range, seed: int) -> list[tuple[int, NDArray[np.uint8]]]:
-        """One picture of each of these shots, product laid back, from noise that is the product's and the seed's own."""
+        """One picture of each of these shots, product laid back; the noise is the product's and the seed's own."""
         masks = [np.asarray(self.shots.mask(n), np.float32) / 255 for n in batch]
         images = self.pipeline(
             image=[Image.fromarray(np.asarray(self.shots.image(n))) for n in batch],
