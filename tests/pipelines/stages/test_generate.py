@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 from types import SimpleNamespace
 from typing import Any
@@ -11,10 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.contracts import Artifact, Job, Made, Product, Shot, State, Step, sha256_hex
+from pipelines.contracts import Artifact, Job, Made, ModelRef, Product, Shot, State, Step, sha256_hex
 from pipelines.errors import Rejected
 from pipelines.models import load_profile
 from pipelines.scenes import Channel, Control, Scene
+from pipelines.stages import generate
 from pipelines.stages.generate import STAGE, compute, load
 from pipelines.vision.photos import png_bytes
 from pipelines.workflow import Recipe, Work
@@ -181,3 +183,46 @@ def test_the_source_of_the_edges_is_in_the_key_and_in_the_picture(raws: dict[tup
 def test_the_key_names_the_models_that_the_method_paints_with(method, parts):
     named = {ref.name for ref in job_of(dataclasses.replace(recipe(), method=method), inputs(30)).models}
     assert named & {"brushnet", "controlnet_inpaint", "unet_inpaint9"} == parts
+
+
+def test_the_plate_is_the_raw_image_without_its_rim_unless_a_scene_keeps_that() -> None:
+    smeared = np.full((256, 256, 3), 200, np.uint8)
+    smeared[30:240, 30:226] = (20, 30, 60)  # darker than anything, and well beyond the product
+    models = SimpleNamespace(
+        pipeline=lambda **call: SimpleNamespace(images=[Image.fromarray(smeared)]), detector=load(recipe()).detector
+    )
+    plain, given = recipe(), inputs(30)
+    keeping = dataclasses.replace(plain, scene=plain.scene.model_copy(update={"rim": 0}))
+    assert job_of(plain, given).key != job_of(keeping, given).key
+    images = []
+    for asked in (plain, keeping):
+        (made,) = compute([Work(job_of(asked, given), given)], models, asked)
+        assert isinstance(made, Made)
+        images.append({output.role: output.data for output in made.outputs})
+    assert images[0]["plate"] != images[0]["raw"]
+    assert images[1]["plate"] == images[1]["raw"] == images[0]["raw"]
+
+
+def test_a_candidate_is_measured_as_painted_so_that_no_growth_hides_under_the_plate() -> None:
+    shown: list[np.ndarray] = []
+
+    def measure(image: np.ndarray, matte: np.ndarray) -> SimpleNamespace:
+        shown.append(image[matte == 0])
+        return SimpleNamespace(e_plus=0.0, uncertainty=0.0)
+
+    painted = np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8)
+    models = SimpleNamespace(
+        pipeline=lambda **call: SimpleNamespace(images=[Image.fromarray(painted)]),
+        detector=SimpleNamespace(measure=measure),
+    )
+    asked, given = recipe(), inputs(30)
+    (made,) = compute([Work(job_of(asked, given), given)], models, asked)
+    assert isinstance(made, Made)
+    matte = np.asarray(Image.open(io.BytesIO(made.outputs[2].data)).getchannel("A"))
+    assert (shown[0] == painted[matte == 0]).all()
+
+
+def test_other_evidence_judges_anew(monkeypatch) -> None:
+    before = job_of(recipe(), inputs(30)).key
+    monkeypatch.setattr(generate, "weights_ref", lambda: ModelRef("evidence", "other", "0" * 64))
+    assert job_of(recipe(), inputs(30)).key != before

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from pipelines.models import load_profile
 from pipelines.placement import LaidProduct
 from pipelines.quality.fidelity import halo
+from pipelines.scenes import Scene
 from pipelines.training.autoencoder import tensor_bytes, to_tensor
-from pipelines.vision.plate import clean_plate
+from pipelines.vision.plate import RIM, clean_plate
 
 SIDE = 256
-RIM = 9
 
 
 def disc(radius: int = 60) -> np.ndarray:
@@ -59,6 +59,18 @@ def test_a_contact_shadow_that_reaches_further_goes_on_under_the_product() -> No
 @pytest.mark.parametrize("matte", [np.full((SIDE, SIDE), 255, np.uint8), np.zeros((SIDE, SIDE), np.uint8)])
 def test_without_a_scene_or_without_a_product_there_is_nothing_to_fill(matte: np.ndarray) -> None:
     assert (clean_plate(wall(), matte, RIM) == wall()).all()
+
+
+@pytest.mark.parametrize("rim", [1, 2, 3])
+def test_the_products_place_is_filled_however_narrow_the_rim(rim: int) -> None:
+    painted = wall()
+    painted[disc(57) >= 128] = (250, 0, 250)  # well inside the matte, and of a colour that the wall has not
+    middle = np.s_[140, 128]
+    assert np.abs(clean_plate(painted, disc(), rim)[middle].astype(int) - wall()[middle]).max() < 30
+
+
+def test_scenes_leave_out_as_much_as_the_decoder_smears() -> None:
+    assert Scene(name="mine", title="Mine", prompt="a photo").rim == RIM
 
 
 def test_a_rim_of_nought_leaves_the_picture_as_painted() -> None:
