@@ -8,7 +8,8 @@ Painted perfectly: a composed picture, whose product ends where its mask does, e
 the product there is the autoencoder's rim, or a shadow, and no growth.
 
 So no picture is said to be free of growth because of the branch that painted it, and all products are of the training
-side. What looks unlike its twin's but too thin, or too far away, to be called growth teaches nothing.
+side. What both twins grow alike counts as none, though. What looks unlike its twin's but too thin, or too far away, to
+be called growth teaches nothing.
 """
 
 from __future__ import annotations
