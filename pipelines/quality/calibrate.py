@@ -1,6 +1,6 @@
 """Fit what tells product from scene and set tau on some products, and measure the detector on others.
 
-    python -m pipelines.quality.calibrate ../shared          writes `evidence.yaml`, prints the tau that errs least
+    python -m pipelines.quality.calibrate ../shared          writes the evidence, prints the tau that errs least
     packshot measure detector                                how good the detector is at the tau of `thresholds.yaml`
 
 tau is a reviewed constant, the default of `pipelines.scenes.Checks.overcompletion`; `thresholds.yaml` says which run it
@@ -40,6 +40,7 @@ from pipelines.quality.yardstick import (
     photographed,
     read_products,
     read_scenes,
+    read_training_products,
 )
 from pipelines.vision.published import PublishedU2NetP
 
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from pipelines.experiment.lessons import Lesson
 
 (CALIBRATION, TEST), TRAINING = SIDES, "training"
-COMPOSITES = {CALIBRATION: 220, TEST: 260, TRAINING: 400}
+COMPOSITES = {CALIBRATION: 220, TEST: 260, TRAINING: 800}
 SEEDS, CROWDED_SEED = {CALIBRATION: 0, TEST: 1, TRAINING: 4}, 2
 CROWDED, LESSON_PHOTOS, LESSONS = 60, 50, 96
 """Besides composites, what is learned from: such with another product behind, photos of the training side, and so many
@@ -150,17 +151,18 @@ def tune(whole: np.ndarray, grown: np.ndarray) -> float:
 
 
 def draw(shared: Path, side: str, count: int, crowded: bool = False) -> Iterator[Composite]:
-    """Draw `count` composites of one side's products, with a progress bar; `crowded`: with another product behind.
+    """Draw `count` composites of one side's products, or of training products, with a progress bar; `crowded`: with
+    another product behind.
 
     Raises UsageError where data are missing.
     """
     file = shared / "models" / "u2netp.onnx"
-    products = read_products(shared, side)[:count]
+    products = read_training_products(shared, count) if side == TRAINING else read_products(shared, side)[:count]
     if not file.is_file():
         raise UsageError(f"{file}: not there; it cuts out the masks that the detector is measured with")
     cutters = {"U²-Net-P": PublishedU2NetP(file).segment}
     items = [cut_out(name, rgb, alpha, cutters) for name, rgb, alpha in _bar(products, "cutting products out")]
-    seed, words = (len(SIDES), "crowded") if crowded else (SIDES.index(side), side)
+    seed, words = (CROWDED_SEED, "crowded") if crowded else (SEEDS[side], side)
     yield from _bar(composites(items, read_scenes(shared), count, seed, crowded), f"{words} composites", count)
 
 
@@ -246,13 +248,13 @@ def _told(piece: np.ndarray, beyond: np.ndarray, unlike: np.ndarray, grown: np.n
 def fit(known: Sequence[Known]) -> Evidence:
     """Fit the evidence's weights to pieces of known truth."""
     rows = [
-        (piece.figures, is_product, one.judged.background == PAINTED)
+        (piece.figures, is_product)
         for one in known
         for piece, is_product in zip(one.pieces, one.product, strict=True)
         if is_product is not None
     ]
-    figures, product, painted = (np.array(column) for column in zip(*rows, strict=True))
-    return Evidence.fit(figures, product, painted)
+    figures, product = (np.array(column) for column in zip(*rows, strict=True))
+    return Evidence.fit(figures, product)
 
 
 def cross_judged(known: Sequence[Known], folds: int = FOLDS) -> list[Judged]:
@@ -366,6 +368,7 @@ def main(
     profile: str = "mini",
     count: Annotated[int, typer.Option(help="how many composites")] = COMPOSITES[CALIBRATION],
     crowded: Annotated[int, typer.Option(help="how many more with another product behind")] = CROWDED,
+    training: Annotated[int, typer.Option(help="how many more of training products")] = COMPOSITES[TRAINING],
     photos: Annotated[int, typer.Option(help="how many photos of the training side")] = LESSON_PHOTOS,
     painted: Annotated[int, typer.Option(min=1, help="how many pairs to paint, and perfect pictures")] = LESSONS,
 ) -> None:
@@ -377,11 +380,13 @@ def main(
     detector = OvercompletionDetector.from_profile(loaded)
     calibration = know(detector, draw(shared, CALIBRATION, count))
     more = know(detector, draw(shared, CALIBRATION, crowded, crowded=True))
+    more += know(detector, draw(shared, TRAINING, training))
     others = know(detector, photographs(shared, loaded, photos))
     others += know_painted(detector, _bar(lessons(shared, loaded, painted), "painted pictures", 4 * painted))
     fit(calibration + more + others).write(
         f"python -m pipelines.quality.calibrate: {count} and {crowded} crowded composites of the calibration products,"
-        f" {photos} photos, {painted} painted pairs and as many perfect pictures of the training side"
+        f" {training} composites of training products, {photos} photos, {painted} painted pairs and as many perfect"
+        " pictures of the training side"
     )
     judged = cross_judged(calibration + others + more)
     report(judged[: len(calibration) + len(others)])

@@ -3,19 +3,16 @@
 What strikes the eye, what has M's colours and what stands out from the scene around it fall into pieces beyond M. Each
 is weighed by what is known of it: who sees it, how its colours lie between the product's and the scene's, whether an
 edge of the picture bounds it, whether an edge or none parts it from M, how large, thick and long it is and on how much
-of its outline it touches M, whether it is skin, the scene dimmed, or M upside down, and where it lies. A line
-and boosted trees (`odds.py`) say from these figures how sure it is that the piece is product.
-
-Growth looks otherwise in what a small model paints, off-coloured and soft, than in photographs. So there are two
-experts, and a gate that says from the same figures which of them to ask (Jacobs et al. 1991, "Adaptive Mixtures of
-Local Experts"). They are in `evidence.yaml`, fitted by `calibrate.py` to composites of known truth, to photos in which
-nothing was generated, and to painted pictures.
+of its outline it touches M, whether it is skin, the scene dimmed, or M upside down, and where it lies. Boosted trees
+(`trees.py`) say from these figures how sure it is that the piece is product. They are in `evidence.safetensors`, fitted
+by `calibrate.py` to composites of known truth, to photos in which nothing was generated, and to painted pictures: what
+a small model grows, off-coloured and soft, looks otherwise than a photographed product that goes on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -24,10 +21,10 @@ import numpy as np
 
 from pipelines.contracts import ModelRef, sha256_hex
 from pipelines.quality.detail import standing_out
-from pipelines.quality.odds import Odds, likely
+from pipelines.quality.trees import Trees
 from pipelines.vision.people import find_skin
 
-WEIGHTS = Path(__file__).with_name("evidence.yaml")
+WEIGHTS = Path(__file__).with_name("evidence.safetensors")
 
 TOLERANCE = 0.025
 """The dilation of M, as a share of sqrt(|M|): what a segmenter may be off at an edge."""
@@ -297,37 +294,27 @@ def _digest_of(file: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Judges pieces by their FIGURES: as the expert in `photographed` pictures says, as the one in `painted` ones says,
-    or between the two, by how much like `brushwork`, a piece of a painted picture, it looks."""
+    """Judges pieces by their FIGURES."""
 
-    photographed: Odds
-    painted: Odds
-    brushwork: Odds
+    trees: Trees
 
     @classmethod
     def read(cls, file: Path = WEIGHTS) -> Evidence:
-        """Read `evidence.yaml`. Raises ValueError where it is of other figures than these."""
-        return cls(*(Odds.read(file, FIGURES, part.name) for part in fields(cls)))
+        """Read `evidence.safetensors`. Raises IntegrityError where it is of other figures than these."""
+        return cls(Trees.read(file, FIGURES))
 
     @classmethod
-    def fit(cls, figures: np.ndarray, product: np.ndarray, painted: np.ndarray) -> Evidence:
-        """Fit to the figures (M, N) of pieces of which `product` (M,) bool says what they are, and `painted` (M,) bool
-        what kind of picture they are of."""
-        photographed, by_brush = (Odds.fit(figures[kind], product[kind]) for kind in (~painted, painted))
-        return cls(photographed, by_brush, Odds.fit(figures, painted))
+    def fit(cls, figures: np.ndarray, product: np.ndarray) -> Evidence:
+        """Fit to the figures (M, N) of pieces of which `product` (M,) bool says what they are."""
+        return cls(Trees.fit(figures, product))
 
     def write(self, comment: str, file: Path = WEIGHTS) -> None:
-        """Write `evidence.yaml` with where it comes from."""
-        parts = "".join(getattr(self, part.name).text(FIGURES, part.name) for part in fields(self))
-        file.write_text(f"# {comment}\n{parts}", encoding="utf-8")
+        """Write `evidence.safetensors` with where it comes from."""
+        self.trees.write(file, FIGURES, comment)
 
     def sure(self, found: Sequence[Piece]) -> np.ndarray:
         """How sure it is, 0..1, that each piece is product, (M,)."""
-        if not found:
-            return np.zeros(0)
-        figures = np.stack([piece.figures for piece in found])
-        brushwork = self.brushwork(figures)
-        return likely((1 - brushwork) * self.photographed.log(figures) + brushwork * self.painted.log(figures))
+        return self.trees(np.stack([piece.figures for piece in found])) if found else np.zeros(0)
 
     def __call__(self, image: np.ndarray, placed: np.ndarray, seen: Mapping[str, np.ndarray]) -> np.ndarray:
         """See `overcompletion.Judge`: each piece's sureness, the larger where pieces overlap."""
