@@ -63,6 +63,7 @@ MIN_BEYOND = 0.3
 CLEARLY = 0.02
 """A painted picture is clearly grown where growth is more than this share of the product."""
 
+RECALL = 0.95
 FOLDS = 6
 PHOTOS = 200
 SIZES = ((0.01, 0.02), (0.02, SMALL), (SMALL, 0.1), (0.1, 0.3))
@@ -107,6 +108,8 @@ class DetectorMeasure:
             tie counts half.
         precision: the share of the masks above tau that lack a part.
         recall: the share of the masks that lack a part that are above tau.
+        precision_at_recall: precision at the strictest threshold of E+ whose recall is RECALL or more: what the ranking
+            is worth, whatever tau is.
         false_alarms: the share of untouched photos above tau, `photos` of other products; None where there were none.
         intervals: 95 % intervals of these, from resampling products.
         by_kind: by the part that was left out; "whole" is the rate of false alarms.
@@ -123,6 +126,7 @@ class DetectorMeasure:
     auroc: float
     precision: float
     recall: float
+    precision_at_recall: float
     false_alarms: float | None
     photos: int
     intervals: dict[str, Interval]
@@ -276,7 +280,8 @@ def figures(
     """Sum up: `judged` masks of composites, and `alarms`, the name and E+ of each untouched photo."""
     names = [one.product for one in judged]
     grown, confidence = np.array([one.grown for one in judged]), np.array([one.confidence for one in judged])
-    above = np.array([one.e_plus for one in judged]) > tau
+    scores = np.array([one.e_plus for one in judged])
+    above = scores > tau
 
     def area(rows: np.ndarray) -> float:
         return auroc(confidence[rows][~grown[rows]], confidence[rows][grown[rows]])
@@ -287,7 +292,13 @@ def figures(
     def recall(rows: np.ndarray) -> float:
         return float(above[rows][grown[rows]].mean())
 
-    found = {name: clustered(names, of) for name, of in (("auroc", area), ("precision", precision), ("recall", recall))}
+    def at_recall(rows: np.ndarray) -> float:
+        ranked = np.sort(scores[rows][grown[rows]])[::-1]
+        strictest = ranked[int(np.ceil(round(RECALL * len(ranked), 6))) - 1]
+        return float(grown[rows][scores[rows] >= strictest].mean())
+
+    measures = {"auroc": area, "precision": precision, "recall": recall, "precision_at_recall": at_recall}
+    found = {name: clustered(names, of) for name, of in measures.items()}
     photos = np.array([score > tau for _, score in alarms])
     if len(photos):
         found["false_alarms"] = clustered([name for name, _ in alarms], lambda rows: float(photos[rows].mean()))
@@ -303,6 +314,7 @@ def figures(
         auroc=found["auroc"][0],
         precision=found["precision"][0],
         recall=found["recall"][0],
+        precision_at_recall=found["precision_at_recall"][0],
         false_alarms=found["false_alarms"][0] if len(photos) else None,
         photos=len(photos),
         intervals={name: interval for name, (_, interval) in found.items()},

@@ -14,6 +14,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from pipelines.errors import UsageError
 from pipelines.weights import reading
 
 ROUNDS = 500
@@ -68,8 +69,11 @@ class Trees:
     @classmethod
     def fit(cls, figures: np.ndarray, true: np.ndarray, rounds: int = ROUNDS) -> Trees:
         """Fit `rounds` trees to figures (M, N) of which `true` (M,) bool says what they are. The same data give the
-        same trees."""
-        import lightgbm
+        same trees. Raises UsageError where LightGBM is not installed."""
+        try:
+            import lightgbm
+        except ImportError as error:
+            raise UsageError("LightGBM is not installed, which fits the detector: pip install -e '.[dev]'") from error
 
         lessons = lightgbm.Dataset(figures, true.astype(np.float64))
         dumped = lightgbm.train(SETTINGS, lessons, rounds).dump_model()["tree_info"]
