@@ -9,6 +9,7 @@ import pytest
 from typer.main import get_command
 
 from pipelines.cli import app
+from pipelines.scenes import Channel, Checks, Control, Scene, ScenePlacement
 from pipelines.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,6 +25,31 @@ def test_every_setting_is_documented_with_its_words(name: str):
 def test_no_setting_is_documented_that_is_not_there():
     page = (ROOT / "docs/settings.md").read_text("utf-8")
     assert {name.lower() for name in re.findall(r"^\| `PACKSHOT_(\w+)`", page, re.M)} == set(Settings.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("heading", "part"),
+    [
+        ("scene", Scene),
+        ("of each of `controls`", Control),
+        ("of `placement`", ScenePlacement),
+        ("of `channel`", Channel),
+        ("of `checks`", Checks),
+    ],
+)
+def test_every_option_of_a_scene_is_on_its_page_with_its_default(heading: str, part):
+    page = (ROOT / "docs/scenes.md").read_text("utf-8")
+    table = page.split(f"| {heading} | default |")[1].split("\n\n")[0]
+    said: dict[str, str] = {}
+    for names, defaults in re.findall(r"^\| (`[^|]*) \| ([^|]*) \|", table, re.M):
+        keys = re.findall(r"`(\w+)`", names)
+        said |= dict(zip(keys, defaults.split(", ") if len(keys) > 1 else [defaults], strict=True))
+    assert set(said) == set(part.model_fields)
+    for name, field in part.model_fields.items():
+        if isinstance(field.default, int | float | str) and field.default != "":
+            assert said[name].strip("`") == (
+                f"{field.default:g}" if not isinstance(field.default, str) else field.default
+            )
 
 
 def commands(command, prefix: str = "packshot") -> list[str]:
