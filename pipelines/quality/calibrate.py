@@ -108,8 +108,8 @@ class DetectorMeasure:
             tie counts half.
         precision: the share of the masks above tau that lack a part.
         recall: the share of the masks that lack a part that are above tau.
-        precision_at_recall: precision at the strictest threshold of E+ whose recall is RECALL or more: what the ranking
-            is worth, whatever tau is.
+        precision_at_recall: precision at the strictest threshold of the confidence whose recall is RECALL or more: what
+            the ranking is worth, whatever tau is.
         false_alarms: the share of untouched photos above tau, `photos` of other products; None where there were none.
         intervals: 95 % intervals of these, from resampling products.
         by_kind: by the part that was left out; "whole" is the rate of false alarms.
@@ -280,8 +280,7 @@ def figures(
     """Sum up: `judged` masks of composites, and `alarms`, the name and E+ of each untouched photo."""
     names = [one.product for one in judged]
     grown, confidence = np.array([one.grown for one in judged]), np.array([one.confidence for one in judged])
-    scores = np.array([one.e_plus for one in judged])
-    above = scores > tau
+    above = np.array([one.e_plus for one in judged]) > tau
 
     def area(rows: np.ndarray) -> float:
         return auroc(confidence[rows][~grown[rows]], confidence[rows][grown[rows]])
@@ -293,9 +292,9 @@ def figures(
         return float(above[rows][grown[rows]].mean())
 
     def at_recall(rows: np.ndarray) -> float:
-        ranked = np.sort(scores[rows][grown[rows]])[::-1]
+        ranked = np.sort(confidence[rows][grown[rows]])[::-1]
         strictest = ranked[int(np.ceil(round(RECALL * len(ranked), 6))) - 1]
-        return float(grown[rows][scores[rows] >= strictest].mean())
+        return float(grown[rows][confidence[rows] >= strictest].mean())
 
     measures = {"auroc": area, "precision": precision, "recall": recall, "precision_at_recall": at_recall}
     found = {name: clustered(names, of) for name, of in measures.items()}
