@@ -32,7 +32,7 @@ SETTINGS = {
     "num_threads": 1,
     "verbosity": -1,
 }
-"""LightGBM's; of four sets tried, the least wrong on calibration products that it was not fitted to."""
+"""LightGBM's; of four sets tried, none was less wrong on calibration products that it was not fitted to."""
 
 
 @dataclass(frozen=True, slots=True)

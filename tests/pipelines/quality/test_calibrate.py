@@ -59,10 +59,9 @@ def test_figures_are_of_the_masks_above_tau() -> None:
 
 def test_precision_where_the_recall_is_high_enough() -> None:
     masks = [
-        *(judged(f"jar {n}", 0.1, 0.5 if n < 19 else 0.01) for n in range(20)),  # 19 of 20 are high, one is low
-        *(
-            judged(f"jar {n}", 0.0, 0.6 if n == 0 else 0.02) for n in range(20)
-        ),  # one is too high, the others lie between
+        # grown: 19 of 20 are high, one is low; whole: one is higher still, the others lie between
+        *(judged(f"jar {n}", 0.1, 0.5 if n < 19 else 0.01) for n in range(20)),
+        *(judged(f"jar {n}", 0.0, 0.6 if n == 0 else 0.02) for n in range(20)),
     ]
     found = figures(masks, [], tau=0.005, seconds=1.0)
     assert found.precision == pytest.approx(0.5)  # tau is too low for these

@@ -5,6 +5,7 @@ from __future__ import annotations
 import lightgbm
 import numpy as np
 import pytest
+from safetensors import safe_open
 
 from pipelines.errors import IntegrityError
 from pipelines.quality.trees import SETTINGS, Trees
@@ -49,6 +50,8 @@ def test_they_say_the_same_when_read(tmp_path):
     trees.write(tmp_path / "trees.safetensors", NAMES, "a test")
     figures, _ = lesson()
     assert (Trees.read(tmp_path / "trees.safetensors", NAMES)(figures) == trees(figures)).all()
+    with safe_open(tmp_path / "trees.safetensors", framework="np") as stored:
+        assert stored.metadata()["comment"] == "a test"
 
 
 def test_trees_of_other_figures_are_refused(tmp_path):
