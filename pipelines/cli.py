@@ -762,7 +762,8 @@ def train(
         str,
         typer.Argument(
             help="autoencoder, clip, unet, unet_inpaint9, brushnet, brushnet_random, brushnet_salient, "
-            "brushnet_control, controlnet_canny, controlnet_inpaint, scene_lora, blip, upscaler, salient or hqsam."
+            "brushnet_control, controlnet_canny, controlnet_inpaint, lora_oak_window, base_high_key, blip, upscaler, "
+            "salient or hqsam."
         ),
     ],
 ) -> None:

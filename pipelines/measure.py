@@ -19,7 +19,7 @@ from pipelines.stages.cutout import PATHS, CutoutModels, cutout
 from pipelines.vision.people import garment_part
 from pipelines.vision.photos import Photo, read_photo
 from pipelines.vision.published import PublishedU2NetP
-from pipelines.vision.segmenters import HQSamSegmenter, SalientSegmenter, Segmenter, build_mobile_sam
+from pipelines.vision.segmenters import HQSamSegmenter, Segmenter, build_mobile_sam
 
 PRODUCT_ALPHA = 0.8
 """Alpha masks may hold a soft shadow; above this they mean product."""
@@ -111,8 +111,7 @@ def measure_cutouts(
             if not (baselines / name).is_file():
                 raise UsageError(f"--baselines {baselines}: there is no {name} in it")
     if isinstance(models, Profile):
-        salient = SalientSegmenter.from_profile(models, device)
-        models = CutoutModels(salient, HQSamSegmenter.from_profile(models, salient, device))
+        models = CutoutModels.from_profile(models, device)
     ways: dict[str, Way] = {"packshot": _stage(models, path)}
     if baselines is not None:
         ways["u2netp"] = _alone(PublishedU2NetP(baselines / U2NETP))

@@ -26,6 +26,9 @@ ARMS = {
 }
 """Arm of the claim -> the profile's BrushNet that it paints with; `pipelines.training.brushnet.ARMS` trained them."""
 
+SECOND = "base_high_key"
+"""The profile's second base model, kept as what it differs by from the first (`pipelines.training.looks`)."""
+
 BASELINE, CONTROL_ARM, TREATED = "random/unmasked", "control/unmasked", "stage2/guided"
 """The cells that the claim compares: the baseline with the treated one, and with the control arm."""
 
@@ -44,7 +47,7 @@ class Cell:
         resize: How it comes to the residuals' sizes.
         masked: The residuals that it is multiplied into: all 13, or those of the two larger or two smaller sizes.
         edges: Whether the ControlNet is shown the edges of the whole source photo, or of the cutout alone.
-        lora: A LoRA of the profile, at full strength.
+        lora: A LoRA of the profile, at full strength. One of every layer is another base model.
         steps: Sampler steps.
         guided_steps: Between which shares of the steps the prompt is guided.
         cache_interval: Every how many steps the whole UNet and the branches run.
@@ -94,6 +97,8 @@ ABLATIONS = (
     replace(_BEST, name="cutout's edges, unmasked", edges="cutout", guidance="unmasked"),
     replace(_BEST, name="cutout's edges, guided", edges="cutout"),
     replace(_BEST, name="LoRA not trained with", lora="lora_oak_window"),
+    Cell("second base, random/unmasked", "ablations", brushnet="brushnet_random", guidance="unmasked", lora=SECOND),
+    replace(_BEST, name="second base, stage2/guided", lora=SECOND),
     replace(_BEST, name="4 steps", steps=4),
     replace(_BEST, name="guidance in the middle half of the steps", guided_steps=(0.25, 0.75)),
     replace(_BEST, name="features cached every 2nd step", cache_interval=2),

@@ -39,7 +39,8 @@ Progress = Callable[[str, int, int], None]
 class Row:
     """One cell of the table. `n` pictures of `products` products, `overcompleted` of them; `rate` is their share,
     `plated_rate` what is left of it on clean plates. `kid` is None where there are no reference pictures. `labelled` of
-    the pictures were looked at, and the scene had grown the product in `grown_by_eye` of these."""
+    the pictures were looked at, and the scene had grown the product in `grown_by_eye` of these. `clip` is the agreement
+    of pictures and prompts; `clip_margin` what of it goes beyond the agreement with the other pairs' prompts."""
 
     cell: str
     group: str
@@ -53,6 +54,7 @@ class Row:
     kid: Figure | None
     sharpness: Figure
     clip: Figure
+    clip_margin: Figure
     scene: Figure
     product_error: Figure
     uncertainty: Figure
@@ -73,13 +75,23 @@ class Comparison:
     apart: bool
     kid_difference: float | None
     clip_difference: Figure
+    clip_margin_difference: Figure
     scene_difference: Figure
 
 
 @dataclass(frozen=True, slots=True)
+class Reference:
+    """Pictures that no cell painted, of the same pairs, to read the cells' figures by."""
+
+    kid: Figure | None
+    clip: Figure
+    clip_margin: Figure
+
+
+@dataclass(frozen=True, slots=True)
 class Table:
-    """What the experiment found. `references`: KID of pictures that are no scenes, to read the others by.
-    `labelled`: how far E+ agrees with the eye, None where no picture has a label."""
+    """What the experiment found. `references`: what pictures have that are drawn as the prompt says, and two kinds that
+    are no scenes. `labelled`: how far E+ agrees with the eye, None where no picture has a label."""
 
     smoke_test: bool
     tau: float
@@ -87,7 +99,7 @@ class Table:
     subjects: int
     rows: tuple[Row, ...]
     comparisons: tuple[Comparison, ...]
-    references: dict[str, Figure]
+    references: dict[str, Reference]
     classifier_accuracy: dict[str, float]
     labelled: Agreement | None
     missing: dict[str, str]
@@ -228,6 +240,40 @@ def _missing(cell: Cell, profile: Profile) -> str:
     return f"the profile {profile.name} has no {', '.join(absent)}" if absent else ""
 
 
+@dataclass(frozen=True, slots=True)
+class _Looked:
+    """What is seen in pictures together: for each its product, its AlexNet features (n, 256) or None, its agreement
+    with its prompt, (n,), and how far that goes beyond the agreement with the others' prompts, (n,)."""
+
+    products: list[str]
+    features: NDArray[np.float64] | None
+    clip: list[float]
+    margins: list[float]
+
+    @classmethod
+    def at(
+        cls,
+        results: Sequence[Result],
+        images: Sequence[NDArray[np.uint8]],
+        scorer: Scorer,
+        alexnet: AlexNetFeatures | None,
+    ) -> _Looked:
+        agreements = scorer.agreements(images, [result.pair.prompt for result in results])
+        return cls(
+            [result.pair.subject.name for result in results],
+            alexnet(images) if alexnet is not None else None,
+            np.diag(agreements).tolist(),
+            statistics.margins(agreements).tolist(),
+        )
+
+    def kid(self, real: NDArray[np.float64] | None) -> Figure | None:
+        """KID to the features of real pictures; None where there are none."""
+        return None if self.features is None or real is None else statistics.kid(self.products, self.features, real)
+
+    def mean(self, values: Sequence[float]) -> Figure:
+        return statistics.mean(self.products, values)
+
+
 def _table(
     cells: Sequence[Cell],
     results: dict[str, list[Result]],
@@ -236,27 +282,30 @@ def _table(
     smoke_test: bool,
     subjects: int,
 ) -> Table:
-    features: dict[str, NDArray[np.float64]] = {}
-    references: dict[str, Figure] = {}
-    real = None
-    checkpoint = shared / "models" / "alexnet.ckpt"
-    if not smoke_test and checkpoint.exists() and results:
+    alexnet, real, longest = None, None, max(results.values(), key=len, default=[])
+    scenes = sorted((shared / "catalog" / "scenes").glob("*.jpg"))
+    if not smoke_test and (checkpoint := shared / "models" / "alexnet.ckpt").exists() and longest:
         alexnet = AlexNetFeatures(checkpoint)
-        longest = max(results.values(), key=len)
-        products = [result.pair.subject.name for result in longest]
-        scenes = sorted((shared / "catalog" / "scenes").glob("*.jpg"))
         real = alexnet([_over_scene(result.pair, scenes, 0) for result in longest])
-        for name, background in (("a real scene, blurred", 1), ("a flat colour", 2)):
-            seen = alexnet([_over_scene(result.pair, scenes, background) for result in longest])
-            references[name] = statistics.kid(products, seen, real)
-        features = {name: alexnet([result.composite() for result in made]) for name, made in results.items()}
+    looked = {
+        name: _Looked.at(made, [one.composite() for one in made], scorer, alexnet) for name, made in results.items()
+    }
+    kinds: dict[str, Callable[[Pair], NDArray[np.uint8]]] = {"drawn as the prompt says": Pair.drawn}
+    if scenes:
+        kinds["a real scene, blurred"] = lambda pair: _over_scene(pair, scenes, 1)
+        kinds["a flat colour"] = lambda pair: _over_scene(pair, scenes, 2)
+    references = {}
+    for kind, draw in kinds.items() if longest else ():
+        seen = _Looked.at(longest, [draw(result.pair) for result in longest], scorer, alexnet)
+        references[kind] = Reference(seen.kid(real), seen.mean(seen.clip), seen.mean(seen.margins))
     labels = read_labels()
     said = {label.picture: label.grown for label in labels}
-    rows = tuple(_row(cell, results[cell.name], scorer.tau, features.get(cell.name), real, said) for cell in cells)
+    rows = tuple(_row(cell, results[cell.name], scorer.tau, looked[cell.name], real, said) for cell in cells)
     comparisons = []
     for treated in (TREATED, CONTROL_ARM, "stage2/none", "random/guided"):
         if BASELINE in results and treated in results:
-            comparisons.append(_compare(BASELINE, treated, results, scorer.tau, {row.cell: row for row in rows}))
+            compared = _compare(BASELINE, treated, results, scorer.tau, {row.cell: row for row in rows}, looked)
+            comparisons.append(compared)
     return Table(
         smoke_test=smoke_test,
         tau=scorer.tau,
@@ -275,7 +324,7 @@ def _row(
     cell: Cell,
     results: Sequence[Result],
     tau: float,
-    features: NDArray[np.float64] | None,
+    looked: _Looked,
     real: NDArray[np.float64] | None,
     said: Mapping[str, bool],
 ) -> Row:
@@ -296,9 +345,10 @@ def _row(
         plated_rate=statistics.mean(products, [result.scores.plated > tau for result in results]),
         e_plus=figure("e_plus"),
         d_plus=figure("d_plus"),
-        kid=statistics.kid(products, features, real) if features is not None and real is not None else None,
+        kid=looked.kid(real),
         sharpness=figure("sharpness"),
         clip=figure("clip"),
+        clip_margin=looked.mean(looked.margins),
         scene=figure("scene"),
         product_error=figure("product_error"),
         uncertainty=figure("uncertainty"),
@@ -309,7 +359,12 @@ def _row(
 
 
 def _compare(
-    baseline: str, treated: str, results: dict[str, list[Result]], tau: float, rows: dict[str, Row]
+    baseline: str,
+    treated: str,
+    results: dict[str, list[Result]],
+    tau: float,
+    rows: dict[str, Row],
+    looked: Mapping[str, _Looked],
 ) -> Comparison:
     before, after = results[baseline], results[treated]
     products = [result.pair.subject.name for result in before]
@@ -328,6 +383,7 @@ def _compare(
         apart=rows[baseline].rate.apart(rows[treated].rate) and rows[baseline].e_plus.apart(rows[treated].e_plus),
         kid_difference=kids[1].value - kids[0].value if kids[0] and kids[1] else None,
         clip_difference=statistics.difference(products, *both("clip")),
+        clip_margin_difference=statistics.difference(products, looked[baseline].margins, looked[treated].margins),
         scene_difference=statistics.difference(products, *both("scene")),
     )
 

@@ -22,7 +22,7 @@ from pipelines.contracts import sha256_hex
 from pipelines.errors import UsageError
 from pipelines.measure import PRODUCT_ALPHA
 from pipelines.placement import LaidProduct, Placement, lay_photo, lay_product, place
-from pipelines.training.composer import caption_of, draw_scene
+from pipelines.training.composer import Scene, caption_of, draw_around, draw_scene
 from pipelines.training.data import LAST_COLOUR, clean_name, load_product, read_index
 
 SMALLEST = 96
@@ -30,6 +30,10 @@ SMALLEST = 96
 
 SCENE_PROPS = ("none", "window", "plant")
 """Props of the prompted scenes: light and shade only. A ball beside the product would be a product-like object."""
+
+
+GROUND = 0.87
+"""Where products stand, as a share of the canvas's height."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +51,14 @@ class Pair:
 
     number: int
     subject: Subject
-    prompt: str
-    wall: str
-    floor: str
+    scene: Scene
     side: int
     scale: float
+
+    @property
+    def prompt(self) -> str:
+        """What the scene is, in the words that the models know."""
+        return caption_of(self.scene, self.subject.name)
 
     @cached_property
     def product(self) -> LaidProduct:
@@ -63,10 +70,16 @@ class Pair:
         """The source photo, placed as its product is, RGB (side, side)."""
         return lay_photo(self.subject.photo, self._where, self.side, self.side)
 
+    def drawn(self) -> np.ndarray:
+        """The picture that the prompt speaks of, drawn: the scene around the product, (side, side, 3) uint8."""
+        alpha = self.product.matte.astype(np.float32) / 255
+        scene = draw_around(self.scene, alpha, GROUND, np.random.default_rng([1792, self.number]))
+        return self.product.over(np.rint(scene * 255).astype(np.uint8))
+
     @cached_property
     def _where(self) -> Placement:
         matte = np.asarray(self.subject.cutout.getchannel("A"))
-        return place(matte, (self.side, self.side), self.scale, "ground", 0.87)
+        return place(matte, (self.side, self.side), self.scale, "ground", GROUND)
 
     @cached_property
     def digest(self) -> str:
@@ -83,8 +96,7 @@ def load_pairs(subjects: Sequence[Subject], count: int, side: int, first: int = 
         subject = subjects[number % len(subjects)]
         scene = replace(draw_scene(rng), prop=str(rng.choice(SCENE_PROPS)))
         scale = float(rng.uniform(0.45, 0.62))
-        prompt = caption_of(scene, subject.name)
-        pairs.append(Pair(number, subject, prompt, scene.wall, scene.floor, side, scale))
+        pairs.append(Pair(number, subject, scene, side, scale))
     return pairs
 
 

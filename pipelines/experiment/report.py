@@ -35,6 +35,7 @@ COLUMNS = {
     "kid": "KID × 1000",
     "sharpness": "sharpness",
     "clip": "CLIP agreement",
+    "clip_margin": "CLIP agreement beyond that with other prompts",
     "scene": "wall and floor right",
     "product_error": "product error before the paste",
     "uncertainty": "uncertainty by HQ-SAM",
@@ -125,9 +126,9 @@ def _rows(table: Table) -> str:
         eye = f"{row.grown_by_eye} of {row.labelled}" if row.labelled else ""
         start = f"<td>{html.escape(row.cell)}</td><td>{row.n}</td><td>{eye}</td>"
         lines.append(f"<tr>{start}{cells}<td>{row.seconds:.2f}</td></tr>")
-    for name, figure in table.references.items():
+    for name, reference in table.references.items():
         empty = "<td></td>"
-        cells = "".join(f"<td>{_figure(figure)}</td>" if column == "kid" else empty for column in COLUMNS)
+        cells = "".join(f"<td>{_figure(getattr(reference, column, None))}</td>" for column in COLUMNS)
         lines.append(f"<tr><td>{html.escape(name)}</td>{empty * 2}{cells}{empty}</tr>")
     return f"<table><tr>{heads}</tr>{''.join(lines)}</table>"
 
@@ -139,9 +140,20 @@ def _comparisons(comparisons: Sequence[Comparison]) -> str:
         lines.append(
             f"<tr><td>{html.escape(c.baseline)} → {html.escape(c.treated)}</td><td>{c.n}</td>"
             f"<td>{_figure(c.rate_ratio)}</td><td>{_figure(c.mean_ratio)}</td><td>{'yes' if c.apart else 'no'}</td>"
-            f"<td>{kid}</td><td>{_figure(c.clip_difference)}</td><td>{_figure(c.scene_difference)}</td></tr>"
+            f"<td>{kid}</td><td>{_figure(c.clip_difference)}</td><td>{_figure(c.clip_margin_difference)}</td>"
+            f"<td>{_figure(c.scene_difference)}</td></tr>"
         )
-    titles = ("cells", "n", "rate ratio", "mean ratio", "intervals apart", "KID", "CLIP", "wall and floor")
+    titles = (
+        "cells",
+        "n",
+        "rate ratio",
+        "mean ratio",
+        "intervals apart",
+        "KID",
+        "CLIP",
+        "CLIP beyond others",
+        "wall and floor",
+    )
     return f"<table><tr>{''.join(f'<th>{title}</th>' for title in titles)}</tr>{''.join(lines)}</table>"
 
 

@@ -105,7 +105,9 @@ class Scorer:
             uncertainty=found.uncertainty if self._doubtful(pair, found.e_plus) else float("nan"),
             sharpness=float(slope[scenery].mean()),
             clip=self._agreement(image, pair.prompt),
-            scene=self.classifier.agreement(image, matte, pair.wall, pair.floor) if self.classifier else float("nan"),
+            scene=self.classifier.agreement(image, matte, pair.scene.wall, pair.scene.floor)
+            if self.classifier
+            else float("nan"),
             product_error=float(difference.mean()),
             seconds=seconds,
         )
@@ -117,13 +119,27 @@ class Scorer:
     def _doubtful(self, pair: Pair, e_plus: float) -> bool:
         return pair.number % FIFTH == 0 or BORDERLINE[0] < e_plus / self.tau < BORDERLINE[1]
 
-    @torch.inference_mode()
     def _agreement(self, image: NDArray[np.uint8], prompt: str) -> float:
+        return float(self.agreements([image], [prompt]))
+
+    @torch.inference_mode()
+    def agreements(self, images: Sequence[NDArray[np.uint8]], prompts: Sequence[str]) -> NDArray[np.float64]:
+        """Cosine of every picture (H, W, 3) with every prompt in the profile's CLIP, (pictures, prompts)."""
         longest = self._clip.config.text_config.max_position_embeddings
-        tokens = self._tokens([prompt], padding="max_length", truncation=True, max_length=longest, return_tensors="pt")
-        pixels = self._images([Image.fromarray(image)], return_tensors="pt").pixel_values
-        seen = self._clip(pixel_values=pixels, **tokens)
-        return float(F.cosine_similarity(seen.image_embeds, seen.text_embeds))
+        tokens = self._tokens(
+            list(prompts), padding="max_length", truncation=True, max_length=longest, return_tensors="pt"
+        )
+        words = self._clip.get_text_features(**tokens).pooler_output
+        seen = torch.cat(
+            [
+                self._clip.get_image_features(
+                    self._images([Image.fromarray(image)], return_tensors="pt").pixel_values
+                ).pooler_output
+                for image in images
+            ]
+        )
+        cosines: NDArray[np.float64] = (F.normalize(seen) @ F.normalize(words).T).double().numpy()
+        return cosines
 
 
 GRID = 16

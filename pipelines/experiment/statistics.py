@@ -66,6 +66,20 @@ def difference(products: Sequence[str], baseline: Sequence[float], treated: Sequ
     return mean(products, [after - before for before, after in zip(baseline, treated, strict=True)])
 
 
+def margins(agreements: Floats) -> Floats:
+    """How much better each picture agrees with its own prompt than with the others' on average, (n,).
+
+    Args:
+        agreements: (n, n), of picture and prompt, a picture's own on the diagonal. What a picture has with any prompt
+            whatever, by its style, goes out. NaN where there is no other prompt.
+    """
+    own, n = np.diag(agreements), len(agreements)
+    if n == 1:
+        return np.full(1, np.nan)
+    difference: Floats = own - (agreements.sum(axis=1) - own) / (n - 1)
+    return difference
+
+
 def kid(products: Sequence[str], features: Floats, reference: Floats) -> Figure:
     """Kernel inception distance (Binkowski et al. 2018): unbiased MMD² under (x·y / d + 1)³, times 1,000.
 

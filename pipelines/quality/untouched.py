@@ -24,7 +24,6 @@ from pipelines.stages.cutout import CutoutModels, cutout
 from pipelines.training.data import clean_name, product_of, read_index
 from pipelines.vision.people import garment_part
 from pipelines.vision.photos import read_photo
-from pipelines.vision.segmenters import HQSamSegmenter, SalientSegmenter
 
 LONGEST = 512
 
@@ -83,8 +82,7 @@ def _of_training(shared: Path, split: str) -> list[PhotoFile]:
 def untouched_photos(files: Sequence[PhotoFile], profile: Profile, count: int) -> Iterator[Untouched]:
     """Cut out up to `count` photos; those that the cutout stage rejects, or holds for a person to look at, are passed
     over: their masks are not placed."""
-    salient = SalientSegmenter.from_profile(profile)
-    models = CutoutModels(salient, HQSamSegmenter.from_profile(profile, salient))
+    models = CutoutModels.from_profile(profile)
     found = 0
     for file in files:
         if found == count:

@@ -2,14 +2,15 @@
 
 Three paths, tried in this order: a photo that arrives with alpha is taken as it is; on plain studio paper the product
 is cut by colour; everything else goes to HQ-SAM, prompted by the salient-object net, several times where it is unclear
-which of the things in the picture the product is. The edge is then refined to a soft matte at the photo's own
-resolution, and the rim freed of the old background's colour.
+which of the things in the picture the product is. What the cutout then seems to lack is asked for once more
+(`quality/whole.py`). The edge is refined to a soft matte at the photo's own resolution, and the rim freed of the old
+background's colour.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -18,10 +19,24 @@ from PIL import Image
 
 from pipelines.contracts import Job, Made, Output, Shot, Step, Verdict
 from pipelines.errors import Rejected, UsageError
+from pipelines.models import Profile
+from pipelines.quality.evidence import weights_ref
+from pipelines.quality.heat import heat_picture
+from pipelines.quality.overcompletion import OvercompletionDetector
+from pipelines.quality.whole import whole
+from pipelines.scenes import Checks
 from pipelines.vision.matting import decontaminate, refine_matte
 from pipelines.vision.people import find_skin, garment_part, garment_prompt, is_worn
 from pipelines.vision.photos import Photo, png_bytes, read_photo
-from pipelines.vision.segmenters import HQSamSegmenter, Prompt, SalientSegmenter, main_pieces, prompt_from
+from pipelines.vision.segmenters import (
+    HQSamSegmenter,
+    Prompt,
+    SalientSegmenter,
+    filled,
+    main_pieces,
+    prompt_from,
+    stability,
+)
 from pipelines.vision.studio import cut_studio, find_studio, strewn
 from pipelines.vision.views import Views, look
 from pipelines.workflow import Recipe, Stage, Work
@@ -53,8 +68,8 @@ a table, and the product lies on it."""
 LEAST_ON_SHEET = 0.05
 """A smaller share of the sheet is printed on it rather than lying there."""
 
-SPECK = 0.002
-"""Holes below this share of the product are the segmenter's doubt about print and seams, not gaps."""
+WHOLE = Checks().overcompletion
+"""E+ of the photo with its cutout, from which the product seems to go on beyond it: the detector's tau."""
 
 SHADOW_ALPHA = 0.8
 """Photos with alpha often carry the product's soft shadow in it: below this it is no product."""
@@ -62,10 +77,18 @@ SHADOW_ALPHA = 0.8
 
 @dataclass(frozen=True, slots=True)
 class CutoutModels:
-    """The two segmenters."""
+    """The two segmenters, and what asks whether a cutout is whole; None: nobody asks."""
 
     salient: SalientSegmenter
     hqsam: HQSamSegmenter
+    detector: OvercompletionDetector | None = None
+
+    @classmethod
+    def from_profile(cls, profile: Profile, device: str = "cpu") -> CutoutModels:
+        """Load them all."""
+        salient = SalientSegmenter.from_profile(profile, device)
+        detector = OvercompletionDetector.from_profile(profile, device=device)
+        return cls(salient, HQSamSegmenter.from_profile(profile, salient, device), detector)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +102,9 @@ class CutoutResult:
         box: left, top, right, bottom of the product in pixels.
         score: IoU of this mask and the salient-object net's, an independent opinion; 1 where they are the same.
         held: why a person should look at it, "" where nobody needs to.
+        beyond: E+ of the photo with this cutout: how much of the product seems to be missing, in products; NaN where
+            nobody asked.
+        where: `(h, w)` float32, 0..1: where; None where nobody asked.
     """
 
     matte: np.ndarray
@@ -87,9 +113,25 @@ class CutoutResult:
     box: tuple[int, int, int, int]
     score: float
     held: str = ""
+    beyond: float = float("nan")
+    where: np.ndarray | None = None
 
 
-def cutout(photo: Photo, models: CutoutModels, path: str = "auto", garment: str = "") -> CutoutResult:
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A soft mask `(h, w)` of the working picture, how it was found and how far the segmenters agree on it; `worn` by
+    a person, who goes on beyond it."""
+
+    mask: np.ndarray
+    path: str
+    agreement: float
+    held: str = ""
+    worn: bool = False
+
+
+def cutout(
+    photo: Photo, models: CutoutModels, path: str = "auto", garment: str = "", tau: float = WHOLE
+) -> CutoutResult:
     """Cut the product out of a photo.
 
     Args:
@@ -97,6 +139,7 @@ def cutout(photo: Photo, models: CutoutModels, path: str = "auto", garment: str 
         models: the segmenters.
         path: `auto`, or `hqsam` to have HQ-SAM do every photo.
         garment: `upper`, `lower` or "": which half of a person a worn garment covers (`people.garment_part`).
+        tau: E+ of the photo with its cutout up to which nothing of the product is missing.
 
     Raises:
         Rejected: there is no product in the photo, or nothing but product.
@@ -107,6 +150,19 @@ def cutout(photo: Photo, models: CutoutModels, path: str = "auto", garment: str 
         return _finish(photo, _without_shadow(photo.alpha), "alpha", 1.0)
 
     image = _fit(photo.rgb, WORKING_SIDE)
+    found = _find(image, models, path, garment)
+    if models.detector is None or not (found.mask > 0.5).any():
+        return _finish(photo, _soft(photo, found.mask), found.path, found.agreement, found.held)
+    # what is held waits for a person anyway; of what is worn, a second answer would take in what else they wear
+    hqsam = None if found.held or found.worn else models.hqsam
+    asked = whole(image, found.mask, models.detector, tau, hqsam)
+    path = "hqsam" if asked.mended else found.path
+    result = _finish(photo, _soft(photo, asked.mask), path, found.agreement, found.held)
+    return replace(result, beyond=asked.e_plus, where=asked.where)
+
+
+def _find(image: np.ndarray, models: CutoutModels, path: str, garment: str) -> _Found:
+    """The product in a photo without alpha; see `cutout`."""
     saliency = models.salient.segment(image)
     salient = main_pieces(saliency > 0.5)
     if salient.mean() < MIN_AREA:
@@ -117,10 +173,10 @@ def cutout(photo: Photo, models: CutoutModels, path: str = "auto", garment: str 
     skin = find_skin(image)
     if figure is not None and is_worn(figure, skin, garment):
         mask, held = _worn(image, figure, skin, models.hqsam, garment)
-        return _finish(photo, _soft(photo, mask), "hqsam", _iou(mask > 0.5, salient), held)
+        return _Found(mask, "hqsam", _iou(mask > 0.5, salient), held, worn=True)
     on_paper = studio is not None and figure is not None and strewn(image, studio, figure) <= MAX_STREWN
     if path == "auto" and figure is not None and on_paper:
-        return _finish(photo, _soft(photo, figure.astype(np.float32)), "studio", _iou(figure, salient))
+        return _Found(figure.astype(np.float32), "studio", _iou(figure, salient))
 
     # on paper there is nothing to take for the product but the product, and a crop would only cut it
     views = Views(saliency, (), saliency) if on_paper else look(image, models.salient, saliency)
@@ -131,7 +187,7 @@ def cutout(photo: Photo, models: CutoutModels, path: str = "auto", garment: str 
     held = _unstable(mask)
     if agreement < MIN_AGREEMENT:
         held = f"unsure what the product is: the two segmenters agree on {agreement:.0%} of it"
-    return _finish(photo, _soft(photo, mask), "hqsam", agreement, held)
+    return _Found(mask, "hqsam", agreement, held)
 
 
 def _likeliest(image: np.ndarray, views: Views, hqsam: HQSamSegmenter) -> np.ndarray:
@@ -143,8 +199,8 @@ def _likeliest(image: np.ndarray, views: Views, hqsam: HQSamSegmenter) -> np.nda
     best, likeliest = -1.0, np.zeros(image.shape[:2], np.float32)
     for prompt in views.prompts():
         mask = _steady(image, prompt, hqsam)
-        whole = _whole(mask, share=0.02)
-        score = _stability(mask) * views.overlap(whole > 0.5)
+        whole = filled(mask)
+        score = stability(mask) * views.overlap(whole > 0.5)
         if score > best:
             best, likeliest = score, whole
         if best >= SURE:
@@ -158,10 +214,10 @@ def _steady(image: np.ndarray, prompt: Prompt, hqsam: HQSamSegmenter) -> np.ndar
     Points on two things at once, a product and what stands behind it, leave SAM between the two.
     """
     mask = hqsam.segment_prompted(image, prompt)
-    if _stability(mask) >= MIN_STABILITY:
+    if stability(mask) >= MIN_STABILITY:
         return mask
     box_alone = Prompt(prompt.box, prompt.points[:0], prompt.labels[:0])
-    return max(mask, hqsam.segment_prompted(image, box_alone, passes=1), key=_stability)
+    return max(mask, hqsam.segment_prompted(image, box_alone, passes=1), key=stability)
 
 
 def _is_sheet(mask: np.ndarray) -> bool:
@@ -186,9 +242,9 @@ def _lying_on(image: np.ndarray, sheet: np.ndarray, hqsam: HQSamSegmenter) -> np
     thing = prompt_from(main_pieces(first > 0.5).astype(np.float32), points=1)
     if thing is None:
         return sheet
-    found = _whole(hqsam.segment_prompted(image, thing), share=0.02)
+    found = filled(hqsam.segment_prompted(image, thing))
     share = float((found > 0.5).sum() / (sheet > 0.5).sum())
-    return found if _stability(found) >= SURE and LEAST_ON_SHEET < share < 0.7 else sheet
+    return found if stability(found) >= SURE and LEAST_ON_SHEET < share < 0.7 else sheet
 
 
 def _worn(
@@ -199,7 +255,7 @@ def _worn(
     if prompt is None:
         return figure.astype(np.float32), "worn by a person and not separable from them"
     mask = hqsam.segment_prompted(image, prompt) * (figure & ~skin)
-    mask = _whole(mask, share=0.1)
+    mask = filled(mask, share=0.1)
     share = float((mask > 0.5).sum() / figure.sum())
     if not part:
         return mask, "worn by a person, and the title does not say which garment is meant"
@@ -219,28 +275,10 @@ def _without_shadow(alpha: np.ndarray) -> np.ndarray:
     return alpha * product
 
 
-def _whole(mask: np.ndarray, share: float) -> np.ndarray:
-    """The main pieces of a soft mask, their small holes filled."""
-    kept = main_pieces(mask > 0.5, share)
-    _, labels, stats, _ = cv2.connectedComponentsWithStats((~kept).astype(np.uint8), connectivity=4)
-    small = stats[:, cv2.CC_STAT_AREA] < SPECK * kept.sum()
-    small[0] = False
-    return np.where(small[labels], 1.0, mask * cv2.dilate(kept.astype(np.uint8), np.ones((9, 9), np.uint8)))
-
-
-def _stability(mask: np.ndarray) -> float:
-    """SAM's stability score of a soft mask: the IoU of a strict and a lax reading of it.
-
-    Kirillov et al., "Segment Anything", ICCV 2023, appendix B ("Filtering").
-    """
-    strict, lax = int((mask > 0.73).sum()), int((mask > 0.27).sum())  # logits above 1 and above -1
-    return strict / max(1, lax)
-
-
 def _unstable(mask: np.ndarray) -> str:
     """Why a soft mask cannot be trusted, "" where it can."""
-    stability = _stability(mask)
-    return f"unsure where the product ends (stability {stability:.2f})" if stability < MIN_STABILITY else ""
+    score = stability(mask)
+    return f"unsure where the product ends (stability {score:.2f})" if score < MIN_STABILITY else ""
 
 
 def _soft(photo: Photo, mask: np.ndarray) -> np.ndarray:
@@ -286,6 +324,7 @@ def job(shot: Shot, upstream: Mapping[str, Step], recipe: Recipe, candidate: int
         "path": recipe.path,
         "garment": garment_part(f"{product.category} {product.title}"),
         "max_megapixels": recipe.max_megapixels,
+        "whole": WHOLE,
     }
     if product.photo is None:
         parameters["problem"] = product.photo_problem or "the product has no photo"
@@ -294,15 +333,14 @@ def job(shot: Shot, upstream: Mapping[str, Step], recipe: Recipe, candidate: int
         version=STAGE.version,
         inputs={"photo": product.photo} if product.photo is not None else {},
         parameters=parameters,
-        models=(recipe.profile.ref("hqsam"), recipe.profile.ref("salient")),
+        models=(recipe.profile.ref("hqsam"), recipe.profile.ref("salient"), weights_ref()),
         attempt=recipe.attempt,
     )
 
 
 def load(recipe: Recipe) -> CutoutModels:
-    """Load both segmenters of the profile."""
-    salient = SalientSegmenter.from_profile(recipe.profile, recipe.device)
-    return CutoutModels(salient, HQSamSegmenter.from_profile(recipe.profile, salient, recipe.device))
+    """Load the segmenters of the profile and the detector."""
+    return CutoutModels.from_profile(recipe.profile, recipe.device)
 
 
 def compute(works: Sequence[Work], models: CutoutModels, recipe: Recipe) -> list[Made | Rejected]:
@@ -316,7 +354,7 @@ def _compute_one(work: Work, models: CutoutModels) -> Made | Rejected:
         return Rejected(parameters["problem"])
     try:
         photo = read_photo(work.inputs["photo"], parameters["max_megapixels"])
-        result = cutout(photo, models, parameters["path"], parameters["garment"])
+        result = cutout(photo, models, parameters["path"], parameters["garment"], parameters["whole"])
     except Rejected as rejection:
         return rejection
     scaled = result.matte * 255
@@ -324,8 +362,12 @@ def _compute_one(work: Work, models: CutoutModels) -> Made | Rejected:
     matte = np.clip(scaled, 0, 255, out=scaled).astype(np.uint8)
     del scaled
     rgba = Image.fromarray(np.dstack([result.colours, matte]), "RGBA")
+    outputs, verdicts = [Output("cutout", png_bytes(rgba), "image/png")], [_agreed(result)]
+    if result.where is not None:
+        outputs.append(heat_picture("whole", photo.rgb, result.where))
+        verdicts.append(_complete(result, parameters["whole"]))
     return Made(
-        outputs=(Output("cutout", png_bytes(rgba), "image/png"),),
+        outputs=tuple(outputs),
         facts={
             "path": result.path,
             "box": list(result.box),
@@ -333,17 +375,21 @@ def _compute_one(work: Work, models: CutoutModels) -> Made | Rejected:
             "width": photo.size[0],
             "height": photo.size[1],
         },
-        verdicts=(
-            Verdict(
-                check="cutout",
-                score=round(result.score, 4),
-                threshold=MIN_AGREEMENT,
-                passed=not result.held,
-                reason=result.held,
-                picture="cutout",
-            ),
-        ),
+        verdicts=tuple(verdicts),
     )
 
 
-STAGE = Stage(name="cutout", version=5, needs=(), job=job, load=load, compute=compute)
+def _agreed(result: CutoutResult) -> Verdict:
+    """Whether the segmenters agree on the cutout, and are sure of it."""
+    score, passed = round(result.score, 4), not result.held
+    return Verdict("cutout", score, MIN_AGREEMENT, passed, result.held, picture="cutout")
+
+
+def _complete(result: CutoutResult, tau: float) -> Verdict:
+    """Whether the cutout is the whole product."""
+    passed = result.beyond <= tau
+    reason = "" if passed else f"the cutout seems to lack a part: {result.beyond:.1%} of its area beside it"
+    return Verdict("whole", round(result.beyond, 4), tau, passed, reason, picture="whole")
+
+
+STAGE = Stage(name="cutout", version=6, needs=(), job=job, load=load, compute=compute)

@@ -24,7 +24,8 @@ TRAINERS: dict[str, str] = {
     "controlnet_inpaint": "pipelines.training.inpainters:train_controlnet_inpaint",
     "blip": "pipelines.training.blip:train",
     "upscaler": "pipelines.training.upscaler:train",
-    "scene_lora": "pipelines.training.scene_lora:train",
+    "lora_oak_window": "pipelines.training.looks:train",
+    "base_high_key": "pipelines.training.looks:train",
     "salient": "pipelines.training.salient:train",
     "hqsam": "pipelines.training.hq_head:train",
 }

@@ -151,6 +151,16 @@ def compose(scene: Scene, size: tuple[int, int], product: Product | None, rng: n
     return Shot(image.astype(np.float32), alpha, caption_of(scene, product.name))
 
 
+def draw_around(scene: Scene, alpha: Image, ground: float, rng: np.random.Generator) -> Image:
+    """`scene` (H, W, 3) with the shadows of a product that is laid already, `alpha` (H, W) with its foot on `ground`.
+
+    Props on the floor are left out.
+    """
+    grid = _Grid(*alpha.shape)
+    image = _cast_shadow(backdrop(scene, grid, rng), alpha, scene, ground)
+    return _photographic(_contact_shadow(image, grid, alpha, ground), rng)
+
+
 def place(
     product: Product, size: tuple[int, int], product_height: float, centre_x: float, ground: float
 ) -> tuple[Image, Image]:

@@ -34,6 +34,9 @@ MIN_SALIENCY = 0.5
 LOGIT_SCALE = 16.0
 """What a fully salient pixel is worth as SAM's mask prompt: the size of the logits that SAM itself puts out."""
 
+SPECK = 0.002
+"""Holes below this share of a mask are the segmenter's doubt about print and seams, not gaps."""
+
 
 class Segmenter(Protocol):
     """Anything that finds the product in a picture."""
@@ -129,6 +132,24 @@ def main_pieces(mask: np.ndarray, share: float = 0.04) -> np.ndarray:
     areas = stats[1:, cv2.CC_STAT_AREA]
     kept = np.concatenate([[False], areas >= share * areas.max()])
     return kept[labels]
+
+
+def filled(mask: np.ndarray, share: float = 0.02) -> np.ndarray:
+    """The main pieces of a soft mask, those of `share` of the largest's area, their small holes filled."""
+    kept = main_pieces(mask > 0.5, share)
+    _, labels, stats, _ = cv2.connectedComponentsWithStats((~kept).astype(np.uint8), connectivity=4)
+    small = stats[:, cv2.CC_STAT_AREA] < SPECK * kept.sum()
+    small[0] = False
+    return np.where(small[labels], 1.0, mask * cv2.dilate(kept.astype(np.uint8), np.ones((9, 9), np.uint8)))
+
+
+def stability(mask: np.ndarray) -> float:
+    """SAM's stability score of a soft mask: the IoU of a strict and a lax reading of it.
+
+    Kirillov et al., "Segment Anything", ICCV 2023, appendix B ("Filtering").
+    """
+    strict, lax = int((mask > 0.73).sum()), int((mask > 0.27).sum())  # logits above 1 and above -1
+    return strict / max(1, lax)
 
 
 class HQSamSegmenter:

@@ -19,8 +19,10 @@ from pipelines.experiment.cells import ARMS, BASELINE, CELLS, CLAIM, CONTROL_ARM
 from pipelines.experiment.painting import Painter, edges_of
 from pipelines.experiment.pairs import catalogue_subjects, load_pairs, load_subjects
 from pipelines.experiment.report import as_json, write_report
+from pipelines.experiment.scoring import Scorer
 from pipelines.models import load_profile
 from pipelines.training.brushnet import ARMS as TRAINED
+from pipelines.training.composer import COLOURS, MATERIALS
 from pipelines.training.data import is_held_out, product_of, read_index
 
 SAMPLE = Path(overcompletion.__file__).resolve().parents[1] / "sample" / "catalog.csv"
@@ -54,6 +56,17 @@ def test_a_pair_lays_photo_and_product_one_over_the_other(subjects):
     inside = pair.product.matte == 255
     assert 0.02 < inside.mean() < 0.5
     assert np.abs(np.asarray(pair.photo).astype(int) - pair.product.colour)[inside].mean() < 12
+
+
+def test_a_drawn_picture_shows_the_prompts_scene_around_the_very_product(subjects):
+    for pair in load_pairs(subjects, 4, 128):
+        drawn = pair.drawn()
+        inside, away = pair.product.matte == 255, pair.product.matte == 0
+        np.testing.assert_array_equal(drawn[inside], pair.product.colour[inside])
+        wall = drawn[:8][away[:8]].mean(axis=0)
+        named = np.array(COLOURS[pair.scene.wall] if pair.scene.wall in COLOURS else MATERIALS[pair.scene.wall][0])
+        assert np.abs(wall / wall.mean() - named / named.mean()).max() < 0.25  # its hue, whatever the light
+    assert np.array_equal(drawn, pair.drawn())
 
 
 def test_edges_of_the_photo_reach_beyond_the_product_and_those_of_the_cutout_do_not(subjects):
@@ -106,8 +119,18 @@ def test_a_run_without_the_shared_folder_is_a_smoke_test_that_resumes(tmp_path, 
     assert [row.n for row in table.rows] == [2, 2]
     assert table.rows[0].kid is None
 
+    drawn = table.references["drawn as the prompt says"]
+    assert drawn.clip_margin.value > -1
+    for row in table.rows:  # of two pictures: how far the own prompt is above the other's
+        made = results[row.cell]
+        scorer = Scorer(load_profile("mini"), table.tau, None)
+        agreed = scorer.agreements([one.composite() for one in made], [one.pair.prompt for one in made])
+        assert row.clip.value == pytest.approx((agreed[0, 0] + agreed[1, 1]) / 2, abs=1e-5)
+        assert row.clip_margin.value == pytest.approx(row.clip.value - (agreed[0, 1] + agreed[1, 0]) / 2, abs=1e-5)
+
     page = write_report(table, results, tmp_path / "out")
     assert "smoke test" in page.read_text(encoding="utf-8")
+    assert "drawn as the prompt says" in page.read_text(encoding="utf-8")
     document = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
     assert document == json.loads(json.dumps(as_json(table)))
     assert document["comparisons"][0]["rate_ratio"]["value"] > 0

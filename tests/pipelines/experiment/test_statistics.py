@@ -59,3 +59,12 @@ def test_kid_is_nought_for_the_same_kind_of_picture_and_grows_with_the_distance(
     assert alike.interval[0] < 0 < alike.interval[1] or abs(alike.value) < 20
     assert alike.value < near.value < far.value
     assert far.apart(alike)
+
+
+def test_what_a_picture_has_with_every_prompt_is_no_agreement_with_its_own():
+    agreements = np.array([[0.5, 0.1, 0.3], [0.2, 0.4, 0.2], [0.0, 0.2, 0.9]])
+    expected = [0.3, 0.2, 0.8]
+    np.testing.assert_allclose(statistics.margins(agreements), expected)
+    blurred = agreements + np.array([[0.1], [0.7], [-0.2]])  # a style that suits any prompt more, or less
+    np.testing.assert_allclose(statistics.margins(blurred), expected)
+    assert np.isnan(statistics.margins(np.array([[0.4]]))).all()

@@ -14,10 +14,11 @@ from PIL import Image
 from pipelines.contracts import Job, Made, Product, Shot
 from pipelines.errors import Rejected, UsageError
 from pipelines.measure import iou, measure_cutouts
-from pipelines.models import PROFILES
+from pipelines.models import PROFILES, load_profile
+from pipelines.quality.overcompletion import Overcompletion
 from pipelines.stages.cutout import STAGE, CutoutModels, cutout
 from pipelines.vision.photos import Photo, png_bytes, read_photo
-from pipelines.vision.segmenters import HQSamSegmenter, Prompt, SalientSegmenter
+from pipelines.vision.segmenters import Prompt
 from pipelines.workflow import Work
 
 CATALOG = Path(__file__).parents[3] / ".." / "shared" / "catalog"
@@ -28,8 +29,7 @@ pytestmark = pytest.mark.skipif(not all(w.exists() for w in WEIGHTS), reason="th
 
 @pytest.fixture(scope="module")
 def models() -> CutoutModels:
-    salient = SalientSegmenter.from_file(WEIGHTS[0])
-    return CutoutModels(salient, HQSamSegmenter.from_file(WEIGHTS[1], salient))
+    return CutoutModels.from_profile(load_profile("mini"))
 
 
 def block_on(background: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -109,7 +109,8 @@ def test_an_unknown_path_is_a_usage_error(models: CutoutModels) -> None:
 
 def test_the_step_carries_the_cutout_at_the_photos_size_and_a_verdict(models: CutoutModels) -> None:
     image, mask = block_on(white())
-    job = Job("cutout", STAGE.version, {"photo": "x"}, {"path": "auto", "garment": "", "max_megapixels": 50})
+    settings = {"path": "auto", "garment": "", "max_megapixels": 50, "whole": 0.006}
+    job = Job("cutout", STAGE.version, {"photo": "x"}, settings)
     recipe = SimpleNamespace()
     made, refused = STAGE.compute(
         [Work(job, {"photo": png_bytes(Image.fromarray(image))}), Work(job, {"photo": b""})], models, recipe
@@ -119,9 +120,37 @@ def test_the_step_carries_the_cutout_at_the_photos_size_and_a_verdict(models: Cu
     assert rgba.shape == (400, 400, 4)
     assert iou(rgba[..., 3] > 127, mask) > 0.97
     assert made.facts["path"] == "studio"
-    assert made.verdicts[0].passed
+    assert [(verdict.check, verdict.passed) for verdict in made.verdicts] == [("cutout", True), ("whole", True)]
+    assert [output.role for output in made.outputs] == ["cutout", "whole"]
     assert isinstance(refused, Rejected)
     assert "0 bytes" in refused.reason
+
+
+def test_a_cutout_that_lacks_a_part_is_held_with_the_share_and_a_picture_of_where(models: CutoutModels) -> None:
+    image, mask = block_on(white())
+    rows = np.flatnonzero(mask.any(axis=1))
+
+    class Lacking:
+        """Sees a tenth of the product go on below its cutout."""
+
+        def measure(self, image: np.ndarray, matte: np.ndarray) -> Overcompletion:
+            heat = np.zeros(matte.shape, np.float32)
+            heat[rows[-1] + 4 : rows[-1] + 12] = 1
+            return Overcompletion(0.1, 1.0, 0.0, 0.0, {}, heat)
+
+    settings = {"path": "auto", "garment": "", "max_megapixels": 50, "whole": 0.006}
+    job = Job("cutout", STAGE.version, {"photo": "x"}, settings)
+    lacking = CutoutModels(models.salient, models.hqsam, Lacking())  # type: ignore[arg-type]
+    (made,) = STAGE.compute([Work(job, {"photo": png_bytes(Image.fromarray(image))})], lacking, SimpleNamespace())
+    assert isinstance(made, Made)
+    (verdict,) = [verdict for verdict in made.verdicts if not verdict.passed]
+    assert (verdict.check, verdict.score, verdict.threshold) == ("whole", 0.1, 0.006)
+    assert verdict.reason == "the cutout seems to lack a part: 10.0% of its area beside it"
+    (where,) = [output for output in made.outputs if output.role == verdict.picture]
+    shown = np.asarray(Image.open(io.BytesIO(where.data)).convert("RGB")).astype(int)
+    red = shown[..., 0] - shown[..., 1] > 60
+    assert red[rows[-1] + 8].mean() > 0.9
+    assert not red[: rows[-1]].any()
 
 
 def test_a_product_without_a_photo_is_rejected_with_the_catalogues_reason(models: CutoutModels) -> None:
