@@ -617,7 +617,9 @@ def measure_detector(
         return
     table = Table(f"n = {found.n}, tau = {found.tau:g}", "", "95 %", "of")
     for name, (low, high) in found.intervals.items():
-        n = f"{found.photos} photos" if name == "false_alarms" else f"{found.n} masks"
+        of = {"noticed": f"{found.lacking} photos whose cutout lacks a part"}
+        of |= dict.fromkeys(("alarms", "false_alarms"), f"{found.photos} photos")
+        n = of.get(name, f"{found.n} masks")
         table.add_row(name, f"{getattr(found, name):.4f}", f"{low:.4f} to {high:.4f}", n)
     out.print(table)
     kinds = Table("above tau", "", "95 %", "masks", "products")

@@ -24,6 +24,9 @@ from pipelines.weights import reading
 _OF_ENCODER = (("lora_te_", "lora_te1_", "text_encoder."), ("lora_te2_", "text_encoder_2."))
 """What tensors of the first and of SDXL's second text encoder begin with, in kohya's format and in PEFT's."""
 
+_UP = re.compile(r"lora[._](up|B)\b")
+"""The second matrix of a layer, in any of the formats."""
+
 _TENSOR = re.compile(r"(?P<module>.+)\.(?:(?:lora_(?P<kind>down|up|A|B)(?:\.default)?\.weight)|(?P<alpha>alpha))")
 
 
@@ -63,6 +66,11 @@ def add_lora(
             _load_into(unet, of_unet, name, settings)
     if name not in _names(unet):
         raise ValueError(f"{file.name}: no LoRA weights for this UNet in it.")
+    stored_layers = sum(_UP.search(key) is not None for key in of_unet)
+    loaded_layers = sum(f".lora_B.{name}." in key for key, _ in unet.named_parameters())
+    if loaded_layers < stored_layers:  # diffusers drops what it does not understand
+        unet.delete_adapters(name)
+        raise IntegrityError(f"{file}: only {loaded_layers} of its {stored_layers} layers load; expected one format")
     for half in text_halves:
         half.load(name)
     return name

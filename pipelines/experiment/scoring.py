@@ -120,7 +120,7 @@ class Scorer:
         return pair.number % FIFTH == 0 or BORDERLINE[0] < e_plus / self.tau < BORDERLINE[1]
 
     def _agreement(self, image: NDArray[np.uint8], prompt: str) -> float:
-        return float(self.agreements([image], [prompt]))
+        return float(self.agreements([image], [prompt])[0, 0])
 
     @torch.inference_mode()
     def agreements(self, images: Sequence[NDArray[np.uint8]], prompts: Sequence[str]) -> NDArray[np.float64]:

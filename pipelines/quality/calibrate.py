@@ -100,6 +100,17 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """What the detector said of an untouched photo: E+; whether the photo's cutout is known to `lack` a part, and
+    whether that part is what it `saw`."""
+
+    product: str
+    e_plus: float
+    lacks: bool = False
+    saw: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class DetectorMeasure:
     """How good the detector is at `tau`, on `n` masks of products that tau was not set on.
 
@@ -110,7 +121,10 @@ class DetectorMeasure:
         recall: the share of the masks that lack a part that are above tau.
         precision_at_recall: precision at the strictest threshold of the confidence whose recall is RECALL or more: what
             the ranking is worth, whatever tau is.
-        false_alarms: the share of untouched photos above tau, `photos` of other products; None where there were none.
+        alarms: the share of untouched photos above tau, `photos` of other products; None where there were none.
+        false_alarms: the share of them that are above tau, and not for a part that their cutout lacks.
+        noticed: of the photos, `lacking` of them, whose cutout is known to lack a part, the share in which that part is
+            seen; None where there were none.
         intervals: 95 % intervals of these, from resampling products.
         by_kind: by the part that was left out; "whole" is the rate of false alarms.
         by_background: false alarms ("… whole") and recall ("… part left out") by kind of background.
@@ -127,8 +141,11 @@ class DetectorMeasure:
     precision: float
     recall: float
     precision_at_recall: float
+    alarms: float | None
     false_alarms: float | None
     photos: int
+    noticed: float | None
+    lacking: int
     intervals: dict[str, Interval]
     by_kind: dict[str, Group]
     by_background: dict[str, Group]
@@ -274,10 +291,8 @@ def cross_judged(known: Sequence[Known], folds: int = FOLDS) -> list[Judged]:
     return judged
 
 
-def figures(
-    judged: Sequence[Judged], alarms: Sequence[tuple[str, float]], tau: float, seconds: float
-) -> DetectorMeasure:
-    """Sum up: `judged` masks of composites, and `alarms`, the name and E+ of each untouched photo."""
+def figures(judged: Sequence[Judged], photos: Sequence[Asked], tau: float, seconds: float) -> DetectorMeasure:
+    """Sum up: `judged` masks of composites, and untouched `photos`."""
     names = [one.product for one in judged]
     grown, confidence = np.array([one.grown for one in judged]), np.array([one.confidence for one in judged])
     above = np.array([one.e_plus for one in judged]) > tau
@@ -298,9 +313,16 @@ def figures(
 
     measures = {"auroc": area, "precision": precision, "recall": recall, "precision_at_recall": at_recall}
     found = {name: clustered(names, of) for name, of in measures.items()}
-    photos = np.array([score > tau for _, score in alarms])
-    if len(photos):
-        found["false_alarms"] = clustered([name for name, _ in alarms], lambda rows: float(photos[rows].mean()))
+    lacking = [one for one in photos if one.lacks]
+    rates = {
+        "alarms": [(one.product, one.e_plus > tau) for one in photos],
+        "false_alarms": [(one.product, one.e_plus > tau and not one.saw) for one in photos],
+        "noticed": [(one.product, one.e_plus > tau and one.saw) for one in lacking],
+    }
+    for name, said in rates.items():
+        if said:
+            products, hits = [product for product, _ in said], np.array([hit for _, hit in said])
+            found[name] = clustered(products, lambda rows, hits=hits: float(hits[rows].mean()))  # type: ignore[misc]
     told = [one.part or "whole" for one in judged]
     state = ["part left out" if one.grown else "whole" for one in judged]
     wrong = above != grown
@@ -314,8 +336,11 @@ def figures(
         precision=found["precision"][0],
         recall=found["recall"][0],
         precision_at_recall=found["precision_at_recall"][0],
-        false_alarms=found["false_alarms"][0] if len(photos) else None,
+        alarms=found["alarms"][0] if photos else None,
+        false_alarms=found["false_alarms"][0] if photos else None,
         photos=len(photos),
+        noticed=found["noticed"][0] if lacking else None,
+        lacking=len(lacking),
         intervals={name: interval for name, (_, interval) in found.items()},
         by_kind=_groups(names, told, above),
         by_background=_groups(names, [f"{one.background}, {s}" for one, s in zip(judged, state, strict=True)], above),
@@ -363,11 +388,12 @@ def measure_detector(shared: Path, profile: Profile, tau: float, limit: int | No
     detector = OvercompletionDetector.from_profile(profile)
     judged = judge(detector, draw(shared, TEST, min(limit or COMPOSITES[TEST], COMPOSITES[TEST])))
     photos = untouched_photos(photo_files(shared), profile, min(limit or PHOTOS, PHOTOS))
-    alarms = [
-        (photo.product, detector.measure(photo.image, photo.matte).e_plus)
-        for photo in _bar(photos, "measuring photos", min(limit or PHOTOS, PHOTOS))
-    ]
-    return figures(judged, alarms, tau, time.monotonic() - started)
+    asked = []
+    for photo in _bar(photos, "measuring photos", min(limit or PHOTOS, PHOTOS)):
+        said = detector.measure(photo.image, photo.matte)
+        saw = any(said.heat[point] > SURE for point in photo.lacking)
+        asked.append(Asked(photo.product, said.e_plus, bool(photo.lacking), saw))
+    return figures(judged, asked, tau, time.monotonic() - started)
 
 
 def _bar(items: Iterable[Any], words: str, total: int | None = None) -> Iterable[Any]:

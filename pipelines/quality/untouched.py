@@ -1,8 +1,9 @@
 """Real photos as they are, with the mask that the cutout stage gives them: nothing in them was generated.
 
-Whatever the detector finds in them is a false alarm. Those it is measured with are photos that no bundled segmenter or
-detector was trained on, of other products than those that tau was set on. Those it learns from, what a person who wears
-a garment looks like beyond it above all, are of the training side.
+What the detector finds in them is a false alarm, unless it is a part that the cutout lacks: `missing.csv` has a point
+on each such part that a person saw, in the photos that it is measured with. These are photos that no bundled segmenter
+or detector was trained on, of other products than those that tau was set on. Those it learns from, what a person who
+wears a garment looks like beyond it above all, are of the training side.
 """
 
 from __future__ import annotations
@@ -26,15 +27,20 @@ from pipelines.vision.people import garment_part
 from pipelines.vision.photos import read_photo
 
 LONGEST = 512
+MISSING = Path(__file__).with_name("missing.csv")
 
 
 @dataclass(frozen=True, slots=True)
 class Untouched:
-    """A photo (H, W, 3) uint8, at most LONGEST px, and its cutout's matte (H, W) uint8, 255 = product."""
+    """A photo (H, W, 3) uint8, at most LONGEST px, and its cutout's matte (H, W) uint8, 255 = product.
+
+    `lacking` are points (row, column) on parts of the product that the matte does not hold, as far as they are known.
+    """
 
     product: str
     image: np.ndarray
     matte: np.ndarray
+    lacking: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +88,7 @@ def _of_training(shared: Path, split: str) -> list[PhotoFile]:
 def untouched_photos(files: Sequence[PhotoFile], profile: Profile, count: int) -> Iterator[Untouched]:
     """Cut out up to `count` photos; those that the cutout stage rejects, or holds for a person to look at, are passed
     over: their masks are not placed."""
-    models = CutoutModels.from_profile(profile)
+    models, known = CutoutModels.from_profile(profile), _known_missing()
     found = 0
     for file in files:
         if found == count:
@@ -98,4 +104,16 @@ def untouched_photos(files: Sequence[PhotoFile], profile: Profile, count: int) -
         scale = min(1.0, LONGEST / max(photo.size))
         size = (round(photo.size[0] * scale), round(photo.size[1] * scale))
         image, matte = (cv2.resize(each, size, interpolation=cv2.INTER_AREA) for each in (photo.rgb, result.matte))
-        yield Untouched(file.product, image, np.rint(np.clip(matte, 0, 1) * 255).astype(np.uint8))
+        matte = np.rint(np.clip(matte, 0, 1) * 255).astype(np.uint8)
+        points = [(int(y * size[1]), int(x * size[0])) for x, y in known.get(file.path.name, ())]
+        lacking = tuple((row, column) for row, column in points if matte[row, column] < 128)
+        yield Untouched(file.product, image, matte, lacking)
+
+
+def _known_missing() -> dict[str, list[tuple[float, float]]]:
+    """Of each photo's file name: points, as shares of width and height, on what a cutout of it was seen to lack."""
+    known: dict[str, list[tuple[float, float]]] = {}
+    with MISSING.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            known.setdefault(row["photo"], []).append((float(row["x"]), float(row["y"])))
+    return known

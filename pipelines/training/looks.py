@@ -17,7 +17,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import StableDiffusionPipeline
-from diffusers.utils import convert_state_dict_to_diffusers
 from numpy.typing import NDArray
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
@@ -92,8 +91,9 @@ def train(options: TrainOptions) -> Path:
     )
     assert isinstance(result.ema, TextConditioned)
     folder = options.out / name
-    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(result.ema.unet, adapter_name=name))
-    layers = {key: tensor.half() for key, tensor in layers.items()}
+    # in PEFT's own names: diffusers' conversion renames attention only, and a file of both kinds does not load
+    trained = get_peft_model_state_dict(result.ema.unet, adapter_name=name)
+    layers = {key: tensor.half() for key, tensor in trained.items()}
     StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=layers)
     write_card(folder, name, result.ema.unet, options, {f"{side}_px": result.figures, "rank": look.rank})
     return folder

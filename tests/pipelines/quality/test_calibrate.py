@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipelines.quality.calibrate import Judged, auroc, figures, tune
+from pipelines.quality.calibrate import Asked, Judged, auroc, figures, tune
 from pipelines.quality.intervals import clustered
 
 
@@ -42,12 +42,19 @@ def test_figures_are_of_the_masks_above_tau() -> None:
         judged("jar 8", 0.2, 0.2, part="handle"),
         judged("jar 9", 0.2, 0.0, part="handle"),
     ]
-    found = figures(masks, [("mug", 0.0), ("cap", 0.02), ("cap", 0.0), ("hat", 0.0)], tau=0.01, seconds=1.0)
+    photos = [
+        Asked("mug", 0.0),
+        Asked("cap", 0.02),
+        Asked("coat", 0.3, lacks=True, saw=True),  # its sleeve, which the cutout lacks
+        Asked("hat", 0.0, lacks=True),
+    ]
+    found = figures(masks, photos, tau=0.01, seconds=1.0)
     assert (found.n, found.products) == (20, 10)
     assert found.recall == pytest.approx(0.9)
     assert found.precision == pytest.approx(0.9)
     assert found.auroc == pytest.approx((9 * 9 + 0.5 * 9) / 100)
-    assert (found.false_alarms, found.photos) == (0.25, 4)
+    assert (found.alarms, found.false_alarms, found.photos) == (0.5, 0.25, 4)
+    assert (found.noticed, found.lacking) == (0.5, 2)
     assert found.by_kind["handle"].rate == 0.5
     assert found.by_kind["whole"].rate == pytest.approx(0.1)
     assert found.by_size["2% to 5%"].n == 8
@@ -70,5 +77,5 @@ def test_precision_where_the_recall_is_high_enough() -> None:
 
 def test_without_photos_there_is_no_rate_of_false_alarms() -> None:
     found = figures([judged("jar", 0.0, 0.0), judged("jar", 0.1, 0.1)], [], tau=0.01, seconds=1.0)
-    assert found.false_alarms is None
+    assert found.false_alarms is found.alarms is found.noticed is None
     assert "false_alarms" not in found.intervals
