@@ -34,10 +34,10 @@ from pipelines.vision.segmenters import (
     SalientSegmenter,
     filled,
     main_pieces,
-    prompt_from,
     stability,
 )
 from pipelines.vision.studio import cut_studio, find_studio, strewn
+from pipelines.vision.surfaces import is_sheet, lying_on, printed_on
 from pipelines.vision.views import Views, look
 from pipelines.workflow import Recipe, Stage, Work
 
@@ -60,13 +60,6 @@ seventh is cut right by colour too.
 
 SURE = 0.88
 """An answer of HQ-SAM this stable, times this close to what the salient-object net sees, needs no other beside it."""
-
-SHEET = 0.88
-"""What reaches from one edge of the picture to the opposite one and fills this share of its box is a sheet, a poster or
-a table, and the product lies on it."""
-
-LEAST_ON_SHEET = 0.05
-"""A smaller share of the sheet is printed on it rather than lying there."""
 
 WHOLE = Checks().overcompletion
 """E+ of the photo with its cutout, from which the product seems to go on beyond it: the detector's tau."""
@@ -181,9 +174,11 @@ def _find(image: np.ndarray, models: CutoutModels, path: str, garment: str) -> _
     # on paper there is nothing to take for the product but the product, and a crop would only cut it
     views = Views(saliency, (), saliency) if on_paper else look(image, models.salient, saliency)
     mask = _likeliest(image, views, models.hqsam)
-    if _is_sheet(mask > 0.5):
-        mask = _lying_on(image, mask, models.hqsam)
+    if is_sheet(mask > 0.5):
+        mask = lying_on(image, mask, models.hqsam)
+    around = printed_on(image, mask, models.hqsam) if garment else mask
     agreement = max(_iou(mask > 0.5, salient), _iou(mask > 0.5, main_pieces(views.mean > 0.5)))
+    mask = around  # of a garment the segmenters agree where they agree on its print
     held = _unstable(mask)
     if agreement < MIN_AGREEMENT:
         held = f"unsure what the product is: the two segmenters agree on {agreement:.0%} of it"
@@ -218,33 +213,6 @@ def _steady(image: np.ndarray, prompt: Prompt, hqsam: HQSamSegmenter) -> np.ndar
         return mask
     box_alone = Prompt(prompt.box, prompt.points[:0], prompt.labels[:0])
     return max(mask, hqsam.segment_prompted(image, box_alone, passes=1), key=stability)
-
-
-def _is_sheet(mask: np.ndarray) -> bool:
-    """Whether a mask `(H, W)` bool is a rectangle between opposite edges of the picture."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if not len(rows):
-        return False
-    near = round(0.01 * max(mask.shape))
-    spans = [at[0] <= near and at[-1] >= side - 1 - near for at, side in zip((rows, columns), mask.shape, strict=True)]
-    filled = float(mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].mean())
-    return any(spans) and filled >= SHEET
-
-
-def _lying_on(image: np.ndarray, sheet: np.ndarray, hqsam: HQSamSegmenter) -> np.ndarray:
-    """What HQ-SAM finds in the middle of the picture on a sheet; the sheet itself where it is sure of nothing there.
-
-    It is asked twice: for what the middle belongs to, then for what fills the box of that answer.
-    """
-    height, width = sheet.shape
-    middle = np.array([[width / 2, height / 2]], np.float32)
-    first = hqsam.segment_prompted(image, Prompt(np.zeros(0), middle, np.ones(1, np.int64)), passes=1)
-    thing = prompt_from(main_pieces(first > 0.5).astype(np.float32), points=1)
-    if thing is None:
-        return sheet
-    found = filled(hqsam.segment_prompted(image, thing))
-    share = float((found > 0.5).sum() / (sheet > 0.5).sum())
-    return found if stability(found) >= SURE and LEAST_ON_SHEET < share < 0.7 else sheet
 
 
 def _worn(
