@@ -104,5 +104,13 @@ ABLATIONS = (
     replace(_BEST, name="features cached every 2nd step", cache_interval=2),
 )
 CELLS = (*CLAIM, *OTHERS, *ABLATIONS)
+COMPARED = (
+    (BASELINE, TREATED),
+    (BASELINE, CONTROL_ARM),
+    (BASELINE, "stage2/none"),
+    (BASELINE, "random/guided"),
+    ("second base, random/unmasked", "second base, stage2/guided"),
+)
+"""Pairs of cells that are compared pair by pair: what is treated with what is not."""
 PAIRS = {"claim": 300, "methods": 100, "ablations": 100}
 """Pairs of product and scene in each cell of a full run."""

@@ -20,7 +20,7 @@ from PIL.PngImagePlugin import PngInfo
 from pipelines.contracts import canonical_json, sha256_hex
 from pipelines.errors import UsageError
 from pipelines.experiment import painting, statistics
-from pipelines.experiment.cells import BASELINE, CELLS, CONTROL_ARM, PAIRS, TREATED, Cell
+from pipelines.experiment.cells import CELLS, COMPARED, PAIRS, Cell
 from pipelines.experiment.labels import Agreement, agreement, read_labels
 from pipelines.experiment.painting import BATCH, Painter
 from pipelines.experiment.pairs import Pair, catalogue_subjects, load_pairs, load_subjects
@@ -284,7 +284,7 @@ def _table(
 ) -> Table:
     alexnet, real, longest = None, None, max(results.values(), key=len, default=[])
     scenes = sorted((shared / "catalog" / "scenes").glob("*.jpg"))
-    if not smoke_test and (checkpoint := shared / "models" / "alexnet.ckpt").exists() and longest:
+    if not smoke_test and scenes and (checkpoint := shared / "models" / "alexnet.ckpt").exists() and longest:
         alexnet = AlexNetFeatures(checkpoint)
         real = alexnet([_over_scene(result.pair, scenes, 0) for result in longest])
     looked = {
@@ -301,11 +301,12 @@ def _table(
     labels = read_labels()
     said = {label.picture: label.grown for label in labels}
     rows = tuple(_row(cell, results[cell.name], scorer.tau, looked[cell.name], real, said) for cell in cells)
-    comparisons = []
-    for treated in (TREATED, CONTROL_ARM, "stage2/none", "random/guided"):
-        if BASELINE in results and treated in results:
-            compared = _compare(BASELINE, treated, results, scorer.tau, {row.cell: row for row in rows}, looked)
-            comparisons.append(compared)
+    by_cell = {row.cell: row for row in rows}
+    comparisons = [
+        _compare(baseline, treated, results, scorer.tau, by_cell, looked)
+        for baseline, treated in COMPARED
+        if baseline in results and treated in results
+    ]
     return Table(
         smoke_test=smoke_test,
         tau=scorer.tau,

@@ -223,9 +223,12 @@ class OvercompletionDetector:
         for matte in mattes:
             if image.shape[:2] != matte.shape:
                 raise ValueError(f"The image is {image.shape[:2]} and its matte {matte.shape} (height, width).")
-            placed = cv2.resize(matte, size, interpolation=cv2.INTER_AREA) > 255 * PLACED
-            if not placed.any():
+            share = cv2.resize(matte, size, interpolation=cv2.INTER_AREA)
+            if not share.any():
                 raise ValueError("The matte is empty: no product was placed.")
+            placed = share > 255 * PLACED
+            if not placed.any():  # thinner than a pixel of the reduced picture: where there is most of it
+                placed = share > share.max() / 2
             yield Look(small, placed, {finder.name: finder.find(small, placed) for finder in self._finders})
 
     def _measure(self, look: Look, shape: tuple[int, int], doubtful: Callable[[float], bool]) -> Overcompletion:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import html
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, zip_longest
 from pathlib import Path
 
@@ -87,8 +87,8 @@ def _of_training(shared: Path, split: str) -> list[PhotoFile]:
 
 def untouched_photos(files: Sequence[PhotoFile], profile: Profile, count: int) -> Iterator[Untouched]:
     """Cut out up to `count` photos; those that the cutout stage rejects, or holds for a person to look at, are passed
-    over: their masks are not placed."""
-    models, known = CutoutModels.from_profile(profile), _known_missing()
+    over: their masks are not placed. The masks are those that the detector is asked about, before it has a say."""
+    models, known = replace(CutoutModels.from_profile(profile), detector=None), _known_missing()
     found = 0
     for file in files:
         if found == count:

@@ -20,15 +20,16 @@ from PIL import Image
 from pipelines.contracts import Job, Made, Output, Shot, Step, Verdict
 from pipelines.errors import Rejected, UsageError
 from pipelines.models import Profile
-from pipelines.quality.evidence import weights_ref
+from pipelines.quality.evidence import Evidence, weights_ref
 from pipelines.quality.heat import heat_picture
-from pipelines.quality.overcompletion import OvercompletionDetector
-from pipelines.quality.whole import whole
+from pipelines.quality.overcompletion import ColourFinder, OvercompletionDetector, SalientFinder
+from pipelines.quality.whole import check_whole
 from pipelines.scenes import Checks
 from pipelines.vision.matting import decontaminate, refine_matte
 from pipelines.vision.people import find_skin, garment_part, garment_prompt, is_worn
 from pipelines.vision.photos import Photo, png_bytes, read_photo
 from pipelines.vision.segmenters import (
+    STABLE,
     HQSamSegmenter,
     Prompt,
     SalientSegmenter,
@@ -50,7 +51,6 @@ MAX_AREA = 0.93
 """Shares of the picture below which there is no product, and above which there is nothing around it."""
 
 MIN_AGREEMENT = 0.5
-MIN_STABILITY = 0.85
 MAX_STREWN = 0.005
 """Of a photo on paper this share around the product may be no paper; more, and it is a scene with a plain border.
 
@@ -80,7 +80,7 @@ class CutoutModels:
     def from_profile(cls, profile: Profile, device: str = "cpu") -> CutoutModels:
         """Load them all."""
         salient = SalientSegmenter.from_profile(profile, device)
-        detector = OvercompletionDetector.from_profile(profile, device=device)
+        detector = OvercompletionDetector([SalientFinder(salient), ColourFinder()], Evidence.read())
         return cls(salient, HQSamSegmenter.from_profile(profile, salient, device), detector)
 
 
@@ -93,11 +93,12 @@ class CutoutResult:
         colours: `(H, W, 3)` uint8: the photo's, with those of the soft rim freed of the background.
         path: how it was found: `alpha`, `studio` or `hqsam`.
         box: left, top, right, bottom of the product in pixels.
-        score: IoU of this mask and the salient-object net's, an independent opinion; 1 where they are the same.
+        score: IoU of the first mask and the salient-object net's, an independent opinion; 1 where they are the same.
         held: why a person should look at it, "" where nobody needs to.
         beyond: E+ of the photo with this cutout: how much of the product seems to be missing, in products; NaN where
             nobody asked.
         where: `(h, w)` float32, 0..1: where; None where nobody asked.
+        mended: whether a part was added that the first answer had left out.
     """
 
     matte: np.ndarray
@@ -108,12 +109,13 @@ class CutoutResult:
     held: str = ""
     beyond: float = float("nan")
     where: np.ndarray | None = None
+    mended: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """A soft mask `(h, w)` of the working picture, how it was found and how far the segmenters agree on it; `worn` by
-    a person, who goes on beyond it."""
+    """A soft mask `(h, w)` of the working picture, how it was found, how far the segmenters agree on it, why it is
+    held; `worn` by a person, who goes on beyond it."""
 
     mask: np.ndarray
     path: str
@@ -144,14 +146,14 @@ def cutout(
 
     image = _fit(photo.rgb, WORKING_SIDE)
     found = _find(image, models, path, garment)
-    if models.detector is None or not (found.mask > 0.5).any():
+    if models.detector is None or not MIN_AREA <= (found.mask > 0.5).mean() <= MAX_AREA:  # then it is refused below
         return _finish(photo, _soft(photo, found.mask), found.path, found.agreement, found.held)
     # what is held waits for a person anyway; of what is worn, a second answer would take in what else they wear
     hqsam = None if found.held or found.worn else models.hqsam
-    asked = whole(image, found.mask, models.detector, tau, hqsam)
+    asked = check_whole(image, found.mask, models.detector, tau, hqsam)
     path = "hqsam" if asked.mended else found.path
     result = _finish(photo, _soft(photo, asked.mask), path, found.agreement, found.held)
-    return replace(result, beyond=asked.e_plus, where=asked.where)
+    return replace(result, beyond=asked.e_plus, where=asked.where, mended=asked.mended)
 
 
 def _find(image: np.ndarray, models: CutoutModels, path: str, garment: str) -> _Found:
@@ -176,13 +178,13 @@ def _find(image: np.ndarray, models: CutoutModels, path: str, garment: str) -> _
     mask = _likeliest(image, views, models.hqsam)
     if is_sheet(mask > 0.5):
         mask = lying_on(image, mask, models.hqsam)
-    around = printed_on(image, mask, models.hqsam) if garment else mask
     agreement = max(_iou(mask > 0.5, salient), _iou(mask > 0.5, main_pieces(views.mean > 0.5)))
-    mask = around  # of a garment the segmenters agree where they agree on its print
+    if garment and (around := printed_on(image, mask, models.hqsam)) is not mask:
+        return _Found(around, "hqsam", agreement, "a garment was cut out around what may be its print")
     held = _unstable(mask)
     if agreement < MIN_AGREEMENT:
         held = f"unsure what the product is: the two segmenters agree on {agreement:.0%} of it"
-    return _Found(mask, "hqsam", agreement, held)
+    return _Found(mask, "hqsam", agreement, held, worn=bool(garment) and _beside(mask, skin))
 
 
 def _likeliest(image: np.ndarray, views: Views, hqsam: HQSamSegmenter) -> np.ndarray:
@@ -209,7 +211,7 @@ def _steady(image: np.ndarray, prompt: Prompt, hqsam: HQSamSegmenter) -> np.ndar
     Points on two things at once, a product and what stands behind it, leave SAM between the two.
     """
     mask = hqsam.segment_prompted(image, prompt)
-    if stability(mask) >= MIN_STABILITY:
+    if stability(mask) >= STABLE:
         return mask
     box_alone = Prompt(prompt.box, prompt.points[:0], prompt.labels[:0])
     return max(mask, hqsam.segment_prompted(image, box_alone, passes=1), key=stability)
@@ -232,6 +234,13 @@ def _worn(
     return mask, _unstable(mask)
 
 
+def _beside(mask: np.ndarray, skin: np.ndarray) -> bool:
+    """Whether skin `(H, W)` bool lies at the edge of a mask, on a hundredth of its area or more."""
+    found = mask > 0.5
+    near = cv2.dilate(found.astype(np.uint8), np.ones((25, 25), np.uint8)) > 0
+    return float((skin & near & ~found).sum()) >= 0.01 * found.sum()
+
+
 def _is_cut_out(alpha: np.ndarray) -> bool:
     """The alpha channel means a cutout: some of it is clear, some opaque."""
     return float((alpha < 0.05).mean()) > 0.02 and float((alpha > SHADOW_ALPHA).mean()) > MIN_AREA
@@ -246,7 +255,7 @@ def _without_shadow(alpha: np.ndarray) -> np.ndarray:
 def _unstable(mask: np.ndarray) -> str:
     """Why a soft mask cannot be trusted, "" where it can."""
     score = stability(mask)
-    return f"unsure where the product ends (stability {score:.2f})" if score < MIN_STABILITY else ""
+    return f"unsure where the product ends (stability {score:.2f})" if score < STABLE else ""
 
 
 def _soft(photo: Photo, mask: np.ndarray) -> np.ndarray:
@@ -292,7 +301,7 @@ def job(shot: Shot, upstream: Mapping[str, Step], recipe: Recipe, candidate: int
         "path": recipe.path,
         "garment": garment_part(f"{product.category} {product.title}"),
         "max_megapixels": recipe.max_megapixels,
-        "whole": WHOLE,
+        "whole_tau": WHOLE,
     }
     if product.photo is None:
         parameters["problem"] = product.photo_problem or "the product has no photo"
@@ -322,7 +331,7 @@ def _compute_one(work: Work, models: CutoutModels) -> Made | Rejected:
         return Rejected(parameters["problem"])
     try:
         photo = read_photo(work.inputs["photo"], parameters["max_megapixels"])
-        result = cutout(photo, models, parameters["path"], parameters["garment"], parameters["whole"])
+        result = cutout(photo, models, parameters["path"], parameters["garment"], parameters["whole_tau"])
     except Rejected as rejection:
         return rejection
     scaled = result.matte * 255
@@ -333,13 +342,14 @@ def _compute_one(work: Work, models: CutoutModels) -> Made | Rejected:
     outputs, verdicts = [Output("cutout", png_bytes(rgba), "image/png")], [_agreed(result)]
     if result.where is not None:
         outputs.append(heat_picture("whole", photo.rgb, result.where))
-        verdicts.append(_complete(result, parameters["whole"]))
+        verdicts.append(_complete(result, parameters["whole_tau"]))
     return Made(
         outputs=tuple(outputs),
         facts={
             "path": result.path,
             "box": list(result.box),
             "agreement": round(result.score, 4),
+            "mended": result.mended,
             "width": photo.size[0],
             "height": photo.size[1],
         },

@@ -34,6 +34,9 @@ MIN_SALIENCY = 0.5
 LOGIT_SCALE = 16.0
 """What a fully salient pixel is worth as SAM's mask prompt: the size of the logits that SAM itself puts out."""
 
+STABLE = 0.85
+"""Stability of an answer of HQ-SAM below which it is unsure where the thing ends."""
+
 SPECK = 0.002
 """Holes below this share of a mask are the segmenter's doubt about print and seams, not gaps."""
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from pipelines.cli_experiment import experiment_app
 from pipelines.errors import UsageError
 from pipelines.experiment import overcompletion
-from pipelines.experiment.cells import ARMS, BASELINE, CELLS, CLAIM, CONTROL_ARM, TREATED, Cell
+from pipelines.experiment.cells import ARMS, BASELINE, CELLS, CLAIM, COMPARED, CONTROL_ARM, TREATED, Cell
 from pipelines.experiment.painting import Painter, edges_of
 from pipelines.experiment.pairs import catalogue_subjects, load_pairs, load_subjects
 from pipelines.experiment.report import as_json, write_report
@@ -39,6 +39,7 @@ def test_the_claim_is_every_arm_with_every_guidance_and_names_are_unique():
     assert len(set(names)) == len(names)
     assert len(CLAIM) == 12
     assert {BASELINE, CONTROL_ARM, TREATED} <= {cell.name for cell in CLAIM}
+    assert {name for pair in COMPARED for name in pair} <= set(names)
     assert set(ARMS.values()) == set(TRAINED)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from pipelines.models import load_profile
 from pipelines.quality.overcompletion import Overcompletion
-from pipelines.quality.whole import whole
+from pipelines.quality.whole import check_whole
 from pipelines.stages.cutout import CutoutModels, cutout
 from pipelines.vision.photos import read_photo
 from pipelines.vision.segmenters import Prompt
@@ -44,7 +44,7 @@ class Answering:
 
 def test_a_whole_cutout_stays_as_it_is_and_nobody_is_asked():
     sam = Answering(PRODUCT)
-    found = whole(PHOTO, PRODUCT, Knowing(), TAU, sam)
+    found = check_whole(PHOTO, PRODUCT, Knowing(), TAU, sam)
     assert not found.mended
     assert found.e_plus == 0
     assert sam.asked == []
@@ -52,7 +52,7 @@ def test_a_whole_cutout_stays_as_it_is_and_nobody_is_asked():
 
 def test_a_missing_handle_is_asked_for_by_a_point_on_it_and_taken():
     sam = Answering(PRODUCT)
-    found = whole(PHOTO, WITHOUT_HANDLE, Knowing(), TAU, sam)
+    found = check_whole(PHOTO, WITHOUT_HANDLE, Knowing(), TAU, sam)
     assert found.mended
     assert found.e_plus == 0
     np.testing.assert_array_equal(found.mask > 0.5, PRODUCT > 0.5)
@@ -64,15 +64,24 @@ def test_a_missing_handle_is_asked_for_by_a_point_on_it_and_taken():
 
 
 LOST = np.where(np.arange(160) < 60, 0, PRODUCT).astype(np.float32)  # the handle, and half of what was there
+TABLE = np.maximum(PRODUCT, np.arange(120)[:, None] > 70).astype(np.float32)
+
+
+def test_a_mend_only_adds():
+    without_corner = PRODUCT.copy()
+    without_corner[40:46, 30:45] = 0  # a strap that the first answer had and the second has lost
+    found = check_whole(PHOTO, WITHOUT_HANDLE, Knowing(), TAU, Answering(without_corner))
+    assert found.mended
+    np.testing.assert_array_equal(found.mask > 0.5, PRODUCT > 0.5)
 
 
 @pytest.mark.parametrize(
     "answer",
-    [WITHOUT_HANDLE, PRODUCT * 0.6, LOST],
-    ids=["still without it", "unsure", "something else"],
+    [WITHOUT_HANDLE, PRODUCT * 0.6, LOST, TABLE],
+    ids=["still without it", "unsure", "something else", "far more than was missing"],
 )
 def test_what_hq_sam_cannot_mend_stays_and_is_told_of(answer: np.ndarray):
-    found = whole(PHOTO, WITHOUT_HANDLE, Knowing(), TAU, Answering(answer))
+    found = check_whole(PHOTO, WITHOUT_HANDLE, Knowing(), TAU, Answering(answer))
     assert not found.mended
     np.testing.assert_array_equal(found.mask, WITHOUT_HANDLE)
     assert found.e_plus == pytest.approx(400 / 3600)
@@ -80,7 +89,7 @@ def test_what_hq_sam_cannot_mend_stays_and_is_told_of(answer: np.ndarray):
 
 
 def test_without_hq_sam_only_the_question_is_asked():
-    found = whole(PHOTO, WITHOUT_HANDLE, Knowing(), TAU, None)
+    found = check_whole(PHOTO, WITHOUT_HANDLE, Knowing(), TAU, None)
     assert not found.mended
     assert found.e_plus > TAU
 

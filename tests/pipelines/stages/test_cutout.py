@@ -16,7 +16,7 @@ from pipelines.errors import Rejected, UsageError
 from pipelines.measure import iou, measure_cutouts
 from pipelines.models import PROFILES, load_profile
 from pipelines.quality.overcompletion import Overcompletion
-from pipelines.stages.cutout import STAGE, CutoutModels, cutout
+from pipelines.stages.cutout import STAGE, CutoutModels, _Found, cutout
 from pipelines.vision.photos import Photo, png_bytes, read_photo
 from pipelines.vision.segmenters import Prompt
 from pipelines.workflow import Work
@@ -109,7 +109,7 @@ def test_an_unknown_path_is_a_usage_error(models: CutoutModels) -> None:
 
 def test_the_step_carries_the_cutout_at_the_photos_size_and_a_verdict(models: CutoutModels) -> None:
     image, mask = block_on(white())
-    settings = {"path": "auto", "garment": "", "max_megapixels": 50, "whole": 0.006}
+    settings = {"path": "auto", "garment": "", "max_megapixels": 50, "whole_tau": 0.006}
     job = Job("cutout", STAGE.version, {"photo": "x"}, settings)
     recipe = SimpleNamespace()
     made, refused = STAGE.compute(
@@ -138,7 +138,7 @@ def test_a_cutout_that_lacks_a_part_is_held_with_the_share_and_a_picture_of_wher
             heat[rows[-1] + 4 : rows[-1] + 12] = 1
             return Overcompletion(0.1, 1.0, 0.0, 0.0, {}, heat)
 
-    settings = {"path": "auto", "garment": "", "max_megapixels": 50, "whole": 0.006}
+    settings = {"path": "auto", "garment": "", "max_megapixels": 50, "whole_tau": 0.006}
     job = Job("cutout", STAGE.version, {"photo": "x"}, settings)
     lacking = CutoutModels(models.salient, models.hqsam, Lacking())  # type: ignore[arg-type]
     (made,) = STAGE.compute([Work(job, {"photo": png_bytes(Image.fromarray(image))})], lacking, SimpleNamespace())
@@ -151,6 +151,17 @@ def test_a_cutout_that_lacks_a_part_is_held_with_the_share_and_a_picture_of_wher
     red = shown[..., 0] - shown[..., 1] > 60
     assert red[rows[-1] + 8].mean() > 0.9
     assert not red[: rows[-1]].any()
+
+
+def test_a_speck_is_rejected_before_anyone_asks_whether_it_is_whole(
+    models: CutoutModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, _ = block_on(white())
+    speck = np.zeros(image.shape[:2], np.float32)
+    speck[200, 200] = 1
+    monkeypatch.setattr("pipelines.stages.cutout._find", lambda *_: _Found(speck, "hqsam", 1.0))
+    with pytest.raises(Rejected, match="a shadow or a speck"):
+        cutout(Photo(image, None), models)
 
 
 def test_a_product_without_a_photo_is_rejected_with_the_catalogues_reason(models: CutoutModels) -> None:

@@ -44,10 +44,28 @@ def test_a_garment_that_fills_its_photo_is_no_print_and_nobody_is_asked():
     assert sam.asked == []
 
 
+def test_only_the_piece_with_the_print_is_the_garment():
+    hanger_beside = SHIRT.copy()
+    hanger_beside[40:80, 150:158] = 1
+    np.testing.assert_array_equal(printed_on(PHOTO, PRINT, Answering(hanger_beside)) > 0.5, SHIRT > 0.5)
+
+
+def test_a_print_at_the_photos_edge_is_not_asked_about_by_points_outside():
+    at_edge = np.roll(PRINT, -60, axis=1)
+    sam = Answering(SHIRT)
+    printed_on(PHOTO, at_edge, sam)
+    assert len(sam.asked[0].points) == 3
+    assert all(at_edge[int(y), int(x)] == 0 for x, y in sam.asked[0].points)
+
+
+A_LITTLE_MORE = np.zeros_like(PRINT)
+A_LITTLE_MORE[66:112, 58:102] = 1
+
+
 @pytest.mark.parametrize(
     "answer",
-    [1 - PRINT * 0.9, SHIRT * 0.6, SHIRT * (1 - PRINT), np.zeros_like(SHIRT)],
-    ids=["the floor", "unsure", "without the print", "nothing"],
+    [np.ones_like(SHIRT), SHIRT * 0.6, SHIRT * (1 - PRINT), A_LITTLE_MORE, np.zeros_like(SHIRT)],
+    ids=["the floor", "unsure", "without the print", "hardly larger", "nothing"],
 )
 def test_what_is_no_garment_around_it_leaves_a_small_cutout_alone(answer: np.ndarray):
     assert printed_on(PHOTO, PRINT, Answering(answer)) is PRINT
@@ -61,6 +79,7 @@ def test_a_shirt_is_cut_out_and_not_its_print():
     models, shirt = CutoutModels.from_profile(load_profile("mini")), read_photo(photo.read_bytes())
     taken_for_a_thing = cutout(shirt, models)
     as_a_garment = cutout(shirt, models, garment="upper")
+    assert as_a_garment.held == "a garment was cut out around what may be its print"
     assert 0.05 < (taken_for_a_thing.matte > 0.5).mean() < 0.2
     assert (as_a_garment.matte > 0.5).mean() > 0.5
     height, width = as_a_garment.matte.shape
