@@ -114,6 +114,16 @@ class TestDetector:
         assert measured.confidence == pytest.approx(0.8 * SURE)
         assert measured.heat.max() == pytest.approx(0.8 * SURE, abs=0.01)
 
+    def test_a_product_thinner_than_a_pixel_of_the_measured_picture_is_placed_all_the_same(self):
+        matte = np.zeros((8 * SIDE, 8 * SIDE), np.uint8)
+        matte[:, 4 * SIDE] = 255
+        nothing = np.zeros((320, 320), bool)
+        detector = OvercompletionDetector([Seen("a", nothing), Seen("b", nothing)])
+        image = np.zeros((*matte.shape, 3), np.uint8)
+        assert detector.measure(image, matte).e_plus == 0
+        with pytest.raises(ValueError, match="empty"):
+            detector.measure(image, np.zeros_like(matte))
+
     def test_a_second_opinion_is_doubt_not_a_verdict_and_asked_only_where_something_was_seen(self):
         grown, asked = PRODUCT | box(120, 200, 200, 240), []
 
