@@ -77,10 +77,8 @@ def test_a_shirt_is_cut_out_and_not_its_print():
     if not photo.exists():
         pytest.skip("the training photos are not beside this checkout")
     models, shirt = CutoutModels.from_profile(load_profile("mini")), read_photo(photo.read_bytes())
-    taken_for_a_thing = cutout(shirt, models)
     as_a_garment = cutout(shirt, models, garment="upper")
     assert as_a_garment.held == "a garment was cut out around what may be its print"
-    assert 0.05 < (taken_for_a_thing.matte > 0.5).mean() < 0.2
     assert (as_a_garment.matte > 0.5).mean() > 0.5
     height, width = as_a_garment.matte.shape
     assert as_a_garment.matte[int(0.3 * height), int(0.3 * width)] == 1  # blue cloth above the print
