@@ -64,6 +64,9 @@ SURE = 0.88
 WHOLE = Checks().overcompletion
 """E+ of the photo with its cutout, from which the product seems to go on beyond it: the detector's tau."""
 
+MAX_SKIN = 0.25
+"""What has the colour of skin on more of the picture is a wooden floor: 0.27 to 0.53 of four photos of clothes."""
+
 SHADOW_ALPHA = 0.8
 """Photos with alpha often carry the product's soft shadow in it: below this it is no product."""
 
@@ -235,7 +238,9 @@ def _worn(
 
 
 def _beside(mask: np.ndarray, skin: np.ndarray) -> bool:
-    """Whether skin `(H, W)` bool lies at the edge of a mask, on a hundredth of its area or more."""
+    """Whether skin `(H, W)` bool lies at the edge of a mask, on a hundredth of its area or more, and is no floor."""
+    if skin.mean() > MAX_SKIN:
+        return False
     found = mask > 0.5
     near = cv2.dilate(found.astype(np.uint8), np.ones((25, 25), np.uint8)) > 0
     return float((skin & near & ~found).sum()) >= 0.01 * found.sum()

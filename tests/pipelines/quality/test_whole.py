@@ -99,7 +99,8 @@ def test_a_jackets_sleeve_comes_back():
     photo = Path(__file__).resolve().parents[4] / "shared" / "training" / "photos" / "clothing-01820.jpg"
     if not photo.exists():
         pytest.skip("the training photos are not beside this checkout")
-    asked = cutout(read_photo(photo.read_bytes()), CutoutModels.from_profile(load_profile("mini")))
+    models = CutoutModels.from_profile(load_profile("mini"))
+    asked = cutout(read_photo(photo.read_bytes()), models, garment="upper")  # on wood, which has the colour of skin
     height, width = asked.matte.shape
     assert asked.mended
     assert asked.matte[int(0.56 * height), int(0.06 * width)] > 0.5  # in the sleeve, looked up by eye
