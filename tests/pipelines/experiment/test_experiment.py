@@ -120,14 +120,14 @@ def test_a_run_without_the_shared_folder_is_a_smoke_test_that_resumes(tmp_path, 
     assert [row.n for row in table.rows] == [2, 2]
     assert table.rows[0].kid is None
 
-    drawn = table.references["drawn as the prompt says"]
-    assert drawn.clip_margin.value > -1
-    for row in table.rows:  # of two pictures: how far the own prompt is above the other's
-        made = results[row.cell]
-        scorer = Scorer(load_profile("mini"), table.tau, None)
-        agreed = scorer.agreements([one.composite() for one in made], [one.pair.prompt for one in made])
-        assert row.clip.value == pytest.approx((agreed[0, 0] + agreed[1, 1]) / 2, abs=1e-5)
-        assert row.clip_margin.value == pytest.approx(row.clip.value - (agreed[0, 1] + agreed[1, 0]) / 2, abs=1e-5)
+    scorer = Scorer(load_profile("mini"), table.tau, None)
+    pairs = [one.pair for one in results[BASELINE]]
+    drawn = table.references["drawn as the prompt says"], [pair.drawn() for pair in pairs]
+    for found, images in (drawn, *((row, [one.composite() for one in results[row.cell]]) for row in table.rows)):
+        # of two pictures: how far the own prompt is above the other's
+        agreed = scorer.agreements(images, [pair.prompt for pair in pairs])
+        assert found.clip.value == pytest.approx((agreed[0, 0] + agreed[1, 1]) / 2, abs=1e-5)
+        assert found.clip_margin.value == pytest.approx(found.clip.value - (agreed[0, 1] + agreed[1, 0]) / 2, abs=1e-5)
 
     page = write_report(table, results, tmp_path / "out")
     assert "smoke test" in page.read_text(encoding="utf-8")

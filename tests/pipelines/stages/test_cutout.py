@@ -16,7 +16,7 @@ from pipelines.errors import Rejected, UsageError
 from pipelines.measure import iou, measure_cutouts
 from pipelines.models import PROFILES, load_profile
 from pipelines.quality.overcompletion import Overcompletion
-from pipelines.stages.cutout import STAGE, CutoutModels, _Found, cutout
+from pipelines.stages.cutout import STAGE, CutoutModels, _beside, _Found, cutout
 from pipelines.vision.photos import Photo, png_bytes, read_photo
 from pipelines.vision.segmenters import Prompt
 from pipelines.workflow import Work
@@ -151,6 +151,16 @@ def test_a_cutout_that_lacks_a_part_is_held_with_the_share_and_a_picture_of_wher
     red = shown[..., 0] - shown[..., 1] > 60
     assert red[rows[-1] + 8].mean() > 0.9
     assert not red[: rows[-1]].any()
+
+
+def test_skin_beside_a_garment_is_who_wears_it_and_skin_all_around_is_a_floor() -> None:
+    coat, arm = np.zeros((200, 200), np.float32), np.zeros((200, 200), bool)
+    coat[60:160, 60:140] = 1
+    assert not _beside(coat, arm)
+    arm[60:150, 142:150] = True
+    assert _beside(coat, arm)
+    assert not _beside(coat, np.roll(arm, 40, axis=1))  # somebody else's
+    assert not _beside(coat, coat < 0.5)
 
 
 def test_a_speck_is_rejected_before_anyone_asks_whether_it_is_whole(
