@@ -191,7 +191,8 @@ def photographs(shared: Path, profile: Profile, count: int) -> Iterator[Composit
     """Photos of the training side, each with its cutout and with parts of it left out, with a progress bar."""
     photos = untouched_photos(lesson_files(shared), profile, count)
     for number, photo in enumerate(_bar(photos, "photos to learn from", count)):
-        yield photographed(photo.product, photo.image, photo.matte, np.random.default_rng([len(SIDES) + 1, number]))
+        rng = np.random.default_rng([len(SIDES) + 1, number])
+        yield photographed(photo.product, photo.image, photo.matte, photo.lacking, rng)
 
 
 def judge(detector: OvercompletionDetector, drawn: Iterable[Composite]) -> list[Judged]:
@@ -225,7 +226,8 @@ class Known:
 
 
 def know(detector: OvercompletionDetector, drawn: Iterable[Composite]) -> list[Known]:
-    """The pieces beyond each mask. A piece is product where more than half of it is the part that was left out."""
+    """The pieces beyond each mask. A piece is product where more than half of it is the part that was left out, or
+    where it holds a point of what the picture's masks lack; of such a picture's other pieces it cannot be told."""
     known = []
     for composite in drawn:
         looks = list(detector.looks(composite.image, [mask.matte for mask in composite.masks]))
@@ -233,9 +235,17 @@ def know(detector: OvercompletionDetector, drawn: Iterable[Composite]) -> list[K
         for mask, look in zip(composite.masks, looks, strict=True):
             left_out = whole & ~look.placed & (mask.share > 0)
             found = tuple(pieces(look.image, look.placed, look.seen))
-            truth = tuple(bool((piece.mask & left_out).sum() > 0.5 * piece.mask.sum()) for piece in found)
+            scale = whole.shape[0] / composite.image.shape[0]
+            lacking = [(int(row * scale), int(column * scale)) for row, column in composite.lacking]
+            truth = tuple(_is_product(piece.mask, left_out, lacking) for piece in found)
             known.append(Known(_judged(composite, mask, 0.0, 0.0, 0.0), look.placed, found, truth))
     return known
+
+
+def _is_product(piece: np.ndarray, left_out: np.ndarray, lacking: Sequence[tuple[int, int]]) -> bool | None:
+    if (piece & left_out).sum() > 0.5 * piece.sum() or any(piece[point] for point in lacking):
+        return True
+    return None if lacking else False
 
 
 def know_painted(detector: OvercompletionDetector, painted: Iterable[Lesson]) -> list[Known]:

@@ -5,6 +5,7 @@ Kept as safetensors, like all weights here, with the names of the figures that t
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,12 +105,14 @@ class Trees:
     def write(self, file: Path, names: Sequence[str], comment: str) -> None:
         """Write them, with the names of the figures and where they come from."""
         tensors = {name: getattr(self, name) for name in self.__slots__}
-        save_file(tensors, file, {"figures": "\n".join(names), "comment": comment})
+        # one entry: of several, safetensors writes now this first and now that, and the digest would change
+        save_file(tensors, file, {"trees": json.dumps({"figures": list(names), "comment": comment})})
 
     @classmethod
     def read(cls, file: Path, names: Sequence[str]) -> Trees:
         """Read what `write` wrote. Raises IntegrityError where it is no such file, or of other figures than `names`."""
         with reading(file, "trees about the figures of this version"), safe_open(file, framework="np") as stored:
-            if (stored.metadata() or {}).get("figures", "").split("\n") != list(names):
+            about = json.loads((stored.metadata() or {}).get("trees", "{}"))
+            if about.get("figures") != list(names):
                 raise ValueError("its figures are others; fit it again")
             return cls(*(stored.get_tensor(name) for name in cls.__slots__))

@@ -1,7 +1,7 @@
 """Real photos as they are, with the mask that the cutout stage gives them: nothing in them was generated.
 
 What the detector finds in them is a false alarm, unless it is a part that the cutout lacks: `missing.csv` has a point
-on each such part that a person saw, in the photos that it is measured with. These are photos that no bundled segmenter
+on each such part that a person saw. The photos that the detector is measured with are such that no bundled segmenter
 or detector was trained on, of other products than those that tau was set on. Those it learns from, what a person who
 wears a garment looks like beyond it above all, are of the training side.
 """

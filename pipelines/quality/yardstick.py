@@ -66,12 +66,14 @@ class Mask:
 
 @dataclass(frozen=True, slots=True)
 class Composite:
-    """`image` (SIDE, SIDE, 3) uint8 RGB with its masks, half of them whole as a rule."""
+    """`image` (SIDE, SIDE, 3) uint8 RGB with its masks, half of them whole as a rule. `lacking` are points (row,
+    column) on parts of the product that none of the masks holds."""
 
     product: str
     background: str
     image: np.ndarray
     masks: tuple[Mask, ...]
+    lacking: tuple[tuple[int, int], ...] = ()
 
 
 Cutter = Callable[[np.ndarray], np.ndarray]
@@ -207,14 +209,21 @@ def draw(
     return Composite(item.name, background, image, tuple(masks))
 
 
-def photographed(product: str, image: np.ndarray, matte: np.ndarray, rng: np.random.Generator) -> Composite:
-    """A real photo (H, W, 3) uint8 with its cutout's matte (H, W) uint8: whole, and twice with a part left out."""
+def photographed(
+    product: str,
+    image: np.ndarray,
+    matte: np.ndarray,
+    lacking: tuple[tuple[int, int], ...],
+    rng: np.random.Generator,
+) -> Composite:
+    """A real photo (H, W, 3) uint8 with its cutout's matte (H, W) uint8: as it is, and twice with a part left out.
+    `lacking`: points (row, column) on what the matte is known to lack."""
     alpha = matte.astype(np.float32) / 255
     masks = [Mask(matte, 0.0, "", "cutout")]
     for share in _shares(rng):
         kind, left = _part_of(alpha, share, rng)
         masks += _without(alpha, left, kind, alpha, "cutout")
-    return Composite(product, PHOTO, image, tuple(masks))
+    return Composite(product, PHOTO, image, tuple(masks), lacking)
 
 
 def _without(alpha: np.ndarray, left: np.ndarray, kind: str, matte: np.ndarray, make: str) -> list[Mask]:

@@ -58,7 +58,7 @@ Thirteen photos on paper have up to 0.0005, six of seven composites over scenes 
 seventh is cut right by colour too.
 """
 
-SURE = 0.88
+SETTLED = 0.88
 """An answer of HQ-SAM this stable, times this close to what the salient-object net sees, needs no other beside it."""
 
 WHOLE = Checks().overcompletion
@@ -203,7 +203,7 @@ def _likeliest(image: np.ndarray, views: Views, hqsam: HQSamSegmenter) -> np.nda
         score = stability(mask) * views.overlap(whole > 0.5)
         if score > best:
             best, likeliest = score, whole
-        if best >= SURE:
+        if best >= SETTLED:
             break
     return likeliest
 
@@ -375,4 +375,4 @@ def _complete(result: CutoutResult, tau: float) -> Verdict:
     return Verdict("whole", round(result.beyond, 4), tau, passed, reason, picture="whole")
 
 
-STAGE = Stage(name="cutout", version=6, needs=(), job=job, load=load, compute=compute)
+STAGE = Stage(name="cutout", version=7, needs=(), job=job, load=load, compute=compute)

@@ -22,6 +22,15 @@ LOWER = frozenset(
     ["capri", "capris", "jeans", "leggings", "pant", "pants", "short", "shorts", "skirt", "tights", "trousers"]
 )
 
+GARMENT_ROWS = {"upper": (0.3, 0.6), "lower": (0.4, 0.85), "": (0.3, 0.7)}
+"""Between which shares of the figure's height a garment is looked for; of a lower one, of the garment's own height."""
+
+DIFFERENT = 25.0
+"""Distance in 8-bit Lab from which a garment is another one."""
+
+PANEL = 0.2
+"""Where more than this share of the cloth above has the garment's colour, the rest is a panel of it and no shirt."""
+
 WORN_SHARE = (0.03, 0.6)
 """A person is in the picture when skin is at least this share of what was cut out, and no more than that."""
 
@@ -59,8 +68,9 @@ def is_worn(figure: np.ndarray, skin: np.ndarray, part: str) -> bool:
 def garment_prompt(image: np.ndarray, figure: np.ndarray, skin: np.ndarray, part: str) -> Prompt | None:
     """Ask for one garment of a person.
 
-    Points on the garment lie where a garment of this part is (the middle of the figure, or its lower half), those on
-    skin and on the other garment say what it is not.
+    Points on the garment lie where a garment of this part is, those on skin and on the other garment say what it is
+    not. An upper garment is looked for around the middle of the figure; a lower one, which may be shorts, in the
+    largest piece of cloth that skin parts from the rest: shoes are another piece, unless trousers reach them.
 
     Args:
         image: `(H, W, 3)` uint8 RGB.
@@ -72,38 +82,60 @@ def garment_prompt(image: np.ndarray, figure: np.ndarray, skin: np.ndarray, part
         None where no cloth is left.
     """
     cloth = figure & ~skin
-    rows, columns = np.flatnonzero(cloth.any(axis=1)), np.flatnonzero(cloth.any(axis=0))
-    if rows.size == 0:
+    whole = _largest(cloth) if part == "lower" else cloth
+    if not whole.any():
         return None
-    top, height = int(np.flatnonzero(figure.any(axis=1))[0]), int(figure.any(axis=1).sum())
-    wanted, other = {"upper": ((0.3, 0.6), (0.9, 1.0)), "lower": ((0.4, 0.85), (0.0, 0.12))}.get(
-        part, ((0.3, 0.7), None)
-    )
-    garment = deepest_points(_rows(cloth, top, height, wanted), 3)
+    rows, columns = np.flatnonzero(whole.any(axis=1)), np.flatnonzero(whole.any(axis=0))
+    middle = _rows(whole, whole if part == "lower" else figure, GARMENT_ROWS[part])
+    garment = deepest_points(middle, 3)
     if len(garment) == 0:
         return None
-    colour = np.median([_lab(image, point) for point in garment], axis=0)
-    beside = list(deepest_points(figure & skin, 3))
-    if other is not None:
-        beside += [
-            point
-            for point in deepest_points(_rows(cloth, top, height, other), 1)
-            if np.linalg.norm(_lab(image, point) - colour) > 25
-        ]
-    points = np.array([*garment, *beside], np.float32)
-    labels = np.array([1] * len(garment) + [0] * len(beside), np.int64)
+    lab = cv2.cvtColor(image, cv2.COLOR_RGB2LAB).astype(np.float32)
+    colour = np.median(lab[middle], axis=0)
+    beside = [deepest_points(figure & skin, 3)]
+    if part == "upper":
+        beside.append(_unlike(lab, _rows(cloth, figure, (0.9, 1.0)), colour, 1))
+    elif part == "lower":
+        shirt = _rows(whole, whole, (0.12, 0.3))  # below what may be a waistband
+        own = np.linalg.norm(lab[shirt] - colour, axis=1) <= DIFFERENT
+        if own.sum() < PANEL * len(own):
+            beside.append(_unlike(lab, shirt, colour, 1))
+        if not figure[-1].any():  # feet, where the cloth reaches them
+            beside.append(_unlike(lab, whole & _rows(figure, figure, (0.95, 1.0)), colour, 2))
+    points = np.concatenate([garment, *beside]).astype(np.float32)
+    labels = np.array([1] * len(garment) + [0] * (len(points) - len(garment)), np.int64)
     box = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32)
     return Prompt(box, points, labels)
 
 
-def _rows(mask: np.ndarray, top: int, height: int, span: tuple[float, float]) -> np.ndarray:
+def _largest(cloth: np.ndarray) -> np.ndarray:
+    """The largest piece of cloth `(H, W)` bool, without the slivers that are left along skin."""
+    size = max(3, round(0.015 * max(cloth.shape)) | 1)
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size))
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(
+        cv2.morphologyEx(cloth.astype(np.uint8), cv2.MORPH_OPEN, disc)
+    )
+    return labels == 1 + stats[1:, cv2.CC_STAT_AREA].argmax() if count > 1 else np.zeros_like(cloth)
+
+
+def _unlike(lab: np.ndarray, band: np.ndarray, colour: np.ndarray, count: int) -> np.ndarray:
+    """Of up to `count` points on a band `(H, W)` bool those of another colour: on another garment, or on shoes."""
+    points = deepest_points(band, count)
+    return points[[bool(np.linalg.norm(_at(lab, point) - colour) > DIFFERENT) for point in points]]
+
+
+def _rows(mask: np.ndarray, figure: np.ndarray, span: tuple[float, float]) -> np.ndarray:
+    """Of a mask, the rows between two shares of a figure's height; both `(H, W)` bool."""
+    rows = np.flatnonzero(figure.any(axis=1))
+    top, height = int(rows[0]), len(rows)
     band = np.zeros_like(mask)
     start, end = round(top + span[0] * height), round(top + span[1] * height)
     band[start:end] = mask[start:end]
     return band
 
 
-def _lab(image: np.ndarray, point: np.ndarray) -> np.ndarray:
+def _at(lab: np.ndarray, point: np.ndarray) -> np.ndarray:
+    """The mean colour around a point."""
     x, y = (int(v) for v in point)
-    patch = image[max(0, y - 3) : y + 4, max(0, x - 3) : x + 4]
-    return cv2.cvtColor(patch, cv2.COLOR_RGB2LAB).reshape(-1, 3).astype(np.float32).mean(axis=0)
+    colour: np.ndarray = lab[max(0, y - 3) : y + 4, max(0, x - 3) : x + 4].mean(axis=(0, 1))
+    return colour

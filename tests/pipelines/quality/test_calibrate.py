@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 
-from pipelines.quality.calibrate import Asked, Judged, auroc, figures, tune
+from pipelines.quality.calibrate import Asked, Judged, auroc, figures, know, tune
 from pipelines.quality.intervals import clustered
+from pipelines.quality.overcompletion import OvercompletionDetector
+from pipelines.quality.yardstick import PHOTO, Composite, Mask
 
 
 def judged(product: str, share: float, e_plus: float, part: str = "cord", background: str = "studio") -> Judged:
@@ -79,3 +82,36 @@ def test_without_photos_there_is_no_rate_of_false_alarms() -> None:
     found = figures([judged("jar", 0.0, 0.0), judged("jar", 0.1, 0.1)], [], tau=0.01, seconds=1.0)
     assert found.false_alarms is found.alarms is found.noticed is None
     assert "false_alarms" not in found.intervals
+
+
+class Sees:
+    """A finder that sees what it was told."""
+
+    def __init__(self, name: str, found: np.ndarray):
+        self.name = name
+        self._found = found
+
+    def find(self, image: np.ndarray, placed: np.ndarray) -> np.ndarray:
+        return cv2.resize(self._found, placed.shape[::-1]) > 0
+
+
+def test_what_a_cutout_is_known_to_lack_is_product_and_the_rest_of_its_photo_untold() -> None:
+    """A jumper of which the cutout holds the body: one sleeve has a point, a shadow has none."""
+    image = np.full((512, 512, 3), 255, np.uint8)
+    body, sleeve, shadow = (slice(150, 400), slice(180, 330)), (slice(180, 220), slice(60, 180)), (slice(300, 340),)
+    shadow = (*shadow, slice(330, 460))
+    found = np.zeros((512, 512), np.uint8)
+    for part, colour in ((body, 60), (sleeve, 60), (shadow, 200)):
+        image[part], found[part] = colour, 255
+    matte = np.zeros((512, 512), np.uint8)
+    matte[body] = 255
+    detector = OvercompletionDetector([Sees("salient", found), Sees("colour", found)])
+
+    def told(lacking: tuple[tuple[int, int], ...]) -> dict[str, bool | None]:
+        (one,) = know(detector, [Composite("jumper", PHOTO, image, (Mask(matte, 0.0, "", "cutout"),), lacking)])
+        at = {"sleeve": (125, 75), "shadow": (200, 250)}  # of the 320 px that are looked at
+        sides = zip(one.pieces, one.product, strict=True)
+        return {name: is_product for piece, is_product in sides for name, where in at.items() if piece.mask[where]}
+
+    assert told(()) == {"sleeve": False, "shadow": False}
+    assert told(((200, 120),)) == {"sleeve": True, "shadow": None}

@@ -175,9 +175,10 @@ def test_a_photo_keeps_its_pixels_and_lacks_known_parts():
     matte = np.zeros((200, 160), np.uint8)
     matte[40:180, 30:130] = 255
     image = np.random.default_rng(0).integers(0, 256, (200, 160, 3), np.uint8)
-    composite = photographed("shirt", image, matte, np.random.default_rng(0))
+    composite = photographed("shirt", image, matte, ((20, 10),), np.random.default_rng(0))
     whole, *lacking = composite.masks
     assert (composite.image == image).all()
+    assert composite.lacking == ((20, 10),)
     assert (whole.matte == matte).all()
     assert lacking
     for mask in lacking:

@@ -56,17 +56,63 @@ def test_a_skin_coloured_product_inside_the_picture_is_no_person() -> None:
     assert not is_worn((image != 255).any(axis=2), find_skin(image), "")
 
 
+def prompted(
+    image: np.ndarray, figure: np.ndarray, part: str
+) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]], tuple[int, ...]]:
+    """The colours of the points on the garment, those of the points beside it, and the box."""
+    prompt = garment_prompt(image, figure, find_skin(image), part)
+    assert prompt is not None
+    seen = [
+        (tuple(image[int(y), int(x)].tolist()), label)
+        for (x, y), label in zip(prompt.points, prompt.labels, strict=True)
+    ]
+    return (
+        [colour for colour, label in seen if label],
+        [colour for colour, label in seen if not label],
+        tuple(int(value) for value in prompt.box),
+    )
+
+
 @pytest.mark.parametrize(("part", "colour"), [("upper", SHIRT), ("lower", TROUSERS)])
 def test_points_lie_on_the_garment_and_beside_it(
     person: tuple[np.ndarray, np.ndarray], part: str, colour: tuple[int, int, int]
 ) -> None:
-    image, figure = person
-    prompt = garment_prompt(image, figure, find_skin(image), part)
-    assert prompt is not None
-    on = [tuple(image[int(y), int(x)]) for (x, y), label in zip(prompt.points, prompt.labels, strict=True) if label]
-    off = [
-        tuple(image[int(y), int(x)]) for (x, y), label in zip(prompt.points, prompt.labels, strict=True) if not label
-    ]
+    on, off, _ = prompted(*person, part)
     assert colour in on
     assert SKIN in off
     assert colour not in off
+
+
+def from_the_waist_down(hem: int, shoes: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Belly, a lower garment to the row `hem`, two legs in it or below it, shoes: `(image, figure)`."""
+    image = np.full((400, 300, 3), 255, np.uint8)
+    figure = np.zeros((400, 300), bool)
+    for rows, columns, colour in (
+        (slice(10, 40), slice(100, 200), SKIN),
+        (slice(40, min(hem, 140)), slice(90, 210), TROUSERS),
+        *((slice(140, 350), legs, SKIN) for legs in (slice(100, 140), slice(160, 200))),
+        *((slice(140, hem), legs, TROUSERS) for legs in (slice(95, 145), slice(155, 205)) if hem > 140),
+        *((slice(350, 380), feet, shoes) for feet in (slice(85, 140), slice(160, 215))),
+    ):
+        image[rows, columns], figure[rows, columns] = colour, True
+    return image, figure
+
+
+def test_shorts_are_asked_for_where_they_are_not_where_trousers_would_be() -> None:
+    on, off, (_, top, _, bottom) = prompted(*from_the_waist_down(120, shoes=(20, 20, 20)), "lower")
+    assert set(on) == {TROUSERS}
+    assert SKIN in off
+    assert (35 <= top <= 45, 115 <= bottom <= 125) == (True, True)
+
+
+def test_shoes_that_trousers_reach_are_beside_them() -> None:
+    shoes = (230, 230, 235)
+    on, off, _ = prompted(*from_the_waist_down(350, shoes), "lower")
+    assert set(on) == {TROUSERS}
+    assert shoes in off
+
+
+def test_shoes_below_bare_ankles_are_outside_the_box() -> None:
+    on, _, (_, _, _, bottom) = prompted(*from_the_waist_down(300, shoes=TROUSERS), "lower")
+    assert set(on) == {TROUSERS}
+    assert bottom <= 305
