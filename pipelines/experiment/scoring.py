@@ -26,7 +26,7 @@ from pipelines.errors import IntegrityError
 from pipelines.experiment.pairs import Pair
 from pipelines.models import Profile, sha256_of
 from pipelines.quality.evidence import WEIGHTS
-from pipelines.quality.overcompletion import OvercompletionDetector
+from pipelines.quality.overcompletion import SURE, OvercompletionDetector
 from pipelines.training.composer import compose, draw_scene
 from pipelines.training.data import Composer
 from pipelines.vision.plate import RIM, clean_plate
@@ -78,7 +78,7 @@ class Scorer:
 
     def __init__(self, profile: Profile, tau: float, classifier: SceneClassifier | None, device: str = "cpu"):
         self.tau = tau
-        self.version = [tau, sha256_of(WEIGHTS), *(profile.ref(part).sha256 for part in ("salient", "hqsam", "clip"))]
+        self.version = [tau, SURE, sha256_of(WEIGHTS), *(profile.ref(part).sha256 for part in ("salient", "hqsam", "clip"))]
         self.detector = OvercompletionDetector.from_profile(profile, thorough=True, device=device)
         self.classifier = classifier
         folder = profile.part("clip").check().path

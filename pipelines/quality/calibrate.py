@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 (CALIBRATION, TEST), TRAINING = SIDES, "training"
 COMPOSITES = {CALIBRATION: 220, TEST: 260, TRAINING: 800}
 SEEDS, CROWDED_SEED = {CALIBRATION: 0, TEST: 1, TRAINING: 4}, 2
-CROWDED, LESSON_PHOTOS, LESSONS = 60, 50, 96
+CROWDED, LESSON_PHOTOS, LESSONS = 60, 335, 96
 """Besides composites, what is learned from: such with another product behind, photos of the training side, and so many
 pairs of product and scene that the profile paints, and perfect pictures, two of each."""
 
