@@ -78,7 +78,12 @@ class Scorer:
 
     def __init__(self, profile: Profile, tau: float, classifier: SceneClassifier | None, device: str = "cpu"):
         self.tau = tau
-        self.version = [tau, SURE, sha256_of(WEIGHTS), *(profile.ref(part).sha256 for part in ("salient", "hqsam", "clip"))]
+        self.version = [
+            tau,
+            SURE,
+            sha256_of(WEIGHTS),
+            *(profile.ref(part).sha256 for part in ("salient", "hqsam", "clip")),
+        ]
         self.detector = OvercompletionDetector.from_profile(profile, thorough=True, device=device)
         self.classifier = classifier
         folder = profile.part("clip").check().path
