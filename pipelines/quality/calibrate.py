@@ -227,25 +227,35 @@ class Known:
 
 def know(detector: OvercompletionDetector, drawn: Iterable[Composite]) -> list[Known]:
     """The pieces beyond each mask. A piece is product where more than half of it is the part that was left out, or
-    where it holds a point of what the picture's masks lack; of such a picture's other pieces it cannot be told."""
+    where it is the smallest that holds a point of what the picture's masks lack; of such a picture's other pieces it
+    cannot be told."""
     known = []
     for composite in drawn:
         looks = list(detector.looks(composite.image, [mask.matte for mask in composite.masks]))
         whole = looks[0].placed
         for mask, look in zip(composite.masks, looks, strict=True):
             left_out = whole & ~look.placed & (mask.share > 0)
+            down, across = (its / own for its, own in zip(whole.shape, composite.image.shape, strict=False))
+            lacking = [(int(row * down), int(column * across)) for row, column in composite.lacking]
             found = tuple(pieces(look.image, look.placed, look.seen))
-            scale = whole.shape[0] / composite.image.shape[0]
-            lacking = [(int(row * scale), int(column * scale)) for row, column in composite.lacking]
-            truth = tuple(_is_product(piece.mask, left_out, lacking) for piece in found)
+            truth = _are_product(found, left_out, lacking)
             known.append(Known(_judged(composite, mask, 0.0, 0.0, 0.0), look.placed, found, truth))
     return known
 
 
-def _is_product(piece: np.ndarray, left_out: np.ndarray, lacking: Sequence[tuple[int, int]]) -> bool | None:
-    if (piece & left_out).sum() > 0.5 * piece.sum() or any(piece[point] for point in lacking):
-        return True
-    return None if lacking else False
+def _are_product(
+    found: Sequence[Piece], left_out: np.ndarray, lacking: Sequence[tuple[int, int]]
+) -> tuple[bool | None, ...]:
+    """Which pieces are product, by the part that was left out, (H, W) bool, and by points; see `know`."""
+    pointed = set()
+    for point in lacking:
+        holding = [n for n, piece in enumerate(found) if piece.mask[point]]
+        pointed.update(sorted(holding, key=lambda n: found[n].share)[:1])
+    otherwise = None if lacking else False
+    return tuple(
+        n in pointed or bool((piece.mask & left_out).sum() > 0.5 * piece.mask.sum()) or otherwise
+        for n, piece in enumerate(found)
+    )
 
 
 def know_painted(detector: OvercompletionDetector, painted: Iterable[Lesson]) -> list[Known]:

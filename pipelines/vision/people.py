@@ -28,6 +28,9 @@ GARMENT_ROWS = {"upper": (0.3, 0.6), "lower": (0.4, 0.85), "": (0.3, 0.7)}
 DIFFERENT = 25.0
 """Distance in 8-bit Lab from which a garment is another one."""
 
+LARGE = 0.3
+"""A piece of cloth is large that has this share of the largest one's area: a shoe has less of trousers or shorts."""
+
 PANEL = 0.2
 """Where more than this share of the cloth above has the garment's colour, the rest is a panel of it and no shirt."""
 
@@ -70,7 +73,7 @@ def garment_prompt(image: np.ndarray, figure: np.ndarray, skin: np.ndarray, part
 
     Points on the garment lie where a garment of this part is, those on skin and on the other garment say what it is
     not. An upper garment is looked for around the middle of the figure; a lower one, which may be shorts, in the
-    largest piece of cloth that skin parts from the rest: shoes are another piece, unless trousers reach them.
+    lowest large piece of cloth that skin parts from the rest: shoes are smaller ones, unless trousers reach them.
 
     Args:
         image: `(H, W, 3)` uint8 RGB.
@@ -79,10 +82,10 @@ def garment_prompt(image: np.ndarray, figure: np.ndarray, skin: np.ndarray, part
         part: `upper`, `lower` or "".
 
     Returns:
-        None where no cloth is left.
+        None where no cloth is left there.
     """
     cloth = figure & ~skin
-    whole = _largest(cloth) if part == "lower" else cloth
+    whole = _lowest(cloth) if part == "lower" else cloth
     if not whole.any():
         return None
     rows, columns = np.flatnonzero(whole.any(axis=1)), np.flatnonzero(whole.any(axis=0))
@@ -108,14 +111,17 @@ def garment_prompt(image: np.ndarray, figure: np.ndarray, skin: np.ndarray, part
     return Prompt(box, points, labels)
 
 
-def _largest(cloth: np.ndarray) -> np.ndarray:
-    """The largest piece of cloth `(H, W)` bool, without the slivers that are left along skin."""
+def _lowest(cloth: np.ndarray) -> np.ndarray:
+    """Of the large pieces of cloth `(H, W)` bool the lowest, without the slivers that are left along skin."""
     size = max(3, round(0.015 * max(cloth.shape)) | 1)
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size))
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(
-        cv2.morphologyEx(cloth.astype(np.uint8), cv2.MORPH_OPEN, disc)
-    )
-    return labels == 1 + stats[1:, cv2.CC_STAT_AREA].argmax() if count > 1 else np.zeros_like(cloth)
+    opened = cv2.morphologyEx(cloth.astype(np.uint8), cv2.MORPH_OPEN, disc)
+    _, labels, stats, centres = cv2.connectedComponentsWithStats(opened)
+    areas = stats[1:, cv2.CC_STAT_AREA]
+    if areas.size == 0:
+        return np.zeros_like(cloth)
+    found: np.ndarray = labels == 1 + np.where(areas >= LARGE * areas.max(), centres[1:, 1], -1).argmax()
+    return found
 
 
 def _unlike(lab: np.ndarray, band: np.ndarray, colour: np.ndarray, count: int) -> np.ndarray:
@@ -127,7 +133,7 @@ def _unlike(lab: np.ndarray, band: np.ndarray, colour: np.ndarray, count: int) -
 def _rows(mask: np.ndarray, figure: np.ndarray, span: tuple[float, float]) -> np.ndarray:
     """Of a mask, the rows between two shares of a figure's height; both `(H, W)` bool."""
     rows = np.flatnonzero(figure.any(axis=1))
-    top, height = int(rows[0]), len(rows)
+    top, height = int(rows[0]), int(rows[-1]) + 1 - int(rows[0])
     band = np.zeros_like(mask)
     start, end = round(top + span[0] * height), round(top + span[1] * height)
     band[start:end] = mask[start:end]
