@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from scipy import ndimage
 
 from pipelines.errors import UsageError
-from pipelines.quality.untouched import lesson_files, photo_files
+from pipelines.quality.untouched import MISSING, lesson_files, photo_files
 from pipelines.quality.yardstick import (
     BACKGROUNDS,
     LARGEST,
@@ -192,3 +193,10 @@ def test_photos_to_learn_from_are_of_no_product_that_is_measured():
     assert len(lessons) > 100
     assert not {one.product for one in lessons} & {one.product for one in measured}
     assert not {one.path for one in lessons} & {one.path for one in measured}
+
+
+@needs_shared
+def test_the_parts_that_cutouts_are_known_to_lack_are_of_photos_that_are_asked_about() -> None:
+    with MISSING.open(newline="", encoding="utf-8") as file:
+        named = {row["photo"] for row in csv.DictReader(file)}
+    assert named <= {photo.path.name for photo in (*photo_files(SHARED), *lesson_files(SHARED))}
