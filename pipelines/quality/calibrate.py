@@ -233,10 +233,10 @@ def know(detector: OvercompletionDetector, drawn: Iterable[Composite]) -> list[K
     for composite in drawn:
         looks = list(detector.looks(composite.image, [mask.matte for mask in composite.masks]))
         whole = looks[0].placed
+        down, across = (its / own for its, own in zip(whole.shape, composite.image.shape, strict=False))
+        lacking = [(int(row * down), int(column * across)) for row, column in composite.lacking]
         for mask, look in zip(composite.masks, looks, strict=True):
             left_out = whole & ~look.placed & (mask.share > 0)
-            down, across = (its / own for its, own in zip(whole.shape, composite.image.shape, strict=False))
-            lacking = [(int(row * down), int(column * across)) for row, column in composite.lacking]
             found = tuple(pieces(look.image, look.placed, look.seen))
             truth = _are_product(found, left_out, lacking)
             known.append(Known(_judged(composite, mask, 0.0, 0.0, 0.0), look.placed, found, truth))
