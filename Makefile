@@ -9,6 +9,7 @@ STATE := $(or $(PACKSHOT_STATE_DIR),.packshot)
 CATALOG ?= pipelines/sample/catalog.csv
 SCENE ?= oak-window
 LIMIT ?=
+JOBS ?= $(shell nproc)
 OUT ?= $(STATE)/demo
 
 .PHONY: help venv demo test lint unit chromium bench experiment down clean resolve-312
@@ -63,8 +64,8 @@ bench: $(INSTALLED)  ## what the sampler costs beside its modules: a table, and 
 bench-memory: $(INSTALLED)  ## the demo, and the peak memory of all its processes; CATALOG=, SCENE=, LIMIT= as there
 	@$(BIN)/python benchmarks/peak_memory.py $(MAKE) --no-print-directory demo
 
-experiment: $(INSTALLED)  ## the table of the paper's claims, resumed where it stopped; PAIRS=n for a shorter one
-	@$(BIN)/packshot experiment overcompletion $(if $(PAIRS),--pairs $(PAIRS)) --out build/experiment
+experiment: $(INSTALLED)  ## the table of the paper's claims, resumed where it stopped; PAIRS=n for a shorter one, JOBS=n processes
+	@$(BIN)/packshot experiment overcompletion $(if $(PAIRS),--pairs $(PAIRS)) --jobs $(JOBS) --out build/experiment
 
 down:  ## stop Postgres, the S3 store and Airflow; the data stay
 	@[ ! -x $(BIN)/packshot ] || $(BIN)/packshot down

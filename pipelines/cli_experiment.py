@@ -31,6 +31,7 @@ def overcompletion(
         "build/experiment"
     ),
     shared: Annotated[Path, typer.Option(help="Where the photos are that nothing was trained on.")] = Path("../shared"),
+    jobs: Annotated[int, typer.Option(min=1, help="Processes that paint and score, 2 GB each; a core for each.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
 ) -> None:
     """How often does the scene grow the product? Every arm and method on the same pairs, with intervals.
@@ -60,6 +61,7 @@ def overcompletion(
             part or tuple(PAIRS),
             settings.compute().device,
             lambda cell, done, total: progress.update(task, description=cell, completed=done, total=total),
+            jobs,
         )
     page = write_report(table, results, folder)
     if as_json:

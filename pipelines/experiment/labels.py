@@ -25,7 +25,7 @@ from pipelines.experiment.statistics import Figure, by_product
 from pipelines.quality.calibrate import auroc
 
 if TYPE_CHECKING:
-    from pipelines.experiment.overcompletion import Painted, Result
+    from pipelines.experiment.making import Painted, Result
 
 LABELS = Path(__file__).with_name("labels.csv")
 LABELLED = 200
@@ -144,7 +144,7 @@ def main(
     pairs: Annotated[int, typer.Option(help="Draw from so many pairs of each of the claim's cells.")] = PAIRS["claim"],
 ) -> None:
     """Draw the sheets to label, and `sheets/labels.csv` to fill in: yes or no under "grown"."""
-    from pipelines.experiment.overcompletion import painted
+    from pipelines.experiment.making import painted
     from pipelines.experiment.painting import Painter
     from pipelines.experiment.pairs import load_pairs, load_subjects
     from pipelines.models import load_profile

@@ -1,36 +1,26 @@
-"""Run the experiment: paint and score every cell's pairs, remember each picture, and make the table.
-
-Whatever is done is kept in the output folder under a name that says what it was made of (cell, settings, weights,
-pair; for scores also what measured): a run that was stopped goes on, a longer one begins with a shorter one's pictures,
-new weights begin anew, and another threshold scores the same pictures again.
-"""
+"""Run the experiment: paint and score every cell's pairs, and make the table. What is made is kept: see `making`."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
-from PIL.PngImagePlugin import PngInfo
 
-from pipelines.contracts import canonical_json, sha256_hex
 from pipelines.errors import UsageError
-from pipelines.experiment import painting, statistics
+from pipelines.experiment import statistics
 from pipelines.experiment.cells import CELLS, COMPARED, PAIRS, Cell
 from pipelines.experiment.labels import Agreement, agreement, read_labels
+from pipelines.experiment.making import Result, make_in_processes, results_of
 from pipelines.experiment.painting import BATCH, Painter
 from pipelines.experiment.pairs import Pair, catalogue_subjects, load_pairs, load_subjects
-from pipelines.experiment.scoring import AlexNetFeatures, SceneClassifier, Scorer, Scores, composite
+from pipelines.experiment.scoring import AlexNetFeatures, SceneClassifier, Scorer
 from pipelines.experiment.statistics import Figure
 from pipelines.models import Profile
 from pipelines.scenes import Checks
-
-PAINTING, SCORING = 1, 2
-"""Raised when what is painted, or what is measured, changes: what is stored of an earlier version is made anew."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -105,27 +95,6 @@ class Table:
     missing: dict[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class Painted:
-    """One stored picture, and the seconds that painting it took."""
-
-    pair: Pair
-    picture: Path
-    seconds: float
-
-    def composite(self) -> NDArray[np.uint8]:
-        """The picture with the product laid back, (side, side, 3)."""
-        with Image.open(self.picture) as file:
-            return composite(self.pair, file)
-
-
-@dataclass(frozen=True, slots=True)
-class Result(Painted):
-    """One stored picture and its scores."""
-
-    scores: Scores
-
-
 def run(
     profile: Profile,
     shared: Path,
@@ -134,6 +103,7 @@ def run(
     groups: Sequence[str] = ("claim", "methods", "ablations"),
     device: str = "cpu",
     progress: Progress | None = None,
+    jobs: int = 1,
 ) -> tuple[Table, dict[str, list[Result]]]:
     """Paint and score what is not there yet, then make the table.
 
@@ -145,6 +115,7 @@ def run(
         groups: Which parts of the table.
         device: Where to paint.
         progress: Told (cell, pictures done, pictures in all).
+        jobs: Processes that paint and score, each with models of its own and, beside others, with one thread.
 
     Returns:
         The table, and the results of each cell.
@@ -167,17 +138,22 @@ def run(
     classifier = None if smoke_test else SceneClassifier(shared / "training")
     scorer = Scorer(profile, Checks().overcompletion, classifier, device)
     painter = Painter(profile, device)
-    total = sum(counts[cell.group] for cell in cells)
-    results: dict[str, list[Result]] = {}
-    done = 0
-    for cell in cells:
-        of_cell = []
-        for result in results_of(cell, listed[: counts[cell.group]], profile, painter, scorer, out):
-            of_cell.append(result)
-            done += 1
+    paired = [(cell, listed[: counts[cell.group]]) for cell in cells]
+    total, done = sum(len(of_cell) for _, of_cell in paired), 0
+    if jobs > 1:
+        batches = [(cell, pairs[n : n + BATCH]) for cell, pairs in paired for n in range(0, len(pairs), BATCH)]
+        for cell, made in make_in_processes(batches, painter, scorer, out, jobs):
+            done += made
             if progress is not None:
                 progress(cell.name, done, total)
-        results[cell.name] = of_cell
+    results: dict[str, list[Result]] = {}
+    for cell, of_cell in paired:
+        results[cell.name] = []
+        for result in results_of(cell, of_cell, profile, painter, scorer, out):
+            results[cell.name].append(result)
+            if progress is not None and jobs == 1:
+                done += 1
+                progress(cell.name, done, total)
     table = _table(cells, results, shared, scorer, smoke_test, len(subjects))
     return replace(table, missing=missing), results
 
@@ -186,51 +162,6 @@ def pair_counts(pairs: int | None, groups: Sequence[str]) -> dict[str, int]:
     """Pairs in each cell of some groups: PAIRS, or in its proportions where the largest of them is to have `pairs`."""
     share = 1.0 if pairs is None else min(1.0, pairs / max(PAIRS[group] for group in groups))
     return {group: max(1, round(share * PAIRS[group])) for group in groups}
-
-
-def results_of(
-    cell: Cell, pairs: Sequence[Pair], profile: Profile, painter: Painter, scorer: Scorer, out: Path
-) -> Iterator[Result]:
-    """Yield the result of each pair, stored or made now; each is stored as soon as it is scored."""
-    measured_by = sha256_hex(canonical_json({"version": SCORING, "scorer": scorer.version}).encode())[:8]
-    for one in painted(cell, pairs, profile, painter, out):
-        stored = one.picture.with_name(f"{one.picture.stem}-{measured_by}.json")
-        if not stored.exists():
-            with Image.open(one.picture) as image:
-                scores = scorer.score(one.pair, image, one.seconds)
-            stored.write_text(json.dumps(asdict(scores)), encoding="utf-8")
-        scores = Scores(**json.loads(stored.read_text(encoding="utf-8")))
-        yield Result(one.pair, one.picture, one.seconds, scores)
-
-
-def painted(cell: Cell, pairs: Sequence[Pair], profile: Profile, painter: Painter, out: Path) -> Iterator[Painted]:
-    """Yield the picture of each pair, stored or painted now; a batch is stored at once."""
-    folder = out / "pictures" / cell.name.replace("/", "-").replace(" ", "-")
-    folder.mkdir(parents=True, exist_ok=True)
-    made_of = canonical_json(
-        {
-            "version": PAINTING,
-            "cell": asdict(replace(cell, name="", group="claim")),
-            "settings": [painting.STEPS, painting.GUIDANCE_SCALE, painting.CONTROL_SCALE, painting.CONTROL_END],
-            "models": [profile.ref(part).sha256 for part in (*profile.sampler_parts, *cell.parts)],
-        }
-    )
-    for start in range(0, len(pairs), BATCH):
-        batch = pairs[start : start + BATCH]
-        keys = [sha256_hex(f"{made_of} {pair.digest}".encode())[:16] for pair in batch]
-        pictures = [folder / f"{pair.number:04d}-{key}.png" for pair, key in zip(batch, keys, strict=True)]
-        if not all(path.exists() for path in pictures):
-            # the whole batch again: pixels are promised for one batch shape
-            images, seconds = painter.paint(cell, batch)
-            for image, path in zip(images, pictures, strict=True):
-                note = PngInfo()
-                note.add_text("seconds", f"{seconds:.4f}")
-                unfinished = path.with_suffix(".part")
-                image.save(unfinished, "PNG", pnginfo=note)
-                unfinished.replace(path)
-        for pair, path in zip(batch, pictures, strict=True):
-            with Image.open(path) as stored:
-                yield Painted(pair, path, float(stored.info["seconds"]))
 
 
 def _missing(cell: Cell, profile: Profile) -> str:

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipelines.experiment.overcompletion import Comparison, Result, Row, Table
+from pipelines.experiment.making import Result
+from pipelines.experiment.overcompletion import Comparison, Row, Table
 from pipelines.experiment.statistics import Figure
 
 SHOWN = 8

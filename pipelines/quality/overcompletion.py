@@ -47,8 +47,7 @@ PLACED = 0.5
 
 SURE = 0.55
 """From this sureness on a piece counts as product: the strictest, in steps of 0.05, at which the recall on the
-calibration products is at least 0.95 (0.952, mean of five fits). Part of no step's key: with it the stages' versions
-are raised."""
+calibration products is at least 0.95 (0.952, mean of five fits)."""
 
 ALIKE = 0.5
 """Two objects are alike where their colours' histograms overlap by this much: of 1, what both have."""

@@ -22,7 +22,7 @@ from pipelines.errors import Rejected, UsageError
 from pipelines.models import Profile
 from pipelines.quality.evidence import Evidence, weights_ref
 from pipelines.quality.heat import heat_picture
-from pipelines.quality.overcompletion import ColourFinder, OvercompletionDetector, SalientFinder
+from pipelines.quality.overcompletion import SURE, ColourFinder, OvercompletionDetector, SalientFinder
 from pipelines.quality.whole import check_whole
 from pipelines.scenes import Checks
 from pipelines.vision.matting import decontaminate, refine_matte
@@ -307,6 +307,7 @@ def job(shot: Shot, upstream: Mapping[str, Step], recipe: Recipe, candidate: int
         "garment": garment_part(f"{product.category} {product.title}"),
         "max_megapixels": recipe.max_megapixels,
         "whole_tau": WHOLE,
+        "sure": SURE,
     }
     if product.photo is None:
         parameters["problem"] = product.photo_problem or "the product has no photo"

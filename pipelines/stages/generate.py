@@ -25,7 +25,7 @@ from pipelines.errors import Rejected
 from pipelines.placement import Placement, lay_photo, lay_product, place
 from pipelines.quality.evidence import weights_ref
 from pipelines.quality.fidelity import halo
-from pipelines.quality.overcompletion import OvercompletionDetector
+from pipelines.quality.overcompletion import SURE, OvercompletionDetector
 from pipelines.scenes import Checks, Control
 from pipelines.vision.photos import png_bytes, read_photo
 from pipelines.vision.plate import clean_plate
@@ -79,6 +79,7 @@ def job(shot: Shot, upstream: Mapping[str, Step], recipe: Recipe, candidate: int
             "negative_prompt": scene.negative_prompt,
             "method": method,
             "mask_guidance": recipe.mask_guidance,
+            "sure": SURE,
             "canvas": [scene.channel.width, scene.channel.height],
             **scene.sampler_settings(),
             **({"pose": shot.product.extra.get("pose", "")} if _wants_pose(recipe) else {}),

@@ -17,7 +17,7 @@ from pipelines.placement import Placement, lay_product
 from pipelines.quality.evidence import weights_ref
 from pipelines.quality.fidelity import Measure, background_quality, halo, product_fidelity
 from pipelines.quality.heat import heat_picture
-from pipelines.quality.overcompletion import OvercompletionDetector
+from pipelines.quality.overcompletion import SURE, OvercompletionDetector
 from pipelines.vision.photos import read_photo
 from pipelines.workflow import Recipe, Stage, Work
 
@@ -35,6 +35,7 @@ def job(shot: Shot, upstream: Mapping[str, Step], recipe: Recipe, candidate: int
         parameters={
             "placement": dict(upstream["generate"].facts["placement"]),
             "thresholds": recipe.scene.checks.model_dump(mode="json"),
+            "sure": SURE,
         },
         models=(*(recipe.profile.ref(name) for name in ("salient", "hqsam")), weights_ref()),
         attempt=recipe.attempt,

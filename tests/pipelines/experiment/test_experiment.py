@@ -113,8 +113,8 @@ def test_a_run_without_the_shared_folder_is_a_smoke_test_that_resumes(tmp_path, 
     monkeypatch.setattr(overcompletion, "CELLS", (*cells, lacking))
     told = []
     arguments = (load_profile("mini"), tmp_path / "nothing", tmp_path / "out", 2, ["claim"])
-    table, results = overcompletion.run(*arguments, progress=lambda *step: told.append(step))
-    assert told[-1] == (TREATED, 4, 4)
+    table, results = overcompletion.run(*arguments, progress=lambda *step: told.append(step), jobs=2)
+    assert told == [(BASELINE, 2, 4), (TREATED, 4, 4)]
     assert table.smoke_test
     assert table.missing == {"lacking": "the profile mini has no brushnet_of_nobody"}
     assert [row.n for row in table.rows] == [2, 2]
@@ -142,7 +142,8 @@ def test_a_run_without_the_shared_folder_is_a_smoke_test_that_resumes(tmp_path, 
         raise AssertionError("painted again")
 
     monkeypatch.setattr(Painter, "paint", refuse)
-    again, _ = overcompletion.run(*arguments)
+    again, _ = overcompletion.run(*arguments, progress=lambda *step: told.append(step))
+    assert told[-4:] == [(BASELINE, 1, 4), (BASELINE, 2, 4), (TREATED, 3, 4), (TREATED, 4, 4)]
     assert as_json(again) == as_json(table)
 
 

@@ -1,0 +1,138 @@
+"""Paint and score pairs, and keep each picture and its scores as soon as they are made.
+
+Whatever is done is kept in the output folder under a name that says what it was made of (cell, settings, weights,
+pair; for scores also what measured): a run that was stopped goes on, a longer one begins with a shorter one's pictures,
+new weights begin anew, and another threshold scores the same pictures again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from pipelines.contracts import canonical_json, sha256_hex
+from pipelines.experiment import painting
+from pipelines.experiment.cells import Cell
+from pipelines.experiment.painting import BATCH, Painter
+from pipelines.experiment.pairs import Pair
+from pipelines.experiment.scoring import SceneClassifier, Scorer, Scores, composite
+from pipelines.models import Profile
+
+PAINTING, SCORING = 1, 2
+"""Raised when what is painted, or what is measured, changes: what is stored of an earlier version is made anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class Painted:
+    """One stored picture, and the seconds that painting it took."""
+
+    pair: Pair
+    picture: Path
+    seconds: float
+
+    def composite(self) -> NDArray[np.uint8]:
+        """The picture with the product laid back, (side, side, 3)."""
+        with Image.open(self.picture) as file:
+            return composite(self.pair, file)
+
+
+@dataclass(frozen=True, slots=True)
+class Result(Painted):
+    """One stored picture and its scores."""
+
+    scores: Scores
+
+
+def results_of(
+    cell: Cell, pairs: Sequence[Pair], profile: Profile, painter: Painter, scorer: Scorer, out: Path
+) -> Iterator[Result]:
+    """Yield the result of each pair, stored or made now; each is stored as soon as it is scored."""
+    measured_by = sha256_hex(canonical_json({"version": SCORING, "scorer": scorer.version}).encode())[:8]
+    for one in painted(cell, pairs, profile, painter, out):
+        stored = one.picture.with_name(f"{one.picture.stem}-{measured_by}.json")
+        if not stored.exists():
+            with Image.open(one.picture) as image:
+                scores = scorer.score(one.pair, image, one.seconds)
+            stored.write_text(json.dumps(asdict(scores)), encoding="utf-8")
+        scores = Scores(**json.loads(stored.read_text(encoding="utf-8")))
+        yield Result(one.pair, one.picture, one.seconds, scores)
+
+
+def painted(cell: Cell, pairs: Sequence[Pair], profile: Profile, painter: Painter, out: Path) -> Iterator[Painted]:
+    """Yield the picture of each pair, stored or painted now; a batch is stored at once."""
+    folder = out / "pictures" / cell.name.replace("/", "-").replace(" ", "-")
+    folder.mkdir(parents=True, exist_ok=True)
+    made_of = canonical_json(
+        {
+            "version": PAINTING,
+            "cell": asdict(replace(cell, name="", group="claim")),
+            "settings": [painting.STEPS, painting.GUIDANCE_SCALE, painting.CONTROL_SCALE, painting.CONTROL_END],
+            "models": [profile.ref(part).sha256 for part in (*profile.sampler_parts, *cell.parts)],
+        }
+    )
+    for start in range(0, len(pairs), BATCH):
+        batch = pairs[start : start + BATCH]
+        keys = [sha256_hex(f"{made_of} {pair.digest}".encode())[:16] for pair in batch]
+        pictures = [folder / f"{pair.number:04d}-{key}.png" for pair, key in zip(batch, keys, strict=True)]
+        if not all(path.exists() for path in pictures):
+            # the whole batch again: pixels are promised for one batch shape
+            images, seconds = painter.paint(cell, batch)
+            for image, path in zip(images, pictures, strict=True):
+                note = PngInfo()
+                note.add_text("seconds", f"{seconds:.4f}")
+                unfinished = path.with_suffix(".part")
+                image.save(unfinished, "PNG", pnginfo=note)
+                unfinished.replace(path)
+        for pair, path in zip(batch, pictures, strict=True):
+            with Image.open(path) as stored:
+                yield Painted(pair, path, float(stored.info["seconds"]))
+
+
+_tools: tuple[Painter, Scorer] | None = None
+"""What a worker process paints and scores with."""
+
+
+def make_in_processes(
+    batches: Sequence[tuple[Cell, Sequence[Pair]]], painter: Painter, scorer: Scorer, out: Path, jobs: int
+) -> Iterator[tuple[Cell, int]]:
+    """Paint and score batches of pairs in `jobs` processes of one thread each; what they make is kept in `out`.
+
+    The nets are small: two processes make nearly twice as many pictures, a second thread a third more.
+
+    Yields:
+        The cell of each batch that is done, in order, and how many pairs it has.
+
+    Raises:
+        Whatever a worker raised; the other batches are given up then.
+    """
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _equip, (painter, scorer.tau, scorer.classifier)) as pool:
+        made = [(cell, pool.submit(_make, cell, pairs, out)) for cell, pairs in batches]
+        try:
+            for cell, future in made:
+                yield cell, future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _equip(painter: Painter, tau: float, classifier: SceneClassifier | None) -> None:
+    global _tools
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    _tools = painter, Scorer(painter.profile, tau, classifier, painter.device)
+
+
+def _make(cell: Cell, pairs: Sequence[Pair], out: Path) -> int:
+    assert _tools is not None, "workers are equipped when they start"
+    painter, scorer = _tools
+    return sum(1 for _ in results_of(cell, pairs, painter.profile, painter, scorer, out))
