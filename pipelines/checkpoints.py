@@ -81,18 +81,21 @@ def load_base(part: Part, clip: Path) -> Base:
 def load_net(model_class: Any, part: Part, expected: str) -> Any:
     """Load a VAE, BrushNet, ControlNet or UNet, float32, on the CPU: a diffusers folder, or one file.
 
-    A single file is read with the configuration of `part.config`; without one it is taken for a community file, whose
-    names diffusers translates. `expected` says what the profile wants ("a ControlNet"). Raises IntegrityError.
+    A single file is read with the configuration of `part.config`, under diffusers' names or its publishers' own, which
+    diffusers translates. `expected` says what the profile wants ("a ControlNet"). Raises IntegrityError.
     """
     if not part.path.is_file():
         return _from_folder(model_class, part.path, expected)
     if part.config is None:
-        with reading(part.path, expected):
-            return model_class.from_single_file(str(part.path), torch_dtype=torch.float32, local_files_only=True)
+        raise IntegrityError(f"{part.path}: expected its configuration beside its path in the profile (config: …)")
     weights = read_weights(part.path, expected)
-    with reading(part.path, expected):
+    with reading(part.path, expected), _quiet():
         net = model_class.from_config(model_class.load_config(part.config, local_files_only=True))
-        net.load_state_dict({name: value.float() for name, value in weights.items()})
+        if hasattr(model_class, "from_single_file") and weights.keys() - net.state_dict().keys():
+            with _translating():
+                translated = model_class.from_single_file(weights, config=str(part.config), local_files_only=True)
+            weights = {name: value for name, value in translated.state_dict().items() if not value.is_meta}
+        net.load_state_dict({name: value.float() for name, value in weights.items()})  # what is lacking is named
         return net.eval()
 
 
@@ -132,9 +135,7 @@ def _base_from_file(part: Part, clip: Path) -> Base:
     wanted = json.loads((part.config / "unet" / "config.json").read_text(encoding="utf-8"))
     expected = f"a single-file checkpoint of {part.config.name}"
     options: dict[str, Any] = {"config": str(part.config), "torch_dtype": torch.float32, "local_files_only": True}
-    unet_options = {}
-    if part.path.suffix == ".safetensors":
-        unet_options["in_channels"] = _check_single_file(part.path, wanted, expected)
+    of_unet = {"subfolder": "unet", "in_channels": _check_single_file(part.path, wanted, expected)}
     with reading(part.path, expected), _quiet():
         tokenizers = {"tokenizer": CLIPTokenizer.from_pretrained(clip, local_files_only=True)}
         if "tokenizer_2" in index:
@@ -143,11 +144,9 @@ def _base_from_file(part: Part, clip: Path) -> Base:
             tokenizers["tokenizer_2"] = CLIPTokenizer.from_pretrained(clip, local_files_only=True, **padding)
         else:
             options |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-        try:
-            unet = UNet2DConditionModel.from_single_file(str(part.path), subfolder="unet", **options, **unet_options)
+        with _translating():
+            unet = UNet2DConditionModel.from_single_file(str(part.path), **options, **of_unet)
             pipeline = pipeline_class.from_single_file(str(part.path), unet=unet, **tokenizers, **options)
-        except SingleFileComponentError as error:
-            raise ValueError(str(error)) from error
     return Base(
         vae=pipeline.vae.eval(),
         text_encoder=pipeline.text_encoder.eval(),
@@ -246,6 +245,15 @@ def _scheduler(folder: Path) -> Any:
 
 def _plain(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
+
+
+@contextmanager
+def _translating() -> Iterator[None]:
+    """diffusers' error of a file that lacks a model is an Exception and nothing closer; here it is a ValueError."""
+    try:
+        yield
+    except SingleFileComponentError as error:
+        raise ValueError(str(error)) from error
 
 
 @contextmanager

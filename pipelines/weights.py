@@ -10,6 +10,7 @@ import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -34,8 +35,8 @@ def reading(path: Path, expected: str) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except _UNREADABLE as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise IntegrityError(f"{path}: expected {expected} ({type(error).__name__}: {' '.join(lines[:2])})") from error
+        why = shorten(str(error), 240, placeholder=" …")
+        raise IntegrityError(f"{path}: expected {expected} ({type(error).__name__}: {why})") from error
 
 
 def read_weights(path: Path, expected: str) -> dict[str, Tensor]:
@@ -44,18 +45,26 @@ def read_weights(path: Path, expected: str) -> dict[str, Tensor]:
     A torch file may keep them under `params_ema`, `params` or `state_dict`. Raises IntegrityError naming the file.
     """
     with reading(path, expected):
-        if path.suffix not in LEGACY_SUFFIXES:
-            return load_file(path)
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-        for key in ("params_ema", "params", "state_dict"):
-            stored = stored.get(key, stored)
-        if not all(isinstance(value, Tensor) for value in stored.values()):
-            raise ValueError("there is more in it than tensors")
-        return dict(stored)
+        return load_file(path) if path.suffix not in LEGACY_SUFFIXES else _torch_tensors(path, "cpu")
+
+
+def _torch_tensors(path: Path, device: str) -> dict[str, Tensor]:
+    stored = torch.load(path, map_location=device, weights_only=True)
+    for key in ("params_ema", "params", "state_dict"):
+        stored = stored.get(key, stored)
+    if not all(isinstance(value, Tensor) for value in stored.values()):
+        raise ValueError("there is more in it than tensors")
+    return dict(stored)
 
 
 def header(path: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a safetensors file's tensors; none of them is read. Raises IntegrityError naming the file."""
+    """Names and shapes of the tensors of a safetensors file, none of which is read, or of a legacy torch file.
+
+    Raises IntegrityError naming the file.
+    """
+    if path.suffix in LEGACY_SUFFIXES:
+        with reading(path, "a torch file of tensors"):
+            return {name: tuple(value.shape) for name, value in _torch_tensors(path, "meta").items()}
     with reading(path, "safetensors"), safe_open(path, framework="pt") as file:
         names = list(file.keys())
         return {name: tuple(file.get_slice(name).get_shape()) for name in names}

@@ -37,6 +37,7 @@ class Control:
 
 def prepare_controls(
     nets: Sequence[ControlNetModel],
+    kinds: Sequence[str],
     images: Sequence[Images],
     masks: Sequence[Masks | None] | None,
     scales: Sequence[float] | None,
@@ -50,7 +51,8 @@ def prepare_controls(
     """Mask each net and embed its images once; see `InpaintingPipeline.__call__` for what may be given.
 
     `product_mask` (shots, 1, H, W) guides the nets that have no mask of their own; None: no net is masked. A net that
-    came masked stays so, with its own options. Raises ValueError where the numbers do not fit together.
+    came masked stays so, with its own options. `kinds`: what the nets were trained on, where known. Raises ValueError
+    where the numbers do not fit together, or a net's kind suits no mask.
     """
     if not images:
         return []
@@ -68,7 +70,8 @@ def prepare_controls(
         own = product_mask if masks is None else masks[i]
         if product_mask is not None and own is not None and not isinstance(net, MaskGuidedControlNet):
             mask = as_masks(own, layout.shots, size).to(net.device)
-            net = MaskGuidedControlNet(net, layout.a_picture(mask), resize=resize)
+            kind = kinds[i] if i < len(kinds) else None
+            net = MaskGuidedControlNet(net, layout.a_picture(mask), kind=kind, resize=resize)
         controls.append(
             Control(
                 without_embedding(net),

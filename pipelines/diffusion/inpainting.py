@@ -56,6 +56,7 @@ from pipelines.diffusion.mask_guidance import Resize
 from pipelines.diffusion.methods import METHODS, check_parts, method_named
 from pipelines.diffusion.views import latent_mask, masked_image
 from pipelines.models import load_profile
+from pipelines.settings import get_settings
 
 __all__ = ["METHODS", "InpaintingOutput", "InpaintingPipeline", "Sizes", "SoftBlend", "latent_mask", "masked_image"]
 
@@ -84,6 +85,7 @@ class InpaintingPipeline:
         tokenizer_2: Its tokenizer.
         inpaint_controlnet: For method "controlnet_inpaint".
         inpaint_head: For method "fooocus".
+        control_kinds: What each ControlNet was trained on ("canny"), where known: mask guidance refuses some.
 
     Raises:
         ValueError: an unknown method, a module that it needs and has not got, or modules that do not fit together.
@@ -103,6 +105,7 @@ class InpaintingPipeline:
         tokenizer_2: CLIPTokenizer | None = None,
         inpaint_controlnet: ControlNetModel | None = None,
         inpaint_head: fooocus.InpaintHead | None = None,
+        control_kinds: Sequence[str] = (),
     ):
         self.method = method_named(method)
         branches = {
@@ -132,6 +135,7 @@ class InpaintingPipeline:
         self.inpaint_controlnet = inpaint_controlnet if self.method.branch == "inpaint_controlnet" else None
         self.inpaint_head = inpaint_head if self.method.branch == "inpaint_head" else None
         self.controlnets = tuple(controlnets)
+        self.control_kinds = tuple(control_kinds)
         self.ip_adapter: IPAdapter | None = None
         self.lora_scales: dict[str, float] = {}
         self.offload = False
@@ -151,7 +155,7 @@ class InpaintingPipeline:
         Args:
             name: A profile of `pipelines/profiles`.
             method: A key of `METHODS`; what it does not need is not loaded.
-            models_dir: Where the files of a profile that is not bundled are.
+            models_dir: Where the files of a profile that is not bundled are; by default what PACKSHOT_MODELS_DIR says.
             controls: Kinds of the ControlNets wanted ("canny"), in the order of `control_images`.
             ip_adapter: The profile's part with an IP-Adapter ("ip_adapter"); its image encoder is `image_encoder`.
 
@@ -159,7 +163,7 @@ class InpaintingPipeline:
             UsageError: there is no such profile or part, or its files are missing.
             IntegrityError: a file is not the one that the profile names, or not for this base.
         """
-        profile = load_profile(name, models_dir)
+        profile = load_profile(name, models_dir or get_settings().models_dir)
         check_parts(profile, method)
         base = load_profile_base(profile, method_named(method).unet_channels)
         pipeline = cls(
@@ -175,6 +179,7 @@ class InpaintingPipeline:
             method=method,
             text_encoder_2=base.text_encoder_2,
             tokenizer_2=base.tokenizer_2,
+            control_kinds=controls,
             **load_branch(profile, method, base.unet),
         )
         if ip_adapter is not None:
@@ -322,7 +327,7 @@ class InpaintingPipeline:
             control_scales: One a ControlNet, 1 by default; 0 leaves it out.
             control_starts: Share of the steps from which a net is on, one a ControlNet; it costs nothing outside.
             control_ends: Share of the steps up to which it is on.
-            mask_guidance: False: no ControlNet is masked, whatever `control_masks` says.
+            mask_guidance: False: no ControlNet is masked, whatever `control_masks` says; one that came masked stays so.
             mask_resize: How masks come to the ControlNets' resolutions.
             ip_adapter_image: What the IP-Adapter shows; one for all shots, or one a shot. Empty: it is silent.
             ip_adapter_mask: 1 = where it is heard (1 - `product_mask` for a look of the scene alone); one, or one a
@@ -398,8 +403,8 @@ class InpaintingPipeline:
 
         # 6. ControlNets: masked, their images embedded once
         controls = prepare_controls(
-            self.controlnets, control_images, control_masks, control_scales, control_starts, control_ends,
-            mask if mask_guidance else None, layout, size, mask_resize,
+            self.controlnets, self.control_kinds, control_images, control_masks, control_scales, control_starts,
+            control_ends, mask if mask_guidance else None, layout, size, mask_resize,
         )  # fmt: skip
         if self.inpaint_controlnet is not None:
             seen = masked_image((pixels + 1) / 2, mask)

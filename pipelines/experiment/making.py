@@ -29,7 +29,7 @@ from pipelines.experiment.pairs import Pair
 from pipelines.experiment.scoring import SceneClassifier, Scorer, Scores, composite
 from pipelines.models import Profile
 
-PAINTING, SCORING = 1, 2
+PAINTING, SCORING = 1, 3
 """Raised when what is painted, or what is measured, changes: what is stored of an earlier version is made anew."""
 
 

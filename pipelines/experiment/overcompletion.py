@@ -12,7 +12,7 @@ from PIL import Image, ImageFilter
 
 from pipelines.errors import UsageError
 from pipelines.experiment import statistics
-from pipelines.experiment.cells import CELLS, COMPARED, PAIRS, Cell
+from pipelines.experiment.cells import BY_PARITY, CELLS, COMPARED, PAIRS, Cell
 from pipelines.experiment.labels import Agreement, agreement, read_labels
 from pipelines.experiment.making import Result, make_in_processes, results_of
 from pipelines.experiment.painting import BATCH, Painter
@@ -55,7 +55,9 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two cells, pair by pair. Ratios are baseline / treated; differences treated - baseline, per picture."""
+    """Two cells, pair by pair. Ratios are baseline / treated; differences treated - baseline, per picture. `unfamiliar`
+    are the pairs of products that the detector was not fitted to, and the ratios among them; None where there are
+    none."""
 
     baseline: str
     treated: str
@@ -63,7 +65,10 @@ class Comparison:
     rate_ratio: Figure
     mean_ratio: Figure
     apart: bool
-    kid_difference: float | None
+    unfamiliar: int
+    unfamiliar_rate_ratio: Figure | None
+    unfamiliar_mean_ratio: Figure | None
+    kid_difference: Figure | None
     clip_difference: Figure
     clip_margin_difference: Figure
     scene_difference: Figure
@@ -134,6 +139,7 @@ def run(
     cells = [cell for cell in CELLS if cell.group in groups]
     missing = {cell.name: absent for cell in cells if (absent := _missing(cell, profile))}
     cells = [cell for cell in cells if cell.name not in missing]
+    missing |= BY_PARITY if "methods" in groups else {}
 
     classifier = None if smoke_test else SceneClassifier(shared / "training")
     scorer = Scorer(profile, Checks().overcompletion, classifier, device)
@@ -234,7 +240,7 @@ def _table(
     rows = tuple(_row(cell, results[cell.name], scorer.tau, looked[cell.name], real, said) for cell in cells)
     by_cell = {row.cell: row for row in rows}
     comparisons = [
-        _compare(baseline, treated, results, scorer.tau, by_cell, looked)
+        _compare(baseline, treated, results, scorer.tau, by_cell, looked, real)
         for baseline, treated in COMPARED
         if baseline in results and treated in results
     ]
@@ -297,6 +303,7 @@ def _compare(
     tau: float,
     rows: dict[str, Row],
     looked: Mapping[str, _Looked],
+    real: NDArray[np.float64] | None,
 ) -> Comparison:
     before, after = results[baseline], results[treated]
     products = [result.pair.subject.name for result in before]
@@ -305,15 +312,23 @@ def _compare(
         return [getattr(r.scores, name) for r in before], [getattr(r.scores, name) for r in after]
 
     e_before, e_after = both("e_plus")
-    kids = rows[baseline].kid, rows[treated].kid
+    new = [n for n, one in enumerate(before) if not one.pair.subject.familiar]
+    of_new = [products[n] for n in new], [e_before[n] for n in new], [e_after[n] for n in new]
+    features = looked[baseline].features, looked[treated].features
+    kid = None
+    if features[0] is not None and features[1] is not None and real is not None:
+        kid = statistics.kid_difference(products, features[0], features[1], real)
     return Comparison(
         baseline=baseline,
         treated=treated,
         n=len(before),
-        rate_ratio=statistics.rate_ratio(products, [e > tau for e in e_before], [e > tau for e in e_after]),
+        rate_ratio=statistics.rate_ratio(products, e_before, e_after, tau),
         mean_ratio=statistics.mean_ratio(products, e_before, e_after),
         apart=rows[baseline].rate.apart(rows[treated].rate) and rows[baseline].e_plus.apart(rows[treated].e_plus),
-        kid_difference=kids[1].value - kids[0].value if kids[0] and kids[1] else None,
+        unfamiliar=len(new),
+        unfamiliar_rate_ratio=statistics.rate_ratio(*of_new, tau) if new else None,
+        unfamiliar_mean_ratio=statistics.mean_ratio(*of_new) if new else None,
+        kid_difference=kid,
         clip_difference=statistics.difference(products, *both("clip")),
         clip_margin_difference=statistics.difference(products, looked[baseline].margins, looked[treated].margins),
         scene_difference=statistics.difference(products, *both("scene")),

@@ -91,10 +91,13 @@ class Painter:
 
 
 def edges_of(pair: Pair, cell: Cell) -> Image.Image:
-    """What the ControlNet of a cell is shown: all edges of the placed photo, or those of the product on nothing."""
+    """What the ControlNet of a cell is shown: all edges of the placed photo, those within the product, or those of the
+    product on nothing."""
     if cell.edges == "photo":
         return canny_edges(pair.photo)
     matte = Image.fromarray(pair.product.matte)
+    if cell.edges == "product":
+        return canny_edges(pair.photo, matte)
     colour = Image.fromarray(pair.product.colour)
     alone = Image.composite(colour, Image.new("RGB", colour.size), matte)
     alone.putalpha(matte)

@@ -22,8 +22,9 @@ from pipelines.contracts import sha256_hex
 from pipelines.errors import UsageError
 from pipelines.measure import PRODUCT_ALPHA
 from pipelines.placement import LaidProduct, Placement, lay_photo, lay_product, place
+from pipelines.quality.yardstick import SIDES, side_of
 from pipelines.training.composer import Scene, caption_of, draw_around, draw_scene
-from pipelines.training.data import LAST_COLOUR, clean_name, load_product, read_index
+from pipelines.training.data import LAST_COLOUR, clean_name, load_product, product_of, read_index
 
 SMALLEST = 96
 """A cutout with a shorter longer side than this, px, is a thumbnail, not a product photo."""
@@ -38,11 +39,13 @@ GROUND = 0.87
 
 @dataclass(frozen=True)
 class Subject:
-    """One product: its photo (RGB) and its cutout (RGBA), of one size. `name` is the caption's and the cluster's."""
+    """One product: its photo (RGB) and its cutout (RGBA), of one size. `name` is the caption's and the cluster's.
+    `familiar`: other pictures of the product, composites, are among those that the detector was fitted to."""
 
     name: str
     photo: Image.Image
     cutout: Image.Image
+    familiar: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,20 +110,24 @@ def load_subjects(shared: Path) -> list[Subject]:
     """
     scenes = sorted((shared / "catalog" / "scenes").glob("*.jpg"))
     held_out = read_index(shared / "training", "cutouts", "test")
-    subjects = catalogue_subjects(shared / "catalog" / "catalog.csv")
+    subjects = catalogue_subjects(shared / "catalog" / "catalog.csv", calibrating=True)
     for n, item in enumerate(held_out):
         product = load_product(item)
         if max(product.alpha.shape) >= SMALLEST:
             rgba = np.dstack([product.rgb, product.alpha])
             background = scenes[n % len(scenes)] if n % 2 and scenes else None
-            subjects.append(photographed(LAST_COLOUR.sub("", item.name), rgba, background, n))
+            subject = photographed(LAST_COLOUR.sub("", item.name), rgba, background, n)
+            subjects.append(replace(subject, familiar=side_of(product_of(item)) == SIDES[0]))
     if not subjects:
         raise UsageError(f"{shared}: no product with an alpha mask that was not trained on")
     return sorted(subjects, key=lambda subject: zlib.crc32(subject.name.encode()))
 
 
-def catalogue_subjects(catalogue: Path) -> list[Subject]:
-    """The products of a catalogue whose rows name a `ground_truth_alpha`, with their photos as they are."""
+def catalogue_subjects(catalogue: Path, calibrating: bool = False) -> list[Subject]:
+    """The products of a catalogue whose rows name a `ground_truth_alpha`, with their photos as they are.
+
+    `calibrating`: it is the catalogue that the detector's calibration products are from.
+    """
     subjects = []
     with catalogue.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
@@ -132,7 +139,8 @@ def catalogue_subjects(catalogue: Path) -> list[Subject]:
             matte = np.asarray(alpha.resize(photo.size), np.float32) / 255
             cutout = photo.copy()
             cutout.putalpha(Image.fromarray(_solid(matte)))
-            subjects.append(Subject(clean_name(row["title"]), photo, cutout))
+            familiar = calibrating and side_of(row["id"]) == SIDES[0]
+            subjects.append(Subject(clean_name(row["title"]), photo, cutout, familiar))
     return subjects
 
 

@@ -107,8 +107,8 @@ def _page(table: Table, strips: dict[str, str]) -> str:
 <html lang="en"><meta charset="utf-8"><title>Overcompletion: the experiment</title><style>{STYLE}</style>
 <h1>Overcompletion: the experiment</h1>{warning}
 <p>The same pairs of product and scene, and the same noise, in every cell: {table.pairs} pairs at most, of
-{table.subjects} products that nothing was trained on. Small print: 95 % bootstrap intervals over products. A picture is
-overcompleted when E⁺ &gt; {table.tau:g}.</p>
+{table.subjects} products that nothing which paints was trained on. Small print: 95 % bootstrap intervals over products.
+A picture is overcompleted when E⁺ &gt; {table.tau:g}.</p>
 <h2>Comparisons</h2>{_comparisons(table.comparisons)}
 {_labelled(table)}<h2>Cells</h2>{_rows(table)}
 {f"<h3>Not painted</h3><ul>{missing}</ul>" if missing else ""}
@@ -137,11 +137,11 @@ def _rows(table: Table) -> str:
 def _comparisons(comparisons: Sequence[Comparison]) -> str:
     lines = []
     for c in comparisons:
-        kid = "" if c.kid_difference is None else f"{c.kid_difference:+.2f}"
         lines.append(
             f"<tr><td>{html.escape(c.baseline)} → {html.escape(c.treated)}</td><td>{c.n}</td>"
             f"<td>{_figure(c.rate_ratio)}</td><td>{_figure(c.mean_ratio)}</td><td>{'yes' if c.apart else 'no'}</td>"
-            f"<td>{kid}</td><td>{_figure(c.clip_difference)}</td><td>{_figure(c.clip_margin_difference)}</td>"
+            f"<td>{c.unfamiliar}</td><td>{_figure(c.unfamiliar_rate_ratio)}</td>"
+            f"<td>{_figure(c.unfamiliar_mean_ratio)}</td><td>{_figure(c.kid_difference)}</td><td>{_figure(c.clip_difference)}</td><td>{_figure(c.clip_margin_difference)}</td>"
             f"<td>{_figure(c.scene_difference)}</td></tr>"
         )
     titles = (
@@ -150,6 +150,9 @@ def _comparisons(comparisons: Sequence[Comparison]) -> str:
         "rate ratio",
         "mean ratio",
         "intervals apart",
+        "n of products new to the detector",
+        "their rate ratio",
+        "their mean ratio",
         "KID",
         "CLIP",
         "CLIP beyond others",

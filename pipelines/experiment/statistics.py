@@ -49,9 +49,9 @@ def mean(products: Sequence[str], values: Sequence[float]) -> Figure:
     return by_product(products, weighted)
 
 
-def rate_ratio(products: Sequence[str], baseline: Sequence[bool], treated: Sequence[bool]) -> Figure:
-    """How many times fewer pictures of the same pairs are overcompleted: (baseline + 0.5) / (treated + 0.5)."""
-    before, after = np.asarray(baseline, np.float64), np.asarray(treated, np.float64)
+def rate_ratio(products: Sequence[str], baseline: Sequence[float], treated: Sequence[float], tau: float) -> Figure:
+    """How many times fewer pictures of the same pairs have an E+ above tau: (baseline + 0.5) / (treated + 0.5)."""
+    before, after = (np.asarray(e_plus, np.float64) > tau for e_plus in (baseline, treated))
     return by_product(products, lambda counts: float(((counts * before).sum() + 0.5) / ((counts * after).sum() + 0.5)))
 
 
@@ -88,6 +88,17 @@ def kid(products: Sequence[str], features: Floats, reference: Floats) -> Figure:
         features: (n, d) of the pictures.
         reference: (m, d) of real pictures, taken as they are.
     """
+    return by_product(products, _mmd(features, reference))
+
+
+def kid_difference(products: Sequence[str], baseline: Floats, treated: Floats, reference: Floats) -> Figure:
+    """KID of treated - baseline, (n, d) each, of pictures of the same pairs."""
+    before, after = _mmd(baseline, reference), _mmd(treated, reference)
+    return by_product(products, lambda counts: after(counts) - before(counts))
+
+
+def _mmd(features: Floats, reference: Floats) -> Callable[[NDArray[np.int64]], float]:
+    """Maps how often each picture counts to the KID of these pictures."""
     own, across, real = _kernel(features, features), _kernel(features, reference), _kernel(reference, reference)
     m = len(reference)
     constant = (real.sum() - np.trace(real)) / (m * (m - 1))
@@ -100,7 +111,7 @@ def kid(products: Sequence[str], features: Floats, reference: Floats) -> Figure:
         pairs = total**2 - (counts**2).sum()
         return float(1000 * (different / pairs + constant - 2 * (counts * to_reference).sum() / total))
 
-    return by_product(products, mmd)
+    return mmd
 
 
 def _kernel(a: Floats, b: Floats) -> Floats:

@@ -179,8 +179,8 @@ class SamFinder:
 
 
 class OvercompletionDetector:
-    """Measures E+: several finders look, a judge weighs what they see. A `second_opinion` is asked only where one of
-    the finders saw the product grow, and tells no more than how uncertain that is."""
+    """Measures E+: several finders look, a judge weighs what they see. A `second_opinion` is slow, has no say in E+ and
+    tells no more than how uncertain that is."""
 
     def __init__(self, finders: Sequence[Finder], judge: Judge = majority, second_opinion: Finder | None = None):
         if len(finders) < 2:
@@ -197,14 +197,15 @@ class OvercompletionDetector:
         return cls([SalientFinder(salient), ColourFinder()], Evidence.read(), sam)
 
     def measure(
-        self, image: np.ndarray, matte: np.ndarray, doubtful: Callable[[float], bool] = lambda e_plus: True
+        self, image: np.ndarray, matte: np.ndarray, doubtful: Callable[[float], bool] | None = None
     ) -> Overcompletion:
         """Measure one picture.
 
         Args:
             image: (H, W, 3) uint8 RGB, the product in its scene.
             matte: (H, W) uint8, the placed product, 255 = product.
-            doubtful: at which E+ the second opinion is worth its time; at any by default.
+            doubtful: at which E+ the second opinion is worth its time. By default wherever a finder saw the product
+                grow, in the judge's eyes or not.
 
         Raises:
             ValueError: sizes that do not fit, or a matte without a product.
@@ -214,7 +215,7 @@ class OvercompletionDetector:
 
     def measure_all(self, image: np.ndarray, mattes: Sequence[np.ndarray]) -> list[Overcompletion]:
         """Measure one picture against several mattes, as `measure` does, and quicker than one by one."""
-        return [self._measure(look, image.shape[:2], lambda e_plus: True) for look in self.looks(image, mattes)]
+        return [self._measure(look, image.shape[:2], None) for look in self.looks(image, mattes)]
 
     def looks(self, image: np.ndarray, mattes: Sequence[np.ndarray]) -> Iterator[Look]:
         """What the judge is shown of a picture with each of several mattes; see `measure`."""
@@ -232,13 +233,14 @@ class OvercompletionDetector:
                 placed = share > share.max() / 2
             yield Look(small, placed, {finder.name: finder.find(small, placed) for finder in self._finders})
 
-    def _measure(self, look: Look, shape: tuple[int, int], doubtful: Callable[[float], bool]) -> Overcompletion:
+    def _measure(self, look: Look, shape: tuple[int, int], doubtful: Callable[[float], bool] | None) -> Overcompletion:
         image, placed, seen = look.image, look.placed, look.seen
         sure = self._judge(image, placed, seen)
         grown = {name: extension(one > 0.5, placed) for name, one in seen.items()}
         area = placed.sum()
         e_plus = float((sure > SURE).sum() / area)
-        if self._second_opinion is not None and any(one.any() for one in grown.values()) and doubtful(e_plus):
+        asked = doubtful(e_plus) if doubtful is not None else any(one.any() for one in grown.values())
+        if self._second_opinion is not None and asked:
             other = self._second_opinion.find(image, placed)
             grown[self._second_opinion.name] = extension(other > 0.5, placed)
         by_finder = {name: float(one.sum() / area) for name, one in grown.items()}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import (
@@ -169,39 +169,43 @@ def write_single_file(base: TinyBase, path: Path) -> Path:
     return path
 
 
+RESNET = {
+    "norm1.": "in_layers.0.", "conv1.": "in_layers.2.", "time_emb_proj.": "emb_layers.1.",
+    "norm2.": "out_layers.0.", "conv2.": "out_layers.3.", "conv_shortcut.": "skip_connection.",
+}  # fmt: skip
+
+
 def ldm_unet(unet: UNet2DConditionModel) -> dict[str, Tensor]:
     """A UNet's tensors under their original names."""
-    levels = len(unet.config.block_out_channels)
-    layers = unet.config.layers_per_block
-    blocks: dict[str, str] = {}
-    at = 1
-    for level in range(levels):
-        for layer in range(layers):
-            blocks[f"down_blocks.{level}.resnets.{layer}."] = f"input_blocks.{at}.0."
-            blocks[f"down_blocks.{level}.attentions.{layer}."] = f"input_blocks.{at}.1."
-            at += 1
-        blocks[f"down_blocks.{level}.downsamplers.0.conv."] = f"input_blocks.{at}.0.op."
-        at += 1
-    at = 0
-    for level in range(levels):
+    layers, blocks, at = unet.config.layers_per_block, _unet_blocks(unet), 0
+    for level in range(len(unet.config.block_out_channels)):
         attends = "CrossAttn" in unet.config.up_block_types[level]
         for layer in range(layers + 1):
             blocks[f"up_blocks.{level}.resnets.{layer}."] = f"output_blocks.{at}.0."
             blocks[f"up_blocks.{level}.attentions.{layer}."] = f"output_blocks.{at}.1."
             at += 1
         blocks[f"up_blocks.{level}.upsamplers.0.conv."] = f"output_blocks.{at - 1}.{2 if attends else 1}.conv."
-    blocks |= {
+    blocks |= {"conv_norm_out.": "out.0.", "conv_out.": "out.2."}
+    return {_renamed(name, blocks, RESNET): value for name, value in unet.state_dict().items()}
+
+
+def _unet_blocks(net: UNet2DConditionModel | ControlNetModel) -> dict[str, str]:
+    """Ours to original names of what a UNet and a ControlNet have in common: the way down and the middle."""
+    blocks: dict[str, str] = {}
+    at = 1
+    for level in range(len(net.config.block_out_channels)):
+        for layer in range(net.config.layers_per_block):
+            blocks[f"down_blocks.{level}.resnets.{layer}."] = f"input_blocks.{at}.0."
+            blocks[f"down_blocks.{level}.attentions.{layer}."] = f"input_blocks.{at}.1."
+            at += 1
+        blocks[f"down_blocks.{level}.downsamplers.0.conv."] = f"input_blocks.{at}.0.op."
+        at += 1
+    return blocks | {
         "mid_block.resnets.0.": "middle_block.0.", "mid_block.attentions.0.": "middle_block.1.",
         "mid_block.resnets.1.": "middle_block.2.", "time_embedding.linear_1.": "time_embed.0.",
         "time_embedding.linear_2.": "time_embed.2.", "conv_in.": "input_blocks.0.0.",
-        "conv_norm_out.": "out.0.", "conv_out.": "out.2.",
         "add_embedding.linear_1.": "label_emb.0.0.", "add_embedding.linear_2.": "label_emb.0.2.",
     }  # fmt: skip
-    resnet = {
-        "norm1.": "in_layers.0.", "conv1.": "in_layers.2.", "time_emb_proj.": "emb_layers.1.",
-        "norm2.": "out_layers.0.", "conv2.": "out_layers.3.", "conv_shortcut.": "skip_connection.",
-    }  # fmt: skip
-    return {_renamed(name, blocks, resnet): value for name, value in unet.state_dict().items()}
 
 
 def ldm_vae(vae: AutoencoderKL) -> dict[str, Tensor]:
@@ -231,6 +235,17 @@ def ldm_vae(vae: AutoencoderKL) -> dict[str, Tensor]:
         name: value[:, :, None, None] if re.search(r"attn_1\.(q|k|v|proj_out)\.weight", name) else value
         for name, value in tensors.items()
     }
+
+
+def ldm_controlnet(net: ControlNetModel) -> dict[str, Tensor]:
+    """A ControlNet's tensors under the names of its publishers: a UNet's first half, and convolutions beside it."""
+    branch = {"controlnet_mid_block.": "middle_block_out.0."}
+    branch |= {f"controlnet_down_blocks.{n}.": f"zero_convs.{n}.0." for n in range(len(net.controlnet_down_blocks))}
+    hint = [*(f"blocks.{n}" for n in range(len(net.controlnet_cond_embedding.blocks))), "conv_out"]
+    branch["controlnet_cond_embedding.conv_in."] = "input_hint_block.0."
+    branch |= {f"controlnet_cond_embedding.{name}.": f"input_hint_block.{2 * n + 2}." for n, name in enumerate(hint)}
+    blocks = branch | _unet_blocks(net)
+    return {f"control_model.{_renamed(name, blocks, RESNET)}": value for name, value in net.state_dict().items()}
 
 
 def open_clip(encoder: CLIPTextModelWithProjection) -> dict[str, Tensor]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from diffusers import AutoencoderKL, ControlNetModel
+from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from PIL import Image
 from published import (
     TinyBase,
+    ldm_controlnet,
+    ldm_vae,
     single_file,
     tiny_base,
     tiny_unet,
@@ -28,6 +31,7 @@ from pipelines.diffusion.brushnet import BrushNetModel
 from pipelines.diffusion.inpainting import InpaintingPipeline
 from pipelines.errors import IntegrityError
 from pipelines.models import PROFILES, Part, load_profile
+from pipelines.settings import get_settings
 from pipelines.vision.captioner import Captioner
 from pipelines.vision.segmenters import build_sam
 from pipelines.vision.upscalers import RRDBNet, Upscaler
@@ -93,15 +97,25 @@ def test_a_folder_of_half_precision_variants_is_widened(clip: Path, tmp_path: Pa
     assert load_base(part(folder), clip).unet.dtype == torch.float32
 
 
-def test_a_single_file_for_inpainting_has_nine_channels(clip: Path, tmp_path: Path):
-    file = write_single_file(tiny_base(in_channels=9), tmp_path / "inpaint.safetensors")
-    assert load_base(part(file, configs(tiny_base(), tmp_path)), clip).unet.config.in_channels == 9
+@pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])  # the released inpainting model is a .ckpt
+def test_a_single_file_for_inpainting_has_nine_channels(suffix: str, clip: Path, tmp_path: Path):
+    base, file = tiny_base(in_channels=9), tmp_path / f"inpaint{suffix}"
+    if suffix == ".ckpt":
+        torch.save({"state_dict": single_file(base)}, file)
+    else:
+        write_single_file(base, file)
+    loaded = load_base(part(file, configs(tiny_base(), tmp_path)), clip)
+    assert loaded.unet.config.in_channels == 9
+    assert_same(base, loaded)
 
 
 def test_a_single_file_of_another_architecture_is_named(clip: Path, tmp_path: Path):
-    file = write_single_file(tiny_base("sdxl"), tmp_path / "xl.safetensors")
-    with pytest.raises(IntegrityError, match=r"xl\.safetensors: expected a single-file checkpoint of sd15, .* 96$"):
-        load_base(part(file, configs(tiny_base(), tmp_path)), clip)
+    config = configs(tiny_base(), tmp_path)
+    write_single_file(tiny_base("sdxl"), tmp_path / "xl.safetensors")
+    torch.save({"state_dict": single_file(tiny_base("sdxl"))}, tmp_path / "xl.ckpt")
+    for name in ("xl.safetensors", "xl.ckpt"):
+        with pytest.raises(IntegrityError, match=rf"{name}: expected a single-file checkpoint of sd15, .* 96$"):
+            load_base(part(tmp_path / name, config), clip)
 
 
 def test_a_folder_of_another_architecture_is_named(clip: Path, tmp_path: Path):
@@ -152,6 +166,47 @@ def test_a_brushnet_is_read_from_the_released_folder_and_from_one_half_precision
         torch.testing.assert_close(from_folder.state_dict()[name], value, rtol=0, atol=0)
         torch.testing.assert_close(from_file.state_dict()[name], value, rtol=1e-3, atol=1e-3)
     assert from_file.dtype == torch.float32
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_an_autoencoder_and_a_controlnet_are_read_from_one_file_under_their_publishers_names(
+    tmp_path: Path, suffix: str
+):
+    nets = {
+        "vae": (tiny_base().vae, ldm_vae),
+        "canny": (ControlNetModel.from_unet(tiny_unet(), conditioning_embedding_out_channels=(8,) * 4), ldm_controlnet),
+    }
+    for name, (net, published) in nets.items():
+        net.save_pretrained(tmp_path / name)
+        for tensors in (published(net), net.state_dict()):
+            file = tmp_path / f"{name}{suffix}"
+            tensors = {key: value.contiguous() for key, value in tensors.items()}
+            torch.save(tensors, file) if suffix == ".pth" else save_file(tensors, file)
+            loaded = load_net(type(net), part(file, tmp_path / name), "a net")
+            for key, value in net.state_dict().items():
+                torch.testing.assert_close(loaded.state_dict()[key], value, rtol=0, atol=0, msg=f"{name} {key}")
+            assert not loaded.training
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_the_configurations_that_single_files_are_read_with_fit_the_familys_unet(family: str):
+    unet, net = (json.loads((PROFILES / family / part / "config.json").read_text()) for part in ("unet", "controlnet"))
+    with torch.device("meta"):
+        wanted = ControlNetModel.from_unet(UNet2DConditionModel.from_config(unet)).state_dict()
+        found = ControlNetModel.from_config(net).state_dict()
+    assert {name: value.shape for name, value in found.items()} == {n: v.shape for n, v in wanted.items()}
+
+
+def test_one_file_that_lacks_a_tensor_is_named_and_not_filled_with_noise(tmp_path: Path):
+    vae = tiny_base().vae
+    vae.save_pretrained(tmp_path / "vae")
+    for tensors in (ldm_vae(vae), vae.state_dict()):
+        tensors = {key: value.contiguous() for key, value in tensors.items() if key != "post_quant_conv.bias"}
+        save_file(tensors, tmp_path / "vae.safetensors")
+        with pytest.raises(IntegrityError, match=r"vae\.safetensors: expected an autoencoder"):
+            load_net(AutoencoderKL, part(tmp_path / "vae.safetensors", tmp_path / "vae"), "an autoencoder")
+    with pytest.raises(IntegrityError, match="expected its configuration beside its path in the profile"):
+        load_net(AutoencoderKL, part(tmp_path / "vae.safetensors"), "an autoencoder")
 
 
 def test_a_net_of_another_kind_is_named(tmp_path: Path):
@@ -246,6 +301,16 @@ def test_the_sampler_runs_from_a_profile_of_published_formats(profile: Path):
     assert len(paint(pipeline)) == 64 * 64 * 3
 
 
+def test_the_models_directory_is_the_settings_where_none_is_named(profile: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PACKSHOT_MODELS_DIR", str(profile))
+    get_settings.cache_clear()
+    try:
+        pipeline = InpaintingPipeline.from_profile("tiny")
+    finally:
+        get_settings.cache_clear()
+    assert paint(pipeline) == paint(InpaintingPipeline.from_profile("tiny", models_dir=profile))
+
+
 def test_kohyas_and_pefts_formats_of_one_lora_give_one_picture(profile: Path, tmp_path: Path):
     pipeline = InpaintingPipeline.from_profile("tiny", models_dir=profile)
     plain, pictures = paint(pipeline), []
@@ -297,16 +362,24 @@ def shallow_sam(width: int = 768, heads: int = 12):
     return _build_sam(width, 2, heads, [1])
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_hq_sam_of_a_published_width_is_read_in_both_formats(tmp_path: Path, suffix: str):
-    sam, file = shallow_sam(), tmp_path / f"sam_hq_vit_b{suffix}"
+@pytest.mark.parametrize(
+    ("encoder", "width", "heads", "suffix"),
+    [
+        ("vit_b", 768, 12, ".pth"),
+        ("vit_b", 768, 12, ".safetensors"),
+        ("vit_l", 1024, 16, ".pth"),
+        ("vit_h", 1280, 16, ".pth"),
+    ],
+)
+def test_hq_sam_of_a_published_width_is_read(tmp_path: Path, encoder: str, width: int, heads: int, suffix: str):
+    sam, file = shallow_sam(width, heads), tmp_path / f"sam_hq_{encoder}{suffix}"
     torch.save(sam.state_dict(), file) if suffix == ".pth" else save_file(sam.state_dict(), file)
-    loaded = build_sam(file, "vit_b")
+    loaded = build_sam(file, encoder)
     for name, value in sam.state_dict().items():
         torch.testing.assert_close(loaded.state_dict()[name], value, rtol=0, atol=0)
     blocks = loaded.image_encoder.blocks
     assert [block.window_size for block in blocks] == [14, 0]
-    assert blocks[0].attn.num_heads == 12
+    assert blocks[0].attn.num_heads == heads
 
 
 def test_hq_sams_tiny_encoder_is_read_from_a_torch_file(tmp_path: Path):

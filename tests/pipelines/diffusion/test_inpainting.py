@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -261,6 +263,28 @@ class TestMethods:
         assert (weak - original).abs().mean() < (strong - original).abs().mean()
         assert steps[:2] == [(1, 2), (2, 2)]
         assert len(steps) == 12
+
+    def test_how_the_mask_comes_to_brushnet(self, parts):
+        image, mask = product()
+        slanted = mask.rotate(20)  # so that cells of the latents are product in part
+        brushnet = copy.deepcopy(parts.brushnet)
+        with torch.no_grad():
+            brushnet.conv_in_condition.weight[:, -1] = 0.3  # an untrained one has nought there
+
+        def latents(**option):
+            pipeline = InpaintingPipeline(**parts.as_kwargs() | {"brushnet": brushnet})
+            return pipeline(image, slanted, "a", num_inference_steps=2, generator=seeded(), **option).latents
+
+        cubic, nearest = latents(brushnet_mask="bicubic"), latents(brushnet_mask="nearest")
+        assert torch.equal(cubic, latents())
+        assert not torch.equal(cubic, nearest)
+
+    @pytest.mark.parametrize("kind", ["tile", "depth"])
+    def test_a_control_that_no_mask_suits_is_refused_unless_it_is_not_masked(self, parts, kind):
+        pipeline = InpaintingPipeline(**parts.as_kwargs(), controlnets=[parts.controlnet], control_kinds=[kind])
+        with pytest.raises(ValueError, match=f"does not suit a {kind} ControlNet"):
+            shoot(pipeline, control_images=[edges()])
+        shoot(pipeline, control_images=[edges()], mask_guidance=False)
 
     def test_brushnet_needs_its_net(self, parts):
         with pytest.raises(ValueError, match="needs a BrushNet"):

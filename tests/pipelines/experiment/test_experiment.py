@@ -21,9 +21,10 @@ from pipelines.experiment.pairs import catalogue_subjects, load_pairs, load_subj
 from pipelines.experiment.report import as_json, write_report
 from pipelines.experiment.scoring import Scorer
 from pipelines.models import load_profile
+from pipelines.quality.yardstick import SIDES, read_products
 from pipelines.training.brushnet import ARMS as TRAINED
 from pipelines.training.composer import COLOURS, MATERIALS
-from pipelines.training.data import is_held_out, product_of, read_index
+from pipelines.training.data import LAST_COLOUR, clean_name, is_held_out, product_of, read_index
 
 SAMPLE = Path(overcompletion.__file__).resolve().parents[1] / "sample" / "catalog.csv"
 SHARED = Path(__file__).resolve().parents[4] / "shared"
@@ -70,16 +71,17 @@ def test_a_drawn_picture_shows_the_prompts_scene_around_the_very_product(subject
     assert np.array_equal(drawn, pair.drawn())
 
 
-def test_edges_of_the_photo_reach_beyond_the_product_and_those_of_the_cutout_do_not(subjects):
+def test_edges_of_the_whole_photo_alone_reach_beyond_the_product(subjects):
     pairs = load_pairs(subjects, 16, 128)
-    cells = Cell("a", "ablations"), Cell("b", "ablations", edges="cutout")
-    beyond = [0, 0]
+    cells = [Cell("a", "ablations", edges=edges) for edges in ("photo", "product", "cutout")]
+    beyond = [0, 0, 0]
     for pair in pairs:
         near = cv2.dilate(pair.product.matte, np.ones((9, 9), np.uint8)) > 0
         for n, cell in enumerate(cells):
             beyond[n] += int(((np.asarray(edges_of(pair, cell))[..., 0] > 0) & ~near).sum())
     assert beyond[0] > 200
     assert beyond[1] == 0
+    assert beyond[2] == 0
 
 
 @pytest.mark.skipif(not (SHARED / "training" / "index.csv").exists(), reason="the shared folder is not here")
@@ -90,6 +92,20 @@ def test_no_subject_was_trained_on():
     assert len(names & held_out) > 60
     assert all(is_held_out(name) for name in names & held_out)
     assert not names & trained
+
+
+@pytest.mark.skipif(not (SHARED / "training" / "index.csv").exists(), reason="the shared folder is not here")
+def test_the_products_that_the_detector_was_fitted_to_are_known_and_are_not_most():
+    fitted = {name for name, _, _ in read_products(SHARED, SIDES[0])}
+    items = read_index(SHARED / "training", "cutouts", "test")
+    named = {product_of(item): LAST_COLOUR.sub("", item.name) for item in items}
+    subjects = load_subjects(SHARED)
+    familiar = {subject.name for subject in subjects if subject.familiar}
+    assert 10 < len(familiar) < len(subjects) / 2
+    assert familiar & set(named.values()) <= {named[product] for product in fitted if product in named}
+    with (SHARED / "catalog" / "catalog.csv").open(newline="", encoding="utf-8") as file:
+        titles = {row["id"]: clean_name(row["title"]) for row in csv.DictReader(file)}
+    assert {titles[product] for product in fitted if product in titles} <= familiar
 
 
 def test_a_shorter_run_keeps_the_proportions_of_a_full_one():
@@ -134,7 +150,12 @@ def test_a_run_without_the_shared_folder_is_a_smoke_test_that_resumes(tmp_path, 
     assert "drawn as the prompt says" in page.read_text(encoding="utf-8")
     document = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
     assert document == json.loads(json.dumps(as_json(table)))
-    assert document["comparisons"][0]["rate_ratio"]["value"] > 0
+    compared = document["comparisons"][0]
+    counts = [sum(one.scores.e_plus > table.tau for one in results[name]) for name in (BASELINE, TREATED)]
+    assert compared["rate_ratio"]["value"] == pytest.approx((counts[0] + 0.5) / (counts[1] + 0.5))
+    assert compared["unfamiliar"] == 2  # the detector was fitted to no product of the sample
+    assert compared["unfamiliar_rate_ratio"] == compared["rate_ratio"]
+    assert compared["kid_difference"] is None
     with (tmp_path / "out" / "results.csv").open(newline="", encoding="utf-8") as file:
         assert [row["cell"] for row in csv.DictReader(file)] == [BASELINE, TREATED]
 

@@ -35,10 +35,10 @@ def test_pictures_without_a_value_are_left_out() -> None:
 
 
 def test_ratios_are_baseline_over_treated_and_a_rate_of_nought_is_finite() -> None:
-    before, after = [True] * 24 + [False] * 24, [False] * 48
-    assert statistics.rate_ratio(PRODUCTS, before, after).value == pytest.approx(24.5 / 0.5)
+    before, after = [0.3] * 24 + [0.1] * 24, [0.1] * 48
+    assert statistics.rate_ratio(PRODUCTS, before, after, 0.1).value == pytest.approx(24.5 / 0.5)
     assert statistics.mean_ratio(PRODUCTS, [0.5] * 48, [0.1] * 48).value == pytest.approx(5)
-    same = statistics.rate_ratio(PRODUCTS, before, before)
+    same = statistics.rate_ratio(PRODUCTS, before, before, 0.1)
     assert same.value == 1
     assert same.interval == (1, 1)
 
@@ -59,6 +59,18 @@ def test_kid_is_nought_for_the_same_kind_of_picture_and_grows_with_the_distance(
     assert alike.interval[0] < 0 < alike.interval[1] or abs(alike.value) < 20
     assert alike.value < near.value < far.value
     assert far.apart(alike)
+
+
+def test_the_difference_of_two_kids_of_the_same_pairs_is_known_better_than_either() -> None:
+    rng = np.random.default_rng(1)
+    real, products = rng.normal(size=(200, 16)), [f"p{n % 40}" for n in range(120)]
+    before = rng.normal(0.3, 1, size=(120, 16))
+    after = before - 0.1
+    first, second = statistics.kid(products, before, real), statistics.kid(products, after, real)
+    found = statistics.kid_difference(products, before, after, real)
+    assert found.value == pytest.approx(second.value - first.value)
+    assert found.interval[1] < 0
+    assert found.interval[1] - found.interval[0] < first.interval[1] - first.interval[0]
 
 
 def test_what_a_picture_has_with_every_prompt_is_no_agreement_with_its_own():
