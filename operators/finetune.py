@@ -327,7 +327,8 @@ def _profile(services: Services) -> Profile:
 def _options(services: Services) -> TrainOptions:
     from pipelines.training.loop import TrainOptions
 
-    return TrainOptions("brushnet", device=services.settings.compute().device)
+    settings = services.settings
+    return TrainOptions("brushnet", device=settings.compute().device, profile=settings.profile)
 
 
 def _exam(job: Finetune, services: Services, profile: Profile, folder: Path, products: int, seeds: int) -> Exam:

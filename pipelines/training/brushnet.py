@@ -17,15 +17,16 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, DDIMScheduler
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipelines.diffusion.brushnet import BrushNetModel, inject
 from pipelines.diffusion.inpainting import latent_mask, masked_image
+from pipelines.diffusion.latents import decode, encode
 from pipelines.errors import UsageError
-from pipelines.training.autoencoder import tensor_bytes, to_tensor
-from pipelines.training.card import write_card
+from pipelines.training.autoencoder import to_tensor
+from pipelines.training.card import BUNDLED, write_card
 from pipelines.training.data import Composer
 from pipelines.training.loop import PROFILE, TrainOptions, TrainResult, export, fit, grid_picture, together
 from pipelines.training.masks import Policy, random_mask, whole_mask
@@ -33,7 +34,6 @@ from pipelines.training.unet import (
     GUIDANCE,
     FrozenBase,
     TextConditioned,
-    build_scheduler,
     load_training_photographs,
 )
 from pipelines.vision.segmenters import SalientSegmenter
@@ -53,6 +53,9 @@ ARMS = {
     "brushnet": Arm("brushnet_salient", "instance"),
     "brushnet_control": Arm("brushnet_random", "random"),
 }
+
+FULL_SIZE, FULL_SIZE_LR = 100_000_000, 1e-5
+"""From so many parameters a BrushNet is a released one, which is fine-tuned at this rate; `mini`'s has 8 million."""
 
 UNSURE = 0.1
 """Share of a photo where the salient net is undecided (0.2 to 0.8) above which its mask is not learnt from."""
@@ -103,17 +106,20 @@ def train_on(
     base: FrozenBase,
     pack: ConditionPack,
     watch: Callable[[BrushNetModel, int], None] | None = None,
+    about: str = BUNDLED,
 ) -> TrainResult:
     """Train the arm `options.part` on the samples of `pack` and export it; see `train`.
 
-    `watch(averaged model, step)` is called at every checkpoint.
+    `watch(averaged model, step)` is called at every checkpoint. `about` says on the card what was learnt from.
     """
     torch.manual_seed(options.seed)
     arm, crew = ARMS[options.part], together(options)
     stage = dataclasses.replace(options, part=f"{options.part}_{side}")
-    batch, lr = options.batch or (24 if side <= 128 else 8), options.lr or (4e-4 if side <= 128 else 2e-4)
     folder = options.out / options.part
     model = load(options, base.model).to(options.device, memory_format=torch.channels_last)
+    batch, lr = options.batch or (24 if side <= 128 else 8), options.lr or (4e-4 if side <= 128 else 2e-4)
+    if options.lr is None and model.num_parameters() >= FULL_SIZE:
+        lr = FULL_SIZE_LR
 
     def loss_of_step(step: int) -> Tensor:
         rows, drawn = base.batch(stage, step, batch, pack.picks)
@@ -140,7 +146,7 @@ def train_on(
     if crew.is_main_process:
         export(result.ema, folder)
         figures = {f"{side}_px": {**result.figures, "pictures": len(pack.picks), "masks": arm.masks}}
-        write_card(folder, options.part, result.ema, options, figures)
+        write_card(folder, options.part, result.ema, options, figures, about=about)
     crew.wait_for_everyone()
     return result
 
@@ -211,30 +217,28 @@ def _samples(options: TrainOptions, masks: Policy, base: FrozenBase, side: int) 
 @torch.no_grad()
 def encode_condition(vae: AutoencoderKL, images: Tensor, masks: Tensor) -> Tensor:
     """(N, 3, H, W) in -1..1 and (N, 1, H, W) masks, 1 = kept, to BrushNet's (N, 5, H/8, W/8), as the sampler does."""
-    hidden = masked_image(images, masks).contiguous(memory_format=torch.channels_last)
-    latents = vae.encode(hidden).latent_dist.mode()
-    size = (latents.shape[-2], latents.shape[-1])
-    return torch.cat([latents, latent_mask(masks, size)], dim=1)
+    seen = encode(vae, masked_image(images, masks).contiguous(memory_format=torch.channels_last))
+    return torch.cat([seen, latent_mask(masks, (seen.shape[-2], seen.shape[-1]))], dim=1)
 
 
 @torch.no_grad()
 def sample(
     brushnet: BrushNetModel,
-    base: TextConditioned,
+    base: FrozenBase,
     prompts: list[str],
     condition: Tensor,
     steps: int = 16,
     guidance: float = GUIDANCE,
 ) -> Tensor:
     """Latents for `prompts` around the products of `condition` (N, 5, h, w), by DDIM; one pass for both halves."""
-    scheduler = build_scheduler()
+    scheduler, unet = DDIMScheduler.from_config(base.scheduler.config), base.model.unet
     scheduler.set_timesteps(steps)
-    states = base.encode([""] * len(prompts) + prompts)
+    states = base.model.encode([""] * len(prompts) + prompts)
     latents = torch.randn((len(prompts), 4, *condition.shape[-2:]), generator=torch.Generator().manual_seed(0))
     latents = latents.to(condition)
     for t in scheduler.timesteps:
-        with inject(base.unet, *brushnet(latents, t, None, condition)):
-            both = base.unet(torch.cat([latents] * 2), t, encoder_hidden_states=states).sample
+        with inject(unet, *brushnet(latents, t, None, condition)):
+            both = unet(torch.cat([latents] * 2), t, encoder_hidden_states=states).sample
         without, with_text = both.chunk(2)
         latents = scheduler.step(without + guidance * (with_text - without), t, latents).prev_sample
     return latents
@@ -247,7 +251,7 @@ def show(model: BrushNetModel, base: FrozenBase, path: Path) -> None:
     images = to_tensor(np.stack([shots.image(n) for n in picks])).to(base.vae.device)
     masks = np.stack([shots.mask(n) >= 128 for n in picks])
     condition = encode_condition(base.vae, images, torch.from_numpy(masks)[:, None].to(images))
-    latents = sample(model, base.model, [base.pack.captions[n] for n in picks], condition)
-    painted = tensor_bytes(base.vae.decode(latents).sample)
+    latents = sample(model, base, [base.pack.captions[n] for n in picks], condition)
+    painted = [np.asarray(picture) for picture in decode(base.vae, latents)]
     pasted = [np.where(masks[k][..., None], shots.image(n), painted[k]) for k, n in enumerate(picks)]
     grid_picture([*(shots.image(n) for n in picks), *painted, *pasted]).save(path)

@@ -21,12 +21,19 @@ REAL = (
     "webgltf-env (CC0), WordPress themes (public-domain photos); product photos of clothing-dataset (CC0-1.0), "
     "grocery-store (MIT), magento2 (OSL-3.0 / AFL-3.0), vendure (Unsplash)."
 )
+BUNDLED = f"{COMPOSED}\n  {REAL}"
 
 
 def write_card(
-    folder: Path, title: str, model: nn.Module, options: TrainOptions, figures: Mapping[str, object], notes: str = ""
+    folder: Path,
+    title: str,
+    model: nn.Module,
+    options: TrainOptions,
+    figures: Mapping[str, object],
+    notes: str = "",
+    about: str = BUNDLED,
 ) -> None:
-    """Write `folder`/CARD.md: architecture, data and licences, command, steps, wall time, figures and licence.
+    """Write `folder`/CARD.md: architecture, data and licences (`about`), command, steps, wall time, figures, licence.
 
     Figures of earlier stages (another size) that the card already holds are kept.
     """
@@ -35,11 +42,10 @@ def write_card(
     figures = {**(json.loads(earlier[1]) if earlier else {}), **figures}
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     command = f"packshot train {options.part} --minutes {options.minutes:g}"
-    text = f"""# mini / {title}
+    text = f"""# {options.profile} / {title}
 
 - **Architecture**: `{type(model).__name__}`, {millions:.2f} M parameters; the config stands beside the weights.
-- **Data**: {COMPOSED}
-  {REAL}
+- **Data**: {about}
 - **Made by**: `{command}` on {options.device} ({options.dtype}), two cores shared with other work.
 - **Figures**: {json.dumps(figures)}
 - **Licence**: Apache-2.0 for the weights, as far as this project can give one; the sources' licences above stand.

@@ -24,7 +24,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 import torch
 import typer
+from diffusers import DDIMScheduler
 
+from pipelines.checkpoints import load_net, load_profile_base
 from pipelines.contracts import canonical_json, sha256_hex
 from pipelines.diffusion.brushnet import BrushNetModel
 from pipelines.errors import UsageError
@@ -34,6 +36,7 @@ from pipelines.settings import ROOT, Settings, get_settings
 from pipelines.store import FolderStore, S3Store
 from pipelines.training.autoencoder import to_tensor
 from pipelines.training.brushnet import ARMS, ConditionPack, condition_pack, encode_condition, train_on
+from pipelines.training.card import BUNDLED
 from pipelines.training.data import ShotPack
 from pipelines.training.exam import Exam
 from pipelines.training.loop import PROFILE, TrainOptions, together
@@ -42,8 +45,6 @@ from pipelines.training.sources import Dataset, Picture, gather_folder, gather_l
 from pipelines.training.unet import (
     FrozenBase,
     LatentPack,
-    build_model,
-    build_scheduler,
     encode,
     load_autoencoder,
 )
@@ -57,7 +58,7 @@ PARTS: dict[StageName, str] = {"salient": "brushnet_salient", "instance": "brush
 """Which part a stage trains: an arm of `pipelines.training.brushnet`."""
 
 BASE = ("autoencoder", "clip", "unet", "scheduler")
-"""The pieces of the profile that a branch learns beside."""
+"""The pieces that a branch learns beside, as the work folder has them."""
 
 TRAINING = "training"
 """In a data set's place: the pictures that the bundled models learnt from."""
@@ -100,7 +101,7 @@ class Finetune:
 
     def digest(self, profile: Profile) -> str:
         """Names the fine-tune of this profile: equal ones are the same work."""
-        models = [profile.ref(part).sha256 for part in (*BASE, "brushnet")]
+        models = [profile.ref(part).sha256 for part in (*profile.sampler_parts, "brushnet")]
         return sha256_hex(canonical_json([asdict(self), models]).encode())
 
     def folder(self, profile: Profile, state_dir: Path) -> Path:
@@ -147,20 +148,32 @@ def gather(
 def begin(job: Finetune, profile: Profile, folder: Path) -> Path:
     """Lay out what the stages begin from; returns the folder of exports. What is there is left as it is.
 
-    Raises UsageError where the profile is not made of the pieces that a branch can learn beside.
+    Stage 1 begins from the profile's random-mask BrushNet: `brushnet_random`, or where there is none, `brushnet`, which
+    is what was released for SD 1.5. Raises UsageError where the profile has nothing that a branch can learn beside.
     """
     models = folder / "models"
-    start = PARTS["salient"] if job.salient.skipped else ARMS[PARTS["salient"]].start
-    origin = {part: part for part in BASE} | {str(start): "brushnet" if job.salient.skipped else str(start)}
-    for name, part in origin.items():
-        if not profile.has(part):
-            remedy = "; with 0 minutes stage 1 is left out" if part not in BASE else ""
-            raise UsageError(f"profile {profile.name} has no {part} for a fine-tune to begin from{remedy}")
-        if not (models / name).exists():
-            temporary = models / f".{name}"
-            shutil.copytree(profile.part(part).check().path, temporary, dirs_exist_ok=True)
-            temporary.rename(models / name)
+    random = "brushnet_random" if profile.has("brushnet_random") else "brushnet"
+    name, part = ("brushnet_salient", "brushnet") if job.salient.skipped else ("brushnet_random", random)
+    if not all((models / piece).exists() for piece in BASE):
+        base = load_profile_base(profile)
+        if base.text_encoder_2 is not None:
+            raise UsageError(f"profile {profile.name} is of SDXL: a fine-tune is for SD 1.5 and mini")
+        _lay_out(models / "autoencoder", base.vae.half())
+        _lay_out(models / "unet", base.unet.half())
+        _lay_out(models / "clip", base.text_encoder.half(), base.tokenizer)
+        _lay_out(models / "scheduler", DDIMScheduler.from_config(base.scheduler.config))
+    if not (models / name).exists():
+        _lay_out(models / name, load_net(BrushNetModel, profile.part(part).check(), "a BrushNet"))
     return models
+
+
+def _lay_out(folder: Path, *parts: Any) -> None:
+    """Save parts of a model into a folder that is there only when it is whole."""
+    if not folder.exists():
+        temporary = folder.with_name(f".{folder.name}")
+        for part in parts:
+            part.save_pretrained(temporary)
+        temporary.rename(folder)
 
 
 def run_stage(
@@ -190,13 +203,15 @@ def run_stage(
             base = FrozenBase.load(options, job.side)
             pack = condition_pack(options, ARMS[part].masks, base, job.side)
             about: dict[str, Any] = {"source": TRAINING, "products": None}
+            card = BUNDLED
         else:
             data = Dataset.load(store, stage.pictures)
             learnt = data.side(held_out=False)
             shots = picture_pack(folder / name, learnt, store, job.side, SHOTS, max_megapixels)
             base, pack = own_pack(options, shots, folder / name / f"encoded_{job.side}.npz")
             about = {"source": data.source, "products": len({picture.product for picture in learnt})}
-    result = train_on(options, job.side, base, pack, watch)
+            card = f"{data.source}: {len(learnt)} pictures of {about['products']} products, none of them held out."
+    result = train_on(options, job.side, base, pack, watch, card)
     figures = about | {"data": stage.pictures, "pictures": len(pack.picks)} | result.figures
     if crew.is_main_process:
         record.write_text(json.dumps(figures), encoding="utf-8")
@@ -220,8 +235,7 @@ def own_pack(options: TrainOptions, shots: ShotPack, packed: Path) -> tuple[Froz
         np.savez(temporary, latents=np.concatenate(latents), conditions=np.concatenate(conditions))
         temporary.replace(packed)
     stored = np.load(packed)
-    model = build_model(options, first=False).requires_grad_(False).eval()
-    base = FrozenBase(model, vae, shots, LatentPack(stored["latents"], shots.captions), build_scheduler())
+    base = FrozenBase.beside(options, vae, shots, LatentPack(stored["latents"], shots.captions))
     return base, ConditionPack(np.arange(len(shots)), stored["conditions"])
 
 
@@ -291,7 +305,7 @@ def main(
     minutes: Annotated[float, typer.Option(help="Stage 2.")] = 30.0,
     salient_steps: Annotated[int | None, typer.Option(help="Stage 1 in steps instead: resumes to the bit.")] = None,
     steps: Annotated[int | None, typer.Option(help="Stage 2 in steps instead.")] = None,
-    size: Annotated[int, typer.Option(help="Pictures' side, px.")] = 256,
+    size: Annotated[int | None, typer.Option(help="Pictures' side, px; the profile's own by default.")] = None,
     batch: int | None = None,
     lr: float | None = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
@@ -321,6 +335,7 @@ def main(
     profile = load_profile(settings.profile, settings.models_dir)
     compute = settings.compute()
     options = TrainOptions("brushnet", device=compute.device if device == "auto" else device, dtype=dtype, data=data)
+    options = replace(options, profile=profile.name)
     crew, limit = together(options), settings.photo_max_megapixels
 
     # 1. Freeze the pictures
@@ -336,7 +351,7 @@ def main(
     if second.skipped:
         raise UsageError("stage 2 has nothing to do: give it --minutes or --steps")
     first = Stage(salient, salient_minutes, salient_steps)
-    job = Finetune(frozen(first), frozen(second), side=size, batch=batch, lr=lr)
+    job = Finetune(frozen(first), frozen(second), side=size or profile.native_size, batch=batch, lr=lr)
     folder = job.folder(profile, settings.state_dir)
 
     # 2. Train, judging now and then

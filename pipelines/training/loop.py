@@ -39,7 +39,8 @@ class TrainOptions:
     """What every trainer takes. `minutes` of training in all, over kills and resumes; `steps` instead of it when given.
 
     `dtype` is the autocast type of the forward pass; weights, gradients and optimizer stay float32. `work` holds the
-    checkpoint, the curve and the samples and is never committed; `out` receives the exported model.
+    checkpoint, the curve and the samples and is never committed; `out` receives the exported model. `profile` is whose
+    model it is.
     """
 
     part: str
@@ -55,6 +56,7 @@ class TrainOptions:
     data: Path = ROOT / ".." / "shared" / "training"
     out: Path = PROFILE
     work: Path = ROOT / "build" / "training"
+    profile: str = "mini"
 
     @property
     def folder(self) -> Path:

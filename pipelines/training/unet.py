@@ -8,6 +8,7 @@ latents), then the same weights at 256 px. The first stage trains CLIP's text to
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +16,14 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
+from pipelines.diffusion import latents
 from pipelines.training.autoencoder import tensor_bytes, to_tensor
 from pipelines.training.card import write_card
-from pipelines.training.clip import CONTEXT, prepare_tokenizer, shorten
 from pipelines.training.clip import build as build_clip
 from pipelines.training.clip import export as export_clip
+from pipelines.training.clip import prepare_tokenizer, shorten
 from pipelines.training.data import ShotPack, load_photographs, shot_pack
 from pipelines.training.loop import TrainOptions, export, fit, grid_picture, step_rng, torch_rng
 
@@ -74,18 +76,20 @@ def build_scheduler() -> DDIMScheduler:
 
 
 class TextConditioned(nn.Module):
-    """The UNet with the CLIP whose text tower feeds it, as one trainable."""
+    """The UNet with the CLIP whose text tower feeds it, or with that tower alone, as one trainable."""
 
-    def __init__(self, unet: UNet2DConditionModel, clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
+    def __init__(self, unet: UNet2DConditionModel, clip: CLIPModel | CLIPTextModel, tokenizer: CLIPTokenizer) -> None:
         super().__init__()
         self.unet, self.clip, self.tokenizer = unet, clip, tokenizer
 
     def encode(self, texts: list[str]) -> Tensor:
-        """Captions to (N, CONTEXT, width) hidden states."""
+        """Captions to (N, context, width) hidden states."""
+        tower = self.clip.text_model if isinstance(self.clip, CLIPModel) else self.clip
+        context = tower.config.max_position_embeddings
         ids = self.tokenizer(
-            texts, padding="max_length", truncation=True, max_length=CONTEXT, return_tensors="pt"
+            texts, padding="max_length", truncation=True, max_length=context, return_tensors="pt"
         ).input_ids
-        return self.clip.text_model(input_ids=ids.to(self.unet.device)).last_hidden_state
+        return tower(input_ids=ids.to(self.unet.device)).last_hidden_state
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -114,8 +118,8 @@ class LatentPack:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class NoisyBatch:
-    """One batch of a diffusion loss: which samples (N,), their text states (N, CONTEXT, width), noisy latents
-    (N, 4, h, w) at `timesteps` (N,), and the v target (N, 4, h, w)."""
+    """One batch of a diffusion loss: which samples (N,), their text states (N, context, width), noisy latents
+    (N, 4, h, w) at `timesteps` (N,), and the target (N, 4, h, w): v, or the noise, as the scheduler says."""
 
     picks: NDArray[np.int64]
     states: Tensor
@@ -138,10 +142,15 @@ class FrozenBase:
     def load(cls, options: TrainOptions, side: int) -> FrozenBase:
         """Read the exported models and the UNet's packs of `side` px, made when missing."""
         vae = load_autoencoder(options)
-        shots = shot_pack(options.work / "shots", options.data, side, SHOTS[side])
+        shots = shot_pack(options.work / "shots", options.data, side, SHOTS.get(side, min(SHOTS.values())))
         pack = latent_pack(dataclasses.replace(options, part=f"unet_{side}"), vae, shots, side)
+        return cls.beside(options, vae, shots, pack)
+
+    @classmethod
+    def beside(cls, options: TrainOptions, vae: AutoencoderKL, shots: ShotPack, pack: LatentPack) -> FrozenBase:
+        """The exported UNet, text tower and scheduler, with these shots."""
         model = build_model(options, first=False).requires_grad_(False).eval()
-        return cls(model, vae, shots, pack, build_scheduler())
+        return cls(model, vae, shots, pack, DDIMScheduler.from_pretrained(options.out / "scheduler"))
 
     def batch(
         self, options: TrainOptions, step: int, count: int, among: NDArray[np.int64]
@@ -213,7 +222,8 @@ def build_model(options: TrainOptions, first: bool) -> TextConditioned:
         model.clip.logit_scale.requires_grad_(False)
     else:
         unet = UNet2DConditionModel.from_pretrained(options.out / "unet").float()
-        clip = CLIPModel.from_pretrained(exported).float().requires_grad_(False)
+        kind = json.loads((exported / "config.json").read_text(encoding="utf-8"))["model_type"]
+        clip = (CLIPModel if kind == "clip" else CLIPTextModel).from_pretrained(exported).float().requires_grad_(False)
         model = TextConditioned(unet, clip, CLIPTokenizer.from_pretrained(exported))
     model.unet.to(memory_format=torch.channels_last)
     return model.to(options.device)
@@ -258,7 +268,7 @@ def scene_weights(shots: ShotPack, count: int) -> NDArray[np.float32]:
 def encode(vae: AutoencoderKL, pictures: NDArray[np.uint8]) -> NDArray[np.float16]:
     """(N, H, W, 3) uint8 to (N, 4, H/8, W/8) latents, zero mean and unit deviation."""
     images = to_tensor(pictures).to(vae.device).contiguous(memory_format=torch.channels_last)
-    return vae.encode(images).latent_dist.mode().cpu().numpy().astype(np.float16)
+    return latents.encode(vae, images).cpu().numpy().astype(np.float16)
 
 
 def noisy_batch(
@@ -278,7 +288,10 @@ def noisy_batch(
     timesteps = torch.randint(0, scheduler.config.num_train_timesteps, (len(latents),), generator=generator)
     timesteps = timesteps.to(latents.device)
     noisy = scheduler.add_noise(latents, noise, timesteps).contiguous(memory_format=torch.channels_last)
-    return NoisyBatch(picks, states, noisy, timesteps, scheduler.get_velocity(latents, noise, timesteps))
+    target = noise
+    if scheduler.config.prediction_type == "v_prediction":
+        target = scheduler.get_velocity(latents, noise, timesteps)
+    return NoisyBatch(picks, states, noisy, timesteps, target)
 
 
 @torch.no_grad()

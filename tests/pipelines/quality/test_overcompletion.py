@@ -1,11 +1,18 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from pipelines import sample
+from pipelines.experiment.pairs import catalogue_subjects, load_pairs
+from pipelines.models import load_profile
 from pipelines.quality.overcompletion import SURE, ColourFinder, OvercompletionDetector, detached, extension
 
 SIDE = 320
+SAMPLE = Path(sample.__file__).with_name("catalog.csv")
 
 
 def box(top: int, left: int, bottom: int, right: int) -> np.ndarray:
@@ -172,3 +179,17 @@ class TestColourFinder:
         assert grown[160, 230]
         assert not grown[:140].any()
         assert grown.sum() == pytest.approx(25 * 50, rel=0.3)
+
+
+def test_a_second_product_beside_the_first_is_one_of_d_plus_and_no_growth():
+    detector = OvercompletionDetector.from_profile(load_profile("mini"))
+    pairs = load_pairs(catalogue_subjects(SAMPLE), 4, 256)
+    for pair in (replace(pair, scale=0.3) for pair in pairs):
+        alone, matte = pair.drawn(), pair.product.matte
+        aside = round(1.15 * matte.any(axis=0).sum())
+        second, colour = (np.roll(picture, aside, axis=1) for picture in (matte, pair.product.colour))
+        twice = np.where((second >= 128)[..., None], colour, alone)
+        assert detector.measure(alone, matte).d_plus == 0
+        found = detector.measure(twice, matte)
+        assert found.d_plus == pytest.approx(1, abs=0.1)
+        assert found.e_plus == 0

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,11 +14,14 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from published import tiny_base, write_clip, write_folder, write_single_file
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from pipelines import models
 from pipelines.cli import app
+from pipelines.diffusion.brushnet import BrushNetModel
+from pipelines.diffusion.inpainting import InpaintingPipeline
 from pipelines.errors import UsageError
 from pipelines.models import Profile, load_profile
 from pipelines.settings import Settings
@@ -25,9 +29,9 @@ from pipelines.store import FolderStore
 from pipelines.training import brushnet, finetune
 from pipelines.training.data import is_held_out
 from pipelines.training.exam import Exam
-from pipelines.training.finetune import Finetune, Stage, begin, gather, held_out, run_stage
+from pipelines.training.finetune import Finetune, Stage, begin, gather, held_out, own_pack, run_stage
 from pipelines.training.loop import TrainOptions, fit
-from pipelines.training.sources import Dataset, Picture
+from pipelines.training.sources import Dataset, Picture, picture_pack
 from pipelines.vision.photos import png_bytes
 
 pytestmark = pytest.mark.slow
@@ -145,11 +149,84 @@ def test_without_stage_1_it_begins_from_the_weights_in_use(profile, store_at, tm
     job = Finetune(Stage("", minutes=0), Stage(cutouts(store_at, LEARNT), steps=1))
     exports = begin(job, profile, tmp_path / "work")
     assert torch.equal(weights(exports / "brushnet_salient"), weights(profile.part("brushnet").path))
-    with pytest.raises(UsageError, match="no unet for a fine-tune to begin from"):
+    with pytest.raises(UsageError, match="no model 'base'"):
         begin(job, replace(profile, parts=tuple(part for part in profile.parts if part.name != "unet")), tmp_path / "x")
     other = Finetune(Stage("", minutes=0), Stage(cutouts(store_at, LEARNT), steps=2))
     assert job.digest(profile) != other.digest(profile)
     assert job.digest(profile) == Finetune(job.salient, job.instance).digest(profile)
+
+
+@pytest.fixture
+def full_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Profile]]:
+    """Makes a profile in the formats of the full-size ones, tiny: a single-file base and a released BrushNet."""
+
+    def make(family: str) -> Profile:
+        base, folder = tiny_base(family), tmp_path / f"models of {family}"
+        write_single_file(base, folder / "base.safetensors")
+        write_clip(folder / "clip")
+        BrushNetModel.from_unet(base.unet).save_pretrained(folder / "brushnet")
+        write_folder(base, tmp_path / "profiles" / family, weights=False)
+        files = {"base": "base.safetensors", "clip": "clip/model.safetensors", "brushnet": f"brushnet/{WEIGHTS}"}
+        parts = {
+            name: {
+                "kind": name, "path": file.split("/")[0], "revision": "1", "source": "a shop", "licence": "CC0",
+                "sha256": hashlib.sha256((folder / file).read_bytes()).hexdigest(),
+            }
+            for name, file in files.items()
+        }  # fmt: skip
+        parts["base"]["config"] = family
+        document = {
+            "bundled": False, "title": "Tiny", "native_size": 64, "caption_confidence": 1, "tag_confidence": {},
+            "vocabulary": "none", "parts": parts,
+        }  # fmt: skip
+        (tmp_path / "profiles" / f"{family}.yaml").write_text(yaml.safe_dump(document))
+        return load_profile(family, folder)
+
+    monkeypatch.setattr(models, "PROFILES", tmp_path / "profiles")
+    load_profile.cache_clear()
+    yield make
+    load_profile.cache_clear()
+
+
+def test_a_released_brushnet_learns_beside_its_own_base(full_size, quick, store_at, tmp_path):
+    profile = full_size("sd15")
+    job = Finetune(Stage("", minutes=0), Stage(cutouts(store_at, LEARNT), steps=2), side=64, batch=2, lr=1e-2)
+    folder = job.folder(profile, tmp_path / "state")
+    exports = begin(job, profile, folder)
+    options = TrainOptions("brushnet", data=tmp_path, profile=profile.name)
+    trained = run_stage("instance", job, folder, store_at, options, 50)
+    assert trained.figures["samples"] == 4
+    assert not torch.equal(weights(trained.folder), weights(exports / "brushnet_salient"))
+    card = (trained.folder / "CARD.md").read_text(encoding="utf-8")
+    assert card.startswith("# sd15 / brushnet")
+    assert "3 pictures of 3 products" in card
+
+    # in the base's own terms: latents as its sampler normalises them, the noise as the target
+    pipeline = InpaintingPipeline.from_profile("sd15", models_dir=profile.models_dir)
+    options = replace(options, out=exports, work=folder / "work")
+    pictures = Dataset.load(store_at, job.instance.pictures).pictures
+    shots = picture_pack(folder / "instance", pictures, store_at, 64, 8, 50)
+    base, pack = own_pack(options, shots, folder / "instance" / "encoded_64.npz")
+    pixels = torch.from_numpy(np.array(shots.image(0))).permute(2, 0, 1)[None] / 127.5 - 1
+    expected = pipeline._encode_image(pixels)
+    torch.testing.assert_close(base.pack.batch(np.array([0])), expected, rtol=2e-2, atol=2e-2)
+    _, drawn = base.batch(options, 0, 4, pack.picks)
+    signal = base.scheduler.alphas_cumprod[drawn.timesteps].view(-1, 1, 1, 1)
+    noise = (drawn.noisy - signal.sqrt() * base.pack.batch(drawn.picks)) / (1 - signal).sqrt()
+    torch.testing.assert_close(drawn.target, noise, rtol=1e-3, atol=1e-3)
+
+    # and what came of it paints
+    pipeline.brushnet = BrushNetModel.from_pretrained(trained.folder).float()
+    photo, mask = Image.new("RGB", (64, 64), "red"), Image.new("L", (64, 64), 255)
+    [picture] = pipeline(photo, mask, "a", num_inference_steps=2).images
+    assert picture.size == (64, 64)
+
+
+def test_sdxl_is_refused_before_anything_is_laid_out(full_size, store_at, tmp_path):
+    job = Finetune(Stage("", minutes=0), Stage(cutouts(store_at, LEARNT), steps=1), side=64)
+    with pytest.raises(UsageError, match="profile sdxl is of SDXL"):
+        begin(job, full_size("sdxl"), tmp_path / "work")
+    assert not (tmp_path / "work").exists()
 
 
 def test_what_cannot_be_learnt_from_is_a_usage_error(store_at, photos, tmp_path):
