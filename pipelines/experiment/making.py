@@ -64,7 +64,9 @@ def results_of(
         if not stored.exists():
             with Image.open(one.picture) as image:
                 scores = scorer.score(one.pair, image, one.seconds)
-            stored.write_text(json.dumps(asdict(scores)), encoding="utf-8")
+            unfinished = stored.with_suffix(".part")
+            unfinished.write_text(json.dumps(asdict(scores)), encoding="utf-8")
+            unfinished.replace(stored)
         scores = Scores(**json.loads(stored.read_text(encoding="utf-8")))
         yield Result(one.pair, one.picture, one.seconds, scores)
 

@@ -358,9 +358,10 @@ def main(
     with crew.main_process_first():
         begin(job, profile, folder)
     exam = None
-    if registered and crew.is_main_process:
+    judges = held_out(job, store, data) if crew.is_main_process else []
+    if crew.is_main_process and (registered or (judges and evaluate_minutes)):
         exam = Exam.prepare(
-            folder / "frozen", held_out(job, store, data), store, profile, products=products, seeds=seeds,
+            folder / "frozen", judges, store, profile, products=products, seeds=seeds,
             max_megapixels=limit, compute=compute,
         )  # fmt: skip
     trained: dict[StageName, Trained] = {}
@@ -374,7 +375,7 @@ def main(
         return
 
     # 3. Export, or register and promote
-    if exam is None:
+    if exam is None or not registered:
         for made in trained.values():
             shutil.copytree(made.folder, out / made.folder.name, dirs_exist_ok=True)
             typer.echo(str(out / made.folder.name))

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
-from pipelines.diffusion import latents
+from pipelines.diffusion.latents import encode as encode_pixels
 from pipelines.training.autoencoder import tensor_bytes, to_tensor
 from pipelines.training.card import write_card
 from pipelines.training.clip import build as build_clip
@@ -268,7 +268,7 @@ def scene_weights(shots: ShotPack, count: int) -> NDArray[np.float32]:
 def encode(vae: AutoencoderKL, pictures: NDArray[np.uint8]) -> NDArray[np.float16]:
     """(N, H, W, 3) uint8 to (N, 4, H/8, W/8) latents, zero mean and unit deviation."""
     images = to_tensor(pictures).to(vae.device).contiguous(memory_format=torch.channels_last)
-    return latents.encode(vae, images).cpu().numpy().astype(np.float16)
+    return encode_pixels(vae, images).cpu().numpy().astype(np.float16)
 
 
 def noisy_batch(
