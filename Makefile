@@ -9,7 +9,7 @@ STATE := $(or $(PACKSHOT_STATE_DIR),.packshot)
 CATALOG ?= pipelines/sample/catalog.csv
 SCENE ?= oak-window
 LIMIT ?=
-JOBS ?= $(shell nproc)
+JOBS ?= $(or $(shell nproc 2>/dev/null),1)
 OUT ?= $(STATE)/demo
 
 .PHONY: help venv demo test lint unit chromium bench experiment down clean resolve-312

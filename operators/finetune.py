@@ -35,7 +35,7 @@ class FinetuneOperator(BaseOperator):
     :param salient_steps: steps instead of minutes; empty for none. In steps, a killed training resumes to the bit.
     :param minutes: training time of stage 2.
     :param steps: likewise.
-    :param side: width and height of the training pictures, px.
+    :param side: width and height of the training pictures, px; empty for the profile's own.
     """
 
     template_fields: Sequence[str] = ("salient_minutes", "salient_steps", "minutes", "steps", "side")
@@ -48,7 +48,7 @@ class FinetuneOperator(BaseOperator):
         salient_steps: int | str = "{{ params.salient_steps or '' }}",
         minutes: float | str = "{{ params.minutes }}",
         steps: int | str = "{{ params.steps or '' }}",
-        side: int | str = "{{ params.side }}",
+        side: int | str = "{{ params.side or '' }}",
         retry_policy: ExceptionRetryPolicy = RETRY_POLICY,
         **kwargs: Any,
     ) -> None:
@@ -61,12 +61,15 @@ class FinetuneOperator(BaseOperator):
 
     def job(self, pictures: Mapping[Any, str]) -> Finetune:
         """The fine-tune of these data sets, by stage."""
+        from pipelines.models import load_profile
+        from pipelines.settings import get_settings
         from pipelines.training.finetune import Finetune, Stage
 
+        settings = get_settings()
         return Finetune(
             Stage(pictures["salient"], float(self.salient_minutes), _whole(self.salient_steps)),
             Stage(pictures["instance"], float(self.minutes), _whole(self.steps)),
-            side=int(self.side),
+            side=_whole(self.side) or load_profile(settings.profile, settings.models_dir).native_size,
         )
 
 

@@ -31,7 +31,7 @@ def overcompletion(
         "build/experiment"
     ),
     shared: Annotated[Path, typer.Option(help="Where the photos are that nothing was trained on.")] = Path("../shared"),
-    jobs: Annotated[int, typer.Option(min=1, help="Processes that paint and score, 2 GB each; a core for each.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes on the CPU: a core and 2 GB each.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
 ) -> None:
     """How often does the scene grow the product? Every arm and method on the same pairs, with intervals.
@@ -47,6 +47,7 @@ def overcompletion(
     from pipelines.settings import get_settings
 
     settings = get_settings()
+    device = settings.compute().device
     profile = load_profile(settings.profile, settings.models_dir)
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
@@ -59,9 +60,9 @@ def overcompletion(
             folder,
             pairs,
             part or tuple(PAIRS),
-            settings.compute().device,
+            device,
             lambda cell, done, total: progress.update(task, description=cell, completed=done, total=total),
-            jobs,
+            jobs if device == "cpu" else 1,
         )
     page = write_report(table, results, folder)
     if as_json:

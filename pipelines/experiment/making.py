@@ -116,7 +116,8 @@ def make_in_processes(
         The cell of each batch that is done, in order, and how many pairs it has.
 
     Raises:
-        Whatever a worker raised; the other batches are given up then.
+        Whatever a worker raised; batches that have not begun are given up then. BrokenProcessPool where one could not
+        start, or was killed.
     """
     with ProcessPoolExecutor(jobs, get_context("spawn"), _equip, (painter, scorer.tau, scorer.classifier)) as pool:
         made = [(cell, pool.submit(_make, cell, pairs, out)) for cell, pairs in batches]
@@ -124,7 +125,7 @@ def make_in_processes(
             for cell, future in made:
                 yield cell, future.result()
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
 
 
 def _equip(painter: Painter, tau: float, classifier: SceneClassifier | None) -> None:

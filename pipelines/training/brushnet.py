@@ -34,6 +34,7 @@ from pipelines.training.unet import (
     GUIDANCE,
     FrozenBase,
     TextConditioned,
+    batches,
     load_training_photographs,
 )
 from pipelines.vision.segmenters import SalientSegmenter
@@ -118,8 +119,9 @@ def train_on(
     folder = options.out / options.part
     model = load(options, base.model).to(options.device, memory_format=torch.channels_last)
     batch, lr = options.batch or (24 if side <= 128 else 8), options.lr or (4e-4 if side <= 128 else 2e-4)
-    if options.lr is None and model.num_parameters() >= FULL_SIZE:
-        lr = FULL_SIZE_LR
+    every_seconds = 150.0
+    if model.num_parameters() >= FULL_SIZE:  # a checkpoint of it is 10 GB
+        lr, every_seconds = options.lr or FULL_SIZE_LR, 900.0
 
     def loss_of_step(step: int) -> Tensor:
         rows, drawn = base.batch(stage, step, batch, pack.picks)
@@ -140,7 +142,7 @@ def train_on(
         loss_of_step,
         batch=batch,
         lr=lr,
-        every_seconds=150,
+        every_seconds=every_seconds,
         on_checkpoint=on_checkpoint,
     )
     if crew.is_main_process:
@@ -181,9 +183,9 @@ def _encode_all(
     photographs = load_training_photographs(options, side) if masks == "salient" else np.empty(0)
     salient = SalientSegmenter.from_file(PROFILE / "salient" / "model.safetensors") if masks == "salient" else None
     kept, conditions = [], []
-    for start in range(0, len(picks), 32):
+    for part in batches(len(picks), side):
         images, regions = [], []
-        for n in picks[start : start + 32].tolist():
+        for n in picks[part.start : part.stop].tolist():
             rng = np.random.default_rng([31, n])
             if n < len(base.shots):
                 image, product = np.asarray(base.shots.image(n)), np.asarray(base.shots.mask(n))

@@ -41,13 +41,17 @@ def write_card(
     earlier = re.search(r"Figures\*\*: (\{.*\})", card.read_text(encoding="utf-8")) if card.exists() else None
     figures = {**(json.loads(earlier[1]) if earlier else {}), **figures}
     millions = sum(p.numel() for p in model.parameters()) / 1e6
-    command = f"packshot train {options.part} --minutes {options.minutes:g}"
+    budget = f"--minutes {options.minutes:g}" if options.steps is None else f"--steps {options.steps}"
+    command = f"packshot train {options.part} {budget}"
+    licence = "Apache-2.0 for the weights, as far as this project can give one; the sources' licences above stand."
+    if options.profile != "mini":
+        licence = "that of the base model and the branch it began from; the pictures' licences stand."
     text = f"""# {options.profile} / {title}
 
 - **Architecture**: `{type(model).__name__}`, {millions:.2f} M parameters; the config stands beside the weights.
 - **Data**: {about}
-- **Made by**: `{command}` on {options.device} ({options.dtype}), two cores shared with other work.
+- **Made by**: `{command}` on {options.device} ({options.dtype}).
 - **Figures**: {json.dumps(figures)}
-- **Licence**: Apache-2.0 for the weights, as far as this project can give one; the sources' licences above stand.
+- **Licence**: {licence}
 """
     card.write_text(text + (f"\n{notes.strip()}\n" if notes else ""), encoding="utf-8")

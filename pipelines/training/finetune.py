@@ -45,6 +45,7 @@ from pipelines.training.sources import Dataset, Picture, gather_folder, gather_l
 from pipelines.training.unet import (
     FrozenBase,
     LatentPack,
+    batches,
     encode,
     load_autoencoder,
 )
@@ -101,7 +102,8 @@ class Finetune:
 
     def digest(self, profile: Profile) -> str:
         """Names the fine-tune of this profile: equal ones are the same work."""
-        models = [profile.ref(part).sha256 for part in (*profile.sampler_parts, "brushnet")]
+        start = "brushnet" if self.salient.skipped else "brushnet_random"
+        models = [profile.ref(part).sha256 for part in (*profile.sampler_parts, start)]
         return sha256_hex(canonical_json([asdict(self), models]).encode())
 
     def folder(self, profile: Profile, state_dir: Path) -> Path:
@@ -148,23 +150,33 @@ def gather(
 def begin(job: Finetune, profile: Profile, folder: Path) -> Path:
     """Lay out what the stages begin from; returns the folder of exports. What is there is left as it is.
 
-    Stage 1 begins from the profile's random-mask BrushNet: `brushnet_random`, or where there is none, `brushnet`, which
-    is what was released for SD 1.5. Raises UsageError where the profile has nothing that a branch can learn beside.
+    Stage 1 begins from the profile's `brushnet_random`. Raises UsageError where the profile has nothing that a branch
+    can learn beside, or begin from.
     """
+    check_learnable(job, profile)
     models = folder / "models"
-    random = "brushnet_random" if profile.has("brushnet_random") else "brushnet"
-    name, part = ("brushnet_salient", "brushnet") if job.salient.skipped else ("brushnet_random", random)
+    name, part = ("brushnet_salient", "brushnet") if job.salient.skipped else ("brushnet_random", "brushnet_random")
     if not all((models / piece).exists() for piece in BASE):
         base = load_profile_base(profile)
-        if base.text_encoder_2 is not None:
-            raise UsageError(f"profile {profile.name} is of SDXL: a fine-tune is for SD 1.5 and mini")
         _lay_out(models / "autoencoder", base.vae.half())
         _lay_out(models / "unet", base.unet.half())
         _lay_out(models / "clip", base.text_encoder.half(), base.tokenizer)
-        _lay_out(models / "scheduler", DDIMScheduler.from_config(base.scheduler.config))
+        _lay_out(models / "scheduler", DDIMScheduler.from_config(base.scheduler.config, clip_sample=False))
     if not (models / name).exists():
         _lay_out(models / name, load_net(BrushNetModel, profile.part(part).check(), "a BrushNet"))
     return models
+
+
+def check_learnable(job: Finetune, profile: Profile) -> None:
+    """Raise UsageError where a fine-tune could not begin with this profile. Reads no weights."""
+    if profile.has("base") and (config := profile.part("base").config) is not None:
+        index = json.loads((config / "model_index.json").read_text(encoding="utf-8"))
+        if "text_encoder_2" in index:
+            raise UsageError(f"profile {profile.name} is of SDXL: a fine-tune is for SD 1.5 and mini")
+    start = "brushnet" if job.salient.skipped else "brushnet_random"
+    if not profile.has(start):
+        remedy = "" if job.salient.skipped else "; with 0 minutes stage 1 is left out"
+        raise UsageError(f"profile {profile.name} has no {start} for a fine-tune to begin from{remedy}")
 
 
 def _lay_out(folder: Path, *parts: Any) -> None:
@@ -210,7 +222,9 @@ def run_stage(
             shots = picture_pack(folder / name, learnt, store, job.side, SHOTS, max_megapixels)
             base, pack = own_pack(options, shots, folder / name / f"encoded_{job.side}.npz")
             about = {"source": data.source, "products": len({picture.product for picture in learnt})}
-            card = f"{data.source}: {len(learnt)} pictures of {about['products']} products, none of them held out."
+            card = (
+                f"{data.source}: {len(learnt)} pictures of {about['products']} products; their licences are the shop's."
+            )
     result = train_on(options, job.side, base, pack, watch, card)
     figures = about | {"data": stage.pictures, "pictures": len(pack.picks)} | result.figures
     if crew.is_main_process:
@@ -223,8 +237,7 @@ def own_pack(options: TrainOptions, shots: ShotPack, packed: Path) -> tuple[Froz
     vae = load_autoencoder(options)
     if not packed.exists():
         latents, conditions = [], []
-        for start in range(0, len(shots), 32):
-            part = range(start, min(start + 32, len(shots)))
+        for part in batches(len(shots), shots.mask(0).shape[0]):
             images = np.stack([shots.image(n) for n in part])
             masks = [whole_mask(np.asarray(shots.mask(n)), np.random.default_rng([31, n])) for n in part]
             pixels = to_tensor(images).to(vae.device)
@@ -316,7 +329,10 @@ def main(
     registered: Annotated[bool, typer.Option("--register", help="Judge the result and keep it as a revision.")] = False,
     promoted: Annotated[bool, typer.Option("--promote", help="And use it where it is better beyond chance.")] = False,
     data: Path = ROOT / ".." / "shared" / "training",
-    out: Annotated[Path, typer.Option(help="Folder of the exported models, where it is not registered.")] = PROFILE,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the exported models, where it is not registered; for mini its own by default."),
+    ] = None,
 ) -> None:
     """Fine-tune BrushNet in the paper's two stages: salient objects, then whole e-commerce products.
 
@@ -334,8 +350,11 @@ def main(
         store = FolderStore(settings.state_dir / "finetune" / "pictures")
     profile = load_profile(settings.profile, settings.models_dir)
     compute = settings.compute()
-    options = TrainOptions("brushnet", device=compute.device if device == "auto" else device, dtype=dtype, data=data)
-    options = replace(options, profile=profile.name)
+    options = TrainOptions(
+        "brushnet", device=compute.device if device == "auto" else device, dtype=dtype, data=data, profile=profile.name
+    )
+    if not registered and out is None and profile.name != PROFILE.name:
+        raise UsageError("say where the trained model goes: --out FOLDER, or --register")
     crew, limit = together(options), settings.photo_max_megapixels
 
     # 1. Freeze the pictures
@@ -351,6 +370,7 @@ def main(
     if second.skipped:
         raise UsageError("stage 2 has nothing to do: give it --minutes or --steps")
     first = Stage(salient, salient_minutes, salient_steps)
+    check_learnable(Finetune(first, second), profile)
     job = Finetune(frozen(first), frozen(second), side=size or profile.native_size, batch=batch, lr=lr)
     folder = job.folder(profile, settings.state_dir)
 
@@ -362,7 +382,7 @@ def main(
     if crew.is_main_process and (registered or (judges and evaluate_minutes)):
         exam = Exam.prepare(
             folder / "frozen", judges, store, profile, products=products, seeds=seeds,
-            max_megapixels=limit, compute=compute,
+            max_megapixels=limit, compute=replace(compute, device=options.device),
         )  # fmt: skip
     trained: dict[StageName, Trained] = {}
     for name in PARTS:
@@ -377,8 +397,9 @@ def main(
     # 3. Export, or register and promote
     if exam is None or not registered:
         for made in trained.values():
-            shutil.copytree(made.folder, out / made.folder.name, dirs_exist_ok=True)
-            typer.echo(str(out / made.folder.name))
+            exported = (out or PROFILE) / made.folder.name
+            shutil.copytree(made.folder, exported, dirs_exist_ok=True)
+            typer.echo(str(exported))
         return
     revision = register_finetune(job, profile, trained, exam, engine, store, getpass.getuser())
     typer.echo(f"revision {revision.revision}: {revision.comparison}")

@@ -240,8 +240,8 @@ def latent_pack(options: TrainOptions, vae: AutoencoderKL, shots: ShotPack, side
     packed = options.folder / "latents.npy"
     if not packed.exists():
         photographs = load_training_photographs(options, side)
-        latents = [encode(vae, np.stack([shots.image(k) for k in part])) for part in _parts(len(shots))]
-        latents += [encode(vae, photographs[part]) for part in _parts(len(photographs))]
+        latents = [encode(vae, np.stack([shots.image(k) for k in part])) for part in batches(len(shots), side)]
+        latents += [encode(vae, photographs[part]) for part in batches(len(photographs), side)]
         np.save(packed, np.concatenate(latents))
     return LatentPack(np.load(packed), shots.captions)
 
@@ -318,5 +318,7 @@ def show(model: nn.Module, options: TrainOptions, side: int, path: Path) -> None
     grid_picture(tensor_bytes(decoded)).save(path)
 
 
-def _parts(count: int, size: int = 32) -> list[range]:
+def batches(count: int, side: int) -> list[range]:
+    """Which of `count` pictures of `side` px are encoded at once: 32 of 256 px, and fewer of larger ones."""
+    size = max(1, min(32, 32 * 256**2 // side**2))
     return [range(start, min(start + size, count)) for start in range(0, count, size)]

@@ -129,7 +129,14 @@ def test_a_run_without_the_shared_folder_is_a_smoke_test_that_resumes(tmp_path, 
     monkeypatch.setattr(overcompletion, "CELLS", (*cells, lacking))
     told = []
     arguments = (load_profile("mini"), tmp_path / "nothing", tmp_path / "out", 2, ["claim"])
-    table, results = overcompletion.run(*arguments, progress=lambda *step: told.append(step), jobs=2)
+
+    def refuse(*_):
+        raise AssertionError("made here, and not by a worker, or a second time")
+
+    with monkeypatch.context() as here:
+        here.setattr(Painter, "paint", refuse)
+        here.setattr(Scorer, "score", refuse)
+        table, results = overcompletion.run(*arguments, progress=lambda *step: told.append(step), jobs=2)
     assert told == [(BASELINE, 2, 4), (TREATED, 4, 4)]
     assert table.smoke_test
     assert table.missing == {"lacking": "the profile mini has no brushnet_of_nobody"}
@@ -158,9 +165,6 @@ def test_a_run_without_the_shared_folder_is_a_smoke_test_that_resumes(tmp_path, 
     assert compared["kid_difference"] is None
     with (tmp_path / "out" / "results.csv").open(newline="", encoding="utf-8") as file:
         assert [row["cell"] for row in csv.DictReader(file)] == [BASELINE, TREATED]
-
-    def refuse(*_):
-        raise AssertionError("painted again")
 
     monkeypatch.setattr(Painter, "paint", refuse)
     again, _ = overcompletion.run(*arguments, progress=lambda *step: told.append(step))

@@ -24,7 +24,7 @@ from pipelines.diffusion.brushnet import BrushNetModel
 from pipelines.diffusion.inpainting import InpaintingPipeline
 from pipelines.errors import UsageError
 from pipelines.models import Profile, load_profile
-from pipelines.settings import Settings
+from pipelines.settings import Settings, get_settings
 from pipelines.store import FolderStore
 from pipelines.training import brushnet, finetune
 from pipelines.training.data import is_held_out
@@ -227,6 +227,20 @@ def test_sdxl_is_refused_before_anything_is_laid_out(full_size, store_at, tmp_pa
     with pytest.raises(UsageError, match="profile sdxl is of SDXL"):
         begin(job, full_size("sdxl"), tmp_path / "work")
     assert not (tmp_path / "work").exists()
+    two_stages = replace(job, salient=Stage("training", steps=1))
+    with pytest.raises(UsageError, match="no brushnet_random .*; with 0 minutes stage 1 is left out"):
+        begin(two_stages, full_size("sd15"), tmp_path / "work")
+
+
+def test_what_is_trained_beside_another_base_never_lands_in_mini(full_size, photos, monkeypatch):
+    monkeypatch.setenv("PACKSHOT_PROFILE", "sd15")
+    monkeypatch.setenv("PACKSHOT_MODELS_DIR", str(full_size("sd15").models_dir))
+    get_settings.cache_clear()
+    argv = ["train", "brushnet", "--instances", str(photos), "--salient-minutes", "0", "--steps", "1"]
+    refused = CliRunner().invoke(app, argv)
+    get_settings.cache_clear()
+    assert isinstance(refused.exception, UsageError)
+    assert "--out FOLDER" in str(refused.exception)
 
 
 def test_what_cannot_be_learnt_from_is_a_usage_error(store_at, photos, tmp_path):
