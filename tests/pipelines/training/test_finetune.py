@@ -228,7 +228,7 @@ def test_sdxl_is_refused_before_anything_is_laid_out(full_size, store_at, tmp_pa
         begin(job, full_size("sdxl"), tmp_path / "work")
     assert not (tmp_path / "work").exists()
     two_stages = replace(job, salient=Stage("training", steps=1))
-    with pytest.raises(UsageError, match="no brushnet_random .*; with 0 minutes stage 1 is left out"):
+    with pytest.raises(UsageError, match=r"no brushnet_random .*; with 0 minutes stage 1 is left out"):
         begin(two_stages, full_size("sd15"), tmp_path / "work")
 
 
