@@ -75,18 +75,9 @@ def painted(cell: Cell, pairs: Sequence[Pair], profile: Profile, painter: Painte
     """Yield the picture of each pair, stored or painted now; a batch is stored at once."""
     folder = out / "pictures" / cell.name.replace("/", "-").replace(" ", "-")
     folder.mkdir(parents=True, exist_ok=True)
-    made_of = canonical_json(
-        {
-            "version": PAINTING,
-            "cell": asdict(replace(cell, name="", group="claim")),
-            "settings": [painting.STEPS, painting.GUIDANCE_SCALE, painting.CONTROL_SCALE, painting.CONTROL_END],
-            "models": [profile.ref(part).sha256 for part in (*profile.sampler_parts, *cell.parts)],
-        }
-    )
     for start in range(0, len(pairs), BATCH):
         batch = pairs[start : start + BATCH]
-        keys = [sha256_hex(f"{made_of} {pair.digest}".encode())[:16] for pair in batch]
-        pictures = [folder / f"{pair.number:04d}-{key}.png" for pair, key in zip(batch, keys, strict=True)]
+        pictures = [folder / f"{pair.number:04d}-{picture_key(cell, pair, profile)}.png" for pair in batch]
         if not all(path.exists() for path in pictures):
             # the whole batch again: pixels are promised for one batch shape
             images, seconds = painter.paint(cell, batch)
@@ -99,6 +90,19 @@ def painted(cell: Cell, pairs: Sequence[Pair], profile: Profile, painter: Painte
         for pair, path in zip(batch, pictures, strict=True):
             with Image.open(path) as stored:
                 yield Painted(pair, path, float(stored.info["seconds"]))
+
+
+def picture_key(cell: Cell, pair: Pair, profile: Profile) -> str:
+    """What a pair's picture in a cell is made of: settings, weights and pair; 16 hexadecimal digits."""
+    made_of = canonical_json(
+        {
+            "version": PAINTING,
+            "cell": asdict(replace(cell, name="", group="claim")),
+            "settings": [painting.STEPS, painting.GUIDANCE_SCALE, painting.CONTROL_SCALE, painting.CONTROL_END],
+            "models": [profile.ref(part).sha256 for part in (*profile.sampler_parts, *cell.parts)],
+        }
+    )
+    return sha256_hex(f"{made_of} {pair.digest}".encode())[:16]
 
 
 _tools: tuple[Painter, Scorer] | None = None

@@ -9,8 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.experiment.labels import LABELS, Label, agreement, choose, draw_sheets, read_labels
+from pipelines.experiment.cells import CLAIM, PAIRS
+from pipelines.experiment.labels import Label, agreement, choose, draw_sheets, read_labels
+from pipelines.experiment.making import picture_key
+from pipelines.experiment.pairs import load_pairs, load_subjects
+from pipelines.models import load_profile
 from pipelines.placement import LaidProduct
+
+SHARED = Path(__file__).resolve().parents[4] / "shared"
 
 
 def result(number: int, e_plus: float, key: str = "k") -> SimpleNamespace:
@@ -60,9 +66,18 @@ def test_a_sheet_shows_the_product_beside_the_picture_and_not_where_it_comes_fro
     assert "name" not in sheet.name
 
 
-@pytest.mark.skipif(not LABELS.exists(), reason="no picture of these weights has been labelled yet")
 def test_two_hundred_pictures_are_labelled_each_once() -> None:
     labels = read_labels()
     assert len(labels) >= 200
     assert len({(label.cell, label.pair, label.key) for label in labels}) == len(labels)
     assert 0 < sum(label.grown for label in labels) < len(labels)
+
+
+@pytest.mark.skipif(not (SHARED / "training" / "index.csv").exists(), reason="the shared folder is not here")
+def test_the_labels_are_of_pictures_that_todays_weights_paint() -> None:
+    profile, cells = load_profile("mini", promoted=False), {cell.name: cell for cell in CLAIM}
+    pairs = load_pairs(load_subjects(SHARED), PAIRS["claim"], profile.native_size)
+    labels = read_labels()[::10]
+    assert [label.key for label in labels] == [
+        picture_key(cells[label.cell], pairs[label.pair], profile) for label in labels
+    ]
