@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipelines import sample
 from pipelines.contracts import Job, Made, Product, Shot
 from pipelines.errors import Rejected, UsageError
 from pipelines.measure import iou, measure_cutouts
@@ -22,6 +23,7 @@ from pipelines.vision.segmenters import Prompt
 from pipelines.workflow import Work
 
 CATALOG = Path(__file__).parents[3] / ".." / "shared" / "catalog"
+SAMPLE = Path(sample.__file__).parent
 WEIGHTS = [PROFILES / "mini" / part / "model.safetensors" for part in ("salient", "hqsam")]
 
 pytestmark = pytest.mark.skipif(not all(w.exists() for w in WEIGHTS), reason="the bundled weights are not here")
@@ -196,6 +198,14 @@ def test_cutouts_of_real_products_match_their_masks(models: CutoutModels, tmp_pa
     assert found.n == 3
     assert found.mean_iou > 0.95
     assert all(product.boundary_f > 0.5 for product in found.products)
+
+
+@pytest.mark.slow
+def test_a_product_that_a_crop_cuts_through_keeps_its_foot(models: CutoutModels) -> None:
+    photo = read_photo((SAMPLE / "images" / "smp-009-cactus-in-black-pot.jpg").read_bytes())
+    with Image.open(SAMPLE / "masks" / "smp-009.png") as mask:
+        truth = np.asarray(mask.convert("L").resize(photo.size)) >= 128
+    assert iou(cutout(photo, models).matte > 0.5, truth) > 0.95  # 0.56 where the pot is missing
 
 
 @pytest.mark.slow
