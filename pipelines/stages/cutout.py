@@ -61,8 +61,9 @@ seventh is cut right by colour too.
 SETTLED = 0.88
 """An answer of HQ-SAM this stable, times this close to what the salient-object net sees, needs no other beside it."""
 
-WITHIN, AGREED = 0.95, 0.95
-"""An answer with this share of it within another is a part of it; of two segmenters this IoU is one opinion."""
+WITHIN, AGREED = 0.95, 0.97
+"""An answer with this share of it within another is a part of it; of two segmenters this IoU is one opinion. In five
+photos where the whole answer was right it is 0.971 to 0.987, in one composite where it was wrong 0.954."""
 
 WHOLE = Checks().overcompletion
 """E+ of the photo with its cutout, from which the product seems to go on beyond it: the detector's tau."""
