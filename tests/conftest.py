@@ -79,6 +79,9 @@ def services() -> Iterator[Settings]:
     """A running Postgres (database `packshot`, migrated) and S3 store, for this session alone."""
     try:
         up(read_settings(), airflow=False)
+        # copied at once: later a test with an Airflow of its own may have filled it
+        create = sql.SQL("CREATE DATABASE template_packshot TEMPLATE packshot OWNER packshot")
+        _as_superuser(create)
         yield read_settings()
     finally:
         down(read_settings())
@@ -96,8 +99,6 @@ def _as_superuser(statement: sql.Composable, database: str = "postgres") -> None
 @pytest.fixture(scope="session")
 def _template(services: Settings) -> str:
     """A migrated, empty database to copy."""
-    create = sql.SQL("CREATE DATABASE template_packshot TEMPLATE packshot OWNER packshot")
-    _as_superuser(create)
     return "template_packshot"
 
 
