@@ -114,8 +114,6 @@ def make_in_processes(
 ) -> Iterator[tuple[Cell, int]]:
     """Paint and score batches of pairs in `jobs` processes of one thread each; what they make is kept in `out`.
 
-    The nets are small, and gain little from a second thread.
-
     Yields:
         The cell of each batch that is done, in order, and how many pairs it has.
 
