@@ -7,10 +7,12 @@ new weights begin anew, and another threshold scores the same pictures again.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -20,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from safetensors.numpy import load_file
 
 from pipelines.contracts import canonical_json, sha256_hex
 from pipelines.experiment import painting
@@ -29,7 +32,7 @@ from pipelines.experiment.pairs import Pair
 from pipelines.experiment.scoring import SceneClassifier, Scorer, Scores, composite
 from pipelines.models import Profile
 
-PAINTING, SCORING = 1, 3
+PAINTING, SCORING = 1, 4
 """Raised when what is painted, or what is measured, changes: what is stored of an earlier version is made anew."""
 
 
@@ -99,10 +102,24 @@ def picture_key(cell: Cell, pair: Pair, profile: Profile) -> str:
             "version": PAINTING,
             "cell": asdict(replace(cell, name="", group="claim")),
             "settings": [painting.STEPS, painting.GUIDANCE_SCALE, painting.CONTROL_SCALE, painting.CONTROL_END],
-            "models": [profile.ref(part).sha256 for part in (*profile.sampler_parts, *cell.parts)],
+            "models": [_digest(profile, part) for part in (*profile.sampler_parts, *cell.parts)],
         }
     )
     return sha256_hex(f"{made_of} {pair.digest}".encode())[:16]
+
+
+def _digest(profile: Profile, part: str) -> str:
+    """What a picture depends on of a part: of a whole CLIP only the text tower, since the sampler reads no other."""
+    return _text_tower(profile.part(part).check().path) if part == "clip" else profile.ref(part).sha256
+
+
+@cache
+def _text_tower(clip: Path) -> str:
+    read = hashlib.sha256()
+    for name, values in sorted(load_file(clip / "model.safetensors").items()):
+        if name.startswith("text_model."):
+            read.update(name.encode() + values.tobytes())
+    return read.hexdigest()
 
 
 _tools: tuple[Painter, Scorer] | None = None

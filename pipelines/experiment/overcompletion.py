@@ -17,7 +17,7 @@ from pipelines.experiment.labels import Agreement, agreement, read_labels
 from pipelines.experiment.making import Result, make_in_processes, results_of
 from pipelines.experiment.painting import BATCH, Painter
 from pipelines.experiment.pairs import Pair, catalogue_subjects, load_pairs, load_subjects
-from pipelines.experiment.scoring import AlexNetFeatures, SceneClassifier, Scorer
+from pipelines.experiment.scoring import AlexNetFeatures, PromptAgreement, SceneClassifier, Scorer
 from pipelines.experiment.statistics import Figure
 from pipelines.models import Profile
 from pipelines.scenes import Checks
@@ -160,7 +160,7 @@ def run(
             if progress is not None and jobs == 1:
                 done += 1
                 progress(cell.name, done, total)
-    table = _table(cells, results, shared, scorer, smoke_test, len(subjects))
+    table = _table(cells, results, shared, profile, scorer, smoke_test, len(subjects))
     return replace(table, missing=missing), results
 
 
@@ -192,10 +192,10 @@ class _Looked:
         cls,
         results: Sequence[Result],
         images: Sequence[NDArray[np.uint8]],
-        scorer: Scorer,
+        agree: PromptAgreement,
         alexnet: AlexNetFeatures | None,
     ) -> _Looked:
-        agreements = scorer.agreements(images, [result.pair.prompt for result in results])
+        agreements = agree(images, [result.pair.prompt for result in results])
         return cls(
             [result.pair.subject.name for result in results],
             alexnet(images) if alexnet is not None else None,
@@ -215,17 +215,19 @@ def _table(
     cells: Sequence[Cell],
     results: dict[str, list[Result]],
     shared: Path,
+    profile: Profile,
     scorer: Scorer,
     smoke_test: bool,
     subjects: int,
 ) -> Table:
     alexnet, real, longest = None, None, max(results.values(), key=len, default=[])
+    agree = PromptAgreement(profile)
     scenes = sorted((shared / "catalog" / "scenes").glob("*.jpg"))
     if not smoke_test and scenes and (checkpoint := shared / "models" / "alexnet.ckpt").exists() and longest:
         alexnet = AlexNetFeatures(checkpoint)
         real = alexnet([_over_scene(result.pair, scenes, 0) for result in longest])
     looked = {
-        name: _Looked.at(made, [one.composite() for one in made], scorer, alexnet) for name, made in results.items()
+        name: _Looked.at(made, [one.composite() for one in made], agree, alexnet) for name, made in results.items()
     }
     kinds: dict[str, Callable[[Pair], NDArray[np.uint8]]] = {"drawn as the prompt says": Pair.drawn}
     if scenes:
@@ -233,7 +235,7 @@ def _table(
         kinds["a flat colour"] = lambda pair: _over_scene(pair, scenes, 2)
     references = {}
     for kind, draw in kinds.items() if longest else ():
-        seen = _Looked.at(longest, [draw(result.pair) for result in longest], scorer, alexnet)
+        seen = _Looked.at(longest, [draw(result.pair) for result in longest], agree, alexnet)
         references[kind] = Reference(seen.kid(real), seen.mean(seen.clip), seen.mean(seen.margins))
     labels = read_labels()
     said = {label.picture: label.grown for label in labels}
@@ -285,7 +287,7 @@ def _row(
         d_plus=figure("d_plus"),
         kid=looked.kid(real),
         sharpness=figure("sharpness"),
-        clip=figure("clip"),
+        clip=looked.mean(looked.clip),
         clip_margin=looked.mean(looked.margins),
         scene=figure("scene"),
         product_error=figure("product_error"),
@@ -329,7 +331,7 @@ def _compare(
         unfamiliar_rate_ratio=statistics.rate_ratio(*of_new, tau) if new else None,
         unfamiliar_mean_ratio=statistics.mean_ratio(*of_new) if new else None,
         kid_difference=kid,
-        clip_difference=statistics.difference(products, *both("clip")),
+        clip_difference=statistics.difference(products, looked[baseline].clip, looked[treated].clip),
         clip_margin_difference=statistics.difference(products, looked[baseline].margins, looked[treated].margins),
         scene_difference=statistics.difference(products, *both("scene")),
     )

@@ -50,7 +50,6 @@ class Scores:
         d_plus: Area of detached product-like objects, in products.
         uncertainty: How far the finders and HQ-SAM lie apart, in products; NaN where HQ-SAM was not asked.
         sharpness: Mean gradient of the scene's luminance, levels a pixel.
-        clip: Cosine between picture and prompt in the profile's CLIP, -1..1.
         scene: 1 where a classifier sees the prompt's wall and floor, 0.5 one of them, 0 none; NaN without one.
         product_error: Mean difference to the product inside its mask before the paste, levels of 255.
         seconds: Painting it took.
@@ -61,7 +60,6 @@ class Scores:
     d_plus: float
     uncertainty: float
     sharpness: float
-    clip: float
     scene: float
     product_error: float
     seconds: float
@@ -78,18 +76,9 @@ class Scorer:
 
     def __init__(self, profile: Profile, tau: float, classifier: SceneClassifier | None, device: str = "cpu"):
         self.tau = tau
-        self.version = [
-            tau,
-            SURE,
-            sha256_of(WEIGHTS),
-            *(profile.ref(part).sha256 for part in ("salient", "hqsam", "clip")),
-        ]
+        self.version = [tau, SURE, sha256_of(WEIGHTS), *(profile.ref(part).sha256 for part in ("salient", "hqsam"))]
         self.detector = OvercompletionDetector.from_profile(profile, thorough=True, device=device)
         self.classifier = classifier
-        folder = profile.part("clip").check().path
-        self._clip = load_transformer(CLIPModel, folder, "CLIP").eval()
-        self._images = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
-        self._tokens = CLIPTokenizerFast.from_pretrained(folder, local_files_only=True)
 
     def score(self, pair: Pair, painted: Image.Image, seconds: float) -> Scores:
         """Measure one picture."""
@@ -109,7 +98,6 @@ class Scorer:
             d_plus=found.d_plus,
             uncertainty=found.uncertainty if self._doubtful(pair, found.e_plus) else float("nan"),
             sharpness=float(slope[scenery].mean()),
-            clip=self._agreement(image, pair.prompt),
             scene=self.classifier.agreement(image, matte, pair.scene.wall, pair.scene.floor)
             if self.classifier
             else float("nan"),
@@ -124,25 +112,26 @@ class Scorer:
     def _doubtful(self, pair: Pair, e_plus: float) -> bool:
         return pair.number % FIFTH == 0 or BORDERLINE[0] < e_plus / self.tau < BORDERLINE[1]
 
-    def _agreement(self, image: NDArray[np.uint8], prompt: str) -> float:
-        return float(self.agreements([image], [prompt])[0, 0])
+
+class PromptAgreement:
+    """How far pictures agree with prompts: the cosine in the profile's CLIP (Hessel et al. 2021, unscaled)."""
+
+    def __init__(self, profile: Profile):
+        folder = profile.part("clip").check().path
+        self._clip = load_transformer(CLIPModel, folder, "CLIP").eval()
+        self._images = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
+        self._tokens = CLIPTokenizerFast.from_pretrained(folder, local_files_only=True)
 
     @torch.inference_mode()
-    def agreements(self, images: Sequence[NDArray[np.uint8]], prompts: Sequence[str]) -> NDArray[np.float64]:
-        """Cosine of every picture (H, W, 3) with every prompt in the profile's CLIP, (pictures, prompts)."""
+    def __call__(self, images: Sequence[NDArray[np.uint8]], prompts: Sequence[str]) -> NDArray[np.float64]:
+        """Cosine of every picture (H, W, 3) with every prompt, -1..1, (pictures, prompts)."""
         longest = self._clip.config.text_config.max_position_embeddings
         tokens = self._tokens(
             list(prompts), padding="max_length", truncation=True, max_length=longest, return_tensors="pt"
         )
         words = self._clip.get_text_features(**tokens).pooler_output
-        seen = torch.cat(
-            [
-                self._clip.get_image_features(
-                    self._images([Image.fromarray(image)], return_tensors="pt").pixel_values
-                ).pooler_output
-                for image in images
-            ]
-        )
+        pixels = [self._images([Image.fromarray(image)], return_tensors="pt").pixel_values for image in images]
+        seen = torch.cat([self._clip.get_image_features(one).pooler_output for one in pixels])
         cosines: NDArray[np.float64] = (F.normalize(seen) @ F.normalize(words).T).double().numpy()
         return cosines
 

@@ -19,7 +19,7 @@ from pipelines.experiment.cells import ARMS, BASELINE, CELLS, CLAIM, COMPARED, C
 from pipelines.experiment.painting import Painter, edges_of
 from pipelines.experiment.pairs import catalogue_subjects, load_pairs, load_subjects
 from pipelines.experiment.report import as_json, write_report
-from pipelines.experiment.scoring import Scorer
+from pipelines.experiment.scoring import PromptAgreement, Scorer
 from pipelines.models import load_profile
 from pipelines.quality.yardstick import SIDES, read_products
 from pipelines.training.brushnet import ARMS as TRAINED
@@ -143,12 +143,12 @@ def test_a_run_without_the_shared_folder_is_a_smoke_test_that_resumes(tmp_path, 
     assert [row.n for row in table.rows] == [2, 2]
     assert table.rows[0].kid is None
 
-    scorer = Scorer(load_profile("mini"), table.tau, None)
+    agree = PromptAgreement(load_profile("mini"))
     pairs = [one.pair for one in results[BASELINE]]
     drawn = table.references["drawn as the prompt says"], [pair.drawn() for pair in pairs]
     for found, images in (drawn, *((row, [one.composite() for one in results[row.cell]]) for row in table.rows)):
         # of two pictures: how far the own prompt is above the other's
-        agreed = scorer.agreements(images, [pair.prompt for pair in pairs])
+        agreed = agree(images, [pair.prompt for pair in pairs])
         assert found.clip.value == pytest.approx((agreed[0, 0] + agreed[1, 1]) / 2, abs=1e-5)
         assert found.clip_margin.value == pytest.approx(found.clip.value - (agreed[0, 1] + agreed[1, 0]) / 2, abs=1e-5)
 
