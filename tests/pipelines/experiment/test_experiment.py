@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from pipelines.cli_experiment import experiment_app
 from pipelines.errors import UsageError
 from pipelines.experiment import overcompletion
 from pipelines.experiment.cells import ARMS, BASELINE, CELLS, CLAIM, COMPARED, CONTROL_ARM, TREATED, Cell
+from pipelines.experiment.making import picture_key
 from pipelines.experiment.painting import Painter, edges_of
 from pipelines.experiment.pairs import catalogue_subjects, load_pairs, load_subjects
 from pipelines.experiment.report import as_json, write_report
 from pipelines.experiment.scoring import PromptAgreement, Scorer
-from pipelines.models import load_profile
+from pipelines.models import Profile, load_profile
 from pipelines.quality.yardstick import SIDES, read_products
 from pipelines.training.brushnet import ARMS as TRAINED
 from pipelines.training.composer import COLOURS, MATERIALS
@@ -120,6 +123,27 @@ def test_a_shorter_run_keeps_the_proportions_of_a_full_one():
 def test_an_unknown_part_of_the_table_is_refused(tmp_path):
     with pytest.raises(UsageError, match="there are claim, methods, ablations"):
         overcompletion.run(load_profile("mini"), tmp_path, tmp_path, groups=["claims"])
+
+
+def with_clip(folder: Path, tower: str) -> Profile:
+    """`mini` with a CLIP one of whose towers has been trained."""
+    profile = load_profile("mini")
+    part = profile.part("clip")
+    tensors = load_file(part.path / "model.safetensors")
+    folder.mkdir()
+    save_file(
+        {name: t + 1 if name.startswith(tower) else t for name, t in tensors.items()}, folder / part.weights[0].name
+    )
+    moved = replace(part, path=folder)
+    moved = replace(moved, ref=replace(part.ref, sha256=moved.digest()))
+    return replace(profile, parts=tuple(moved if one.name == "clip" else one for one in profile.parts))
+
+
+def test_a_picture_depends_on_the_clip_tower_that_the_sampler_reads_and_on_no_other(subjects, tmp_path):
+    pair = load_pairs(subjects, 1, 64)[0]
+    today = picture_key(CLAIM[0], pair, load_profile("mini"))
+    assert picture_key(CLAIM[0], pair, with_clip(tmp_path / "eyes", "vision_model.")) == today
+    assert picture_key(CLAIM[0], pair, with_clip(tmp_path / "words", "text_model.")) != today
 
 
 @pytest.mark.slow
