@@ -236,7 +236,7 @@ def _cut(picture: NDArray[np.uint8], rng: np.random.Generator | None) -> NDArray
         top, left = rng.integers(0, side - crop + 1, 2)
         picture = picture[top : top + crop, left : left + crop]
         if rng.random() < 0.5:
-            picture = cv2.GaussianBlur(picture, (0, 0), float(rng.uniform(0.3, 2.0)))
+            picture = cv2.GaussianBlur(picture, (0, 0), float(rng.uniform(0.3, 2.0))).astype(np.uint8)
     return cv2.resize(picture, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.uint8)
 
 
