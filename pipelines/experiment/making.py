@@ -61,7 +61,7 @@ def results_of(
     cell: Cell, pairs: Sequence[Pair], profile: Profile, painter: Painter, scorer: Scorer, out: Path
 ) -> Iterator[Result]:
     """Yield the result of each pair, stored or made now; each is stored as soon as it is scored."""
-    measured_by = sha256_hex(canonical_json({"version": SCORING, "scorer": scorer.version}).encode())[:8]
+    measured_by = _measured_by(scorer)
     for one in painted(cell, pairs, profile, painter, out):
         stored = one.picture.with_name(f"{one.picture.stem}-{measured_by}.json")
         if not stored.exists():
@@ -76,14 +76,13 @@ def results_of(
 
 def painted(cell: Cell, pairs: Sequence[Pair], profile: Profile, painter: Painter, out: Path) -> Iterator[Painted]:
     """Yield the picture of each pair, stored or painted now; a batch is stored at once."""
-    folder = out / "pictures" / cell.name.replace("/", "-").replace(" ", "-")
-    folder.mkdir(parents=True, exist_ok=True)
     for start in range(0, len(pairs), BATCH):
         batch = pairs[start : start + BATCH]
-        pictures = [folder / f"{pair.number:04d}-{picture_key(cell, pair, profile)}.png" for pair in batch]
+        pictures = [_picture(cell, pair, profile, out) for pair in batch]
         if not all(path.exists() for path in pictures):
             # the whole batch again: pixels are promised for one batch shape
             images, seconds = painter.paint(cell, batch)
+            pictures[0].parent.mkdir(parents=True, exist_ok=True)
             for image, path in zip(images, pictures, strict=True):
                 note = PngInfo()
                 note.add_text("seconds", f"{seconds:.4f}")
@@ -93,6 +92,21 @@ def painted(cell: Cell, pairs: Sequence[Pair], profile: Profile, painter: Painte
         for pair, path in zip(batch, pictures, strict=True):
             with Image.open(path) as stored:
                 yield Painted(pair, path, float(stored.info["seconds"]))
+
+
+def is_made(cell: Cell, pairs: Sequence[Pair], profile: Profile, scorer: Scorer, out: Path) -> bool:
+    """Whether the pictures of pairs and their scores are stored."""
+    pictures, measured_by = [_picture(cell, pair, profile, out) for pair in pairs], _measured_by(scorer)
+    return all(one.exists() and one.with_name(f"{one.stem}-{measured_by}.json").exists() for one in pictures)
+
+
+def _picture(cell: Cell, pair: Pair, profile: Profile, out: Path) -> Path:
+    folder = out / "pictures" / cell.name.replace("/", "-").replace(" ", "-")
+    return folder / f"{pair.number:04d}-{picture_key(cell, pair, profile)}.png"
+
+
+def _measured_by(scorer: Scorer) -> str:
+    return sha256_hex(canonical_json({"version": SCORING, "scorer": scorer.version}).encode())[:8]
 
 
 def picture_key(cell: Cell, pair: Pair, profile: Profile) -> str:

@@ -14,7 +14,7 @@ from pipelines.errors import UsageError
 from pipelines.experiment import statistics
 from pipelines.experiment.cells import BY_PARITY, CELLS, COMPARED, PAIRS, Cell
 from pipelines.experiment.labels import Agreement, agreement, read_labels
-from pipelines.experiment.making import Result, make_in_processes, results_of
+from pipelines.experiment.making import Result, is_made, make_in_processes, results_of
 from pipelines.experiment.painting import BATCH, Painter
 from pipelines.experiment.pairs import Pair, catalogue_subjects, load_pairs, load_subjects
 from pipelines.experiment.scoring import AlexNetFeatures, PromptAgreement, SceneClassifier, Scorer
@@ -148,6 +148,10 @@ def run(
     total, done = sum(len(of_cell) for _, of_cell in paired), 0
     if jobs > 1:
         batches = [(cell, pairs[n : n + BATCH]) for cell, pairs in paired for n in range(0, len(pairs), BATCH)]
+        batches = [batch for batch in batches if not is_made(*batch, profile, scorer, out)]
+        done = total - sum(len(pairs) for _, pairs in batches)
+        if progress is not None and done:
+            progress(cells[0].name, done, total)
         for cell, made in make_in_processes(batches, painter, scorer, out, jobs):
             done += made
             if progress is not None:

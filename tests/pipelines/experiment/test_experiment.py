@@ -195,6 +195,12 @@ def test_a_run_without_the_shared_folder_is_a_smoke_test_that_resumes(tmp_path, 
     assert told[-4:] == [(BASELINE, 1, 4), (BASELINE, 2, 4), (TREATED, 3, 4), (TREATED, 4, 4)]
     assert as_json(again) == as_json(table)
 
+    asked = []
+    monkeypatch.setattr(overcompletion, "make_in_processes", lambda batches, *_: asked.extend(batches) or ())
+    overcompletion.run(*arguments, progress=lambda *step: told.append(step), jobs=2)
+    assert asked == []  # nothing is left to any worker
+    assert told[-1] == (BASELINE, 4, 4)
+
 
 def test_the_command_paints_on_a_device_that_there_is(tmp_path, monkeypatch):
     asked = []
