@@ -10,15 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from multiprocessing import get_context
 from pathlib import Path
 
-import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -29,7 +25,7 @@ from pipelines.experiment import painting
 from pipelines.experiment.cells import Cell
 from pipelines.experiment.painting import BATCH, Painter
 from pipelines.experiment.pairs import Pair
-from pipelines.experiment.scoring import SceneClassifier, Scorer, Scores, composite
+from pipelines.experiment.scoring import Scorer, Scores, composite
 from pipelines.models import Profile
 
 PAINTING, SCORING = 1, 4
@@ -134,41 +130,3 @@ def _text_tower(clip: Path) -> str:
         if name.startswith("text_model."):
             read.update(name.encode() + values.tobytes())
     return read.hexdigest()
-
-
-_tools: tuple[Painter, Scorer] | None = None
-"""What a worker process paints and scores with."""
-
-
-def make_in_processes(
-    batches: Sequence[tuple[Cell, Sequence[Pair]]], painter: Painter, scorer: Scorer, out: Path, jobs: int
-) -> Iterator[tuple[Cell, int]]:
-    """Paint and score batches of pairs in `jobs` processes of one thread each; what they make is kept in `out`.
-
-    Yields:
-        The cell of each batch that is done, in order, and how many pairs it has.
-
-    Raises:
-        Whatever a worker raised; batches that have not begun are given up then. BrokenProcessPool where one could not
-        start, or was killed.
-    """
-    with ProcessPoolExecutor(jobs, get_context("spawn"), _equip, (painter, scorer.tau, scorer.classifier)) as pool:
-        made = [(cell, pool.submit(_make, cell, pairs, out)) for cell, pairs in batches]
-        try:
-            for cell, future in made:
-                yield cell, future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _equip(painter: Painter, tau: float, classifier: SceneClassifier | None) -> None:
-    global _tools
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)
-    _tools = painter, Scorer(painter.profile, tau, classifier, painter.device)
-
-
-def _make(cell: Cell, pairs: Sequence[Pair], out: Path) -> int:
-    assert _tools is not None, "workers are equipped when they start"
-    painter, scorer = _tools
-    return sum(1 for _ in results_of(cell, pairs, painter.profile, painter, scorer, out))

@@ -14,11 +14,12 @@ from pipelines.errors import UsageError
 from pipelines.experiment import statistics
 from pipelines.experiment.cells import BY_PARITY, CELLS, COMPARED, PAIRS, Cell
 from pipelines.experiment.labels import Agreement, agreement, read_labels
-from pipelines.experiment.making import Result, is_made, make_in_processes, results_of
+from pipelines.experiment.making import Result, is_made, results_of
 from pipelines.experiment.painting import BATCH, Painter
 from pipelines.experiment.pairs import Pair, catalogue_subjects, load_pairs, load_subjects
 from pipelines.experiment.scoring import AlexNetFeatures, PromptAgreement, SceneClassifier, Scorer
 from pipelines.experiment.statistics import Figure
+from pipelines.experiment.workers import make_in_processes
 from pipelines.models import Profile
 from pipelines.scenes import Checks
 
