@@ -52,7 +52,7 @@ app = typer.Typer(
     epilog="Try one photo without any service: [bold]packshot shoot photo.jpg --scene oak-window --out shots[/bold]",
 )
 scenes_app = typer.Typer(no_args_is_help=True, help="The scenes there are, and whether a file is a valid one.")
-measure_app = typer.Typer(no_args_is_help=True, help="Measure a stage against exact truth.")
+measure_app = typer.Typer(no_args_is_help=True)
 models_app = typer.Typer(no_args_is_help=True, help="The models of a profile: where from, which bytes, which licence.")
 app.add_typer(scenes_app, name="scenes")
 app.add_typer(measure_app, name="measure")
@@ -527,6 +527,14 @@ def scenes_check(
 
     scene = check_scene(file)
     _print_json({"name": scene.name, "digest": scene.digest}) if as_json else out.print(f"{file}: {scene.title}: valid")
+
+
+@measure_app.callback()
+def _measure() -> None:
+    """Measure a stage against exact truth."""
+    from pipelines.processes import keep_freed_memory
+
+    keep_freed_memory()
 
 
 @measure_app.command("cutout")

@@ -44,8 +44,10 @@ def overcompletion(
     from pipelines.experiment.report import as_json as to_json
     from pipelines.experiment.report import write_report
     from pipelines.models import load_profile
+    from pipelines.processes import keep_freed_memory
     from pipelines.settings import get_settings
 
+    keep_freed_memory()
     settings = get_settings()
     device = settings.compute().device
     profile = load_profile(settings.profile, settings.models_dir)

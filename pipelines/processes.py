@@ -1,4 +1,4 @@
-"""What a worker process asks of its system."""
+"""What a process asks of its system."""
 
 from __future__ import annotations
 
@@ -26,8 +26,11 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep up to a gigabyte of freed memory: it gives every large tensor back, and the page faults of taking
-    it again are a fifth of the time that scoring takes. Where there is no glibc, nothing changes."""
+    """Have glibc keep up to a gigabyte of freed memory, for long work that runs alone.
+
+    It gives every large tensor back, and the page faults of taking it again are a fifth of the time that scoring takes.
+    Without glibc nothing changes.
+    """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, 2**30)
