@@ -31,7 +31,7 @@ def overcompletion(
         "build/experiment"
     ),
     shared: Annotated[Path, typer.Option(help="Where the photos are that nothing was trained on.")] = Path("../shared"),
-    jobs: Annotated[int, typer.Option(min=1, help="Processes on the CPU: a core and 2 GB each.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes on the CPU: a core and 2.3 GB each.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
 ) -> None:
     """How often does the scene grow the product? Every arm and method on the same pairs, with intervals.

@@ -2,7 +2,8 @@
 
 Whatever is done is kept in the output folder under a name that says what it was made of (cell, settings, weights,
 pair; for scores also what measured): a run that was stopped goes on, a longer one begins with a shorter one's pictures,
-new weights begin anew, and another threshold scores the same pictures again.
+other weights that paint begin anew, and another threshold scores the same pictures again. What is seen in pictures
+together, KID and agreement with prompts, is not kept: it is taken when the table is made.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from safetensors.numpy import load_file
+from safetensors import safe_open
 
 from pipelines.contracts import canonical_json, sha256_hex
 from pipelines.experiment import painting
@@ -120,13 +122,18 @@ def picture_key(cell: Cell, pair: Pair, profile: Profile) -> str:
 
 def _digest(profile: Profile, part: str) -> str:
     """What a picture depends on of a part: of a whole CLIP only the text tower, since the sampler reads no other."""
-    return _text_tower(profile.part(part).check().path) if part == "clip" else profile.ref(part).sha256
+    words = _text_tower(profile.part(part).check().weights[0]) if part == "clip" else ""
+    return words or profile.ref(part).sha256
 
 
 @cache
 def _text_tower(clip: Path) -> str:
+    """The digest of a text tower; "" where the file is no safetensors with one under the usual names."""
+    if clip.suffix != ".safetensors":
+        return ""
     read = hashlib.sha256()
-    for name, values in sorted(load_file(clip / "model.safetensors").items()):
-        if name.startswith("text_model."):
-            read.update(name.encode() + values.tobytes())
-    return read.hexdigest()
+    with safe_open(clip, "pt") as tensors:
+        names = sorted(name for name in tensors.keys() if name.startswith("text_model."))  # noqa: SIM118  no mapping
+        for name in names:
+            read.update(name.encode() + tensors.get_tensor(name).contiguous().view(torch.uint8).numpy().tobytes())
+    return read.hexdigest() if names else ""

@@ -86,11 +86,17 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """What the experiment found. `references`: what pictures have that are drawn as the prompt says, and two kinds that
-    are no scenes. `labelled`: how far E+ agrees with the eye, None where no picture has a label."""
+    """What the experiment found.
+
+    Attributes:
+        clip: The digest of the CLIP that agreement with prompts is by.
+        references: What pictures have that are drawn as the prompt says, and two kinds that are no scenes.
+        labelled: How far E+ agrees with the eye, None where no picture has a label.
+    """
 
     smoke_test: bool
     tau: float
+    clip: str
     pairs: int
     subjects: int
     rows: tuple[Row, ...]
@@ -254,6 +260,7 @@ def _table(
     return Table(
         smoke_test=smoke_test,
         tau=scorer.tau,
+        clip=profile.ref("clip").sha256[:12],
         pairs=max((len(made) for made in results.values()), default=0),
         subjects=subjects,
         rows=rows,

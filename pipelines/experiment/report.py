@@ -108,7 +108,7 @@ def _page(table: Table, strips: dict[str, str]) -> str:
 <h1>Overcompletion: the experiment</h1>{warning}
 <p>The same pairs of product and scene, and the same noise, in every cell: {table.pairs} pairs at most, of
 {table.subjects} products that nothing which paints was trained on. Small print: 95 % bootstrap intervals over products.
-A picture is overcompleted when E⁺ &gt; {table.tau:g}.</p>
+A picture is overcompleted when E⁺ &gt; {table.tau:g}. Agreement with prompts is by CLIP {html.escape(table.clip)}.</p>
 <h2>Comparisons</h2>{_comparisons(table.comparisons)}
 {_labelled(table)}<h2>Cells</h2>{_rows(table)}
 {f"<h3>Not painted</h3><ul>{missing}</ul>" if missing else ""}

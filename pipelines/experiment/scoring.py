@@ -114,7 +114,8 @@ class Scorer:
 
 
 class PromptAgreement:
-    """How far pictures agree with prompts: the cosine in the profile's CLIP (Hessel et al. 2021, unscaled)."""
+    """How far pictures agree with prompts: the cosine in the profile's CLIP, as CLIPScore has it (Hessel et al. 2021),
+    not scaled. Two CLIPs' cosines do not compare, and no bundled one's is a published CLIPScore."""
 
     def __init__(self, profile: Profile):
         folder = profile.part("clip").check().path

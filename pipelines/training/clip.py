@@ -22,6 +22,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
+from pipelines.errors import UsageError
 from pipelines.training.card import write_card
 from pipelines.training.composer import COLOURS, MATERIALS, Scene, caption_of
 from pipelines.training.data import Composer, load_square, read_index, shot_pack
@@ -96,6 +97,8 @@ def train(options: TrainOptions) -> Path:
     if (folder / "model.safetensors").exists():
         tokenizer, model = CLIPTokenizer.from_pretrained(folder), CLIPModel.from_pretrained(folder).float()
         model.text_model.requires_grad_(False)
+        if options.resume:
+            check_text_tower(options.folder / "checkpoint.pt", model)
     else:
         tokenizer = prepare_tokenizer(options)
         model = build(tokenizer)
@@ -116,12 +119,24 @@ def train(options: TrainOptions) -> Path:
         return contrastive_loss(logits, texts)
 
     result = fit(options, model, loss_of_step, batch=batch, lr=lr, weight_decay=0.05)
-    ema = result.ema
+    ema = result.ema.cpu()
     assert isinstance(ema, CLIPModel)
-    figures = {**result.figures, **evaluate(ema, tokenizer, options)}
     export(ema, tokenizer, options)
+    figures = {**result.figures, **evaluate(ema, tokenizer, options)}
     write_card(folder, "clip", ema, options, figures)
     return folder
+
+
+def check_text_tower(checkpoint: Path, model: CLIPModel) -> None:
+    """Raise UsageError where a checkpoint to resume has another text tower than `model`, which the UNet learnt with."""
+    if not checkpoint.exists():
+        return
+    stored = torch.load(checkpoint, weights_only=True, map_location="cpu")["model"]
+    if any(not value.equal(stored[f"text_model.{name}"]) for name, value in model.text_model.state_dict().items()):
+        raise UsageError(
+            f"{checkpoint}: has another text tower than the exported CLIP, which the UNet learnt with; remove "
+            "the checkpoint, or train with --no-resume"
+        )
 
 
 def export(model: CLIPModel, tokenizer: CLIPTokenizer, options: TrainOptions) -> None:
@@ -190,7 +205,8 @@ def labelled_photos(options: TrainOptions) -> tuple[NDArray[np.uint8], list[str]
 @torch.no_grad()
 def evaluate(model: CLIPModel, tokenizer: CLIPTokenizer, options: TrainOptions, count: int = 200) -> dict[str, float]:
     """Of held-out composed shots: the share whose wall, and whose floor, the model names right among all names, and how
-    often a shot's own caption is nearer to it than another shot's (0.5 is chance)."""
+    often a shot's own caption is nearer to it than another shot's, and than that of its own product in another's
+    scene (0.5 is chance)."""
     composer = Composer(options.data, "test", seed=21)
     shots = [composer.shot(n, (128, 128)) for n in range(count)]
     pictures = np.stack([_cut(np.round(shot.image * 255).astype(np.uint8), None) for shot in shots])
@@ -198,7 +214,14 @@ def evaluate(model: CLIPModel, tokenizer: CLIPTokenizer, options: TrainOptions, 
     captions = _words(model, tokenizer, [shot.caption for shot in shots])
     agreements = images @ captions.T
     nearer = (agreements < agreements.diag()[:, None]).float().sum() / (count * (count - 1))
-    figures = {"own_caption_nearer": round(float(nearer), 3)}
+    own = [shot.caption.partition(" on ")[0] for shot in shots]
+    elsewhere = [shots[(n + 1) % count].caption.partition(" on ")[2] for n in range(count)]
+    moved = _words(model, tokenizer, [f"{product} on {scene}" for product, scene in zip(own, elsewhere, strict=True)])
+    rightly = (images * captions).sum(dim=1) > (images * moved).sum(dim=1)
+    figures = {
+        "own_caption_nearer": round(float(nearer), 3),
+        "own_scene_nearer": round(float(rightly.float().mean()), 3),
+    }
     for place, names in (("wall", [*COLOURS, "concrete", "linen"]), ("floor", [*COLOURS, *MATERIALS])):
         texts = [f"{'against' if place == 'wall' else 'on'} a {name} {place}" for name in names]
         words = _words(model, tokenizer, [f"a photo of a product {text}" for text in texts])

@@ -1,8 +1,9 @@
-"""The trainers of captioner and upscaler on a folder of drawings: they export what the stages load, and they resume."""
+"""Trainers of CLIP, captioner and upscaler on a folder of drawings: they export what the stages load, and resume."""
 
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -10,8 +11,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
-from pipelines.training import blip, upscaler
+from pipelines.errors import UsageError
+from pipelines.training import blip, clip, upscaler
+from pipelines.training import data as training_data
 from pipelines.training.data import is_held_out
 from pipelines.training.labels import labelled, vocabulary, with_article
 from pipelines.training.loop import TrainOptions
@@ -85,6 +89,30 @@ def test_the_captioner_is_exported_as_transformers_loads_it(drawings: Path) -> N
     assert not list(folder.glob("*.bin"))
     assert (folder / "model.safetensors").stat().st_size < 8e6
     assert "Held out by product" in (folder / "CARD.md").read_text()
+
+
+@pytest.mark.slow
+def test_clip_trains_on_without_the_tower_that_the_unet_learnt_with(drawings: Path, monkeypatch) -> None:
+    with (drawings / "index.csv").open("a", newline="") as file:
+        toys = [("cutouts/0.png", f"toy {n}", "fluent-emoji-3d", "MIT") for n in range(30)]
+        csv.writer(file).writerows(toys)
+    assert {is_held_out(name) for _, name, _, _ in toys} == {True, False}
+    monkeypatch.setattr(clip, "SHOTS", 8)
+    monkeypatch.setattr(training_data, "SHARD", 8)
+
+    def trained(steps: int, resume: bool = True) -> dict[str, torch.Tensor]:
+        folder = clip.train(replace(options("clip", drawings, steps), resume=resume))
+        assert "own_scene_nearer" in (folder / "CARD.md").read_text()
+        return load_file(folder / "model.safetensors")
+
+    first = trained(1)
+    checkpoint = drawings.parent / "work" / "clip" / "checkpoint.pt"
+    with pytest.raises(UsageError, match=f"{checkpoint}: has another text tower than the exported CLIP"):
+        trained(2)  # the first run's own tower moved on after what was exported, its average
+    more = [trained(1, resume=False), trained(3)]
+    for tensors in more:
+        assert all(tensors[name].equal(value) for name, value in first.items() if name.startswith("text_model."))
+        assert not tensors["visual_projection.weight"].equal(first["visual_projection.weight"])
 
 
 def test_the_captioner_speaks_every_category() -> None:
