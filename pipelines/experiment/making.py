@@ -59,9 +59,8 @@ def results_of(
     cell: Cell, pairs: Sequence[Pair], profile: Profile, painter: Painter, scorer: Scorer, out: Path
 ) -> Iterator[Result]:
     """Yield the result of each pair, stored or made now; each is stored as soon as it is scored."""
-    measured_by = _measured_by(scorer)
     for one in painted(cell, pairs, profile, painter, out):
-        stored = one.picture.with_name(f"{one.picture.stem}-{measured_by}.json")
+        stored = _scores(one.picture, scorer)
         if not stored.exists():
             with Image.open(one.picture) as image:
                 scores = scorer.score(one.pair, image, one.seconds)
@@ -94,8 +93,8 @@ def painted(cell: Cell, pairs: Sequence[Pair], profile: Profile, painter: Painte
 
 def is_made(cell: Cell, pairs: Sequence[Pair], profile: Profile, scorer: Scorer, out: Path) -> bool:
     """Whether the pictures of pairs and their scores are stored."""
-    pictures, measured_by = [_picture(cell, pair, profile, out) for pair in pairs], _measured_by(scorer)
-    return all(one.exists() and one.with_name(f"{one.stem}-{measured_by}.json").exists() for one in pictures)
+    pictures = [_picture(cell, pair, profile, out) for pair in pairs]
+    return all(one.exists() and _scores(one, scorer).exists() for one in pictures)
 
 
 def _picture(cell: Cell, pair: Pair, profile: Profile, out: Path) -> Path:
@@ -103,8 +102,9 @@ def _picture(cell: Cell, pair: Pair, profile: Profile, out: Path) -> Path:
     return folder / f"{pair.number:04d}-{picture_key(cell, pair, profile)}.png"
 
 
-def _measured_by(scorer: Scorer) -> str:
-    return sha256_hex(canonical_json({"version": SCORING, "scorer": scorer.version}).encode())[:8]
+def _scores(picture: Path, scorer: Scorer) -> Path:
+    measured_by = sha256_hex(canonical_json({"version": SCORING, "scorer": scorer.version}).encode())[:8]
+    return picture.with_name(f"{picture.stem}-{measured_by}.json")
 
 
 def picture_key(cell: Cell, pair: Pair, profile: Profile) -> str:
@@ -122,7 +122,8 @@ def picture_key(cell: Cell, pair: Pair, profile: Profile) -> str:
 
 def _digest(profile: Profile, part: str) -> str:
     """What a picture depends on of a part: of a whole CLIP only the text tower, since the sampler reads no other."""
-    words = _text_tower(profile.part(part).check().weights[0]) if part == "clip" else ""
+    # asked of every picture, so the file is located and not checked: whoever loads it checks it
+    words = _text_tower(profile.part(part).located().weights[0]) if part == "clip" else ""
     return words or profile.ref(part).sha256
 
 

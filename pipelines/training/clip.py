@@ -203,7 +203,7 @@ def labelled_photos(options: TrainOptions) -> tuple[NDArray[np.uint8], list[str]
 
 
 @torch.no_grad()
-def evaluate(model: CLIPModel, tokenizer: CLIPTokenizer, options: TrainOptions, count: int = 200) -> dict[str, float]:
+def evaluate(model: CLIPModel, tokenizer: CLIPTokenizer, options: TrainOptions, count: int = 400) -> dict[str, float]:
     """Of held-out composed shots: the share whose wall, and whose floor, the model names right among all names, and how
     often a shot's own caption is nearer to it than another shot's, and than that of its own product in another's
     scene (0.5 is chance)."""
