@@ -8,7 +8,7 @@ names it: these loaders compare what was read with what the class needs, where t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +24,15 @@ from transformers.utils import logging as transformers_logging
 
 from pipelines.errors import IntegrityError
 from pipelines.models import Part, Profile
-from pipelines.weights import header, load_transformer, nothing_missing, quiet, read_weights, reading
+from pipelines.weights import (
+    header,
+    load_transformer,
+    nothing_missing,
+    quiet,
+    read_weights,
+    reading,
+    which_files,
+)
 
 UNET = "model.diffusion_model."
 """What a single-file checkpoint calls its UNet's tensors."""
@@ -85,7 +93,7 @@ def load_net(model_class: Any, part: Part, expected: str) -> Any:
     diffusers translates. `expected` says what the profile wants ("a ControlNet"). Raises IntegrityError.
     """
     if not part.path.is_file():
-        return _from_folder(model_class, part.path, expected)
+        return _from_folder(model_class, part.path, expected, part.weights)
     if part.config is None:
         raise IntegrityError(f"{part.path}: expected its configuration beside its path in the profile (config: …)")
     weights = read_weights(part.path, expected)
@@ -193,12 +201,14 @@ def _base_from_folder(part: Part) -> Base:
         ]
     second = None
     if "text_encoder_2" in index:
-        second = load_transformer(CLIPTextModelWithProjection, folder / "text_encoder_2", "a CLIP text encoder")
+        second = load_transformer(
+            CLIPTextModelWithProjection, folder / "text_encoder_2", "a CLIP text encoder", part.weights
+        )
     base = Base(
-        vae=_from_folder(AutoencoderKL, folder / "vae", "an autoencoder"),
-        text_encoder=load_transformer(CLIPTextModel, folder / "text_encoder", "a CLIP text encoder"),
+        vae=_from_folder(AutoencoderKL, folder / "vae", "an autoencoder", part.weights),
+        text_encoder=load_transformer(CLIPTextModel, folder / "text_encoder", "a CLIP text encoder", part.weights),
         tokenizer=tokenizers[0],
-        unet=_from_folder(UNet2DConditionModel, folder / "unet", "a UNet"),
+        unet=_from_folder(UNet2DConditionModel, folder / "unet", "a UNet", part.weights),
         scheduler=scheduler,
         text_encoder_2=second,
         tokenizer_2=tokenizers[1],
@@ -213,25 +223,18 @@ def _base_from_folder(part: Part) -> Base:
     return base
 
 
-def _from_folder(model_class: Any, folder: Path, expected: str) -> Any:
-    """diffusers' own folder; where only a half-precision variant is in it, that one."""
+def _from_folder(model_class: Any, folder: Path, expected: str, weights: Collection[Path]) -> Any:
+    """diffusers' own folder; of its files those that are among `weights`, which the part was checked by."""
     with reading(folder, expected):
         named = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name")
         if named not in (None, model_class.__name__):
             raise ValueError(f"its config.json says {named}")
-        names = [file.name for file in folder.iterdir()]
-        safe = any(name.endswith(".safetensors") for name in names)
-        ending = ".safetensors" if safe else ".bin"
-        variant = None if f"diffusion_pytorch_model{ending}" in names else "fp16"
-        if not any(name.startswith("diffusion_pytorch_model") and f".{variant}." in name for name in names):
-            variant = None
         model, info = model_class.from_pretrained(
             folder,
             torch_dtype=torch.float32,
             local_files_only=True,
-            use_safetensors=safe,
-            variant=variant,
             output_loading_info=True,
+            **which_files(weights, folder),
         )
         nothing_missing(info)
     return model.eval()

@@ -96,15 +96,35 @@ RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or 'lates
 
 
 def main() -> None:
-    """Entry point: turns packshot's own errors into one line and an exit code."""
+    """Entry point: turns what a user can mend into one line and an exit code; a bug keeps its traceback."""
     try:
         app(standalone_mode=True)
     except UsageError as error:
-        _print_error(error)
+        _print_error(str(error))
         sys.exit(2)
     except PackshotError as error:
-        _print_error(error)
+        _print_error(str(error))
         sys.exit(1)
+    except Exception as error:
+        if not (line := _outside(error)):
+            raise
+        _print_error(line)
+        sys.exit(1)
+
+
+def _outside(error: Exception) -> str:
+    """What a file system or a service that is away has to do with an error, in a line; "" where it is neither."""
+    from sqlalchemy.exc import OperationalError
+    from urllib3.exceptions import MaxRetryError
+
+    services = "`packshot status` shows the services, `packshot up` starts the embedded ones"
+    if isinstance(error, OperationalError) and getattr(error.orig, "pgcode", None) is None:  # it never got to talk
+        return f"the database does not answer ({str(error.orig).splitlines()[0]}); {services}"
+    if isinstance(error, MaxRetryError):
+        return f"{getattr(error.pool, 'host', '')}:{getattr(error.pool, 'port', '')} does not answer; {services}"
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return ""
 
 
 @app.callback()
@@ -122,9 +142,9 @@ def _options(
         get_settings.cache_clear()
 
 
-def _print_error(error: PackshotError) -> None:
+def _print_error(line: str) -> None:
     err.print("packshot:", style="red", end=" ")
-    err.print(str(error), soft_wrap=True)
+    err.print(line, soft_wrap=True)
 
 
 def _print_json(document: Any) -> None:
@@ -744,7 +764,7 @@ def models_merge(
     All three are safetensors, single-file checkpoints or diffusers' files of a UNet; torch files are read with
     `packshot --trust` only. Put the result into PACKSHOT_MODELS_DIR and name it as `base_inpaint9` in the profile.
     """
-    from pipelines.merging import merge_inpainting
+    from pipelines.merging import how_to_use, merge_inpainting
     from pipelines.models import sha256_of
     from pipelines.settings import get_settings
 
@@ -759,9 +779,7 @@ def models_merge(
     if as_json:
         _print_json({"path": merged, "sha256": digest})
         return
-    out.print(f"{merged}: to use it, move it into the models directory and write there into sd15.yaml:", soft_wrap=True)
-    entry = f"{{kind: base, config: sd15, path: {merged.name}, revision: merged, source: merged, licence: the base's"
-    out.print(f"parts:\n  base_inpaint9: {entry}, sha256: {digest}}}", soft_wrap=True)
+    out.print(f"{merged}: {how_to_use(merged, digest)}", soft_wrap=True)
 
 
 # `--help` is the part's own where one is named

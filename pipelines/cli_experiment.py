@@ -47,6 +47,7 @@ def overcompletion(
     from pipelines.processes import keep_freed_memory
     from pipelines.settings import get_settings
 
+    folder.mkdir(parents=True, exist_ok=True)  # before an hour's work, not after
     keep_freed_memory()
     settings = get_settings()
     device = settings.compute().device

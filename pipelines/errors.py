@@ -8,7 +8,7 @@
     └── ShotTimeout       one shot ran past its limit: it ends as `failed`, the shard goes on
 
 Anything else (a database that is away, an object store that does not answer) is left as its library
-raises it: the task fails and Airflow retries it.
+raises it: the task fails and Airflow retries it; a command says it in one line.
 """
 
 from __future__ import annotations

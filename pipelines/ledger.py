@@ -27,7 +27,8 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, OperationalError
 from sqlalchemy.pool import NullPool
 
 from pipelines import outcomes
@@ -42,7 +43,7 @@ from pipelines.contracts import (
     canonical_json,
     sha256_hex,
 )
-from pipelines.errors import IntegrityError
+from pipelines.errors import IntegrityError, UsageError
 from pipelines.ledger_rows import (
     add_shots,
     add_versions,
@@ -103,9 +104,17 @@ class Publication:
 
 
 def connect(url: str) -> Engine:
-    """An engine on the ledger's database. Connections are tested before use and carry packshot's name."""
+    """An engine on the ledger's database. Connections are tested before use and carry packshot's name.
+
+    Raises UsageError where `url` is none, as before the first `packshot up`.
+    """
+    try:
+        address = make_url(url)
+    except ArgumentError as error:  # whose text has the URL in it, password and all
+        why = "is no database's address" if url else "is not set, and the embedded Postgres was never started here"
+        raise UsageError(f"PACKSHOT_DATABASE_URL {why}; `packshot up` starts one") from error
     return create_engine(
-        url,
+        address,
         pool_size=4,
         pool_pre_ping=True,
         executemany_mode="values_plus_batch",  # upserts of many rows in few round trips

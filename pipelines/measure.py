@@ -170,6 +170,9 @@ def _items(catalogue: Path, rows: Sequence[dict[str, str]], backgrounds: Sequenc
     for index, row in enumerate(rows):
         alpha = _read_alpha(catalogue.parent / row["ground_truth_alpha"])
         photo = _read_photo(catalogue.parent / row["image_link"])
+        if alpha.shape[::-1] != photo.size:
+            sizes = "{} × {} px, its photo {} × {}".format(*alpha.shape[::-1], *photo.size)
+            raise UsageError(f"{catalogue.parent / row['ground_truth_alpha']}: the alpha mask is {sizes}")
         if backgrounds:
             photo = over_scene(photo, alpha, backgrounds[index % len(backgrounds)])
         garment = garment_part(f"{row.get('product_type', '')} {html.unescape(row.get('title', ''))}")
@@ -247,15 +250,20 @@ def _read_photo(path: Path) -> Photo:
 
 def _read_alpha(path: Path) -> np.ndarray:
     """(H, W) float32, 0..1."""
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("L"), np.float32) / 255
-    except OSError as error:
-        raise UsageError(f"{path}: the alpha mask cannot be read ({error})") from error
+    return np.asarray(_open(path, "the alpha mask").convert("L"), np.float32) / 255
 
 
 def _backgrounds(folder: Path) -> list[Image.Image]:
     files = sorted(p for p in folder.glob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp"))
     if not files:
         raise UsageError(f"{folder}: no pictures to put behind the products")
-    return [Image.open(file) for file in files]
+    return [_open(file, "the scene").convert("RGB") for file in files]
+
+
+def _open(path: Path, what: str) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image
+    except (OSError, Image.DecompressionBombError) as error:
+        raise UsageError(f"{path}: {what} cannot be read ({error})") from error

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pipelines.errors import IntegrityError, UsageError
 from pipelines.models import LEGACY_SUFFIXES, check_whole
-from pipelines.weights import reading
+from pipelines.weights import header, reading
 
 FIRST = ("model.diffusion_model.input_blocks.0.0.weight", "conv_in.weight")
 """The convolution that reads the channels: in a single-file checkpoint, and in diffusers' file of a UNet."""
@@ -29,7 +29,9 @@ FIRST = ("model.diffusion_model.input_blocks.0.0.weight", "conv_in.weight")
 _DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
     torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
 }  # fmt: skip
+"""What safetensors calls them."""
 
 
 class _Source(Protocol):
@@ -74,11 +76,13 @@ def merge_inpainting(
         progress: Told (tensors done, tensors in all).
 
     Raises:
-        UsageError: `out` is there, or is no safetensors file by its name.
+        UsageError: `out` is there, has no folder, or is no safetensors file by its name.
         IntegrityError: a file is broken, not trusted, or of another architecture than the others.
     """
     if out.exists() or out.suffix != ".safetensors":
         raise UsageError(f"{out}: {'there already' if out.exists() else 'a merged model is a .safetensors file'}")
+    if not out.parent.is_dir():
+        raise UsageError(f"{out}: there is no folder {out.parent}")
     with ExitStack() as stack:
         a, b, c = (_open(path, trust, stack) for path in (base, inpainting, original))
         first = _first(base, a, 4)
@@ -97,14 +101,16 @@ def merge_inpainting(
             if name not in theirs or not ours.is_floating_point():
                 return ours
             learnt, before = b.get_tensor(name).float(), c.get_tensor(name).float()
-            if name == first:
-                return torch.cat([ours.float() + learnt[:, :4] - before, learnt[:, 4:]], dim=1).to(ours.dtype)
-            if not ours.shape == learnt.shape == before.shape:
-                raise IntegrityError(
-                    f"{base}: expected the architecture of {inpainting.name}, found {name} of {tuple(ours.shape)} "
-                    f"beside {tuple(learnt.shape)}"
-                )
-            return (ours.float() + (learnt - before)).to(ours.dtype)
+            its_own = learnt[:, 4:] if name == first else learnt.new_empty(0)
+            learnt = learnt[:, :4] if name == first else learnt
+            for path, found in ((inpainting, learnt), (original, before)):
+                if found.shape != ours.shape:
+                    raise IntegrityError(
+                        f"{path}: expected the architecture of {base.name}, found {name} of {tuple(found.shape)} "
+                        f"beside {tuple(ours.shape)}"
+                    )
+            added = ours.float() + (learnt - before)
+            return (torch.cat([added, its_own], dim=1) if name == first else added).to(ours.dtype)
 
         partial = out.with_name(f"{out.name}.{os.getpid()}")
         try:
@@ -112,6 +118,23 @@ def merge_inpainting(
             partial.replace(out)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def how_to_use(merged: Path, sha256: str) -> str:
+    """What to do with a merged file, for the person who made it: the entry of a profile where it is a whole model."""
+    tensors = header(merged)
+    if FIRST[1] in tensors:
+        return (
+            "a UNet alone: to use it, copy the inpainting model's diffusers folder into the models directory, put this "
+            "file in the place of its unet/diffusion_pytorch_model.safetensors, and name the folder as base_inpaint9"
+        )
+    widths = {shape[1] for name, shape in tensors.items() if name.endswith("attn2.to_k.weight")}
+    family = "sdxl" if 2048 in widths else "sd15"
+    return (
+        f"to use it, move it into the models directory and write there into {family}.yaml:\n"
+        f"parts:\n  base_inpaint9: {{kind: base, config: {family}, path: {merged.name}, revision: merged, "
+        f"source: merged, licence: the base's, sha256: {sha256}}}"
+    )
 
 
 def _open(path: Path, trust: bool, stack: ExitStack) -> _Source:
@@ -150,15 +173,15 @@ def _write(
     progress: Callable[[int, int], None],
 ) -> None:
     """Write safetensors without ever holding all of them: the header needs shapes only, which are the base's."""
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    head: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name in names:
         tensor = base.get_tensor(name)
         shape = [tensor.shape[0], 9, *tensor.shape[2:]] if name == first else list(tensor.shape)
         end = offset + torch.Size(shape).numel() * tensor.element_size()
-        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": shape, "data_offsets": [offset, end]}
+        head[name] = {"dtype": _DTYPES[tensor.dtype], "shape": shape, "data_offsets": [offset, end]}
         offset = end
-    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded = json.dumps(head, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(encoded)) + encoded)

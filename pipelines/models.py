@@ -41,6 +41,11 @@ UNPINNED = "unpinned"
 LEGACY_SUFFIXES = frozenset({".bin", ".ckpt", ".patch", ".pt", ".pth"})
 """Files that torch wrote with pickle inside: read with weights_only, and only where pinned or trusted."""
 
+_WEIGHT_SUFFIXES = LEGACY_SUFFIXES | {".safetensors"}
+
+BASE_MODELS = ("text_encoder", "text_encoder_2", "unet", "vae")
+"""The folders of a diffusers base that weights are read from, in name order. A safety checker's are not."""
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -66,7 +71,7 @@ class Part:
     @property
     def single_file(self) -> bool:
         """Whether the part is one file and not a folder, as its path says: it need not be there."""
-        return self.path.suffix in LEGACY_SUFFIXES | {".safetensors"}
+        return self.path.suffix in _WEIGHT_SUFFIXES
 
     def local(self, file: str) -> Path:
         """Where `file` of `files` belongs."""
@@ -74,20 +79,30 @@ class Part:
 
     @property
     def weights(self) -> tuple[Path, ...]:
-        """The files that the digest is over, in name order. Raises UsageError where there are none."""
+        """The weight files that are loaded, in name order, so what the digest is over: all that the profile lists.
+
+        Where it lists none, each folder's safetensors or, in a folder that has none, its torch files. Raises UsageError
+        where one is missing.
+        """
         if self.path.is_file():
             return (self.path,)
         if self.kind in _CONFIG_ONLY:
-            patterns = ["*.json"]
-        elif self.files:
-            patterns = [name for name in self.files if Path(name).suffix in LEGACY_SUFFIXES | {".safetensors"}]
-        else:
-            across = "*/" if self.kind == "base" else ""
-            patterns = [f"{across}*.safetensors", f"{across}*.bin"]
-        for pattern in patterns:
-            if files := tuple(sorted(self.path.glob(pattern))):
+            return self._found(self.path, ".json")
+        if self.files:
+            listed = sorted(self.path / name for name in self.files if Path(name).suffix in _WEIGHT_SUFFIXES)
+            if missing := [file for file in listed if not file.is_file()]:
+                raise UsageError(f"model {self.name}: {missing[0]} is not there{self._remedy}")
+            return tuple(listed)
+        across = BASE_MODELS if self.kind == "base" else ()
+        folders = [folder for name in across if (folder := self.path / name).is_dir()] or [self.path]
+        return tuple(file for folder in folders for file in self._found(folder, ".safetensors", ".bin"))
+
+    def _found(self, folder: Path, *suffixes: str) -> tuple[Path, ...]:
+        """The files in `folder` with the first of these suffixes that any has."""
+        for suffix in suffixes:
+            if files := tuple(sorted(folder.glob(f"*{suffix}"))):
                 return files
-        raise UsageError(f"model {self.name}: no {patterns[0]} in {self.path}{self._remedy}")
+        raise UsageError(f"model {self.name}: no *{suffixes[0]} in {folder}{self._remedy}")
 
     @property
     def _remedy(self) -> str:

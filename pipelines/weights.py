@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import shorten
@@ -74,8 +74,21 @@ _WITHIN = {"clip_text_model": ("clip",)}
 """Folders of a whole model that a part of it may be read from."""
 
 
-def load_transformer(model_class: Any, folder: Path, expected: str, use_safetensors: bool = True) -> Any:
-    """Load a transformers model, float32, on the CPU. Raises IntegrityError where the folder holds another's."""
+def which_files(weights: Collection[Path], folder: Path) -> dict[str, Any]:
+    """What makes diffusers and transformers read in `folder` those of `weights` (see `Part.weights`), and no others."""
+    names = [file for file in weights if file.parent == folder]
+    plain = any("." not in file.stem for file in names)  # a variant is model.fp16.safetensors, a shard model-00001-of-…
+    return {
+        "use_safetensors": any(file.suffix == ".safetensors" for file in names),
+        "variant": None if plain else "fp16",
+    }
+
+
+def load_transformer(model_class: Any, folder: Path, expected: str, weights: Collection[Path] | None = None) -> Any:
+    """Load a transformers model, float32, on the CPU. Raises IntegrityError where the folder holds another's.
+
+    `weights` are the files to read, as the model's part says; without them it is `model.safetensors`.
+    """
     from transformers.utils import logging
 
     with reading(folder, expected), quiet(logging):
@@ -86,9 +99,9 @@ def load_transformer(model_class: Any, folder: Path, expected: str, use_safetens
         model, info = model_class.from_pretrained(
             folder,
             local_files_only=True,
-            use_safetensors=use_safetensors,
             dtype=torch.float32,
             output_loading_info=True,
+            **({"use_safetensors": True} if weights is None else which_files(weights, folder)),
         )
         nothing_missing(info)
     return model.eval()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from diffusers import ControlNetModel
+from PIL import Image
 from torch import Tensor
 
 from pipelines.diffusion.conditioning import Conditioning
@@ -29,6 +30,13 @@ class Control:
     scale: float = 1.0
     start: float = 0.0
     end: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start <= self.end <= 1:
+            raise ValueError(
+                f"A control's start and end are shares of the steps, 0 <= start <= end <= 1, "
+                f"got {self.start} and {self.end}."
+            )
 
     def active(self, step: int, steps: int) -> bool:
         """Whether the net runs in step 0, 1, … of `steps`."""
@@ -54,6 +62,8 @@ def prepare_controls(
     came masked stays so, with its own options. `kinds`: what the nets were trained on, where known. Raises ValueError
     where the numbers do not fit together, or a net's kind suits no mask.
     """
+    if isinstance(images, Image.Image):
+        raise ValueError("control_images has one entry a ControlNet: give one image as [image].")
     if not images:
         return []
     given = {"images": images, "masks": masks, "scales": scales, "starts": starts, "ends": ends}

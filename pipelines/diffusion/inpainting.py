@@ -347,9 +347,15 @@ class InpaintingPipeline:
         # 1. Check, and bring everything to tensors, one entry a shot
         images = image_list(image)
         shots = len(images)
-        size = (height or images[0].height, width or images[0].width)
-        if any(side % self.vae_factor for side in size):
+        if not images:
+            raise ValueError("There is no image to paint around.")
+        size = (images[0].height if height is None else height, images[0].width if width is None else width)
+        if any(side < 1 or side % self.vae_factor for side in size):
             raise ValueError(f"Height and width must be multiples of {self.vae_factor}, got {size[0]} x {size[1]}.")
+        if min(num_inference_steps, num_images) < 1:
+            raise ValueError(
+                f"num_inference_steps and num_images are 1 or more, got {num_inference_steps}, {num_images}."
+            )
         if not 0 < strength <= 1:
             raise ValueError(f"strength is a share, 0 < strength <= 1, got {strength}.")
         pixels = as_pixels(images, size).to(self.device, self.vae.dtype)

@@ -75,6 +75,8 @@ def as_masks(masks: Masks, shots: int, size: tuple[int, int]) -> Tensor:
     Raises ValueError at another number of them, or at values outside of 0..1.
     """
     given = [masks] if isinstance(masks, Image.Image | np.ndarray | Tensor) else list(masks)
+    if not given:
+        raise ValueError(f"{shots} shots need one mask or {shots}, got none.")
     tensors = []
     for mask in given:
         if isinstance(mask, Image.Image):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from diffusers import ControlNetModel, ModelMixin
@@ -53,13 +53,19 @@ def refine_mask(mask: Tensor, closing: int = 0, opening: int = 0, dilation: int 
     return _dilate(mask, dilation)
 
 
+def _check_resize(resize: str) -> None:
+    if resize not in get_args(Resize):
+        raise ValueError(f"A mask is resized by one of {', '.join(get_args(Resize))}, not {resize!r}.")
+
+
 def resize_mask(mask: Tensor, size: tuple[int, int], resize: Resize = "area") -> Tensor:
     """Bring a mask (B, 1, H, W) to a feature map's size (h, w); a mask of ones or zeros stays exactly that.
 
     A product that is thin beside a feature map's cell (64 px at 8x8 for SD 1.5) survives as the share of the cell that
     it covers ("area") or with full strength ("max"). "bilinear", what the web UIs do, looks at four pixels a cell and
-    can miss it altogether.
+    can miss it altogether. Raises ValueError at any other name.
     """
+    _check_resize(resize)
     if resize == "area":
         return F.adaptive_avg_pool2d(mask, size)
     if resize == "max":
@@ -116,6 +122,7 @@ class MaskGuidedControlNet(ControlNetModel):
             raise ValueError(f"Expected a floating point mask (B, 1, H, W), got {tuple(mask.shape)} of {mask.dtype}.")
         if not mask.is_meta and not (mask.min() >= 0 and mask.max() <= 1):
             raise ValueError("Masks are 0..1, 1 = product.")
+        _check_resize(resize)
         outputs = len(controlnet.controlnet_down_blocks) + 1
         for name, values in (("layer weights", layer_weights), ("masked layers", masked_layers)):
             if values is not None and len(values) != outputs:

@@ -23,8 +23,11 @@ def latent_mask(
     """Bring a product mask (B, 1, H, W) to latent size (h, w) for BrushNet: binary, then reduced, 0..1, 1 = kept.
 
     Cubic as in the paper (3.1.1), over the whole cell and without overshoot; "nearest" is what the released code does.
+    Raises ValueError at any other name.
     """
     binary = (product_mask >= 0.5).to(product_mask.dtype)
     if interpolation == "nearest":
         return F.interpolate(binary, size, mode="nearest")
+    if interpolation != "bicubic":
+        raise ValueError(f"BrushNet's mask is brought to latent size by bicubic or nearest, not {interpolation!r}.")
     return F.interpolate(binary, size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,8 +35,10 @@ class Caption:
 class Captioner:
     """BLIP with its processor. `caption` decodes greedily: the same picture gives the same sentence."""
 
-    def __init__(self, folder: Path, vocabulary: Vocabulary, device: str = "cpu", use_safetensors: bool = True):
-        model = load_transformer(BlipForConditionalGeneration, folder, "BLIP for captions", use_safetensors)
+    def __init__(
+        self, folder: Path, vocabulary: Vocabulary, device: str = "cpu", weights: Collection[Path] | None = None
+    ):
+        model = load_transformer(BlipForConditionalGeneration, folder, "BLIP for captions", weights)
         self.model = model.to(device)
         self.processor = BlipProcessor.from_pretrained(folder, local_files_only=True)
         self.vocabulary = vocabulary
@@ -46,7 +48,7 @@ class Captioner:
     def from_profile(cls, profile: Profile, vocabulary: Vocabulary, device: str = "cpu") -> Captioner:
         """The captioner that a profile names, its file checked against the profile's digest."""
         part = profile.part("blip").check()
-        return cls(part.path, vocabulary, device, part.weights[0].suffix == ".safetensors")
+        return cls(part.path, vocabulary, device, part.weights)
 
     @torch.inference_mode()
     def caption(self, images: Sequence[np.ndarray]) -> list[Caption]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,7 +31,7 @@ from pipelines.checkpoints import check_fits, check_lora, load_base, load_net
 from pipelines.contracts import ModelRef
 from pipelines.diffusion.brushnet import BrushNetModel
 from pipelines.diffusion.inpainting import InpaintingPipeline
-from pipelines.errors import IntegrityError
+from pipelines.errors import IntegrityError, UsageError
 from pipelines.models import PROFILES, Part, load_profile
 from pipelines.settings import get_settings
 from pipelines.vision.captioner import Captioner
@@ -46,6 +48,16 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", params=["sd15", "sdxl"])
 def base(request: pytest.FixtureRequest) -> TinyBase:
     return tiny_base(request.param)
+
+
+@pytest.fixture
+def trust(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    def trust(what: str) -> None:
+        monkeypatch.setenv(f"PACKSHOT_TRUST_{what}", "1")
+        get_settings.cache_clear()
+
+    yield trust
+    get_settings.cache_clear()
 
 
 def part(path: Path, config: Path | None = None, kind: str = "base") -> Part:
@@ -95,6 +107,51 @@ def test_a_folder_of_half_precision_variants_is_widened(clip: Path, tmp_path: Pa
     tiny_base().unet.half().save_pretrained(folder / "unet", variant="fp16")
     (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     assert load_base(part(folder), clip).unet.dtype == torch.float32
+
+
+@pytest.mark.parametrize("swapped", ["text_encoder", "unet", "vae"])
+def test_a_folders_digest_is_over_every_file_that_is_loaded(swapped: str, tmp_path: Path):
+    folder = write_folder(tiny_base(), tmp_path / "folder")
+    files = sorted(str(file.relative_to(folder)) for file in folder.rglob("*.safetensors"))
+    found, listed = part(folder), replace(part(folder), files=("model_index.json", *files))
+    assert found.digest() == listed.digest()
+    assert [file.parent.name for file in found.weights] == ["text_encoder", "unet", "vae"]
+    before = found.digest()
+    file = next((folder / swapped).glob("*.safetensors"))
+    save_file({name: value + 1 for name, value in load_file(file).items()}, file, {"format": "pt"})
+    assert found.digest() == listed.digest() != before
+    file.unlink()
+    with pytest.raises(UsageError, match=f"{swapped}.*safetensors"):
+        listed.digest()
+
+
+def test_a_torch_file_in_one_folder_of_a_base_needs_trust_as_any_other(
+    clip: Path, tmp_path: Path, trust: Callable[[str], None]
+):
+    base = tiny_base()
+    folder = write_folder(base, tmp_path / "folder")
+    for name, net in (("unet", base.unet), ("text_encoder", base.text_encoder)):
+        next((folder / name).glob("*.safetensors")).unlink()
+        net.save_pretrained(folder / name, safe_serialization=False)
+    mixed = part(folder)
+    trust("UNPINNED")
+    with pytest.raises(IntegrityError, match=r"unet.*which is a pickle"):
+        mixed.check()
+    trust("PICKLE")
+    assert_same(base, load_base(mixed.check(), clip))
+
+
+def test_what_a_profile_does_not_list_is_not_read(clip: Path, tmp_path: Path):
+    listed = tiny_base()
+    folder = write_folder(tiny_base(), tmp_path / "folder")
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({name: value + 1 for name, value in load_file(file).items()}, file, {"format": "pt"})
+    listed.unet.half().save_pretrained(folder / "unet", variant="fp16")
+    files = ("text_encoder/model.safetensors", "unet/diffusion_pytorch_model.fp16.safetensors",
+             "vae/diffusion_pytorch_model.safetensors")  # fmt: skip
+    loaded = load_base(replace(part(folder), files=files), clip).unet.state_dict()
+    for name, value in listed.unet.state_dict().items():
+        torch.testing.assert_close(loaded[name], value.float(), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])  # the released inpainting model is a .ckpt
@@ -408,7 +465,7 @@ def test_blip_is_read_from_the_torch_file_of_its_publishers(tmp_path: Path):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     torch.save(load_file(bundled / "model.safetensors"), tmp_path / "pytorch_model.bin")
     photo = torch.full((64, 64, 3), 128, dtype=torch.uint8).numpy()
-    legacy = Captioner(tmp_path, vocabulary, use_safetensors=False).caption([photo])
+    legacy = Captioner(tmp_path, vocabulary, weights=[tmp_path / "pytorch_model.bin"]).caption([photo])
     assert legacy == Captioner(bundled, vocabulary).caption([photo])
 
 

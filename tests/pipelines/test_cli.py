@@ -88,6 +88,48 @@ def test_an_error_shows_what_was_asked_for_as_it_is(
     assert not set("\x1b\x9b\x07\r") & set(printed.err)
 
 
+@pytest.mark.parametrize(
+    ("setting", "value", "arguments", "said"),
+    [
+        ("PACKSHOT_DATABASE_URL", "", ("report",), "PACKSHOT_DATABASE_URL is not set"),
+        ("PACKSHOT_DATABASE_URL", "", ("models", "revisions"), "PACKSHOT_DATABASE_URL is not set"),
+        ("PACKSHOT_DATABASE_URL", "sesame", ("report",), "PACKSHOT_DATABASE_URL is no database's address"),
+        ("PACKSHOT_DATABASE_URL", "postgresql+psycopg2://me:sesame@127.0.0.1:1/x", ("report",), "does not answer"),
+        ("PACKSHOT_MODELS_DIR", "/proc/none", ("models", "fetch", "sd15", "upscaler"), "/proc/none: No such file"),
+        ("PACKSHOT_PROFILE", "mini", ("experiment", "overcompletion", "--out", "/proc/none"), "/proc/none: No such"),
+    ],
+)
+def test_what_is_away_is_said_in_one_line(
+    setting: str,
+    value: str,
+    arguments: tuple[str, ...],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("PACKSHOT_STATE_DIR", str(tmp_path))
+    monkeypatch.setenv(setting, value)
+    get_settings.cache_clear()
+    try:
+        assert exits(monkeypatch, *arguments) in (1, 2)
+    finally:
+        get_settings.cache_clear()
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("packshot: ")]
+    assert said in line
+    assert "sesame" not in line
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("pipelines.scenes.list_scenes", broken)
+    monkeypatch.setattr(sys, "argv", ["packshot", "scenes", "list"])
+    with pytest.raises(ZeroDivisionError):
+        main()
+
+
 class StubAirflow(BaseHTTPRequestHandler):
     """As much of Airflow's API as `run --wait` asks for. Its one run fails in `plan`, and in `summary` for that."""
 

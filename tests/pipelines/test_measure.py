@@ -79,6 +79,21 @@ def boxes(folder: Path) -> Path:
     return catalogue
 
 
+def test_a_picture_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    catalogue, scenes = boxes(tmp_path), tmp_path / "scenes"
+    scenes.mkdir()
+    (scenes / "note.jpg").write_text("no picture")
+    models = object()
+    with pytest.raises(UsageError, match=r"note\.jpg: the scene cannot be read"):
+        measure_cutouts(catalogue, "auto", scenes, models)  # type: ignore[arg-type]
+    Image.new("L", (100, 200)).save(tmp_path / "0-alpha.png")
+    with pytest.raises(UsageError, match=r"0-alpha\.png: the alpha mask is 100 × 200 px, its photo 200 × 200"):
+        measure_cutouts(catalogue, "auto", None, models)  # type: ignore[arg-type]
+    Image.new("1", (40_000, 40_000)).save(tmp_path / "0-alpha.png")
+    with pytest.raises(UsageError, match=r"0-alpha\.png: the alpha mask cannot be read .*decompression bomb"):
+        measure_cutouts(catalogue, "auto", None, models)  # type: ignore[arg-type]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not PUBLISHED.exists(), reason="../shared/models is not here")
 @pytest.mark.skipif(not BUNDLED.exists(), reason="the bundled weights are not here")

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from published import single_file, tiny_base, tiny_unet
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from pipelines.cli import app
 from pipelines.errors import IntegrityError, UsageError
-from pipelines.merging import merge_inpainting
+from pipelines.merging import how_to_use, merge_inpainting
 
 FIRST = "model.diffusion_model.input_blocks.0.0.weight"
 OTHER = "model.diffusion_model.input_blocks.1.1.proj_in.weight"
@@ -97,6 +99,32 @@ def test_a_wrong_file_is_named(files: dict[str, Path], tmp_path: Path):
     assert not list(tmp_path.glob("out*"))
 
 
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("inpainting", lambda first: first[:8]),
+        ("original", lambda first: first[:8]),
+        ("inpainting", lambda first: first[..., :1]),
+    ],
+)
+def test_a_first_convolution_of_another_architecture_is_named(files: dict[str, Path], name: str, change):
+    tensors = load_file(files[name])
+    tensors[FIRST] = change(tensors[FIRST]).contiguous()
+    save_file(tensors, files[name])
+    with pytest.raises(IntegrityError, match=rf"{name}\.safetensors: expected the architecture of base.*{FIRST}"):
+        merge_inpainting(**files)
+    assert not list(files["out"].parent.glob("out*"))
+
+
+def test_a_base_of_eight_bits_is_merged_in_its_own_precision(files: dict[str, Path]):
+    eight = {name: value.to(torch.float8_e4m3fn) for name, value in load_file(files["base"]).items()}
+    save_file(eight, files["base"])
+    merge_inpainting(**files)
+    merged, learnt = load_file(files["out"]), 0.5
+    assert merged[OTHER].dtype == torch.float8_e4m3fn
+    assert torch.equal(merged[OTHER].float(), (eight[OTHER].float() + learnt).to(torch.float8_e4m3fn).float())
+
+
 def test_a_torch_file_is_merged_only_when_trusted(files: dict[str, Path], tmp_path: Path):
     legacy = tmp_path / "inpainting.ckpt"
     torch.save({"state_dict": load_file(files["inpainting"]), "epoch": 3}, legacy)
@@ -112,6 +140,8 @@ def test_nothing_is_written_over(files: dict[str, Path]):
     files["out"].write_text("mine")
     with pytest.raises(UsageError, match="there already"):
         merge_inpainting(**files)
+    with pytest.raises(UsageError, match="there is no folder"):
+        merge_inpainting(**files | {"out": files["out"].parent / "nowhere" / "out.safetensors"})
     assert files["out"].read_text() == "mine"
 
 
@@ -119,8 +149,17 @@ def test_the_command_merges_and_says_how_to_use_the_result(files: dict[str, Path
     options = [f"--{name}={files[name]}" for name in ("base", "inpainting", "original", "out")]
     result = CliRunner().invoke(app, ["models", "merge", *options])
     assert result.exit_code == 0, result.output
-    assert "base_inpaint9" in result.output
-    assert files["out"].exists()
+    parts = yaml.safe_load(result.output.split("sd15.yaml:\n")[1])["parts"]  # the printed entry, as one would paste it
+    assert parts["base_inpaint9"]["sha256"] == hashlib.sha256(files["out"].read_bytes()).hexdigest()
+    assert parts["base_inpaint9"]["path"] == "out.safetensors"
+
+
+def test_what_to_do_with_the_result_depends_on_what_it_is(tmp_path: Path):
+    save_file(tiny_unet(in_channels=9).state_dict(), tmp_path / "unet.safetensors")
+    assert "in the place of its unet/" in how_to_use(tmp_path / "unet.safetensors", "0" * 64)
+    wide = {f"{FIRST[:22]}x.attn2.to_k.weight": torch.zeros(1, 2048), FIRST: torch.zeros(1)}
+    save_file(wide, tmp_path / "xl.safetensors")
+    assert "into sdxl.yaml" in how_to_use(tmp_path / "xl.safetensors", "0" * 64)
 
 
 @pytest.mark.parametrize("command", ["fetch", "merge"])

@@ -33,7 +33,7 @@ def shoot(pipeline, image=None, mask=None, prompt="a lamp on a table", seed=0, *
     default_image, default_mask = product()
     settings = {"num_inference_steps": STEPS, "guidance_scale": 3.0, "generator": seeded(seed)} | kwargs
     mask = default_mask if mask is None else mask
-    return pipeline(image or default_image, mask, prompt, **settings).images[0]
+    return pipeline(default_image if image is None else image, mask, prompt, **settings).images[0]
 
 
 def edges(colour="red"):
@@ -301,7 +301,17 @@ class TestInput:
         ("wrong", "message"),
         [
             ({"height": 60}, "multiples of 8"),
+            ({"height": 0}, "multiples of 8"),
             ({"strength": 0.0}, "strength"),
+            ({"num_inference_steps": 0}, "num_inference_steps"),
+            ({"num_images": 0}, "num_images"),
+            ({"image": []}, "no image"),
+            ({"mask": []}, "got none"),
+            ({"brushnet_mask": "area"}, "bicubic or nearest"),
+            ({"control_images": [edges()], "mask_resize": "nearest"}, "area, max, bilinear"),
+            ({"control_images": edges()}, "one entry a ControlNet"),
+            ({"control_images": [edges()], "control_starts": [0.9], "control_ends": [0.1]}, "start <= end"),
+            ({"control_images": [edges()], "control_ends": [5.0]}, "start <= end"),
             ({"prompt": ["a", "b"]}, "one prompt"),
             ({"generator": [seeded(), seeded()]}, "1 generators"),
             ({"control_images": []}, None),
