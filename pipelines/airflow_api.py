@@ -190,18 +190,7 @@ class Airflow:
                 raise TimeoutError(f"{dag_id} {run_id} is {now.state} after {timeout_seconds:g} s")
             time.sleep(poll_seconds)
 
-    def xcom(self, dag_id: str, run_id: str, task_id: str, key: str = "return_value") -> Any:
-        """What an unmapped task pushed, or None where it pushed nothing."""
-        path = f"{_run_path(dag_id, run_id)}/taskInstances/{task_id}/xcomEntries/{quote(key)}"
-        response = self._request("GET", path)
-        return None if response.status_code == httpx.codes.NOT_FOUND else _decoded(response)["value"]
-
     # ------------------------------------------------------------------------------------------------ backfills
-
-    def backfill_days(self, dag_id: str, first: date, last: date, conf: Mapping[str, Any]) -> list[str]:
-        """The days that `backfill` would make a run for; makes none."""
-        answer = self._call("POST", "/api/v2/backfills/dry_run", json=_backfill_body(dag_id, first, last, conf))
-        return [day["partition_key"] or day["logical_date"] for day in answer["backfills"]]
 
     def backfill(self, dag_id: str, first: date, last: date, conf: Mapping[str, Any]) -> Backfill:
         """Start one run a day from `first` to `last`, both included, one after the other.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import re
 from pathlib import Path
 
@@ -9,6 +11,8 @@ import pytest
 from typer.main import get_command
 
 from pipelines.cli import app
+from pipelines.models import load_profile
+from pipelines.quality.calibrate import DetectorMeasure
 from pipelines.scenes import Channel, Checks, Control, Scene, ScenePlacement
 from pipelines.settings import Settings
 
@@ -85,3 +89,73 @@ def test_nothing_names_a_path_of_one_machine_or_a_package_registry():
         if name and Path(name).suffix in {".py", ".md", ".yaml", ".yml", ".toml", ".txt", ".sql", ".html"}
     ]
     assert [n for n in texts if (ROOT / n).is_file() and words.search((ROOT / n).read_text("utf-8"))] == []
+
+
+def committed_experiment() -> dict:
+    return json.loads((ROOT / "docs/experiment/results.json").read_text("utf-8"))
+
+
+def as_written(row: dict) -> list[str]:
+    """A row of the experiment's page, from the JSON."""
+    low, high = row["rate"]["interval"]
+    return [
+        row["cell"],
+        f"{row['rate']['value']:.0%}".replace("%", " %"),
+        f"{low:.0%} to {high:.0%}".replace("%", "").strip(),
+        f"{row['plated_rate']['value']:.0%}".replace("%", " %"),
+        f"{row['e_plus']['value']:.3f}",
+        "{:.3f} to {:.3f}".format(*row["e_plus"]["interval"]),
+        f"{row['kid']['value']:.1f}",
+        f"{row['clip']['value']:.3f}",
+        f"{row['clip_margin']['value']:.3f}",
+        f"{row['scene']['value']:.2f}",
+    ]
+
+
+def test_the_experiments_page_has_the_committed_figures_of_every_cell():
+    page = (ROOT / "docs/experiment.md").read_text("utf-8").split("## What was found")[1]
+    told = {}
+    for line in page.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) >= 10 and " to " in cells[2]:
+            told[cells[0]] = cells
+    rows = {row["cell"]: row for row in committed_experiment()["rows"]}
+    assert set(told) == set(rows)
+    for name, row in rows.items():
+        assert told[name][:10] == as_written(row), name
+        if len(told[name]) > 10:
+            assert told[name][10] == f"{row['grown_by_eye']} of {row['labelled']}", name
+
+
+def test_the_committed_experiment_says_what_is_claimed_of_it():
+    found = committed_experiment()
+    assert not found["smoke_test"]
+    assert found["clip"] == load_profile("mini").ref("clip").sha256[:12]
+    compared = {(one["baseline"], one["treated"]): one for one in found["comparisons"]}
+    method = compared["random/unmasked", "stage2/guided"]
+    assert method["n"] == 300
+    assert method["apart"]
+    assert min(method["rate_ratio"]["value"], method["mean_ratio"]["value"]) >= 5
+    assert method["kid_difference"]["interval"][0] <= 0  # treated less baseline: not worse beyond its interval
+    assert method["clip_difference"]["interval"][1] >= 0
+    control = compared["random/unmasked", "control/unmasked"]
+    assert not control["apart"]
+    page = (ROOT / "docs/experiment.md").read_text("utf-8")
+    rate, mean = method["rate_ratio"], method["mean_ratio"]
+    assert f"the rate is {rate['value']:.1f} times lower" in page
+    assert "({:.1f} to {:.1f}), mean E⁺ {:.0f} times".format(*rate["interval"], mean["value"]) in page.replace(
+        "\n  ", " "
+    )
+
+
+def test_the_readme_names_every_field_of_the_measures():
+    table = (ROOT / "README.md").read_text("utf-8").split("### What `--json` prints")[1].split("\n## ")[0]
+    said = {row.split("|")[1].strip(" `"): row for row in table.splitlines() if row.startswith("| `")}
+    found = committed_experiment()
+    of_experiment = {*found, *found["rows"][0], *found["comparisons"][0], *found["references"]["a flat colour"]}
+    fields = {
+        "measure detector": {field.name for field in dataclasses.fields(DetectorMeasure)},
+        "experiment overcompletion": of_experiment,
+    }
+    for command, names in fields.items():
+        assert not {name for name in names if f"`{name}`" not in said[command]}, command

@@ -48,7 +48,7 @@ class Cell:
         masked: The residuals that it is multiplied into: all 13, or those of the two larger or two smaller sizes.
         edges: What the ControlNet is shown the edges of: the whole source photo, what the mask has of it (as a shop's
             scenes with `source: photo`), or the cutout alone.
-        lora: A LoRA of the profile, at full strength. One of every layer is another base model.
+        lora: A LoRA of the profile, at full strength. One of every attention and resnet layer is another base model.
         steps: Sampler steps.
         guided_steps: Between which shares of the steps the prompt is guided.
         cache_interval: Every how many steps the whole UNet and the branches run.

@@ -21,6 +21,7 @@ from pipelines.experiment.scoring import AlexNetFeatures, PromptAgreement, Scene
 from pipelines.experiment.statistics import Figure
 from pipelines.experiment.workers import make_in_processes
 from pipelines.models import Profile
+from pipelines.quality.yardstick import photographed_scenes
 from pipelines.scenes import Checks
 
 Progress = Callable[[str, int, int], None]
@@ -233,7 +234,7 @@ def _table(
 ) -> Table:
     alexnet, real, longest = None, None, max(results.values(), key=len, default=[])
     agree = PromptAgreement(profile)
-    scenes = sorted((shared / "catalog" / "scenes").glob("*.jpg"))
+    scenes = [] if smoke_test else sorted(photographed_scenes(shared))
     if not smoke_test and scenes and (checkpoint := shared / "models" / "alexnet.ckpt").exists() and longest:
         alexnet = AlexNetFeatures(checkpoint)
         real = alexnet([_over_scene(result.pair, scenes, 0) for result in longest])

@@ -46,7 +46,7 @@ class Scores:
     Attributes:
         e_plus: E+ of the picture with the product laid back.
         plated: E+ with the product laid over the clean plate, as a shop's images are finished. Measured where e_plus is
-            above tau, else e_plus itself: the plate takes away and adds nothing.
+            above tau, else e_plus itself: a lower bound, since the plate's seam may alarm where nothing did before.
         d_plus: Area of detached product-like objects, in products.
         uncertainty: How far the finders and HQ-SAM lie apart, in products; NaN where HQ-SAM was not asked.
         sharpness: Mean gradient of the scene's luminance, levels a pixel.

@@ -123,6 +123,7 @@ class DetectorMeasure:
             the ranking is worth, whatever tau is.
         alarms: the share of untouched photos above tau, `photos` of other products; None where there were none.
         false_alarms: the share of them that are above tau, and not for a part that their cutout lacks.
+        passed_over: how many more there were whose cutout was rejected or held, so that nothing would be painted.
         noticed: of the photos, `lacking` of them, whose cutout is known to lack a part, the share in which that part is
             seen; None where there were none.
         intervals: 95 % intervals of these, from resampling products.
@@ -144,6 +145,7 @@ class DetectorMeasure:
     alarms: float | None
     false_alarms: float | None
     photos: int
+    passed_over: int
     noticed: float | None
     lacking: int
     intervals: dict[str, Interval]
@@ -311,8 +313,10 @@ def cross_judged(known: Sequence[Known], folds: int = FOLDS) -> list[Judged]:
     return judged
 
 
-def figures(judged: Sequence[Judged], photos: Sequence[Asked], tau: float, seconds: float) -> DetectorMeasure:
-    """Sum up: `judged` masks of composites, and untouched `photos`."""
+def figures(
+    judged: Sequence[Judged], photos: Sequence[Asked], tau: float, seconds: float, passed_over: int = 0
+) -> DetectorMeasure:
+    """Sum up: `judged` masks of composites, and untouched `photos`, for which so many others were passed over."""
     names = [one.product for one in judged]
     grown, confidence = np.array([one.grown for one in judged]), np.array([one.confidence for one in judged])
     above = np.array([one.e_plus for one in judged]) > tau
@@ -359,6 +363,7 @@ def figures(judged: Sequence[Judged], photos: Sequence[Asked], tau: float, secon
         alarms=found["alarms"][0] if photos else None,
         false_alarms=found["false_alarms"][0] if photos else None,
         photos=len(photos),
+        passed_over=passed_over,
         noticed=found["noticed"][0] if lacking else None,
         lacking=len(lacking),
         intervals={name: interval for name, (_, interval) in found.items()},
@@ -408,12 +413,13 @@ def measure_detector(shared: Path, profile: Profile, tau: float, limit: int | No
     detector = OvercompletionDetector.from_profile(profile)
     judged = judge(detector, draw(shared, TEST, min(limit or COMPOSITES[TEST], COMPOSITES[TEST])))
     photos = untouched_photos(photo_files(shared), profile, min(limit or PHOTOS, PHOTOS))
-    asked = []
+    asked, passed_over = [], 0
     for photo in _bar(photos, "measuring photos", min(limit or PHOTOS, PHOTOS)):
         said = detector.measure(photo.image, photo.matte)
         saw = any(said.heat[point] > SURE for point in photo.lacking)
         asked.append(Asked(photo.product, said.e_plus, bool(photo.lacking), saw))
-    return figures(judged, asked, tau, time.monotonic() - started)
+        passed_over = photo.passed_over
+    return figures(judged, asked, tau, time.monotonic() - started, passed_over)
 
 
 def _bar(items: Iterable[Any], words: str, total: int | None = None) -> Iterable[Any]:

@@ -35,12 +35,14 @@ class Untouched:
     """A photo (H, W, 3) uint8, at most LONGEST px, and its cutout's matte (H, W) uint8, 255 = product.
 
     `lacking` are points (row, column) on parts of the product that the matte does not hold, as far as they are known.
+    `passed_over` counts the photos before this one that have no mask to place.
     """
 
     product: str
     image: np.ndarray
     matte: np.ndarray
     lacking: tuple[tuple[int, int], ...]
+    passed_over: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,16 +91,18 @@ def untouched_photos(files: Sequence[PhotoFile], profile: Profile, count: int) -
     """Cut out up to `count` photos; those that the cutout stage rejects, or holds for a person to look at, are passed
     over: their masks are not placed. The masks are those that the detector is asked about, before it has a say."""
     models, known = replace(CutoutModels.from_profile(profile), detector=None), _known_missing()
-    found = 0
+    found = passed_over = 0
     for file in files:
         if found == count:
             return
         try:
             photo = read_photo(file.path.read_bytes())
             result = cutout(photo, models, "auto", file.garment)
+            no_mask = bool(result.held)
         except Rejected:
-            continue
-        if result.held:
+            no_mask = True
+        if no_mask:
+            passed_over += 1
             continue
         found += 1
         scale = min(1.0, LONGEST / max(photo.size))
@@ -107,7 +111,7 @@ def untouched_photos(files: Sequence[PhotoFile], profile: Profile, count: int) -
         matte = np.rint(np.clip(matte, 0, 1) * 255).astype(np.uint8)
         points = [(int(y * size[1]), int(x * size[0])) for x, y in known.get(file.path.name, ())]
         lacking = tuple((row, column) for row, column in points if matte[row, column] < 128)
-        yield Untouched(file.product, image, matte, lacking)
+        yield Untouched(file.product, image, matte, lacking, passed_over)
 
 
 def _known_missing() -> dict[str, list[tuple[float, float]]]:

@@ -128,9 +128,15 @@ def _cropped(rgb: np.ndarray, alpha: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 def read_scenes(shared: Path) -> list[np.ndarray]:
     """The catalogue's scenes that are photographs, (H, W, 3) uint8 each."""
-    with (shared / "catalog" / "scenes" / "index.csv").open(newline="", encoding="utf-8") as file:
+    return [np.asarray(Image.open(file).convert("RGB")) for file in photographed_scenes(shared)]
+
+
+def photographed_scenes(shared: Path) -> list[Path]:
+    """The files of these scenes, as their index lists them: charts and maps are left out."""
+    folder = shared / "catalog" / "scenes"
+    with (folder / "index.csv").open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if not NOT_PHOTOGRAPHS.search(row["file"] + row["name"])]
-    return [np.asarray(Image.open(shared / "catalog" / "scenes" / row["file"]).convert("RGB")) for row in rows]
+    return [folder / row["file"] for row in rows]
 
 
 def cut_out(name: str, rgb: np.ndarray, alpha: np.ndarray, cutters: Mapping[str, Cutter]) -> Item:

@@ -1,7 +1,7 @@
 """Train low-rank differences of the bundled UNet (Hu et al. 2022), each to a look that no picture of its training had.
 
     lora_oak_window    the scene LoRA: oak boards in low, warm light through a window; of the attention's projections
-    base_high_key      a second base model: any scene in high-key light; of every layer, as a fine-tune changes them
+    base_high_key      a second base model: any scene in high-key light; of every attention and resnet layer
 
 A look is graded over composed scenes whose captions are the base's, so the difference, and not a word, carries it.
 """

@@ -1,7 +1,7 @@
 """Pictures to fine-tune on: a shop's own, from a folder or from the ledger, frozen into the object store.
 
     found = gather_folder(Path("pictures"), store, settings)         images/kettle_1.jpg with masks/kettle_1.png
-    found = gather_ledger(engine, store, scenes=["oak-window"])      the cutouts of what was published or approved
+    found = gather_ledger(engine, scenes=["oak-window"])             the cutouts of what was published or approved
     shots = picture_pack(work, found.side(held_out=False), store, side=256, shots=2000)
 
 A data set is a document of digests, so it is the same on every worker, and its own digest says what a model was trained
