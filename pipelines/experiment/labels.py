@@ -151,7 +151,7 @@ def main(
 
     profile = load_profile("mini")
     listed, painter = load_pairs(load_subjects(Path("../shared")), pairs, profile.native_size), Painter(profile)
-    chosen = choose({cell.name: list(painted(cell, listed, profile, painter, out)) for cell in CLAIM})
+    chosen = choose({cell.name: list(painted(cell, listed, painter, out)) for cell in CLAIM})
     for sheet in draw_sheets(chosen, out / "sheets"):
         typer.echo(sheet)
     with (out / "sheets" / "labels.csv").open("w", newline="", encoding="utf-8") as file:

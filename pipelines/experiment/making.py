@@ -55,11 +55,9 @@ class Result(Painted):
     scores: Scores
 
 
-def results_of(
-    cell: Cell, pairs: Sequence[Pair], profile: Profile, painter: Painter, scorer: Scorer, out: Path
-) -> Iterator[Result]:
+def results_of(cell: Cell, pairs: Sequence[Pair], painter: Painter, scorer: Scorer, out: Path) -> Iterator[Result]:
     """Yield the result of each pair, stored or made now; each is stored as soon as it is scored."""
-    for one in painted(cell, pairs, profile, painter, out):
+    for one in painted(cell, pairs, painter, out):
         stored = _scores(one.picture, scorer)
         if not stored.exists():
             with Image.open(one.picture) as image:
@@ -71,11 +69,11 @@ def results_of(
         yield Result(one.pair, one.picture, one.seconds, scores)
 
 
-def painted(cell: Cell, pairs: Sequence[Pair], profile: Profile, painter: Painter, out: Path) -> Iterator[Painted]:
+def painted(cell: Cell, pairs: Sequence[Pair], painter: Painter, out: Path) -> Iterator[Painted]:
     """Yield the picture of each pair, stored or painted now; a batch is stored at once."""
     for start in range(0, len(pairs), BATCH):
         batch = pairs[start : start + BATCH]
-        pictures = [_picture(cell, pair, profile, out) for pair in batch]
+        pictures = [_picture(cell, pair, painter.profile, out) for pair in batch]
         if not all(path.exists() for path in pictures):
             # the whole batch again: pixels are promised for one batch shape
             images, seconds = painter.paint(cell, batch)

@@ -167,7 +167,7 @@ def run(
     results: dict[str, list[Result]] = {}
     for cell, of_cell in paired:
         results[cell.name] = []
-        for result in results_of(cell, of_cell, profile, painter, scorer, out):
+        for result in results_of(cell, of_cell, painter, scorer, out):
             results[cell.name].append(result)
             if progress is not None and jobs == 1:
                 done += 1

@@ -54,4 +54,4 @@ def _equip(painter: Painter, tau: float, classifier: SceneClassifier | None) -> 
 def _make(cell: Cell, pairs: Sequence[Pair], out: Path) -> int:
     assert _tools is not None, "workers are equipped when they start"
     painter, scorer = _tools
-    return sum(1 for _ in results_of(cell, pairs, painter.profile, painter, scorer, out))
+    return sum(1 for _ in results_of(cell, pairs, painter, scorer, out))
