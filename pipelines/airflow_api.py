@@ -4,8 +4,8 @@
         run = airflow.trigger("catalog_refresh", {"feed": digest, "scene": "oak-window"})
         success = airflow.follow("catalog_refresh", run)
 
-A refusal that the user can act on (no server, wrong login, bad parameter, a backfill under way) is a `UsageError` of
-one line; anything else is left as httpx raises it.
+A refusal that the user can act on (wrong login, bad parameter, a backfill under way) is a `UsageError` of one line, no
+server `Unavailable`; anything else is left as httpx raises it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 import httpx
 
-from pipelines.errors import UsageError
+from pipelines.errors import Unavailable, UsageError
 from pipelines.settings import Settings
 
 ENDED = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
@@ -37,6 +37,13 @@ REFUSED = frozenset(
 
 BACKFILL_LAG = 60.0
 """Seconds: Airflow notices a backfill's end up to half a minute late, and refuses another one until then."""
+
+
+PATIENCE = 300.0
+"""Seconds for which the API may be away while a run is followed."""
+
+TASKS_A_SECOND = 200
+"""Task instances that are looked at, so that a large run is not slowed by who follows it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,17 +184,26 @@ class Airflow:
         """Wait for the run's end; returns whether it succeeded.
 
         `progress(done, total, note)` is told at every look: task instances that ended, that there are, and the names
-        of those that run. Raises TimeoutError past `timeout_seconds`.
+        of those that run. An API that is away for less than PATIENCE is asked again. Raises TimeoutError past
+        `timeout_seconds`.
         """
         deadline = time.monotonic() + timeout_seconds
+        answered, state = time.monotonic(), "not answering"
         while True:
-            now = self.progress(dag_id, run_id)
-            if progress is not None:
-                progress(now.done, now.total, ", ".join(now.running) or now.state)
-            if now.ended:
-                return now.state == "success"
+            try:
+                now = self.progress(dag_id, run_id)
+            except (Unavailable, httpx.HTTPError):  # the run goes on without who looks
+                if time.monotonic() - answered > PATIENCE:
+                    raise
+            else:
+                answered, state = time.monotonic(), now.state
+                if progress is not None:
+                    progress(now.done, now.total, ", ".join(now.running) or now.state)
+                if now.ended:
+                    return now.state == "success"
+                poll_seconds = max(poll_seconds, now.total / TASKS_A_SECOND)
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{dag_id} {run_id} is {now.state} after {timeout_seconds:g} s")
+                raise TimeoutError(f"{dag_id} {run_id} is {state} after {timeout_seconds:g} s")
             time.sleep(poll_seconds)
 
     # ------------------------------------------------------------------------------------------------ backfills
@@ -196,8 +212,11 @@ class Airflow:
         """Start one run a day from `first` to `last`, both included, one after the other.
 
         A day whose last run is still under way gets none. Raises UsageError while another backfill of the DAG is under
-        way, for a range in the future and for bad Params.
+        way, for a range that ends in the future and for bad Params.
         """
+        if last > datetime.now(UTC).date():
+            # Airflow would take it, hold the later days back until they come, and refuse every other backfill till then
+            raise UsageError(f"{last} is in the future, and products of that day are not known yet: end at today")
         response = self._request("POST", "/api/v2/backfills", json=_backfill_body(dag_id, first, last, conf))
         patience = time.monotonic() + BACKFILL_LAG
         while response.status_code == httpx.codes.CONFLICT and time.monotonic() < patience:
@@ -242,7 +261,7 @@ class Airflow:
                 self._authenticate()
                 response = self._client.request(method, path, **arguments)
         except httpx.ConnectError as error:
-            raise UsageError(f"Airflow does not answer at {self.url}: is it up? (`packshot up`)") from error
+            raise Unavailable(f"Airflow does not answer at {self.url}: is it up? (`packshot up`)") from error
         return response
 
     def _authenticate(self) -> None:

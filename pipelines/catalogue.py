@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.contracts import Product, canonical_json
-from pipelines.errors import Rejected, UsageError
-from pipelines.links import Fetched, fetch, is_web, read_beside
+from pipelines.errors import Rejected, Unavailable, UsageError
+from pipelines.links import Fetched, Unreachable, fetch, is_web, read_beside
 
 if TYPE_CHECKING:
     from pipelines.settings import Settings
@@ -36,6 +36,9 @@ DELIMITERS = ("\t", ",", ";", "|")
 MANIFEST = "packshot-manifest-1"
 DOWNLOADS = 8
 """Photos fetched at once."""
+
+MANY = 10
+"""Photos of which most cannot be reached from where it is the network's fault and not theirs."""
 
 MAX_FIELD = 2**20
 """Characters in one field: a quote that was left open must not swallow the file."""
@@ -257,9 +260,9 @@ def _unique(products: Sequence[Product]) -> Iterator[Product]:
         if owners[product.sku] == product.row:
             yield product
             continue
-        name = f"{product.sku}#{product.row}"
-        while name in taken:
-            name += "#"
+        mark = f"#{product.row}"
+        while (name := product.sku[: MAX_ID - len(mark)] + mark) in taken:
+            mark += "#"
         taken.add(name)
         duplicate = f"row {product.row} repeats the id of row {owners[product.sku]}, which is the one used"
         yield replace(product, sku=name, photo_problem=product.photo_problem or duplicate)
@@ -289,6 +292,8 @@ async def _feed(source: Path | str, settings: Settings) -> bytes:
     try:
         limit, seconds = settings.feed_max_bytes, 10 * settings.photo_timeout_seconds
         return (await fetch(source, limit, seconds, settings.allow_private_links)).data
+    except Unreachable as error:
+        raise Unavailable(error.reason) from error
     except Rejected as error:
         raise UsageError(f"{error.reason}: give a catalogue that can be reached from here") from error
 
@@ -296,7 +301,10 @@ async def _feed(source: Path | str, settings: Settings) -> bytes:
 async def _photos(
     products: Sequence[Product], folder: Path | None, store: Store, settings: Settings
 ) -> dict[str, str | Rejected]:
-    """Link → digest in the store, or why there is none. Each link is read once, some at a time."""
+    """Link → digest in the store, or why there is none. Each link is read once, some at a time.
+
+    Raises Unavailable where most of many cannot be reached: then it is not the rows that are wrong.
+    """
     turns = asyncio.Semaphore(DOWNLOADS)
 
     async def one(link: str) -> str | Rejected:
@@ -308,7 +316,11 @@ async def _photos(
             return await asyncio.to_thread(store.put, photo.data, photo.media_type)
 
     links = list({product.image_link: None for product in products if not product.photo_problem})
-    return dict(zip(links, await asyncio.gather(*map(one, links)), strict=True))
+    photos = dict(zip(links, await asyncio.gather(*map(one, links)), strict=True))
+    away = [photo for photo in photos.values() if isinstance(photo, Unreachable)]
+    if len(away) >= MANY and 2 * len(away) > len(photos):
+        raise Unavailable(f"{len(away)} of {len(photos)} photos cannot be reached for now; the first: {away[0].reason}")
+    return photos
 
 
 async def _photo(link: str, folder: Path | None, settings: Settings) -> Fetched:

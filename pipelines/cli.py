@@ -114,6 +114,8 @@ def main() -> None:
 
 def _outside(error: Exception) -> str:
     """What a file system or a service that is away has to do with an error, in a line; "" where it is neither."""
+    from httpx import HTTPError, HTTPStatusError
+    from minio.error import MinioException
     from sqlalchemy.exc import OperationalError
     from urllib3.exceptions import MaxRetryError
 
@@ -122,6 +124,12 @@ def _outside(error: Exception) -> str:
         return f"the database does not answer ({str(error.orig).splitlines()[0]}); {services}"
     if isinstance(error, MaxRetryError):
         return f"{getattr(error.pool, 'host', '')}:{getattr(error.pool, 'port', '')} does not answer; {services}"
+    if isinstance(error, MinioException):
+        return f"the S3 store: {str(error).partition(', resource:')[0]}; check PACKSHOT_S3_*; {services}"
+    if isinstance(error, HTTPStatusError):
+        return f"{error.request.url} answers {error.response.status_code} {error.response.reason_phrase}"
+    if isinstance(error, HTTPError):
+        return f"the network: {str(error) or type(error).__name__}; {services}"
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"
     return ""

@@ -4,6 +4,7 @@
     ├── Rejected          the input is bad: the shot ends as `rejected` with this reason, the shard goes on
     ├── UsageError        the command or a file it names is wrong: exit code 2 and one line
     ├── IntegrityError    bytes or a record are not what they claim to be: never retried, never published
+    ├── Unavailable       something outside does not answer for now: Airflow tries again
     ├── OutOfMemory       the accelerator is full: the batch is halved and tried again
     └── ShotTimeout       one shot ran past its limit: it ends as `failed`, the shard goes on
 
@@ -32,6 +33,10 @@ class UsageError(PackshotError):
 
 class IntegrityError(PackshotError):
     """Bytes whose digest is not their name, or a record that contradicts another."""
+
+
+class Unavailable(PackshotError):
+    """What is needed from outside cannot be had for now; later it may be."""
 
 
 class OutOfMemory(PackshotError):

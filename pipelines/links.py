@@ -24,6 +24,8 @@ import httpx
 from pipelines.errors import Rejected
 
 MAX_REDIRECTS = 5
+PAUSES = (1.0, 4.0)
+"""Seconds after which an address that could not be reached is asked again."""
 USER_AGENT = "packshot"
 
 
@@ -33,6 +35,10 @@ class Fetched:
 
     data: bytes
     media_type: str
+
+
+class Unreachable(Rejected):
+    """A photo that cannot be had for now: a server that is busy or down, a name or a network that is away."""
 
 
 def is_web(link: str) -> bool:
@@ -73,14 +79,22 @@ def _why_unreadable(link: str, error: OSError | ValueError) -> str:
 async def fetch(link: str, max_bytes: int, seconds: float, allow_private: bool = False) -> Fetched:
     """What an http(s) address answers, within `seconds` in all, redirects included.
 
-    Raises Rejected with the reason where it is no public address, too large, too slow, or answers with an error.
+    Raises Rejected with the reason where it is no public address, too large, or answers with an error, and Unreachable
+    where it could not be reached, asked again in that time, or was too slow.
     """
+    failed = None
     try:
         async with asyncio.timeout(seconds):
+            for pause in PAUSES:
+                try:
+                    return await _follow(link, max_bytes, seconds, allow_private)
+                except Unreachable as error:
+                    failed = error
+                await asyncio.sleep(pause)
             return await _follow(link, max_bytes, seconds, allow_private)
-    except (TimeoutError, httpx.TimeoutException) as error:
-        raise Rejected(f"{link} did not arrive within {seconds:g} s") from error
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+    except TimeoutError as error:
+        raise failed or Unreachable(f"{link} did not arrive within {seconds:g} s") from error
+    except (httpx.InvalidURL, UnicodeError) as error:  # UnicodeError: a name that is no international one
         raise Rejected(f"{link} cannot be fetched: {str(error) or type(error).__name__}") from error
 
 
@@ -102,18 +116,32 @@ async def _follow(link: str, max_bytes: int, seconds: float, allow_private: bool
                     "sni_hostname": url.raw_host.decode()
                 },  # the certificate is held against the name, not the address
             )
-            response = await client.send(request, stream=True)
+            try:
+                response = await client.send(request, stream=True)
+            except httpx.TransportError as error:
+                raise _unreachable(link, error) from error
             try:
                 if response.has_redirect_location:
                     url = url.join(response.headers["Location"])
                     continue
                 if response.status_code != httpx.codes.OK:
-                    raise Rejected(f"{link} answers {response.status_code} {response.reason_phrase}".strip())
+                    kind = Unreachable if _for_now(response.status_code) else Rejected
+                    raise kind(f"{link} answers {response.status_code} {response.reason_phrase}".strip())
                 data = await _body(link, response, max_bytes)
                 return Fetched(data, response.headers.get("Content-Type", "").partition(";")[0].strip())
+            except httpx.TransportError as error:
+                raise _unreachable(link, error) from error
             finally:
                 await response.aclose()
     raise Rejected(f"{link} redirects more than {MAX_REDIRECTS} times")
+
+
+def _for_now(status: int) -> bool:
+    return status == httpx.codes.TOO_MANY_REQUESTS or httpx.codes.is_server_error(status)
+
+
+def _unreachable(link: str, error: httpx.TransportError) -> Unreachable:
+    return Unreachable(f"{link} cannot be fetched: {str(error) or type(error).__name__}")
 
 
 @lru_cache
@@ -141,8 +169,9 @@ async def _checked_address(url: httpx.URL, allow_private: bool) -> str:
     port = url.port or {"http": 80, "https": 443}[url.scheme]
     try:
         found = await asyncio.get_running_loop().getaddrinfo(url.raw_host.decode(), port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
-        raise Rejected(f"{url.host} is no known host") from error
+    except socket.gaierror as error:
+        away = error.errno == socket.EAI_AGAIN
+        raise (Unreachable if away else Rejected)(f"{url.host} is no known host{' for now' * away}") from error
     addresses = [str(entry[4][0]) for entry in found]
     for address in addresses:
         if not allow_private and not is_public(address):

@@ -250,6 +250,8 @@ def _compute(
         with _time_limit(limits.shot_seconds * len(jobs)), _torch_out_of_memory():
             made = stage.compute(works, loaded, recipe)
     except Exception as error:
+        if _device_is_lost(error):
+            raise  # no photo's fault, and no later one can be computed in this process
         if len(jobs) > 1:
             log.warning("%s: a batch of %d ended with %s; halving it", stage.name, len(jobs), type(error).__name__)
             halves = jobs[: len(jobs) // 2], jobs[len(jobs) // 2 :]
@@ -331,6 +333,13 @@ def _time_limit(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, previous)
         if outer:
             signal.setitimer(signal.ITIMER_REAL, max(outer - (time.monotonic() - started), 0.001))
+
+
+def _device_is_lost(error: Exception) -> bool:
+    """Whether the accelerator's context is broken: until the process ends, every call of it fails."""
+    return isinstance(error, RuntimeError) and (
+        type(error).__name__ == "AcceleratorError" or str(error).startswith(("CUDA error", "HIP error"))
+    )
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 
 from pipelines.airflow_api import Airflow
-from pipelines.errors import UsageError
+from pipelines.errors import Unavailable, UsageError
 from pipelines.services.daemons import Daemon, ServiceFailed, ensure, log_file, process, wait
 from pipelines.services.installation import LOOPBACK, Installation, write_private
 from pipelines.settings import ROOT, Settings
@@ -104,7 +104,7 @@ def health(api: Airflow) -> dict[str, str]:
     """`Airflow.health`, empty where Airflow does not answer."""
     try:
         return api.health()
-    except (UsageError, httpx.HTTPError):
+    except (UsageError, Unavailable, httpx.HTTPError):
         return {}
 
 

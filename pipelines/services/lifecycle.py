@@ -85,7 +85,7 @@ def up(settings: Settings, *, airflow: bool = True, report: Report = lambda line
             )
         if "s3" in embedded:
             timed("s3", lambda: start_store(settings, installation))
-        elif not store_answers(store_client(settings), settings.s3_bucket):
+        elif not store_answers(store_client(settings), settings.s3_bucket, make=True):
             raise ServiceFailed(f"the store at {settings.s3_endpoint} takes no object: check PACKSHOT_S3_*")
         write_private(environment_file(state_dir), _environment_text(settings, embedded))
         migrate(settings.database_url)

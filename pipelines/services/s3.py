@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import secrets
 import sysconfig
 from pathlib import Path
 
@@ -14,7 +13,8 @@ from pipelines.services.daemons import Daemon, ensure, wait
 from pipelines.services.installation import LOOPBACK, Installation
 from pipelines.settings import Settings
 
-PROBE_BUCKET = "packshot-probe"
+PROBE = "probe"
+"""Name and bytes of the object that is put and got to see whether a store works. No digest is called so."""
 
 
 def start_store(settings: Settings, installation: Installation) -> bool:
@@ -52,7 +52,7 @@ def start_store(settings: Settings, installation: Installation) -> bool:
     }
     started = ensure(settings.state_dir, Daemon("s3", argv, env, cwd=data))
     client = store_client(settings)
-    wait(settings.state_dir, "s3", lambda: store_answers(client, settings.s3_bucket), 90)
+    wait(settings.state_dir, "s3", lambda: store_answers(client, settings.s3_bucket, make=True), 90)
     return started
 
 
@@ -69,17 +69,16 @@ def store_client(settings: Settings) -> minio.Minio:
     )
 
 
-def store_answers(client: minio.Minio, bucket: str) -> bool:
-    """Put and get an object: SeaweedFS lists buckets seconds before it can write. Makes the buckets."""
-    probe = secrets.token_bytes(32)
+def store_answers(client: minio.Minio, bucket: str, make: bool = False) -> bool:
+    """Put and get an object: SeaweedFS lists buckets seconds before it can write. `make`: a bucket first, if need be."""
+    data = PROBE.encode()  # always the same: two that ask at once are in nobody's way
     try:
-        for name in (bucket, PROBE_BUCKET):
-            if not client.bucket_exists(name):
-                client.make_bucket(name)
-        client.put_object(PROBE_BUCKET, "probe", io.BytesIO(probe), len(probe))
-        response = client.get_object(PROBE_BUCKET, "probe")
+        if make and not client.bucket_exists(bucket):
+            client.make_bucket(bucket)
+        client.put_object(bucket, PROBE, io.BytesIO(data), len(data))
+        response = client.get_object(bucket, PROBE)
         try:
-            return response.data == probe
+            return response.data == data
         finally:
             response.close()
     except (urllib3.exceptions.HTTPError, minio.error.MinioException):

@@ -185,6 +185,13 @@ def test_the_first_usable_row_of_a_sku_wins_and_the_others_are_shown():
     assert "names no photo" in rows[0].photo_problem
 
 
+def test_the_name_of_a_repeated_id_is_no_longer_than_an_id_may_be():
+    long = "x" * 250
+    rows = parse(f"id,title,image_link\n{long},a,i.jpg\n{long},b,i.jpg\n{'y' * 200},c,i.jpg\n{'y' * 200},d,i.jpg\n")
+    assert len({p.sku for p in rows}) == 4
+    assert max(len(p.sku) for p in rows) == 200
+
+
 @given(st.text(max_size=300))
 def test_any_text_gives_distinct_products_or_a_usage_error(text):
     try:

@@ -10,11 +10,14 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from pipelines import airflow_api
+from pipelines.airflow_api import Airflow
 from pipelines.cli import _exit_code, app, main
 from pipelines.contracts import Artifact, Job, Product, Shot, ShotState, ShotStep, State, Step, sha256_hex
 from pipelines.settings import Settings, get_settings
@@ -134,6 +137,8 @@ class StubAirflow(BaseHTTPRequestHandler):
     """As much of Airflow's API as `run --wait` asks for. Its one run fails in `plan`, and in `summary` for that."""
 
     protocol_version = "HTTP/1.1"
+    away = 0
+    """Requests that are answered with 503 before one is answered; logging in always works."""
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
@@ -153,7 +158,9 @@ class StubAirflow(BaseHTTPRequestHandler):
 
     def answer(self, document: dict[str, object]) -> None:
         body = json.dumps(document).encode()
-        self.send_response(200)
+        away = StubAirflow.away > 0 and self.path != "/auth/token"
+        StubAirflow.away -= away
+        self.send_response(503 if away else 200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -205,6 +212,35 @@ def test_a_run_whose_plan_failed_names_the_task_and_its_log(
     assert last == "packshot: run manual__1+00:00 ended before it was planned: nothing was made"
     assert exits(monkeypatch, "report", "latest") == 2  # and not the report of the run before it
     assert "manual__1+00:00, is not planned yet" in capsys.readouterr().err
+
+
+def test_a_run_is_followed_through_hiccups_of_the_api(airflow: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Airflow(get_settings()) as api:
+        monkeypatch.setattr(StubAirflow, "away", 3)
+        assert api.follow("catalog_refresh", "manual__1", poll_seconds=0.01) is False
+        assert StubAirflow.away == 0
+        monkeypatch.setattr(airflow_api, "PATIENCE", 0.0)
+        monkeypatch.setattr(StubAirflow, "away", 3)
+        with pytest.raises(httpx.HTTPStatusError, match="503"):
+            api.follow("catalog_refresh", "manual__1", poll_seconds=0.01)
+
+
+def test_an_api_that_fails_is_said_in_one_line(
+    airflow: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(StubAirflow, "away", 99)
+    asked = ("campaign", "--scene", "studio-sage", "--from", "2026-01-01", "--to", "2026-01-02")
+    assert exits(monkeypatch, *asked) == 1
+    assert capsys.readouterr().err.strip().endswith("/api/v2/backfills answers 503 Service Unavailable")
+
+
+def test_a_campaign_of_days_to_come_is_refused(
+    airflow: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(StubAirflow, "away", 99)  # it is not asked
+    asked = ("campaign", "--scene", "studio-sage", "--from", "2026-01-01", "--to", "2999-01-01")
+    assert exits(monkeypatch, *asked) == 2
+    assert "2999-01-01 is in the future" in capsys.readouterr().err
 
 
 def catalogue(folder: Path, photo: str) -> Path:

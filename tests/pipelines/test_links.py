@@ -14,7 +14,7 @@ import pytest
 from pipelines import links
 from pipelines.catalogue import ingest, load_manifest
 from pipelines.contracts import sha256_hex
-from pipelines.errors import Rejected, UsageError
+from pipelines.errors import Rejected, Unavailable, UsageError
 from pipelines.settings import Settings
 from pipelines.store import FolderStore
 
@@ -39,6 +39,10 @@ class Shop(BaseHTTPRequestHandler):
             self._answer(b"", status=302, location="/round")
         elif self.path in ("/302", "/304"):
             self._answer(b"", status=int(self.path[1:]))
+        elif self.path == "/busy":  # twice; then it is a photo again
+            self._answer(b"a mug", status=200 if len(self.server.hosts) > 2 else 503)  # type: ignore[attr-defined]
+        elif self.path.startswith("/down"):
+            self._answer(b"", status=503)
         elif self.path == "/large":
             self._answer(b"x" * 5000)
         elif self.path == "/endless":
@@ -110,6 +114,52 @@ def test_what_a_hostile_server_answers_is_a_reason(shop, path, said):
     assert time.monotonic() - started < 4.5
 
 
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(links, "PAUSES", (0.01, 0.01))
+
+
+def test_a_server_that_is_busy_is_asked_again(shop, impatient):
+    assert get(shop, "/busy").data == b"a mug"
+    assert len(shop.hosts) == 3
+
+
+def test_a_server_that_stays_away_is_unreachable_and_a_wrong_address_is_not_asked_twice(shop, impatient):
+    with pytest.raises(links.Unreachable, match="answers 503"):
+        get(shop, "/down")
+    assert len(shop.hosts) == 3
+    with pytest.raises(Rejected, match="answers 404") as caught:
+        get(shop, "/absent")
+    assert not isinstance(caught.value, links.Unreachable)
+    assert len(shop.hosts) == 4
+    shop.server_close()
+    with pytest.raises(links.Unreachable, match="cannot be fetched"):
+        get(shop, "/mug.jpg")
+
+
+def test_the_whole_time_is_the_limit_and_the_reason_is_the_servers(shop, monkeypatch):
+    monkeypatch.setattr(links, "PAUSES", (60.0,))
+    started = time.monotonic()
+    with pytest.raises(links.Unreachable, match="answers 503"):
+        get(shop, "/down")
+    assert time.monotonic() - started < 4.5
+
+
+@pytest.mark.parametrize(("down", "stops"), [(10, True), (9, False)])
+def test_photos_that_are_all_away_are_the_networks_fault_and_no_rows(shop, impatient, tmp_path, down, stops):
+    at = f"http://127.0.0.1:{shop.server_port}"
+    feed = tmp_path / "feed.csv"
+    rows = [f"{n},Cup,{at}/down{n}" for n in range(down)] + [f"mug,Mug,{at}/mug.jpg"]
+    feed.write_text("id,title,image_link\n" + "\n".join(rows))
+    store, settings = FolderStore(tmp_path / "store"), Settings(allow_private_links=True)
+    if stops:
+        with pytest.raises(Unavailable, match=r"10 of 11 photos cannot be reached for now; the first: .* answers 503"):
+            ingest(feed, store, settings)
+        return
+    products = load_manifest(store, ingest(feed, store, settings))
+    assert [bool(product.photo_problem) for product in products] == [True] * down + [False]
+
+
 def test_addresses_that_are_not_public_are_not_asked(shop):
     for host in ("127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]", "0.0.0.0", "2130706433"):
         with pytest.raises(Rejected, match="which is no public address"):
@@ -148,8 +198,19 @@ def test_a_login_in_an_address_is_refused_and_not_repeated(shop):
     assert "hunter2" not in str(caught.value)
 
 
-@pytest.mark.parametrize("link", ["http://", "http://[", "https://\x00/", "ftp://x.org/a", "http://no.such.invalid/"])
-def test_what_is_no_address_is_a_reason(link):
+@pytest.mark.parametrize(
+    "link",
+    [
+        "http://",
+        "http://[",
+        "https://\x00/",
+        "ftp://x.org/a",
+        "http://no.such.invalid/",
+        "https://xn--ls8h.la/a.jpg",
+        "http://xn--a/b",
+    ],
+)
+def test_what_is_no_address_is_a_reason(link, impatient):
     with pytest.raises(Rejected):
         asyncio.run(links.fetch(link, 1000, 5))
 

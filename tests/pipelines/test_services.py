@@ -22,6 +22,7 @@ from sqlalchemy.engine import make_url
 
 from pipelines.contracts import sha256_hex
 from pipelines.services import DAEMONS, Installation, ServiceFailed, airflow_environment, down, status, up
+from pipelines.services.s3 import store_answers, store_client
 from pipelines.settings import ROOT, Settings, environment_file, read_settings
 from pipelines.store import S3Store
 
@@ -49,6 +50,15 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 class TestEmbedded:
+    def test_whether_a_store_works_is_asked_of_its_own_bucket_alone(self, own: Path) -> None:
+        client = store_client(read_settings())
+        before = {bucket.name for bucket in client.list_buckets()}
+        assert not store_answers(client, "a-shops-own")  # `status` makes nothing
+        assert {bucket.name for bucket in client.list_buckets()} == before
+        assert store_answers(client, "a-shops-own", make=True)
+        assert store_answers(client, "a-shops-own")
+        assert {bucket.name for bucket in client.list_buckets()} == before | {"a-shops-own"}
+
     def test_a_second_up_changes_nothing_and_takes_no_time(self, own: Path) -> None:
         before = {name: _pid(own, name) for name in ("postgres", "s3")}
         lines: list[str] = []

@@ -211,6 +211,20 @@ def test_a_store_that_is_away_is_the_tasks_problem_not_the_shots(world):
     assert ledger.chosen("run", items).get("a", {}) == {}
 
 
+def test_a_device_that_is_lost_is_the_tasks_problem_not_the_shots(world):
+    store, ledger, shots = world
+    items = shots("a", "b", "c")
+
+    def lost(works, models, recipe):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        run_stage(replace(Painter().stage, compute=lost), "run", items, RECIPE, ledger, store)
+    assert not any(ledger.chosen("run", items).values())
+    summary = run_stage(Painter().stage, "run", items, RECIPE, ledger, store)  # as a new process, on the second try
+    assert (summary.computed, summary.failed) == (3, 0)
+
+
 @pytest.mark.parametrize("harm", ["damaged", "gone"])
 def test_an_input_that_cannot_be_used_fails_its_shot_alone_until_it_is_mended(world, harm):
     store, ledger, shots = world
