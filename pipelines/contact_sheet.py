@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
@@ -52,42 +53,46 @@ class SheetRow:
     final: Image.Image | None = None
 
 
-def contact_sheet(rows: Sequence[SheetRow], path: Path) -> None:
-    """Draw `rows` in the order given and write the sheet to `path` (PNG)."""
-    drawn = rows[:MAX_ROWS]
-    columns = 2 if len(drawn) > 3 else 1
+def contact_sheet(rows: Iterable[SheetRow], states: Sequence[ShotState], path: Path) -> None:
+    """Draw `rows` in the order given and write the sheet to `path` (PNG).
+
+    `states` are those of all products, one a row. Rows are taken one at a time, MAX_ROWS at most, so that a generator
+    of them holds the pictures of one product in memory.
+    """
+    drawn = min(len(states), MAX_ROWS)
+    columns = 2 if drawn > 3 else 1
     width = 2 * PAD + 4 * TILE + 3 * GAP
     height = 2 * PAD + TILE + TEXT
-    lines = -(-len(drawn) // columns)
+    lines = -(-drawn // columns)
     sheet = Image.new(
         "RGB",
         (
             COLUMN_GAP + columns * (width + COLUMN_GAP),
-            HEADER + lines * (height + COLUMN_GAP) + (48 if len(rows) > len(drawn) else 0),
+            HEADER + lines * (height + COLUMN_GAP) + (48 if len(states) > drawn else 0),
         ),
         PAPER,
     )
-    _draw_header(sheet, rows)
-    for number, row in enumerate(drawn):
+    _draw_header(sheet, states)
+    for number, row in enumerate(islice(rows, drawn)):
         line, column = divmod(number, columns)
         card = _card(row, width, height)
         sheet.paste(card, (COLUMN_GAP + column * (width + COLUMN_GAP), HEADER + line * (height + COLUMN_GAP)))
-    if len(rows) > len(drawn):
-        note = f"and {len(rows) - len(drawn)} products more, not drawn here"
+    if len(states) > drawn:
+        note = f"and {len(states) - drawn} products more, not drawn here"
         ImageDraw.Draw(sheet).text((COLUMN_GAP, sheet.height - 44), note, QUIET, _font(18))
     sheet.save(path, "PNG", compress_level=6)
 
 
-def _draw_header(sheet: Image.Image, rows: Sequence[SheetRow]) -> None:
+def _draw_header(sheet: Image.Image, states: Sequence[ShotState]) -> None:
     draw = ImageDraw.Draw(sheet)
     draw.text((COLUMN_GAP, 20), "packshot", INK, _font(34, bold=True))
     draw.text((COLUMN_GAP, 66), "photo  →  cutout  →  raw  →  final", QUIET, _font(17))
-    counts = Counter(row.state for row in rows)
+    counts = Counter(states)
     x = float(sheet.width - COLUMN_GAP)
     for state in reversed(STATE_COLOURS):
         if counts[state]:
             x -= _pill(draw, (x, 40), f"{counts[state]} {state}", STATE_COLOURS[state], _font(20, bold=True)) + 12
-    products = f"{len(rows)} product{'' if len(rows) == 1 else 's'}"
+    products = f"{len(states)} product{'' if len(states) == 1 else 's'}"
     draw.text((x - 6, 40), products, INK, _font(20), anchor="rm")
 
 

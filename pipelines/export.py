@@ -60,5 +60,6 @@ def export_run(run: str, out: Path, settings: Settings) -> Export:
             feed.writerow([shot.sku, shot.product.title, name, artifact.sha256])
             images.append(ExportedImage(shot.sku, name, artifact.sha256))
     sheet = out / "contact_sheet.png"
-    contact_sheet([sheet_row(shot, steps.get(shot.sku, {}), *states[shot.sku], store) for shot in shots], sheet)
+    rows = (sheet_row(shot, steps.get(shot.sku, {}), *states[shot.sku], store) for shot in shots)
+    contact_sheet(rows, [states[shot.sku][0] for shot in shots], sheet)
     return Export(run, tuple(images), out / "feed.csv", sheet)

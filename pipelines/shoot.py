@@ -93,8 +93,8 @@ def shoot(
         run_stage(stage(name), run, ready, recipe, ledger, store, limits, report)
     steps = ledger.chosen(run, shots)
     outcomes = [_write(shot, steps[shot.sku], store, out) for shot in shots]
-    rows = [sheet_row(shot, steps[shot.sku], o.state, o.reason, store) for shot, o in zip(shots, outcomes, strict=True)]
-    contact_sheet(rows, out / "contact_sheet.png")
+    rows = (sheet_row(shot, steps[shot.sku], o.state, o.reason, store) for shot, o in zip(shots, outcomes, strict=True))
+    contact_sheet(rows, [outcome.state for outcome in outcomes], out / "contact_sheet.png")
     return outcomes
 
 

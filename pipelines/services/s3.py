@@ -70,7 +70,7 @@ def store_client(settings: Settings) -> minio.Minio:
 
 
 def store_answers(client: minio.Minio, bucket: str, make: bool = False) -> bool:
-    """Put and get an object: SeaweedFS lists buckets seconds before it can write. `make`: a bucket first, if need be."""
+    """Put and get an object: SeaweedFS lists buckets seconds before it can write. `make`: a bucket first if need be."""
     data = PROBE.encode()  # always the same: two that ask at once are in nobody's way
     try:
         if make and not client.bucket_exists(bucket):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,12 +22,16 @@ def row(sku: str, state: ShotState = ShotState.PUBLISHED, **fields: object) -> S
     return SheetRow(sku=sku, title=f"Product {sku}", state=state, **{**pictures, **fields})  # type: ignore[arg-type]
 
 
+def draw(rows: list[SheetRow], path: Path) -> None:
+    contact_sheet(rows, [row.state for row in rows], path)
+
+
 def colours(image: Image.Image) -> set[object]:
     return {colour for _, colour in image.convert("RGB").getcolors(1 << 24) or ()}
 
 
 def test_shows_the_pictures_of_a_row_in_the_order_of_the_work(tmp_path: Path) -> None:
-    contact_sheet([row("A-1")], tmp_path / "sheet.png")
+    draw([row("A-1")], tmp_path / "sheet.png")
     sheet = Image.open(tmp_path / "sheet.png")
     x, y = module.COLUMN_GAP + PAD + TILE // 2, module.HEADER + PAD + TILE // 2
     photo, cutout, raw, final = (sheet.getpixel((x + n * (TILE + module.GAP), y)) for n in range(4))
@@ -37,14 +43,14 @@ def test_shows_the_pictures_of_a_row_in_the_order_of_the_work(tmp_path: Path) ->
 
 @pytest.mark.parametrize("state", list(ShotState))
 def test_every_state_has_a_colour_of_its_own(state: ShotState, tmp_path: Path) -> None:
-    contact_sheet([row("A-1", state)], tmp_path / "sheet.png")
+    draw([row("A-1", state)], tmp_path / "sheet.png")
     expected = tuple(bytes.fromhex(STATE_COLOURS[state][1:]))
     assert Image.open(tmp_path / "sheet.png").getpixel((module.COLUMN_GAP + 2, module.HEADER + 60)) == expected
 
 
 def test_a_shot_that_never_came_to_a_picture_still_has_its_row(tmp_path: Path) -> None:
     bare = SheetRow("A-1", "Lost photo", ShotState.REJECTED, "row 3: photo images/none.jpg is not there")
-    contact_sheet([bare], tmp_path / "sheet.png")
+    draw([bare], tmp_path / "sheet.png")
     reason = tuple(bytes.fromhex(STATE_COLOURS[ShotState.REJECTED][1:]))
     sheet = Image.open(tmp_path / "sheet.png").convert("RGB")
     below = sheet.crop((module.COLUMN_GAP + PAD, module.HEADER + PAD + TILE + 36, sheet.width // 2, sheet.height))
@@ -52,14 +58,14 @@ def test_a_shot_that_never_came_to_a_picture_still_has_its_row(tmp_path: Path) -
 
 
 def test_no_rows_make_an_empty_sheet(tmp_path: Path) -> None:
-    contact_sheet([], tmp_path / "sheet.png")
+    draw([], tmp_path / "sheet.png")
     assert Image.open(tmp_path / "sheet.png").height == module.HEADER
 
 
 def test_counts_the_products_that_it_does_not_draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_ROWS", 4)
-    contact_sheet([row(str(n)) for n in range(6)], tmp_path / "six.png")
-    contact_sheet([row(str(n)) for n in range(4)], tmp_path / "four.png")
+    draw([row(str(n)) for n in range(6)], tmp_path / "six.png")
+    draw([row(str(n)) for n in range(4)], tmp_path / "four.png")
     assert Image.open(tmp_path / "six.png").height == Image.open(tmp_path / "four.png").height + 48
 
 
@@ -80,3 +86,24 @@ def test_a_title_without_end_is_cut_without_measuring_it_all() -> None:
 
     assert len(module._shorten("x" * 1_000_000, Font(), 300)) <= 38  # type: ignore[arg-type]
     assert max(measured) <= module.MAX_LETTERS + len("…")
+
+
+def test_pictures_of_one_product_are_held_at_a_time_and_of_those_not_drawn_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_ROWS", 4)
+    made: list[weakref.ref[Image.Image]] = []
+    most = 0
+
+    def rows() -> Iterator[SheetRow]:
+        nonlocal most
+        for n in range(6):
+            photo = Image.new("RGB", (900, 600))
+            made.append(weakref.ref(photo))
+            most = max(most, sum(one() is not None for one in made))
+            yield row(str(n), photo=photo)
+            del photo
+
+    contact_sheet(rows(), [ShotState.PUBLISHED] * 6, tmp_path / "sheet.png")
+    assert len(made) == 4
+    assert most <= 2
