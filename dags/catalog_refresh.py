@@ -5,7 +5,7 @@
 
 **Starting it.** The form above, or `packshot run CATALOG --scene S`, which puts feed and photos into the store first.
 *Feed* is the digest of a manifest in the store, a CSV or TSV file or an address that a worker can read, or empty: the
-feed that was read last.
+feed that was named last; a file or an address is read again.
 
 **Nightly.** Set `PACKSHOT_NIGHTLY_SCHEDULE` to a cron such as `0 3 * * *` (`@daily` works too) where Airflow runs, and
 the refresh of the last feed is scheduled daily, in scene `PACKSHOT_NIGHTLY_SCENE`. It is off until then. An unchanged
@@ -47,7 +47,7 @@ settings = get_settings()
             "",
             type="string",
             title="Feed",
-            description="Digest of a manifest, a CSV or TSV file, or an http(s) address. Empty: the last one read.",
+            description="Digest of a manifest, a CSV or TSV file, or an http(s) address. Empty: the one named last.",
         ),
         "scene": scene_param(settings.nightly_scene),
         **selection_params(),

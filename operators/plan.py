@@ -122,7 +122,8 @@ class PlanOperator(PackshotOperator):
         from pipelines.contracts import ShotState
 
         skus = [product.sku for product in products]
-        outcomes = services.ledger.last_outcomes(scene.name, scene.channel.name, skus)
+        # a run that is planned again selects what it selected: its own outcomes do not count
+        outcomes = services.ledger.last_outcomes(scene.name, scene.channel.name, skus, before=self.run)
         again = {ShotState.FAILED, ShotState.REJECTED, ShotState.HELD}
         return [product for product in products if outcomes.get(product.sku) in again]
 
@@ -140,7 +141,7 @@ class PlanRefreshOperator(PlanOperator):
     """Plan a refresh of a feed: read it, bring the product table up to it, select.
 
     :param feed: digest of a manifest in the store, as `packshot run` puts it there; or a file or an http(s) address
-        that this worker can read; or nothing, which means the feed that was read last.
+        that this worker can read; or nothing, which means the feed that was named last, read again.
     """
 
     template_fields: Sequence[str] = ("feed", *PlanOperator.template_fields)
@@ -153,7 +154,7 @@ class PlanRefreshOperator(PlanOperator):
         """Read the feed and upsert its products."""
         from pipelines.catalogue import ingest, load_manifest
 
-        digest = self.feed.strip() or self._last_feed(services)
+        digest = self.feed.strip() or self._feed_named_last(services)
         if not MANIFEST.fullmatch(digest):
             source = digest if "://" in digest else _feed_file(digest)
             digest = ingest(source, services.store, services.settings)
@@ -162,13 +163,13 @@ class PlanRefreshOperator(PlanOperator):
         self.log.info("feed", manifest=digest, products=len(products), **asdict(changes))
         return digest, products
 
-    def _last_feed(self, services: Services) -> str:
-        from pipelines.reports import latest_feed
+    def _feed_named_last(self, services: Services) -> str:
+        from pipelines.reports import feed_for
 
-        digest = latest_feed(services.ledger.engine)
-        if not digest:
-            raise UsageError("no feed was read yet: name one, or start with `packshot run CATALOG --scene S`")
-        return digest
+        feed = feed_for(services.ledger.engine, self.run)
+        if not feed:
+            raise UsageError("no whole feed was named yet: name one, or start with `packshot run CATALOG --scene S`")
+        return feed
 
 
 class PlanCampaignOperator(PlanOperator):

@@ -323,14 +323,15 @@ class PostgresLedger:
         with self.engine.connect() as connection:
             return [product_of(row) for row in connection.execute(statement)]
 
-    def last_outcomes(self, scene: str, channel: str, skus: Sequence[str]) -> dict[str, ShotState]:
-        """SKU → what became of its shot in the last run that settled it."""
+    def last_outcomes(self, scene: str, channel: str, skus: Sequence[str], before: str = "") -> dict[str, ShotState]:
+        """SKU → what became of its shot in the last run that settled it; run `before` is not asked."""
         statement = (
             select(shots.c.sku, run_shots.c.state)
             .distinct(shots.c.sku)
             .join_from(run_shots, shots, run_shots.c.shot == shots.c.id)
             .join(runs, run_shots.c.run == runs.c.id)
-            .where(shots.c.scene == scene, shots.c.channel == channel, run_shots.c.state != ShotState.PENDING)
+            .where(shots.c.scene == scene, shots.c.channel == channel)
+            .where(runs.c.id != before, run_shots.c.state != ShotState.PENDING)
             .order_by(shots.c.sku, runs.c.started_at.desc())
         )
         found: dict[str, ShotState] = {}

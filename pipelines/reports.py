@@ -197,11 +197,22 @@ def is_planned(engine: Engine, run: str) -> bool:
         return connection.scalar(select(runs.c.id).where(runs.c.id == run)) is not None
 
 
-def latest_feed(engine: Engine) -> str:
-    """Digest of the manifest that was read last, "" where none was."""
-    statement = select(runs.c.feed).where(runs.c.feed != "").order_by(runs.c.started_at.desc()).limit(1)
+def feed_for(engine: Engine, run: str) -> str:
+    """What a run that names no feed refreshes: a manifest's digest, a path or an address; "" where there is none.
+
+    A run that was planned before keeps its manifest. Else it is the feed that was named last, so that an address is
+    read again. A manifest of which only a part was put into the store (`packshot run --limit`) is no shop's feed.
+    """
+    own = select(runs.c.feed).where(runs.c.id == run)
+    named, limit = runs.c.params["feed"].astext, runs.c.params["limit"].astext
+    last = (
+        select(named)
+        .where(named != "", or_(limit.is_(None), ~named.regexp_match("^[0-9a-f]{64}$")))
+        .order_by(runs.c.started_at.desc())
+        .limit(1)
+    )
     with engine.connect() as connection:
-        return connection.scalar(statement) or ""
+        return connection.scalar(own) or connection.scalar(last) or ""
 
 
 def report(engine: Engine, run: str) -> Report:

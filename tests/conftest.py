@@ -153,4 +153,6 @@ def airflow_db(services: Settings) -> Settings:
 def airflow_up(services: Settings) -> Settings:
     """A whole running Airflow over the DAGs of this checkout, working on `services` (not on a module's database)."""
     up(services)
-    return read_settings()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PACKSHOT_STATE_DIR", str(services.state_dir))  # a module may have an installation of its own
+        return read_settings()

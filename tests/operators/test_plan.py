@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 from datetime import UTC, datetime
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
 from PIL import Image
 
 from operators.plan import PlanCampaignOperator, PlanRefreshOperator, choose
+from pipelines.catalogue import ingest
 from pipelines.contracts import Job, Product, ShotStep, State, Step
 from pipelines.errors import UsageError
 from pipelines.ledger import PostgresLedger
@@ -55,6 +57,7 @@ def small_shards(settings, store, monkeypatch) -> None:
 
 def refresh(run: str, context: dict[str, Any], **about: Any) -> list[int]:
     about = {"feed": "", "scene": SCENE, "categories": [], "skus": [], "limit": None, "reprocess": "missing"} | about
+    context["params"] |= {name: about[name] for name in ("feed", "limit")}
     return PlanRefreshOperator(task_id="plan", run=run, triggered_by="test", **about).execute(context)
 
 
@@ -81,9 +84,33 @@ def test_a_file_becomes_shards_of_shots_in_feed_order(context, ledger, feed) -> 
     assert found.params["asked"] == "by a test"
 
 
-def test_an_empty_feed_means_the_one_that_was_read_last(context, ledger, feed) -> None:
-    refresh("r-before", context, feed=str(feed))
+def test_an_empty_feed_means_the_one_that_was_named_last_read_again(context, ledger, feed, tmp_path) -> None:
+    shop = Path(copytree(feed.parent, tmp_path / "shop")) / feed.name
+    refresh("r-before", context, feed=str(shop))
     assert refresh("r-again", context) == [0, 1, 2]
+    shop.write_text(shop.read_text() + "NEW-6,Vase,Home,CUP-1.png\n")
+    refresh("r-night", context)
+    assert selected(ledger, "r-night")[-1] == "NEW-6"
+    refresh("r-night-after", context)  # the run before it named no feed itself
+    assert selected(ledger, "r-night-after")[-1] == "NEW-6"
+
+
+def test_a_run_that_is_planned_again_keeps_the_feed_that_it_had(context, ledger, feed, tmp_path) -> None:
+    refresh("r-shop", context, feed=str(feed))
+    refresh("r-nightly", context)
+    other = Path(copytree(feed.parent, tmp_path / "other")) / feed.name
+    other.write_text("id,title,product_type,image_link\nCUP-1,Cup,Home,CUP-1.png\n")
+    refresh("r-other", context, feed=str(other))
+    refresh("r-nightly", context)
+    assert len(selected(ledger, "r-nightly")) == len(ROWS)
+
+
+def test_a_part_of_a_catalogue_is_not_taken_for_the_shops_feed(context, ledger, store, settings, feed) -> None:
+    whole, part = ingest(feed, store, settings), ingest(feed, store, settings, limit=2)
+    refresh("r-whole", context, feed=whole)
+    refresh("r-part", context, feed=part, limit=2)
+    refresh("r-after-part", context)
+    assert len(selected(ledger, "r-after-part")) == len(ROWS)
 
 
 def test_planning_the_same_run_again_replaces_its_selection(context, ledger, feed) -> None:
@@ -131,6 +158,12 @@ def test_reprocess_failed_takes_only_what_did_not_end_as_an_image(context, ledge
         ledger.use("r-first", [(shot, [ShotStep(ledger.record(Step(job.key, job, state, reason=reason)), False)])])
     ledger.settle("r-first")
     assert refresh("r-failed", context, feed=str(feed), reprocess="failed") == [0]
+    assert selected(ledger, "r-failed") == ["CUP-1"]
+    [again] = ledger.shots("r-failed")
+    job = Job("cutout", 1, {"photo": again.product.photo}, {"for": "this test, again"})
+    ledger.use("r-failed", [(again, [ShotStep(ledger.record(Step(job.key, job, State.DONE)), False)])])
+    ledger.settle("r-failed")
+    refresh("r-failed", context, feed=str(feed), reprocess="failed")  # its plan was cleared
     assert selected(ledger, "r-failed") == ["CUP-1"]
 
 

@@ -12,7 +12,7 @@ from pipelines.contracts import Artifact, Job, Made, ModelRef, Output, Product, 
 from pipelines.errors import Rejected, UsageError
 from pipelines.forecast import forecast
 from pipelines.ledger import PostgresLedger, Publication
-from pipelines.reports import STAGES, latest_feed, latest_run, lineage, list_runs, remember_latest, report
+from pipelines.reports import STAGES, feed_for, latest_run, lineage, list_runs, remember_latest, report
 from pipelines.store import FolderStore
 from pipelines.workflow import Recipe, Stage, run_stage
 
@@ -191,10 +191,14 @@ def test_a_stopped_publication_names_its_problem(ledger, folder, shots, request)
 
 
 def test_latest_is_the_last_run_of_the_command(ledger, tmp_path):
-    ledger.start_run("latest-1", "catalog_refresh", "studio", "web", triggered_by="packshot run", feed="f" * 64)
+    feed = {"feed": "f" * 64, "limit": None}
+    ledger.start_run(
+        "latest-1", "catalog_refresh", "studio", "web", triggered_by="packshot run", feed="e" * 64, params=feed
+    )
     ledger.start_run("latest-2", "catalog_refresh", "studio", "web", triggered_by="schedule")
     assert latest_run(ledger.engine, tmp_path) == "latest-1"
-    assert latest_feed(ledger.engine) == "f" * 64
+    assert feed_for(ledger.engine, "latest-2") == "f" * 64
+    assert feed_for(ledger.engine, "latest-1") == "e" * 64
     assert [row.run for row in list_runs(ledger.engine, limit=2)] == ["latest-2", "latest-1"]
 
 

@@ -238,11 +238,11 @@ class TestAirflow:
         old = psutil.Process(_pid(state_dir, "airflow-scheduler"))
         workers = old.children(recursive=True)
         old.kill()
-        up(read_settings())
+        up(airflow_up)
         assert _pid(state_dir, "airflow-scheduler") != old.pid
         assert workers
         assert not any(worker.is_running() for worker in workers)
-        assert status(read_settings()).healthy
+        assert status(airflow_up).healthy
 
     def test_down_stops_every_process(self, airflow_up: Settings) -> None:
         state_dir = airflow_up.state_dir
