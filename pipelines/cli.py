@@ -487,6 +487,36 @@ def report(run_id: RunId = "latest", as_json: AsJson = False) -> None:
 
 
 @app.command()
+def approve(
+    sku: Annotated[str, typer.Argument(metavar="SKU", help="A product whose image was held.")],
+    run_id: Annotated[str, typer.Option("--run", help="The run that held it, or latest.")] = "latest",
+    by: Annotated[str, typer.Option(help="Who looked at it.", show_default="the login name")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Let a held image be published: a person has looked at it, and it is right.
+
+    The next run of the catalogue publishes it and computes nothing; so does clearing `publish`, and what follows, of
+    the run that held it. The approval is of this very image: another one of the product is checked as ever.
+    """
+    import getpass
+
+    from pipelines.approval import approve as approve_image
+    from pipelines.ledger import PostgresLedger, connect
+    from pipelines.reports import latest_run
+    from pipelines.settings import get_settings
+
+    settings = get_settings()
+    ledger = PostgresLedger(connect(settings.database_url))
+    run_id = latest_run(ledger.engine, settings.state_dir) if run_id == "latest" else run_id
+    done = approve_image(ledger, run_id, sku, by or getpass.getuser())
+    if as_json:
+        _print_json(done)
+        return
+    out.print(f"{done.sku}: approved by {done.by}, held for: {done.reason}", soft_wrap=True)
+    out.print(f"Image {done.final}; the next run, or `publish` cleared in this one, publishes it.", soft_wrap=True)
+
+
+@app.command()
 def lineage(
     what: Annotated[str, typer.Argument(metavar="SKU|DIGEST", help="A product, or an image's sha256.")],
     as_json: AsJson = False,

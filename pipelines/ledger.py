@@ -119,7 +119,7 @@ def connect(url: str) -> Engine:
         pool_pre_ping=True,
         executemany_mode="values_plus_batch",  # upserts of many rows in few round trips
         json_serializer=canonical_json,
-        connect_args={"application_name": "packshot", "connect_timeout": 10},
+        connect_args={"application_name": "packshot", "connect_timeout": 10, "options": "-c timezone=UTC"},
     )
 
 
@@ -340,6 +340,11 @@ class PostgresLedger:
                 for row in connection.execute(statement.where(shots.c.sku.in_(chunk))):
                     found[row.sku] = ShotState(row.state)
         return found
+
+    def approve(self, digest: str, by: str) -> None:
+        """Let this `final` image be published whatever its verdicts say; who said so first stands."""
+        with self.engine.begin() as connection:
+            insert_missing(connection, approvals, [{"digest": digest, "by": by}])
 
     def approved(self, digests: Sequence[str]) -> set[str]:
         """Those of these `final` images that a person approved."""

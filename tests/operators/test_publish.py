@@ -15,7 +15,9 @@ from PIL import Image
 from sqlalchemy import text
 
 from operators.publish import CheckTableOperator, PublishOperator, SummaryOperator
+from pipelines.approval import approve
 from pipelines.contracts import Artifact, Job, Product, Shot, ShotStep, State, Step, Verdict
+from pipelines.errors import UsageError
 from pipelines.ledger import PostgresLedger
 from pipelines.reports import report
 from pipelines.scenes import load_scene, scene_names
@@ -101,13 +103,35 @@ def test_what_passed_is_published_and_what_failed_a_check_is_held(catalogue, con
 
 
 def test_a_persons_approval_outweighs_a_failed_check(catalogue, context) -> None:
-    (cup,) = catalogue.open("cup").shots
+    cup, pot = catalogue.open("cup", "pot").shots
     final = catalogue.inspected(cup, HELD).job.inputs["final"]
-    catalogue.execute(f"INSERT INTO approvals (digest, by) VALUES ('{final}', 'ada')")
+    catalogue.inspected(pot)
     catalogue.publish(context)
-    assert catalogue.outcomes() == {"cup": "pending"}
     catalogue.summary(context)
-    assert catalogue.outcomes() == {"cup": "published"}
+    assert catalogue.outcomes() == {"cup": "held", "pot": "published"}
+    done = approve(catalogue.ledger, catalogue.run, cup.sku, "ada")
+    assert (done.final, done.by) == (final, "ada")
+    assert done.reason
+    catalogue.publish(context)  # the task was cleared, and what follows
+    catalogue.summary(context)
+    assert catalogue.outcomes() == {"cup": "published", "pot": "published"}
+
+
+def test_only_a_held_image_is_approved(catalogue, context) -> None:
+    cup, pot, lamp = catalogue.open("cup", "pot", "lamp").shots
+    catalogue.inspected(cup)
+    catalogue.inspected(pot, HELD)
+    catalogue.publish(context)
+    with pytest.raises(AirflowFailException, match="1 of 3 shots failed"):
+        catalogue.summary(context)
+    with pytest.raises(UsageError, match="is published in run"):
+        approve(catalogue.ledger, catalogue.run, cup.sku, "ada")
+    with pytest.raises(UsageError, match="has no product 'no-such'"):
+        approve(catalogue.ledger, catalogue.run, "no-such", "ada")
+    with pytest.raises(UsageError, match="no run 'r-none'"):
+        approve(catalogue.ledger, "r-none", cup.sku, "ada")
+    with pytest.raises(UsageError, match="is failed in run"):  # it never came to its checks
+        approve(catalogue.ledger, catalogue.run, lamp.sku, "ada")
 
 
 def test_the_feed_and_the_validation_are_kept_beside_the_run(catalogue, context, store) -> None:

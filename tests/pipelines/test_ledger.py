@@ -472,8 +472,7 @@ def test_what_a_person_approved_is_not_held(ledger, request):
     open_run(ledger, run, [shot])
     walk(ledger, run, shot, FAILING, to="inspect")
     final = step("upscale", shot.sku).output("final")
-    with ledger.engine.begin() as connection:
-        connection.execute(text("INSERT INTO approvals VALUES (:digest, 'ada', now())"), {"digest": final})
+    ledger.approve(final, "ada")
     ledger.settle(run)
     assert states(ledger, run) == [("pending", "")]
     assert ledger.approved([final, "0" * 64]) == {final}

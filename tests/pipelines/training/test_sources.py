@@ -8,7 +8,6 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from sqlalchemy import text
 
 from pipelines.contracts import Artifact, Job, Product, Shot, ShotStep, State, Step, sha256_hex
 from pipelines.errors import IntegrityError, UsageError
@@ -215,9 +214,7 @@ def test_the_ledger_gives_the_newest_cutout_of_what_was_published_or_approved(le
     publish(ledger, "r2", "kettle")
     shown(ledger, store, "r3", "held")
     approved = shown(ledger, store, "r4", "approved", seed=4, category="Garden", scene="studio-sage")
-    with ledger.engine.begin() as connection:
-        final = sha256_hex(b"final r4 approved")
-        connection.execute(text("INSERT INTO approvals VALUES (:digest, 'ada', now())"), {"digest": final})
+    ledger.approve(sha256_hex(b"final r4 approved"), "ada")
     found = gather_ledger(ledger.engine)
     assert [(p.product, p.title, p.kind, p.image) for p in found.pictures] == [
         ("approved", "approved", "cutout", approved),

@@ -1,0 +1,43 @@
+"""A person overrules the checks: an image that was held, and is right, may be published (`packshot approve`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipelines.contracts import ShotState
+from pipelines.errors import UsageError
+from pipelines.ledger import PostgresLedger
+from pipelines.reports import report
+
+
+@dataclass(frozen=True, slots=True)
+class Approval:
+    """An image that a person approved: `final` is its sha256, `reason` what it was held for."""
+
+    run: str
+    sku: str
+    final: str
+    reason: str
+    by: str
+
+
+def approve(ledger: PostgresLedger, run: str, sku: str, by: str) -> Approval:
+    """Approve the image that `run` held of product `sku`: from the next publication on nothing speaks against it.
+
+    The approval is of these bytes and of no other image of the product. Raises UsageError for a run that the ledger
+    does not know, a product that is not in it or was not held by a check, and one held before it had an image.
+    """
+    found = next((shot for shot in report(ledger.engine, run).shots if shot.sku == sku), None)
+    if found is None:
+        raise UsageError(f"run {run} has no product {sku!r}: `packshot report {run}` lists what was not published")
+    if found.state is not ShotState.HELD:
+        raise UsageError(f"{sku} is {found.state} in run {run}: only a held image is approved")
+    shot = next(shot for shot in ledger.shots(run) if shot.sku == sku)
+    steps = ledger.chosen(run, [shot])[sku]
+    if all(verdict.passed for step in steps.values() for verdict in step.verdicts):
+        raise UsageError(f"{sku} passed its checks; the whole publication was stopped: {found.reason}")
+    if "inspect" not in steps:
+        raise UsageError(f"{sku} was held before there was an image: {found.reason}")
+    final = steps["inspect"].job.inputs["final"]
+    ledger.approve(final, by)
+    return Approval(run, sku, final, found.reason, by)
