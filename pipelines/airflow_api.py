@@ -214,9 +214,10 @@ class Airflow:
         A day whose last run is still under way gets none. Raises UsageError while another backfill of the DAG is under
         way, for a range that ends in the future and for bad Params.
         """
-        if last > datetime.now(UTC).date():
+        today = datetime.now(UTC).date()
+        if last > today:
             # Airflow would take it, hold the later days back until they come, and refuse every other backfill till then
-            raise UsageError(f"{last} is in the future, and products of that day are not known yet: end at today")
+            raise UsageError(f"{last} is in the future (it is {today} in UTC): its products are not known yet")
         response = self._request("POST", "/api/v2/backfills", json=_backfill_body(dag_id, first, last, conf))
         patience = time.monotonic() + BACKFILL_LAG
         while response.status_code == httpx.codes.CONFLICT and time.monotonic() < patience:

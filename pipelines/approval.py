@@ -25,7 +25,7 @@ def approve(ledger: PostgresLedger, run: str, sku: str, by: str) -> Approval:
     """Approve the image that `run` held of product `sku`: from the next publication on nothing speaks against it.
 
     The approval is of these bytes and of no other image of the product. Raises UsageError for a run that the ledger
-    does not know, a product that is not in it or was not held by a check, and one held before it had an image.
+    does not know, a product that is not in it or was not held by a check, and one without an image yet.
     """
     found = next((shot for shot in report(ledger.engine, run).shots if shot.sku == sku), None)
     if found is None:
@@ -37,7 +37,6 @@ def approve(ledger: PostgresLedger, run: str, sku: str, by: str) -> Approval:
     if all(verdict.passed for step in steps.values() for verdict in step.verdicts):
         raise UsageError(f"{sku} passed its checks; the whole publication was stopped: {found.reason}")
     if "inspect" not in steps:
-        raise UsageError(f"{sku} was held before there was an image: {found.reason}")
+        raise UsageError(f"{sku} has no image in run {run} yet: wait until it was inspected")
     final = steps["inspect"].job.inputs["final"]
-    ledger.approve(final, by)
-    return Approval(run, sku, final, found.reason, by)
+    return Approval(run, sku, final, found.reason, ledger.approve(final, by))

@@ -306,29 +306,32 @@ async def _photos(
     Raises Unavailable where most of many cannot be reached: then it is not the rows that are wrong.
     """
     turns = asyncio.Semaphore(DOWNLOADS)
+    away: list[Unreachable] = []
 
     async def one(link: str) -> str | Rejected:
         async with turns:
             try:
-                photo = await _photo(link, folder, settings)
+                photo = await _photo(link, folder, settings, patient=len(away) < MANY)
+            except Unreachable as unreachable:
+                away.append(unreachable)
+                return unreachable
             except Rejected as rejected:
                 return rejected
             return await asyncio.to_thread(store.put, photo.data, photo.media_type)
 
     links = list({product.image_link: None for product in products if not product.photo_problem})
     photos = dict(zip(links, await asyncio.gather(*map(one, links)), strict=True))
-    away = [photo for photo in photos.values() if isinstance(photo, Unreachable)]
     if len(away) >= MANY and 2 * len(away) > len(photos):
         raise Unavailable(f"{len(away)} of {len(photos)} photos cannot be reached for now; the first: {away[0].reason}")
     return photos
 
 
-async def _photo(link: str, folder: Path | None, settings: Settings) -> Fetched:
+async def _photo(link: str, folder: Path | None, settings: Settings, patient: bool) -> Fetched:
     """The bytes behind a link. They are not decoded here: whether they are a picture is the cutout stage's business."""
     media_type = mimetypes.guess_type(link)[0] or "application/octet-stream"
     if is_web(link):
         seconds, private = settings.photo_timeout_seconds, settings.allow_private_links
-        photo = await fetch(link, settings.photo_max_bytes, seconds, private)
+        photo = await fetch(link, settings.photo_max_bytes, seconds, private, patient)
     elif folder is None:
         raise Rejected(f"{link} is a path, and the catalogue came from the web: name photos by http or https addresses")
     else:

@@ -57,7 +57,8 @@ def load_profile_base(profile: Profile, unet_channels: int = 4) -> Base:
     For a UNet of 9 input channels it is `base_inpaint9`, or in pieces with `unet_inpaint9`. Raises UsageError where a
     part or its files are missing, IntegrityError where they are not what the profile says.
     """
-    clip = profile.part("clip").check().path
+    words = profile.part("clip").check()
+    clip = words.path
     whole, unet = ("base_inpaint9", "unet_inpaint9") if unet_channels == 9 else ("base", "unet")
     if profile.has(whole) or not profile.has(unet):
         base = load_base(profile.part(whole).check(), clip)
@@ -66,7 +67,7 @@ def load_profile_base(profile: Profile, unet_channels: int = 4) -> Base:
         return replace(base, vae=load_net(AutoencoderKL, profile.part("autoencoder").check(), "an autoencoder"))
     return Base(
         vae=load_net(AutoencoderKL, profile.part("autoencoder").check(), "an autoencoder"),
-        text_encoder=load_transformer(CLIPTextModel, clip, "CLIP"),
+        text_encoder=load_transformer(CLIPTextModel, clip, "CLIP", words.weights),
         tokenizer=CLIPTokenizer.from_pretrained(clip, local_files_only=True),
         unet=load_net(UNet2DConditionModel, profile.part(unet).check(), "a UNet"),
         scheduler=_scheduler(profile.part("scheduler").check().path),

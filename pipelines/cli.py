@@ -96,7 +96,7 @@ RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or 'lates
 
 
 def main() -> None:
-    """Entry point: turns what a user can mend into one line and an exit code; a bug keeps its traceback."""
+    """Entry point: turns what a user can mend into one line and an exit code; the unforeseen keeps its traceback."""
     try:
         app(standalone_mode=True)
     except UsageError as error:
@@ -121,13 +121,15 @@ def _outside(error: Exception) -> str:
 
     services = "`packshot status` shows the services, `packshot up` starts the embedded ones"
     if isinstance(error, OperationalError) and getattr(error.orig, "pgcode", None) is None:  # it never got to talk
-        return f"the database does not answer ({str(error.orig).splitlines()[0]}); {services}"
+        said, *_ = str(error.orig).splitlines() or ["it hung up"]
+        return f"the database does not answer ({said}); {services}"
     if isinstance(error, MaxRetryError):
         return f"{getattr(error.pool, 'host', '')}:{getattr(error.pool, 'port', '')} does not answer; {services}"
     if isinstance(error, MinioException):
         return f"the S3 store: {str(error).partition(', resource:')[0]}; check PACKSHOT_S3_*; {services}"
     if isinstance(error, HTTPStatusError):
-        return f"{error.request.url} answers {error.response.status_code} {error.response.reason_phrase}"
+        url, answer = error.request.url.copy_with(userinfo=b""), error.response
+        return f"{url} answers {answer.status_code} {answer.reason_phrase}"
     if isinstance(error, HTTPError):
         return f"the network: {str(error) or type(error).__name__}; {services}"
     if isinstance(error, OSError) and error.filename and error.strerror:

@@ -22,12 +22,13 @@ from sqlalchemy import (
     delete,
     exists,
     func,
+    or_,
     select,
     text,
     update,
 )
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, OperationalError
 from sqlalchemy.pool import NullPool
 
@@ -110,17 +111,32 @@ def connect(url: str) -> Engine:
     """
     try:
         address = make_url(url)
-    except ArgumentError as error:  # whose text has the URL in it, password and all
-        why = "is no database's address" if url else "is not set, and the embedded Postgres was never started here"
-        raise UsageError(f"PACKSHOT_DATABASE_URL {why}; `packshot up` starts one") from error
-    return create_engine(
-        address,
-        pool_size=4,
-        pool_pre_ping=True,
-        executemany_mode="values_plus_batch",  # upserts of many rows in few round trips
-        json_serializer=canonical_json,
-        connect_args={"application_name": "packshot", "connect_timeout": 10, "options": "-c timezone=UTC"},
-    )
+        return create_engine(
+            address,
+            pool_size=4,
+            pool_pre_ping=True,
+            executemany_mode="values_plus_batch",  # upserts of many rows in few round trips
+            json_serializer=canonical_json,
+            connect_args={
+                "application_name": "packshot",
+                "connect_timeout": 10,
+                "options": _options(address, "-c timezone=UTC"),
+            },
+        )
+    except (ArgumentError, ValueError):
+        why = (
+            "is no address of a Postgres database"
+            if url
+            else "is not set, and the embedded Postgres was never started here"
+        )
+        # not from the error, whose text has the URL in it, password and all
+        raise UsageError(f"PACKSHOT_DATABASE_URL {why}; `packshot up` starts one") from None
+
+
+def _options(address: URL, own: str) -> str:
+    """Postgres' options: those of the address, such as a search_path, and ours."""
+    given = address.query.get("options", "")
+    return " ".join([*([given] if isinstance(given, str) else given), own]).strip()
 
 
 class PostgresLedger:
@@ -137,8 +153,11 @@ class PostgresLedger:
             connect_args={
                 "application_name": "packshot claim",
                 "connect_timeout": 10,
-                "options": "-c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3"
-                f" -c lock_timeout={CLAIM_POLL_MS}",
+                "options": _options(
+                    engine.url,
+                    "-c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3"
+                    f" -c lock_timeout={CLAIM_POLL_MS}",
+                ),
             },
         )
 
@@ -324,14 +343,15 @@ class PostgresLedger:
             return [product_of(row) for row in connection.execute(statement)]
 
     def last_outcomes(self, scene: str, channel: str, skus: Sequence[str], before: str = "") -> dict[str, ShotState]:
-        """SKU → what became of its shot in the last run that settled it; run `before` is not asked."""
+        """SKU → what became of its shot in the last run that settled it, of those that began before run `before`."""
+        began = select(runs.c.started_at).where(runs.c.id == before).scalar_subquery()
         statement = (
             select(shots.c.sku, run_shots.c.state)
             .distinct(shots.c.sku)
             .join_from(run_shots, shots, run_shots.c.shot == shots.c.id)
             .join(runs, run_shots.c.run == runs.c.id)
             .where(shots.c.scene == scene, shots.c.channel == channel)
-            .where(runs.c.id != before, run_shots.c.state != ShotState.PENDING)
+            .where(run_shots.c.state != ShotState.PENDING, or_(began.is_(None), runs.c.started_at < began))
             .order_by(shots.c.sku, runs.c.started_at.desc())
         )
         found: dict[str, ShotState] = {}
@@ -341,10 +361,11 @@ class PostgresLedger:
                     found[row.sku] = ShotState(row.state)
         return found
 
-    def approve(self, digest: str, by: str) -> None:
-        """Let this `final` image be published whatever its verdicts say; who said so first stands."""
+    def approve(self, digest: str, by: str) -> str:
+        """Let this `final` image be published whatever its verdicts say. Returns by whom: who said so first stands."""
         with self.engine.begin() as connection:
             insert_missing(connection, approvals, [{"digest": digest, "by": by}])
+            return connection.execute(select(approvals.c.by).where(approvals.c.digest == digest)).scalar_one()
 
     def approved(self, digests: Sequence[str]) -> set[str]:
         """Those of these `final` images that a person approved."""

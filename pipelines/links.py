@@ -76,16 +76,18 @@ def _why_unreadable(link: str, error: OSError | ValueError) -> str:
     return f"{link!r} cannot be read: {getattr(error, 'strerror', None) or error}"
 
 
-async def fetch(link: str, max_bytes: int, seconds: float, allow_private: bool = False) -> Fetched:
+async def fetch(
+    link: str, max_bytes: int, seconds: float, allow_private: bool = False, patient: bool = True
+) -> Fetched:
     """What an http(s) address answers, within `seconds` in all, redirects included.
 
     Raises Rejected with the reason where it is no public address, too large, or answers with an error, and Unreachable
-    where it could not be reached, asked again in that time, or was too slow.
+    where it could not be reached, asked again in that time if `patient`, or was too slow.
     """
     failed = None
     try:
         async with asyncio.timeout(seconds):
-            for pause in PAUSES:
+            for pause in PAUSES if patient else ():
                 try:
                     return await _follow(link, max_bytes, seconds, allow_private)
                 except Unreachable as error:
@@ -105,6 +107,8 @@ async def _follow(link: str, max_bytes: int, seconds: float, allow_private: bool
         for _ in range(MAX_REDIRECTS + 1):
             if url.scheme not in ("http", "https") or not url.host:
                 raise Rejected(f"{url} is no http or https address")
+            if url.port is not None and not 0 < url.port < 2**16:
+                raise Rejected(f"{url.host}:{url.port} is no address: ports end at {2**16 - 1}")
             if url.userinfo:
                 raise Rejected(f"the address at {url.host} has a login in it: name one that needs none")
             address = await _checked_address(url, allow_private)
@@ -140,8 +144,9 @@ def _for_now(status: int) -> bool:
     return status == httpx.codes.TOO_MANY_REQUESTS or httpx.codes.is_server_error(status)
 
 
-def _unreachable(link: str, error: httpx.TransportError) -> Unreachable:
-    return Unreachable(f"{link} cannot be fetched: {str(error) or type(error).__name__}")
+def _unreachable(link: str, error: httpx.TransportError) -> Rejected:
+    kind = Rejected if "CERTIFICATE_VERIFY_FAILED" in str(error) else Unreachable  # that mends itself less often
+    return kind(f"{link} cannot be fetched: {str(error) or type(error).__name__}")
 
 
 @lru_cache

@@ -90,6 +90,8 @@ class Part:
             return self._found(self.path, ".json")
         if self.files:
             listed = sorted(self.path / name for name in self.files if Path(name).suffix in _WEIGHT_SUFFIXES)
+            if not listed:
+                raise UsageError(f"model {self.name}: the profile lists no weight file among its files")
             if missing := [file for file in listed if not file.is_file()]:
                 raise UsageError(f"model {self.name}: {missing[0]} is not there{self._remedy}")
             return tuple(listed)

@@ -204,7 +204,7 @@ def feed_for(engine: Engine, run: str) -> str:
     read again. A manifest of which only a part was put into the store (`packshot run --limit`) is no shop's feed.
     """
     own = select(runs.c.feed).where(runs.c.id == run)
-    named, limit = runs.c.params["feed"].astext, runs.c.params["limit"].astext
+    named, limit = func.btrim(runs.c.params["feed"].astext, " \t\r\n"), runs.c.params["limit"].astext
     last = (
         select(named)
         .where(named != "", or_(limit.is_(None), ~named.regexp_match("^[0-9a-f]{64}$")))

@@ -77,6 +77,8 @@ _WITHIN = {"clip_text_model": ("clip",)}
 def which_files(weights: Collection[Path], folder: Path) -> dict[str, Any]:
     """What makes diffusers and transformers read in `folder` those of `weights` (see `Part.weights`), and no others."""
     names = [file for file in weights if file.parent == folder]
+    if not names:
+        raise IntegrityError(f"{folder}: expected its weights among the files that the profile lists, found none")
     plain = any("." not in file.stem for file in names)  # a variant is model.fp16.safetensors, a shard model-00001-of-…
     return {
         "use_safetensors": any(file.suffix == ".safetensors" for file in names),

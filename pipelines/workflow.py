@@ -348,7 +348,8 @@ def _torch_out_of_memory() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if type(error).__name__ == "OutOfMemoryError":
+        said = ("out of memory", "ALLOC_FAILED")  # CUDA and its libraries have no error of their own for it
+        if type(error).__name__ == "OutOfMemoryError" or any(words in str(error) for words in said):
             import torch
 
             if torch.cuda.is_available():

@@ -9,7 +9,7 @@ SD 1.5 and SDXL.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,7 +185,7 @@ class InpaintingPipeline:
         if ip_adapter is not None:
             encoder = profile.part("image_encoder").check()
             folder = encoder.path / Path(encoder.files[0]).parent if encoder.files else encoder.path
-            pipeline.load_ip_adapter(profile.part(ip_adapter).check().path, folder)
+            pipeline.load_ip_adapter(profile.part(ip_adapter).check().path, folder, encoder.weights)
         return pipeline
 
     @property
@@ -255,10 +255,10 @@ class InpaintingPipeline:
         loras.remove_loras(self.unet, self._text_encoders)
         self.lora_scales = {}
 
-    def load_ip_adapter(self, path: Path, image_encoder: Path) -> None:
+    def load_ip_adapter(self, path: Path, image_encoder: Path, encoder_weights: Collection[Path] | None = None) -> None:
         """Put a published IP-Adapter into the UNet, in the place of one that is there; see `IPAdapter.from_files`."""
         self.unload_ip_adapter()
-        self.ip_adapter = IPAdapter.from_files(self.unet, path, image_encoder)
+        self.ip_adapter = IPAdapter.from_files(self.unet, path, image_encoder, encoder_weights)
         self.ip_adapter.image_encoder.to("cpu" if self.offload else self.device, self.unet.dtype)
 
     def unload_ip_adapter(self) -> None:

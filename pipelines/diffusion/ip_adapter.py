@@ -9,7 +9,7 @@ comes from (section 2.2). Attention and masks are diffusers' own; this module re
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,18 +74,25 @@ class IPAdapter:
         self._set_scale(0.0)
 
     @classmethod
-    def from_files(cls, unet: UNet2DConditionModel, path: Path, image_encoder: Path) -> IPAdapter:
+    def from_files(
+        cls,
+        unet: UNet2DConditionModel,
+        path: Path,
+        image_encoder: Path,
+        encoder_weights: Collection[Path] | None = None,
+    ) -> IPAdapter:
         """Put a published adapter into a UNet. Who takes files from elsewhere checks them first: `Part.check`.
 
         Args:
             unet: See the class.
             path: `ip-adapter_sd15.safetensors` and its like; a legacy `.bin` is read as tensors only, never as code.
             image_encoder: A folder with CLIP's vision tower.
+            encoder_weights: The files of it to read; see `load_transformer`.
 
         Raises:
             IntegrityError: a file is broken, or for another base or encoder; it is named.
         """
-        encoder = load_transformer(CLIPVisionModelWithProjection, image_encoder, "CLIP's vision tower")
+        encoder = load_transformer(CLIPVisionModelWithProjection, image_encoder, "CLIP's vision tower", encoder_weights)
         with reading(path, "an IP-Adapter for this base"):
             return cls(unet, encoder, _read(path))
 

@@ -118,8 +118,9 @@ class PromptAgreement:
     not scaled. Two CLIPs' cosines do not compare, and no bundled one's is a published CLIPScore."""
 
     def __init__(self, profile: Profile):
-        folder = profile.part("clip").check().path
-        self._clip = load_transformer(CLIPModel, folder, "CLIP").eval()
+        part = profile.part("clip").check()
+        folder = part.path
+        self._clip = load_transformer(CLIPModel, folder, "CLIP", part.weights).eval()
         self._images = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
         self._tokens = CLIPTokenizerFast.from_pretrained(folder, local_files_only=True)
 

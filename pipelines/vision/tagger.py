@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,8 +33,10 @@ class Tag:
 class Tagger:
     """CLIP, and the vocabulary's sentences embedded once."""
 
-    def __init__(self, folder: Path, vocabulary: Vocabulary, device: str = "cpu"):
-        self.model = load_transformer(CLIPModel, folder, "CLIP").to(device)
+    def __init__(
+        self, folder: Path, vocabulary: Vocabulary, device: str = "cpu", weights: Collection[Path] | None = None
+    ):
+        self.model = load_transformer(CLIPModel, folder, "CLIP", weights).to(device)
         self.images = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
         self.vocabulary = vocabulary
         self.device = device
@@ -43,7 +45,8 @@ class Tagger:
     @classmethod
     def from_profile(cls, profile: Profile, vocabulary: Vocabulary, device: str = "cpu") -> Tagger:
         """The tagger that a profile names, its file checked against the profile's digest."""
-        return cls(profile.part("clip").check().path, vocabulary, device)
+        part = profile.part("clip").check()
+        return cls(part.path, vocabulary, device, part.weights)
 
     @torch.inference_mode()
     def rank(self, images: Sequence[np.ndarray]) -> list[list[Tag]]:

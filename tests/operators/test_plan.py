@@ -86,7 +86,7 @@ def test_a_file_becomes_shards_of_shots_in_feed_order(context, ledger, feed) -> 
 
 def test_an_empty_feed_means_the_one_that_was_named_last_read_again(context, ledger, feed, tmp_path) -> None:
     shop = Path(copytree(feed.parent, tmp_path / "shop")) / feed.name
-    refresh("r-before", context, feed=str(shop))
+    refresh("r-before", context, feed=f"{shop} ")  # as pasted into the form
     assert refresh("r-again", context) == [0, 1, 2]
     shop.write_text(shop.read_text() + "NEW-6,Vase,Home,CUP-1.png\n")
     refresh("r-night", context)
@@ -163,6 +163,9 @@ def test_reprocess_failed_takes_only_what_did_not_end_as_an_image(context, ledge
     job = Job("cutout", 1, {"photo": again.product.photo}, {"for": "this test, again"})
     ledger.use("r-failed", [(again, [ShotStep(ledger.record(Step(job.key, job, State.DONE)), False)])])
     ledger.settle("r-failed")
+    refresh("r-failed-later", context, feed=str(feed), reprocess="missing", limit=1)
+    ledger.use("r-failed-later", [(again, [ShotStep(ledger.record(Step(job.key, job, State.DONE)), True)])])
+    ledger.settle("r-failed-later")
     refresh("r-failed", context, feed=str(feed), reprocess="failed")  # its plan was cleared
     assert selected(ledger, "r-failed") == ["CUP-1"]
 

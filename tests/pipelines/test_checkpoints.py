@@ -141,6 +141,15 @@ def test_a_torch_file_in_one_folder_of_a_base_needs_trust_as_any_other(
     assert_same(base, load_base(mixed.check(), clip))
 
 
+def test_a_folder_of_which_no_file_is_listed_is_refused(clip: Path, tmp_path: Path):
+    folder = write_folder(tiny_base(), tmp_path / "folder")
+    some = ("unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors")
+    with pytest.raises(IntegrityError, match=r"text_encoder: expected its weights among the files"):
+        load_base(replace(part(folder), files=some), clip)
+    with pytest.raises(UsageError, match="lists no weight file"):
+        replace(part(folder), files=("model_index.json",)).digest()
+
+
 def test_what_a_profile_does_not_list_is_not_read(clip: Path, tmp_path: Path):
     listed = tiny_base()
     folder = write_folder(tiny_base(), tmp_path / "folder")

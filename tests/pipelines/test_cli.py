@@ -96,7 +96,7 @@ def test_an_error_shows_what_was_asked_for_as_it_is(
     [
         ("PACKSHOT_DATABASE_URL", "", ("report",), "PACKSHOT_DATABASE_URL is not set"),
         ("PACKSHOT_DATABASE_URL", "", ("models", "revisions"), "PACKSHOT_DATABASE_URL is not set"),
-        ("PACKSHOT_DATABASE_URL", "sesame", ("report",), "PACKSHOT_DATABASE_URL is no database's address"),
+        ("PACKSHOT_DATABASE_URL", "sesame", ("report",), "PACKSHOT_DATABASE_URL is no address of a Postgres database"),
         ("PACKSHOT_DATABASE_URL", "postgresql+psycopg2://me:sesame@127.0.0.1:1/x", ("report",), "does not answer"),
         ("PACKSHOT_MODELS_DIR", "/proc/none", ("models", "fetch", "sd15", "upscaler"), "/proc/none: No such file"),
         ("PACKSHOT_PROFILE", "mini", ("experiment", "overcompletion", "--out", "/proc/none"), "/proc/none: No such"),

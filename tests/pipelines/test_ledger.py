@@ -17,6 +17,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import inspect, text
+from sqlalchemy.engine import make_url
 
 from pipelines.contracts import (
     Artifact,
@@ -31,8 +32,8 @@ from pipelines.contracts import (
     Verdict,
     sha256_hex,
 )
-from pipelines.errors import IntegrityError
-from pipelines.ledger import MemoryLedger, PostgresLedger, Publication
+from pipelines.errors import IntegrityError, UsageError
+from pipelines.ledger import MemoryLedger, PostgresLedger, Publication, connect
 from pipelines.schema import metadata, migrate
 
 MONDAY = datetime(2026, 11, 2, 3, tzinfo=UTC)
@@ -467,12 +468,32 @@ def test_every_shot_ends_in_the_state_that_its_steps_give_it(ledger, request):
     assert ledger.last_outcomes("another", "web", skus) == {}
 
 
+def test_options_of_an_address_of_ones_own_are_kept(settings):
+    url = make_url(settings.database_url).update_query_dict({"options": "-c search_path=shop"})
+    engine = connect(url.render_as_string(hide_password=False))
+    try:
+        with engine.connect() as connection:
+            assert connection.scalar(text("SHOW search_path")) == "shop"
+            assert connection.scalar(text("SHOW timezone")) == "UTC"
+    finally:
+        engine.dispose()
+
+
+@pytest.mark.parametrize("url", ["", "sesame", "postgres://a:sesame@b/c", "postgresql+psycopg2://a:sesame@b:port/c"])
+def test_an_address_that_is_none_is_not_repeated(url):
+    with pytest.raises(UsageError, match="PACKSHOT_DATABASE_URL") as caught:
+        connect(url)
+    assert "sesame" not in str(caught.value)
+    assert caught.value.__suppress_context__
+
+
 def test_what_a_person_approved_is_not_held(ledger, request):
     run, shot = request.node.name, Shot(product(request.node.name), "studio", "web")
     open_run(ledger, run, [shot])
     walk(ledger, run, shot, FAILING, to="inspect")
     final = step("upscale", shot.sku).output("final")
-    ledger.approve(final, "ada")
+    assert ledger.approve(final, "ada") == "ada"
+    assert ledger.approve(final, "grace") == "ada"  # who said so first stands
     ledger.settle(run)
     assert states(ledger, run) == [("pending", "")]
     assert ledger.approved([final, "0" * 64]) == {final}

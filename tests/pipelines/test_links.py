@@ -145,6 +145,16 @@ def test_the_whole_time_is_the_limit_and_the_reason_is_the_servers(shop, monkeyp
     assert time.monotonic() - started < 4.5
 
 
+def test_a_server_that_is_down_for_every_photo_is_waited_for_a_few_times_only(shop, monkeypatch, tmp_path):
+    monkeypatch.setattr(links, "PAUSES", (0.3, 0.3))
+    feed = tmp_path / "feed.csv"
+    rows = [f"{n},Cup,http://127.0.0.1:{shop.server_port}/down{n}" for n in range(60)]
+    feed.write_text("id,title,image_link\n" + "\n".join(rows))
+    with pytest.raises(Unavailable, match="60 of 60"):
+        ingest(feed, FolderStore(tmp_path / "store"), Settings(allow_private_links=True))
+    assert 60 + 2 * 10 <= len(shop.hosts) <= 60 + 2 * (10 + 8)  # the first ten and those that were under way
+
+
 @pytest.mark.parametrize(("down", "stops"), [(10, True), (9, False)])
 def test_photos_that_are_all_away_are_the_networks_fault_and_no_rows(shop, impatient, tmp_path, down, stops):
     at = f"http://127.0.0.1:{shop.server_port}"
@@ -208,6 +218,7 @@ def test_a_login_in_an_address_is_refused_and_not_repeated(shop):
         "http://no.such.invalid/",
         "https://xn--ls8h.la/a.jpg",
         "http://xn--a/b",
+        "http://127.0.0.1:99999/a",
     ],
 )
 def test_what_is_no_address_is_a_reason(link, impatient):

@@ -211,6 +211,22 @@ def test_a_store_that_is_away_is_the_tasks_problem_not_the_shots(world):
     assert ledger.chosen("run", items).get("a", {}) == {}
 
 
+@pytest.mark.parametrize(
+    "said", ["CUDA error: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"]
+)
+def test_a_library_without_room_halves_the_batch_like_torch_itself(world, said):
+    store, ledger, shots = world
+    painter = Painter()
+
+    def compute(works, models, recipe):
+        if len(works) > 1:
+            raise RuntimeError(said)
+        return painter.compute(works, models, recipe)
+
+    summary = run_stage(replace(painter.stage, compute=compute), "run", shots("a", "b", "c"), RECIPE, ledger, store)
+    assert (summary.computed, summary.failed) == (3, 0)
+
+
 def test_a_device_that_is_lost_is_the_tasks_problem_not_the_shots(world):
     store, ledger, shots = world
     items = shots("a", "b", "c")
