@@ -101,8 +101,9 @@ def merge_inpainting(
             if name not in theirs or not ours.is_floating_point():
                 return ours
             learnt, before = b.get_tensor(name).float(), c.get_tensor(name).float()
-            its_own = learnt[:, 4:] if name == first else learnt.new_empty(0)
-            learnt = learnt[:, :4] if name == first else learnt
+            its_own = []  # the five channels that only the inpainting model has
+            if name == first:
+                learnt, its_own = learnt[:, :4], [learnt[:, 4:]]
             for path, found in ((inpainting, learnt), (original, before)):
                 if found.shape != ours.shape:
                     raise IntegrityError(
@@ -110,7 +111,7 @@ def merge_inpainting(
                         f"beside {tuple(ours.shape)}"
                     )
             added = ours.float() + (learnt - before)
-            return (torch.cat([added, its_own], dim=1) if name == first else added).to(ours.dtype)
+            return torch.cat([added, *its_own], dim=1).to(ours.dtype) if its_own else added.to(ours.dtype)
 
         partial = out.with_name(f"{out.name}.{os.getpid()}")
         try:

@@ -129,21 +129,25 @@ def bring_files(store: Store, files: Mapping[str, str], folder: Path) -> None:
 
     Several processes may do so at once. Raises KeyError or IntegrityError where the store lacks or has lost them.
     """
-    if all((folder / name).is_file() for name in files):
+
+    def whole() -> bool:
+        return all((folder / name).is_file() for name in files)
+
+    if whole():
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix="."))
     try:
         for name, digest in files.items():
             (fresh / name).write_bytes(store.get(digest))
-        if all((folder / name).is_file() for name in files):
+        if whole():
             return  # another process was quicker
         if folder.exists():
             shutil.rmtree(folder)  # a part of it was removed
         try:
             fresh.rename(folder)
         except OSError:
-            if not all((folder / name).is_file() for name in files):
+            if not whole():
                 raise  # else another process was quicker
     finally:
         shutil.rmtree(fresh, ignore_errors=True)

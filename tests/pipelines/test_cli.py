@@ -133,6 +133,16 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
         main()
 
 
+def test_what_was_not_held_is_not_approved(
+    run: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exits(monkeypatch, "approve", NASTY, "--run", run) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert shown(printed.err)
+    assert "is rejected in run nasty: only a held image is approved" in printed.err
+
+
 class StubAirflow(BaseHTTPRequestHandler):
     """As much of Airflow's API as `run --wait` asks for. Its one run fails in `plan`, and in `summary` for that."""
 

@@ -11,7 +11,8 @@ import pytest
 from scipy import ndimage
 
 from pipelines.errors import UsageError
-from pipelines.quality.untouched import MISSING, lesson_files, photo_files
+from pipelines.models import load_profile
+from pipelines.quality.untouched import MISSING, PhotoFile, lesson_files, photo_files, untouched_photos
 from pipelines.quality.yardstick import (
     BACKGROUNDS,
     LARGEST,
@@ -25,11 +26,13 @@ from pipelines.quality.yardstick import (
     composites,
     cut_out,
     photographed,
+    photographed_scenes,
     read_products,
     read_scenes,
 )
 from pipelines.training.data import is_held_out
 
+SAMPLE = Path(__file__).parents[3] / "pipelines" / "sample"
 SHARED = Path(__file__).parents[3].parent / "shared"
 needs_shared = pytest.mark.skipif(
     not (SHARED / "catalog").is_dir(), reason="the shared data are not beside the project"
@@ -140,6 +143,23 @@ def test_backgrounds_were_never_trained_on():
     used = {hashlib.sha256(path.read_bytes()).hexdigest() for path in (SHARED / "catalog/scenes").glob("*.jpg")}
     assert not trained & used
     assert len(read_scenes(SHARED)) >= 30
+
+
+@needs_shared
+def test_no_chart_stands_among_the_real_photographs():
+    """The experiment's KID compares with these, too."""
+    names = {path.name for path in photographed_scenes(SHARED)}
+    assert "codec-co-01239.jpg" not in names  # StockQuoteGraph
+    assert names < {path.name for path in (SHARED / "catalog/scenes").glob("*.jpg")}
+
+
+@pytest.mark.slow
+def test_photos_without_a_mask_to_place_are_passed_over_and_counted(tmp_path):
+    (tmp_path / "broken.jpg").write_text("no picture")
+    cup = SAMPLE / "images" / "smp-011-porcelain-espresso-cup-and-saucer.jpg"
+    files = [PhotoFile("broken", tmp_path / "broken.jpg", ""), PhotoFile("cup", cup, "")]
+    [found] = untouched_photos(files, load_profile("mini"), 2)
+    assert (found.product, found.passed_over) == ("cup", 1)
 
 
 def test_without_the_shared_data_it_says_so(tmp_path):
