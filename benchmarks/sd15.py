@@ -14,7 +14,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from pipelines.diffusion.brushnet import BrushNetModel
 from pipelines.diffusion.inpainting import InpaintingPipeline
-from pipelines.models import load_profile
+from pipelines.models.profile import load_profile
 
 CONFIGS = Path(__file__).parents[1] / "pipelines/profiles/sd15"
 SIDE = 512

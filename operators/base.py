@@ -18,7 +18,7 @@ from pipelines.errors import IntegrityError, UsageError
 if TYPE_CHECKING:
     from airflow.sdk.types import TaskInstanceKey
 
-    from pipelines.ledger import PostgresLedger
+    from pipelines.ledger.postgres import PostgresLedger
     from pipelines.settings import Settings
     from pipelines.store import S3Store
     from pipelines.workflow import Recipe
@@ -60,8 +60,8 @@ class Services:
     def recipe(self, scene: str, attempt: str = "") -> Recipe:
         """Profile, with the revisions that are promoted, and device of the settings, and this scene. Raises UsageError
         for a scene that is not there."""
-        from pipelines.models import load_profile
-        from pipelines.revisions import install
+        from pipelines.models.profile import load_profile
+        from pipelines.revisions.registry import install
         from pipelines.scenes import load_scene
         from pipelines.workflow import Recipe
 
@@ -78,7 +78,7 @@ class Services:
 
 def open_services() -> Services:
     """Ledger and store of the settings. Called in the task's own process, after the fork."""
-    from pipelines.ledger import PostgresLedger, connect
+    from pipelines.ledger.postgres import PostgresLedger, connect
     from pipelines.settings import get_settings
     from pipelines.store import S3Store
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from airflow.sdk import Context
 
-    from pipelines.models import Profile
-    from pipelines.training.exam import Exam
+    from pipelines.models.profile import Profile
+    from pipelines.training.evaluate import Exam
     from pipelines.training.finetune import Finetune, StageName, Trained
     from pipelines.training.loop import TrainOptions
 
@@ -61,7 +61,7 @@ class FinetuneOperator(BaseOperator):
 
     def job(self, pictures: Mapping[Any, str]) -> Finetune:
         """The fine-tune of these data sets, by stage."""
-        from pipelines.models import load_profile
+        from pipelines.models.profile import load_profile
         from pipelines.settings import get_settings
         from pipelines.training.finetune import Finetune, Stage
 
@@ -183,7 +183,7 @@ class TrainStageOperator(FinetuneOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Train, or go on where a killed try stopped."""
-        from pipelines.revisions import bring_files, keep_files
+        from pipelines.revisions.registry import bring_files, keep_files
         from pipelines.training.finetune import PARTS, begin, run_stage, watching
 
         job = self.job(self.pictures)
@@ -249,7 +249,7 @@ class RegisterRevisionOperator(FinetuneOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Judge and register; returns the revision with its figures."""
-        from pipelines.revisions import bring_files
+        from pipelines.revisions.registry import bring_files
         from pipelines.training.finetune import PARTS, Trained, register_finetune
 
         services = open_services()
@@ -297,7 +297,7 @@ class PromoteRevisionOperator(BaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Promote; returns whether it was, and why not."""
-        from pipelines.revisions import NotBetter, install, promote
+        from pipelines.revisions.registry import NotBetter, install, promote
 
         if str(self.wanted) != "True":
             return {"promoted": False, "reason": "not asked for"}
@@ -319,8 +319,8 @@ class PromoteRevisionOperator(BaseOperator):
 
 def _profile(services: Services) -> Profile:
     """The profile with what is promoted."""
-    from pipelines.models import load_profile
-    from pipelines.revisions import install
+    from pipelines.models.profile import load_profile
+    from pipelines.revisions.registry import install
 
     settings = services.settings
     install(services.ledger.engine, services.store, settings.profile, settings.state_dir)
@@ -335,7 +335,7 @@ def _options(services: Services) -> TrainOptions:
 
 
 def _exam(job: Finetune, services: Services, profile: Profile, folder: Path, products: int, seeds: int) -> Exam:
-    from pipelines.training.exam import Exam
+    from pipelines.training.evaluate import Exam
     from pipelines.training.finetune import held_out
 
     return Exam.prepare(

@@ -129,8 +129,8 @@ class PlanOperator(PackshotOperator):
 
     def _forecast(self, services: Services, shots: Sequence[Shot]) -> dict[str, Any]:
         """How many shots, how many of their steps are there already, and how long the rest takes at measured rates."""
-        from pipelines.forecast import forecast
-        from pipelines.shoot import STAGES, stage
+        from pipelines.runs.forecast import forecast
+        from pipelines.runs.local import STAGES, stage
 
         recipe = services.recipe(self.scene, attempt_of(self.reprocess, self.run))
         stages = [stage(name) for name in STAGES]
@@ -152,7 +152,7 @@ class PlanRefreshOperator(PlanOperator):
 
     def products(self, services: Services) -> tuple[str, list[Product]]:
         """Read the feed and upsert its products."""
-        from pipelines.catalogue import ingest, load_manifest
+        from pipelines.catalogue.feed import ingest, load_manifest
 
         digest = self.feed.strip() or self._feed_named_last(services)
         if not MANIFEST.fullmatch(digest):
@@ -164,7 +164,7 @@ class PlanRefreshOperator(PlanOperator):
         return digest, products
 
     def _feed_named_last(self, services: Services) -> str:
-        from pipelines.reports import feed_for
+        from pipelines.ledger.reports import feed_for
 
         feed = feed_for(services.ledger.engine, self.run)
         if not feed:
@@ -211,7 +211,7 @@ def window(day: str) -> tuple[datetime, datetime]:
 
 def choose(products: Iterable[Product], categories: Sequence[str], skus: Sequence[str]) -> list[Product]:
     """The products of these categories (a category holds those below it: `Home` holds `Home > Kitchen`) and SKUs."""
-    from pipelines.catalogue import within
+    from pipelines.catalogue.feed import within
 
     wanted = set(skus)
     return [

@@ -21,7 +21,7 @@ from operators.tables import (
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from pipelines.reports import Report
+    from pipelines.ledger.reports import Report
 
 
 class CheckTableOperator(PackshotOperator):
@@ -79,8 +79,8 @@ class PublishOperator(PackshotOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         """Publish; returns how many images the set has, and how many of them are new."""
         from pipelines.contracts import Artifact, State
-        from pipelines.ledger import Publication
-        from pipelines.shoot import stage
+        from pipelines.ledger.postgres import Publication
+        from pipelines.runs.local import stage
         from pipelines.workflow import Limits, run_stage
 
         services = open_services()
@@ -132,7 +132,7 @@ class SummaryOperator(PackshotOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Sum up; returns the report without its rows."""
-        from pipelines.reports import report
+        from pipelines.ledger.reports import report
 
         ledger = open_services().ledger
         told = [context["ti"].xcom_pull(task_ids=task_id, key=PROBLEM) for task_id in self.checks]

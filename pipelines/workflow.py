@@ -20,7 +20,7 @@ from pipelines.errors import IntegrityError, OutOfMemory, Rejected, ShotTimeout
 from pipelines.settings import CPU, MAX_MEGAPIXELS, Compute
 
 if TYPE_CHECKING:
-    from pipelines.models import Profile
+    from pipelines.models.profile import Profile
     from pipelines.scenes import Scene
 
 log = logging.getLogger(__name__)

@@ -134,7 +134,7 @@ def store(settings: Settings):
 @pytest.fixture(scope="module")
 def ledger(settings: Settings):
     """The module's ledger, empty at first."""
-    from pipelines.ledger import PostgresLedger, connect
+    from pipelines.ledger.postgres import PostgresLedger, connect
 
     return PostgresLedger(connect(settings.database_url))
 

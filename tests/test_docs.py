@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from pipelines.cli import app
-from pipelines.models import load_profile
-from pipelines.quality.calibrate import DetectorMeasure
+from pipelines.cli.main import app
+from pipelines.evaluation.detector.calibrate import DetectorMeasure
+from pipelines.models.profile import load_profile
 from pipelines.scenes import Channel, Checks, Control, Scene, ScenePlacement
 from pipelines.settings import Settings
 

@@ -16,9 +16,9 @@ from scipy import ndimage
 
 from pipelines.diffusion.control import canny_edges
 from pipelines.diffusion.inpainting import InpaintingPipeline
-from pipelines.models import load_profile
-from pipelines.placement import lay_product, place
+from pipelines.models.profile import load_profile
 from pipelines.scenes import load_scene
+from pipelines.vision.placement import lay_product, place
 
 pytestmark = pytest.mark.slow
 

@@ -1,7 +1,7 @@
 """Two sample products walk every stage on the bundled models, with the real ledger and store; then an audit.
 
 The placement of each published image is re-derived here from what the ledger recorded, with nothing of
-`pipelines.placement`: the product's pixels must be the photo's own.
+`pipelines.vision.placement`: the product's pixels must be the photo's own.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import pytest
 from PIL import Image, ImageOps
 from scipy import ndimage
 
-from pipelines.catalogue import ingest, load_manifest
+from pipelines.catalogue.feed import ingest, load_manifest
 from pipelines.contracts import Shot, State, sha256_hex
-from pipelines.ledger import Publication
-from pipelines.models import load_profile
-from pipelines.reports import lineage, report
+from pipelines.ledger.postgres import Publication
+from pipelines.ledger.reports import lineage, report
+from pipelines.models.profile import load_profile
+from pipelines.runs.local import STAGES, stage
 from pipelines.scenes import load_scene
-from pipelines.shoot import STAGES, stage
 from pipelines.workflow import Recipe, run_stage
 
 pytestmark = pytest.mark.slow

@@ -20,9 +20,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.catalogue.links import Fetched, Unreachable, fetch, is_web, read_beside
 from pipelines.contracts import Product, canonical_json
 from pipelines.errors import Rejected, Unavailable, UsageError
-from pipelines.links import Fetched, Unreachable, fetch, is_web, read_beside
 
 if TYPE_CHECKING:
     from pipelines.settings import Settings

@@ -39,12 +39,12 @@ def overcompletion(
     Writes a page (index.html), results.csv and results.json. What was painted before is not painted again: stop it
     when you like, and ask for more pairs later. Without the shared folder it is a smoke test on the sample catalogue.
     """
-    from pipelines.experiment.cells import PAIRS
-    from pipelines.experiment.overcompletion import run
-    from pipelines.experiment.report import as_json as to_json
-    from pipelines.experiment.report import write_report
-    from pipelines.models import load_profile
-    from pipelines.processes import keep_freed_memory
+    from pipelines.evaluation.experiment.cells import PAIRS
+    from pipelines.evaluation.experiment.overcompletion import run
+    from pipelines.evaluation.experiment.report import as_json as to_json
+    from pipelines.evaluation.experiment.report import write_report
+    from pipelines.evaluation.processes import keep_freed_memory
+    from pipelines.models.profile import load_profile
     from pipelines.settings import get_settings
 
     folder.mkdir(parents=True, exist_ok=True)  # before an hour's work, not after

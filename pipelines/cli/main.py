@@ -32,14 +32,14 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.cli_experiment import experiment_app
-from pipelines.cli_revisions import revisions_app
+from pipelines.cli.experiment import experiment_app
+from pipelines.cli.revisions import revisions_app
 from pipelines.errors import PackshotError, UsageError
 
 if TYPE_CHECKING:
     from pipelines.contracts import Shot, ShotState, Step
-    from pipelines.measure import BaselineMeasure, CutoutMeasure
-    from pipelines.reports import Report
+    from pipelines.evaluation.cutout import BaselineMeasure, CutoutMeasure
+    from pipelines.ledger.reports import Report
     from pipelines.services import Status
     from pipelines.workflow import Recipe
 
@@ -199,8 +199,8 @@ def shoot(
     as_json: AsJson = False,
 ) -> None:
     """Take a photo or a catalogue through every stage in this process, without services."""
+    from pipelines.runs.local import shoot as run_shoot
     from pipelines.settings import get_settings
-    from pipelines.shoot import shoot as run_shoot
 
     settings = get_settings()
     recipe = _recipe(scene, seed=seed, method=method, mask_guidance=mask_guidance)
@@ -235,7 +235,7 @@ def _exit_code(states: Sequence[ShotState]) -> int:
 
 def _recipe(scene: str, method: str | None, **overrides: Any) -> Recipe:
     from pipelines.diffusion.methods import check_parts
-    from pipelines.models import load_profile
+    from pipelines.models.profile import load_profile
     from pipelines.scenes import Scene, load_scene
     from pipelines.settings import get_settings
     from pipelines.workflow import Recipe
@@ -329,10 +329,10 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Put a catalogue into the store and trigger `catalog_refresh` through Airflow's API."""
-    from pipelines.airflow_api import Airflow
-    from pipelines.catalogue import ingest
-    from pipelines.reports import remember_latest
+    from pipelines.catalogue.feed import ingest
+    from pipelines.ledger.reports import remember_latest
     from pipelines.scenes import load_scene
+    from pipelines.services.airflow_client import Airflow
     from pipelines.settings import get_settings
     from pipelines.store import S3Store
 
@@ -386,8 +386,8 @@ def campaign(
     as_json: AsJson = False,
 ) -> None:
     """Start a backfill of `campaign_backfill` over a range of days through Airflow's API."""
-    from pipelines.airflow_api import Airflow
     from pipelines.scenes import load_scene
+    from pipelines.services.airflow_client import Airflow
     from pipelines.settings import get_settings
 
     load_scene(scene)
@@ -440,8 +440,8 @@ def _campaign_document(run_ids: Sequence[str], known: bool) -> dict[str, Any]:
 
 
 def _report(run_id: str) -> Report:
-    from pipelines.ledger import connect
-    from pipelines.reports import latest_run, report
+    from pipelines.ledger.postgres import connect
+    from pipelines.ledger.reports import latest_run, report
     from pipelines.settings import get_settings
 
     settings = get_settings()
@@ -451,8 +451,8 @@ def _report(run_id: str) -> Report:
 
 def _planned(run_ids: Sequence[str]) -> list[str]:
     """Those of the runs that the ledger knows; one whose `plan` failed it does not."""
-    from pipelines.ledger import connect
-    from pipelines.reports import is_planned
+    from pipelines.ledger.postgres import connect
+    from pipelines.ledger.reports import is_planned
     from pipelines.settings import get_settings
 
     engine = connect(get_settings().database_url)
@@ -502,9 +502,9 @@ def approve(
     """
     import getpass
 
-    from pipelines.approval import approve as approve_image
-    from pipelines.ledger import PostgresLedger, connect
-    from pipelines.reports import latest_run
+    from pipelines.ledger.approval import approve as approve_image
+    from pipelines.ledger.postgres import PostgresLedger, connect
+    from pipelines.ledger.reports import latest_run
     from pipelines.settings import get_settings
 
     settings = get_settings()
@@ -524,8 +524,8 @@ def lineage(
     as_json: AsJson = False,
 ) -> None:
     """Where an image came from, down to the photo, the model revisions and the parameters."""
-    from pipelines.ledger import connect
-    from pipelines.reports import lineage as trace
+    from pipelines.ledger.postgres import connect
+    from pipelines.ledger.reports import lineage as trace
     from pipelines.settings import get_settings
 
     found = trace(connect(get_settings().database_url), what).to_json()
@@ -548,7 +548,7 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write a run's published images, byte for byte as stored, their feed and a contact sheet."""
-    from pipelines.export import export_run
+    from pipelines.runs.export import export_run
     from pipelines.settings import get_settings
 
     done = export_run(run_id, out_dir, get_settings())
@@ -592,7 +592,7 @@ def scenes_check(
 @measure_app.callback()
 def _measure() -> None:
     """Measure a stage against exact truth."""
-    from pipelines.processes import keep_freed_memory
+    from pipelines.evaluation.processes import keep_freed_memory
 
     keep_freed_memory()
 
@@ -608,8 +608,8 @@ def measure_cutout(
     as_json: AsJson = False,
 ) -> None:
     """IoU and boundary F (2 px) of cutouts against the alpha masks that a catalogue names."""
-    from pipelines.measure import measure_cutouts
-    from pipelines.models import load_profile
+    from pipelines.evaluation.cutout import measure_cutouts
+    from pipelines.models.profile import load_profile
     from pipelines.settings import get_settings
 
     settings = get_settings()
@@ -645,8 +645,8 @@ def measure_describe(
     as_json: AsJson = False,
 ) -> None:
     """Category top-1 and tag recall@5 on photos of held-out products, against title and majority class."""
-    from pipelines.measure_describe import measure_describe
-    from pipelines.models import load_profile
+    from pipelines.evaluation.describe import measure_describe
+    from pipelines.models.profile import load_profile
     from pipelines.settings import get_settings
 
     settings = get_settings()
@@ -672,8 +672,8 @@ def measure_detector(
     as_json: AsJson = False,
 ) -> None:
     """How well overcompletion is told, on composites whose truth is known and products that tau was not set on."""
-    from pipelines.models import load_profile
-    from pipelines.quality import calibrate
+    from pipelines.evaluation.detector import calibrate
+    from pipelines.models.profile import load_profile
     from pipelines.scenes import Checks
     from pipelines.settings import get_settings
 
@@ -712,7 +712,7 @@ def models_verify(as_json: AsJson = False) -> None:
 
 
 def _models(*, check: bool, as_json: bool) -> None:
-    from pipelines.models import load_profile, verify
+    from pipelines.models.profile import load_profile, verify
     from pipelines.settings import get_settings
 
     settings = get_settings()
@@ -750,8 +750,8 @@ def models_fetch(
     What is there is not fetched again. Bytes that the profile names are compared with it; of the rest the sha256 is
     told, to be pinned in <models directory>/<profile>.yaml once you trust it.
     """
-    from pipelines.download import fetch
-    from pipelines.models import UNPINNED, load_profile
+    from pipelines.models.download import fetch
+    from pipelines.models.profile import UNPINNED, load_profile
     from pipelines.settings import get_settings
 
     profile = load_profile(profile_name, get_settings().models_dir)
@@ -804,8 +804,8 @@ def models_merge(
     All three are safetensors, single-file checkpoints or diffusers' files of a UNet; torch files are read with
     `packshot --trust` only. Put the result into PACKSHOT_MODELS_DIR and name it as `base_inpaint9` in the profile.
     """
-    from pipelines.merging import how_to_use, merge_inpainting
-    from pipelines.models import sha256_of
+    from pipelines.models.merging import how_to_use, merge_inpainting
+    from pipelines.models.profile import sha256_of
     from pipelines.settings import get_settings
 
     with _bar() as progress:

@@ -21,9 +21,9 @@ def list_revisions(
     """Every registered revision, newest first: its E+ on the frozen set, its parent's, and whether it is promoted."""
     from rich.table import Table
 
-    from pipelines.cli import _print_json, out
-    from pipelines.ledger import connect
-    from pipelines.revisions import revisions
+    from pipelines.cli.main import _print_json, out
+    from pipelines.ledger.postgres import connect
+    from pipelines.revisions.registry import revisions
     from pipelines.settings import get_settings
 
     settings = get_settings()
@@ -54,10 +54,10 @@ def promote_revision(
     as_json: AsJson = False,
 ) -> None:
     """Use a revision from the next task on. Refused unless it is better beyond its confidence interval."""
-    from pipelines.cli import _print_json, out
-    from pipelines.ledger import connect
-    from pipelines.models import load_profile
-    from pipelines.revisions import install, promote
+    from pipelines.cli.main import _print_json, out
+    from pipelines.ledger.postgres import connect
+    from pipelines.models.profile import load_profile
+    from pipelines.revisions.registry import install, promote
     from pipelines.settings import get_settings
     from pipelines.store import S3Store
 
@@ -75,10 +75,10 @@ def promote_revision(
 @revisions_app.command("rollback")
 def rollback_part(part: Part, as_json: AsJson = False) -> None:
     """Take the last promotion of a part back: the revision before it is used again, the profile's own at last."""
-    from pipelines.cli import _print_json, out
-    from pipelines.ledger import connect
-    from pipelines.models import load_profile
-    from pipelines.revisions import install, rollback
+    from pipelines.cli.main import _print_json, out
+    from pipelines.ledger.postgres import connect
+    from pipelines.models.profile import load_profile
+    from pipelines.revisions.registry import install, rollback
     from pipelines.settings import get_settings
     from pipelines.store import S3Store
 

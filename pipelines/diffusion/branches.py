@@ -6,11 +6,11 @@ from typing import Any
 
 from diffusers import ControlNetModel, UNet2DConditionModel
 
-from pipelines.checkpoints import check_fits, load_net
 from pipelines.diffusion.brushnet import BrushNetModel
 from pipelines.diffusion.fooocus import InpaintHead, apply_patch, check_unet
 from pipelines.diffusion.methods import method_named
-from pipelines.models import Profile
+from pipelines.models.checkpoints import check_fits, load_net
+from pipelines.models.profile import Profile
 
 
 def load_branch(profile: Profile, name: str, unet: UNet2DConditionModel) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipelines.errors import IntegrityError
-from pipelines.weights import read_weights, reading
+from pipelines.models.weights import read_weights, reading
 
 LATENTS = 4
 """Channels of SDXL's latents; the head reads the mask before them."""

@@ -22,7 +22,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from pipelines.checkpoints import load_profile_base
 from pipelines.diffusion import fooocus, loras, schedule
 from pipelines.diffusion.blends import WEB_UI, SoftBlend, blend_prediction, hard_blend
 from pipelines.diffusion.branches import load_branch, load_branch_net
@@ -53,9 +52,10 @@ from pipelines.diffusion.inputs import (
 from pipelines.diffusion.ip_adapter import IPAdapter
 from pipelines.diffusion.latents import decode, encode
 from pipelines.diffusion.mask_guidance import Resize
+from pipelines.diffusion.masking import latent_mask, masked_image
 from pipelines.diffusion.methods import METHODS, check_parts, method_named
-from pipelines.diffusion.views import latent_mask, masked_image
-from pipelines.models import load_profile
+from pipelines.models.checkpoints import load_profile_base
+from pipelines.models.profile import load_profile
 from pipelines.settings import get_settings
 
 __all__ = ["METHODS", "InpaintingOutput", "InpaintingPipeline", "Sizes", "SoftBlend", "latent_mask", "masked_image"]

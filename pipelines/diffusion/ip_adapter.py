@@ -25,8 +25,8 @@ from torch import Tensor
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
 from pipelines.diffusion.inputs import Layout
-from pipelines.models import LEGACY_SUFFIXES
-from pipelines.weights import load_transformer, reading
+from pipelines.models.profile import LEGACY_SUFFIXES
+from pipelines.models.weights import load_transformer, reading
 
 Weights = Mapping[str, Mapping[str, Tensor]]
 """`{"image_proj": tensors, "ip_adapter": tensors}`, under their published names."""

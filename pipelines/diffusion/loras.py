@@ -17,9 +17,9 @@ from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from pipelines.checkpoints import check_lora
 from pipelines.errors import IntegrityError
-from pipelines.weights import reading
+from pipelines.models.checkpoints import check_lora
+from pipelines.models.weights import reading
 
 _OF_ENCODER = (("lora_te_", "lora_te1_", "text_encoder."), ("lora_te2_", "text_encoder_2."))
 """What tensors of the first and of SDXL's second text encoder begin with, in kohya's format and in PEFT's."""

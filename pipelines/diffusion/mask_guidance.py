@@ -19,7 +19,7 @@ from diffusers.models.controlnets.controlnet import ControlNetOutput
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipelines.diffusion.kinds import REFUSED_KINDS
+from pipelines.diffusion.control_kinds import REFUSED_KINDS
 
 Resize = Literal["area", "max", "bilinear"]
 

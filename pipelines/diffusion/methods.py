@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipelines.errors import UsageError
-from pipelines.models import Profile
+from pipelines.models.profile import Profile
 
 
 @dataclass(frozen=True, slots=True)

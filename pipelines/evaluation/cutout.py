@@ -13,12 +13,12 @@ import numpy as np
 from PIL import Image
 
 from pipelines.errors import Rejected, UsageError
-from pipelines.models import Profile
+from pipelines.evaluation.baselines import PublishedU2NetP
+from pipelines.models.profile import Profile
 from pipelines.quality.intervals import interval
 from pipelines.stages.cutout import PATHS, CutoutModels, cutout
 from pipelines.vision.people import garment_part
 from pipelines.vision.photos import Photo, read_photo
-from pipelines.vision.published import PublishedU2NetP
 from pipelines.vision.segmenters import HQSamSegmenter, Segmenter, build_mobile_sam
 
 PRODUCT_ALPHA = 0.8

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.errors import UsageError
-from pipelines.models import Profile
+from pipelines.models.profile import Profile
 from pipelines.quality.intervals import interval
 from pipelines.training.blip import read_rgb
 from pipelines.training.data import product_of

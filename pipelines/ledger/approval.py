@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from pipelines.contracts import ShotState
 from pipelines.errors import UsageError
-from pipelines.ledger import PostgresLedger
-from pipelines.reports import report
+from pipelines.ledger.postgres import PostgresLedger
+from pipelines.ledger.reports import report
 
 
 @dataclass(frozen=True, slots=True)

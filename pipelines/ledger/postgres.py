@@ -1,7 +1,7 @@
 """The step ledger: which steps ran, which run used them for which shot, and what was published.
 
 `PostgresLedger` is the one that runs share. `MemoryLedger` keeps the steps of one process (`packshot shoot`, tests).
-What people ask the ledger afterwards (reports, lineage) is in `pipelines.reports`.
+What people ask the ledger afterwards (reports, lineage) is in `pipelines.ledger.reports`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, OperationalError
 from sqlalchemy.pool import NullPool
 
-from pipelines import outcomes
 from pipelines.contracts import (
     Artifact,
     Product,
@@ -45,7 +44,8 @@ from pipelines.contracts import (
     sha256_hex,
 )
 from pipelines.errors import IntegrityError, UsageError
-from pipelines.ledger_rows import (
+from pipelines.ledger import outcomes
+from pipelines.ledger.rows import (
     add_shots,
     add_versions,
     artifact_row,
@@ -65,7 +65,7 @@ from pipelines.ledger_rows import (
     write_parts,
     write_uses,
 )
-from pipelines.schema import (
+from pipelines.ledger.schema import (
     approvals,
     artifacts,
     product_versions,

@@ -16,8 +16,8 @@ from sqlalchemy import Connection, Engine, case, func, or_, select
 
 from pipelines.contracts import ModelRef, ShotState, State, Step
 from pipelines.errors import UsageError
-from pipelines.ledger_rows import read_steps
-from pipelines.schema import (
+from pipelines.ledger.rows import read_steps
+from pipelines.ledger.schema import (
     product_versions,
     publications,
     run_artifacts,

@@ -30,7 +30,7 @@ from pipelines.contracts import (
     sha256_hex,
 )
 from pipelines.errors import IntegrityError
-from pipelines.schema import (
+from pipelines.ledger.schema import (
     artifacts,
     product_versions,
     products,
@@ -44,7 +44,7 @@ from pipelines.schema import (
 )
 
 if TYPE_CHECKING:
-    from pipelines.ledger import Publication
+    from pipelines.ledger.postgres import Publication
 
 CHUNK = 1000
 """Keys or rows of one statement."""

@@ -23,8 +23,8 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from transformers.utils import logging as transformers_logging
 
 from pipelines.errors import IntegrityError
-from pipelines.models import Part, Profile
-from pipelines.weights import (
+from pipelines.models.profile import Part, Profile
+from pipelines.models.weights import (
     header,
     load_transformer,
     nothing_missing,

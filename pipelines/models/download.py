@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 
 from pipelines.errors import IntegrityError, UsageError
-from pipelines.models import Part, sha256_of
+from pipelines.models.profile import Part, sha256_of
 
 TIMEOUT = httpx.Timeout(30)
 """Seconds to connect, and between two blocks; a transfer as a whole may take its time."""

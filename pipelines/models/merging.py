@@ -20,8 +20,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from pipelines.errors import IntegrityError, UsageError
-from pipelines.models import LEGACY_SUFFIXES, check_whole
-from pipelines.weights import header, reading
+from pipelines.models.profile import LEGACY_SUFFIXES, check_whole
+from pipelines.models.weights import header, reading
 
 FIRST = ("model.diffusion_model.input_blocks.0.0.weight", "conv_in.weight")
 """The convolution that reads the channels: in a single-file checkpoint, and in diffusers' file of a UNet."""

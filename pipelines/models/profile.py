@@ -4,9 +4,9 @@ A profile is `profiles/<name>.yaml`. The weights of a bundled profile lie beside
 of the others in a models directory or, second, on the hub. The digests in the YAML are what keys and lineage carry, so
 a part is checked against them before it is loaded. `<models directory>/<name>.yaml` may replace and add parts of a
 profile that is not bundled: a community base, another HQ-SAM, a LoRA. Over all of them go promoted revisions, trained
-on the shop's own pictures: `pipelines.revisions` keeps them in the state directory.
+on the shop's own pictures: `pipelines.revisions.registry` keeps them in the state directory.
 
-    python -m pipelines.models lock mini      write the digests of the files that are there into mini.yaml
+    python -m pipelines.models.profile lock mini      write the digests of the files that are there into mini.yaml
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pipelines.contracts import ModelRef
 from pipelines.errors import IntegrityError, PackshotError, UsageError
 from pipelines.settings import get_settings
 
-PROFILES = Path(__file__).parent / "profiles"
+PROFILES = Path(__file__).resolve().parents[1] / "profiles"
 
 _CONFIG_ONLY = frozenset({"scheduler"})
 """Kinds that have no weights: their configuration is what is digested."""
@@ -128,7 +128,7 @@ class Part:
         if not (self.hub or self.url) or all(self.local(file).exists() for file in self.files or ("",)):
             return self
         if self.hub:
-            from pipelines.download import from_hub
+            from pipelines.models.download import from_hub
 
             try:
                 return replace(self, path=from_hub(self, download))
@@ -457,4 +457,4 @@ if __name__ == "__main__":
         case ["lock", name]:
             print("\n".join(lock(load_profile(name, promoted=False))) or "nothing changed")
         case _:
-            sys.exit("usage: python -m pipelines.models lock PROFILE")
+            sys.exit("usage: python -m pipelines.models.profile lock PROFILE")

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pipelines.errors import IntegrityError
-from pipelines.models import LEGACY_SUFFIXES
+from pipelines.models.profile import LEGACY_SUFFIXES
 
 _UNREADABLE = (
     OSError, ValueError, TypeError, AttributeError, LookupError, RuntimeError, pickle.UnpicklingError, SafetensorError,

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from scipy import ndimage
 
-from pipelines.placement import OPAQUE, LaidProduct
+from pipelines.vision.placement import OPAQUE, LaidProduct
 
 SECTORS = 48
 """The rim is judged in as many directions: a halo is all around, a contact shadow only below."""

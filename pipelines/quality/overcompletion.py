@@ -33,7 +33,7 @@ from pipelines.quality.evidence import Evidence, connected_to, depth, tolerance_
 from pipelines.vision.segmenters import HQSamSegmenter, Prompt, SalientSegmenter, Segmenter, prompt_from
 
 if TYPE_CHECKING:
-    from pipelines.models import Profile
+    from pipelines.models.profile import Profile
 
 SIDE = 320
 """Pictures are measured with their longer side at this many px: the salient net's own size."""

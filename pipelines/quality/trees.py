@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from pipelines.errors import UsageError
-from pipelines.weights import reading
+from pipelines.models.weights import reading
 
 ROUNDS = 500
 SETTINGS = {

@@ -25,10 +25,10 @@ from sqlalchemy.dialects.postgresql import insert
 
 from pipelines.contracts import canonical_json
 from pipelines.errors import UsageError
-from pipelines.ledger_rows import insert_missing
-from pipelines.models import Profile, load_profile, promoted_file, revision_folder, sha256_of
-from pipelines.quality.comparison import Comparison, Evaluation, compare
-from pipelines.schema import artifacts, model_promotions, model_revisions
+from pipelines.ledger.rows import insert_missing
+from pipelines.ledger.schema import artifacts, model_promotions, model_revisions
+from pipelines.models.profile import Profile, load_profile, promoted_file, revision_folder, sha256_of
+from pipelines.revisions.comparison import Comparison, Evaluation, compare
 from pipelines.workflow import Store
 
 KEPT = frozenset({".json", ".md", ".png", ".safetensors"})

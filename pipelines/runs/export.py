@@ -6,12 +6,12 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.contact_sheet import contact_sheet
 from pipelines.contracts import ShotState
-from pipelines.ledger import PostgresLedger, connect
-from pipelines.reports import latest_run, report
+from pipelines.ledger.postgres import PostgresLedger, connect
+from pipelines.ledger.reports import latest_run, report
+from pipelines.runs.contact_sheet import contact_sheet
+from pipelines.runs.local import SUFFIXES, file_name, sheet_row
 from pipelines.settings import Settings
-from pipelines.shoot import SUFFIXES, file_name, sheet_row
 from pipelines.store import S3Store
 
 

@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipelines.contracts import canonical_json, sha256_hex
-from pipelines.diffusion.kinds import REFUSED_KINDS, Kind
+from pipelines.diffusion.control_kinds import REFUSED_KINDS, Kind
 from pipelines.errors import UsageError
 
 FOLDER = Path(__file__).resolve().parent

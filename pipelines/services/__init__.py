@@ -12,7 +12,7 @@ PACKSHOT_AIRFLOW_URL) is somebody else's: it is used and checked, never started 
 the loopback interface only and are meant for one machine and its user.
 """
 
-from pipelines.services.airflow import airflow_environment
+from pipelines.services.airflow_server import airflow_environment
 from pipelines.services.daemons import ServiceFailed
 from pipelines.services.installation import Installation
 from pipelines.services.lifecycle import DAEMONS, Service, Status, down, status, up

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import httpx
 
-from pipelines.airflow_api import Airflow
 from pipelines.errors import Unavailable, UsageError
+from pipelines.services.airflow_client import Airflow
 from pipelines.services.daemons import Daemon, ServiceFailed, ensure, log_file, process, wait
 from pipelines.services.installation import LOOPBACK, Installation, write_private
 from pipelines.settings import ROOT, Settings

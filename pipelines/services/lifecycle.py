@@ -12,9 +12,9 @@ from pathlib import Path
 from pydantic import SecretStr
 from sqlalchemy.engine import make_url
 
-from pipelines.airflow_api import Airflow
-from pipelines.schema import migrate
-from pipelines.services.airflow import API_SERVER, DAG_PROCESSOR, SCHEDULER, health, start_airflow
+from pipelines.ledger.schema import migrate
+from pipelines.services.airflow_client import Airflow
+from pipelines.services.airflow_server import API_SERVER, DAG_PROCESSOR, SCHEDULER, health, start_airflow
 from pipelines.services.daemons import ServiceFailed, ask_to_stop, log_file, process, stop
 from pipelines.services.installation import Installation, free_port, port_is_free, write_private
 from pipelines.services.postgres import database_answers, have_airflow_database, host, start_postgres

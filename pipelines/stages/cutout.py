@@ -19,12 +19,13 @@ from PIL import Image
 
 from pipelines.contracts import Job, Made, Output, Shot, Step, Verdict
 from pipelines.errors import Rejected, UsageError
-from pipelines.models import Profile
+from pipelines.models.profile import Profile
+from pipelines.quality.completeness import check_whole
 from pipelines.quality.evidence import Evidence, weights_ref
 from pipelines.quality.heat import heat_picture
 from pipelines.quality.overcompletion import SURE, ColourFinder, OvercompletionDetector, SalientFinder
-from pipelines.quality.whole import check_whole
 from pipelines.scenes import Checks
+from pipelines.vision.central_crops import Views, look
 from pipelines.vision.matting import decontaminate, refine_matte
 from pipelines.vision.people import find_skin, garment_part, garment_prompt, is_worn
 from pipelines.vision.photos import Photo, png_bytes, read_photo
@@ -39,7 +40,6 @@ from pipelines.vision.segmenters import (
 )
 from pipelines.vision.studio import cut_studio, find_studio, strewn
 from pipelines.vision.surfaces import is_sheet, lying_on, printed_on
-from pipelines.vision.views import Views, look
 from pipelines.workflow import Recipe, Stage, Work
 
 PATHS = ("auto", "hqsam")

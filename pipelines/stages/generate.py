@@ -22,12 +22,12 @@ from pipelines.diffusion.inpainting import InpaintingPipeline
 from pipelines.diffusion.mask_guidance import refine_mask
 from pipelines.diffusion.methods import parts_of
 from pipelines.errors import Rejected
-from pipelines.placement import Placement, lay_photo, lay_product, place
 from pipelines.quality.evidence import weights_ref
 from pipelines.quality.fidelity import halo
 from pipelines.quality.overcompletion import SURE, OvercompletionDetector
 from pipelines.scenes import Checks, Control
 from pipelines.vision.photos import png_bytes, read_photo
+from pipelines.vision.placement import Placement, lay_photo, lay_product, place
 from pipelines.vision.plate import clean_plate
 from pipelines.workflow import Recipe, Stage, Work
 

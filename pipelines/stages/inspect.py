@@ -13,12 +13,12 @@ import numpy as np
 from PIL import Image
 
 from pipelines.contracts import Job, Made, Shot, Step, Verdict
-from pipelines.placement import Placement, lay_product
 from pipelines.quality.evidence import weights_ref
 from pipelines.quality.fidelity import Measure, background_quality, halo, product_fidelity
 from pipelines.quality.heat import heat_picture
 from pipelines.quality.overcompletion import SURE, OvercompletionDetector
 from pipelines.vision.photos import read_photo
+from pipelines.vision.placement import Placement, lay_product
 from pipelines.workflow import Recipe, Stage, Work
 
 

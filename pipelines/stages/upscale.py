@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from pipelines.contracts import Job, Made, Output, Shot, Step
-from pipelines.placement import Placement, lay_product
 from pipelines.vision.photos import png_bytes, read_photo
+from pipelines.vision.placement import Placement, lay_product
 from pipelines.vision.upscalers import Upscaler
 from pipelines.workflow import Recipe, Stage, Work
 

@@ -24,10 +24,10 @@ TRAINERS: dict[str, str] = {
     "controlnet_inpaint": "pipelines.training.inpainters:train_controlnet_inpaint",
     "blip": "pipelines.training.blip:train",
     "upscaler": "pipelines.training.upscaler:train",
-    "lora_oak_window": "pipelines.training.looks:train",
-    "base_high_key": "pipelines.training.looks:train",
+    "lora_oak_window": "pipelines.training.loras:train",
+    "base_high_key": "pipelines.training.loras:train",
     "salient": "pipelines.training.salient:train",
-    "hqsam": "pipelines.training.hq_head:train",
+    "hqsam": "pipelines.training.hqsam:train",
 }
 
 

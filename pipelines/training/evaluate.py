@@ -22,16 +22,16 @@ from pipelines.contracts import sha256_hex
 from pipelines.diffusion.brushnet import BrushNetModel
 from pipelines.diffusion.inpainting import InpaintingPipeline
 from pipelines.errors import UsageError
-from pipelines.models import Profile
-from pipelines.placement import LaidProduct
-from pipelines.quality.comparison import Evaluation, Score
+from pipelines.models.profile import Profile
 from pipelines.quality.overcompletion import OvercompletionDetector
+from pipelines.revisions.comparison import Evaluation, Score
 from pipelines.scenes import Checks
 from pipelines.settings import CPU, Compute
 from pipelines.training.data import ShotPack
 from pipelines.training.loop import grid_picture
 from pipelines.training.sources import Picture, frozen_pictures, picture_pack
 from pipelines.training.unet import GUIDANCE
+from pipelines.vision.placement import LaidProduct
 from pipelines.workflow import Store
 
 STEPS = 12

@@ -26,19 +26,19 @@ import torch
 import typer
 from diffusers import DDIMScheduler
 
-from pipelines.checkpoints import load_net, load_profile_base
 from pipelines.contracts import canonical_json, sha256_hex
 from pipelines.diffusion.brushnet import BrushNetModel
 from pipelines.errors import UsageError
-from pipelines.models import Profile, load_profile
-from pipelines.revisions import Revision, install, promote, register
+from pipelines.models.checkpoints import load_net, load_profile_base
+from pipelines.models.profile import Profile, load_profile
+from pipelines.revisions.registry import Revision, install, promote, register
 from pipelines.settings import ROOT, Settings, get_settings
 from pipelines.store import FolderStore, S3Store
 from pipelines.training.autoencoder import to_tensor
 from pipelines.training.brushnet import ARMS, ConditionPack, condition_pack, encode_condition, train_on
 from pipelines.training.card import BUNDLED
 from pipelines.training.data import ShotPack
-from pipelines.training.exam import Exam
+from pipelines.training.evaluate import Exam
 from pipelines.training.loop import PROFILE, TrainOptions, together
 from pipelines.training.masks import whole_mask
 from pipelines.training.sources import Dataset, Picture, gather_folder, gather_ledger, gather_training, picture_pack
@@ -137,7 +137,7 @@ def gather(
             raise UsageError(f"{data}: no training pictures there; name a folder, or give the stage 0 minutes")
         return TRAINING, None
     if source == "ledger":
-        from pipelines.ledger import connect
+        from pipelines.ledger.postgres import connect
 
         found = gather_ledger(connect(settings.database_url), scenes, categories)
     else:
@@ -341,7 +341,7 @@ def main(
     registered = registered or promoted
     settings = get_settings()
     if registered:
-        from pipelines.ledger import connect
+        from pipelines.ledger.postgres import connect
 
         store: Store = S3Store(settings)
         engine = connect(settings.database_url)

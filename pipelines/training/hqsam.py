@@ -33,7 +33,7 @@ SIDE = 640
 
 WEIGHTS = "model.safetensors"
 NOTES = """MobileSAM's weights (Apache-2.0, see NOTICE) in HQ-SAM's `vit_tiny`; only the HQ token, its MLP and the
-fusion convolutions are trained (`pipelines/training/hq_head.py`), on encoded composites, prompted by a jittered box and
+fusion convolutions are trained (`pipelines/training/hqsam.py`), on encoded composites, prompted by a jittered box and
 up to three points. The figures compare mean IoU on held-out products over held-out scenes: SAM's output, and HQ's."""
 
 

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from sqlalchemy import Engine, text
 
-from pipelines.catalogue import within
+from pipelines.catalogue.feed import within
 from pipelines.contracts import canonical_json, sha256_hex
 from pipelines.errors import IntegrityError, Rejected, UsageError
 from pipelines.training.composer import Product, compose, draw_scene, mirrored

@@ -13,11 +13,11 @@ from PIL import Image
 from torch import Tensor
 from transformers import BlipForConditionalGeneration, BlipProcessor
 
+from pipelines.models.weights import load_transformer
 from pipelines.vision.vocabulary import Vocabulary, plain_words
-from pipelines.weights import load_transformer
 
 if TYPE_CHECKING:
-    from pipelines.models import Profile
+    from pipelines.models.profile import Profile
 
 LONGEST = 24
 """Tokens of the longest caption."""

@@ -18,14 +18,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from pipelines.models.weights import read_weights, reading
 from pipelines.vision.salient_net import MEAN, SIDE, STD, U2NetP
-from pipelines.weights import read_weights, reading
 
 if TYPE_CHECKING:
     from segment_anything_hq import SamPredictor
     from segment_anything_hq.modeling import Sam
 
-    from pipelines.models import Profile
+    from pipelines.models.profile import Profile
 
 MASK_SIDE = 256
 """SAM's masks in and out have this side: a quarter of the 1,024 px that its encoder sees."""

@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizerFast
 
+from pipelines.models.weights import load_transformer
 from pipelines.vision.vocabulary import Vocabulary
-from pipelines.weights import load_transformer
 
 if TYPE_CHECKING:
-    from pipelines.models import Profile
+    from pipelines.models.profile import Profile
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipelines.weights import read_weights, reading
+from pipelines.models.weights import read_weights, reading
 
 if TYPE_CHECKING:
-    from pipelines.models import Profile
+    from pipelines.models.profile import Profile
 
 
 class SRVGGNetCompact(nn.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from pipelines.ledger import PostgresLedger, connect
+from pipelines.ledger.postgres import PostgresLedger, connect
 from pipelines.settings import get_settings
 from pipelines.store import S3Store
 

@@ -12,8 +12,8 @@ from sqlalchemy import exists, or_, select
 from packshot_console.services import ledger
 from pipelines.contracts import Shot, State, Step
 from pipelines.errors import UsageError
-from pipelines.reports import Report, ReportedShot, RunRow, list_runs, report
-from pipelines.schema import artifacts, product_versions
+from pipelines.ledger.reports import Report, ReportedShot, RunRow, list_runs, report
+from pipelines.ledger.schema import artifacts, product_versions
 
 RUNS_SHOWN = 50
 STATES = ("published", "held", "rejected", "failed", "pending")

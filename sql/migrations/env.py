@@ -7,7 +7,7 @@ import os
 from alembic import context
 from sqlalchemy import Connection, create_engine
 
-from pipelines.schema import metadata
+from pipelines.ledger.schema import metadata
 
 
 def run(connection: Connection) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from pipelines.airflow_api import Airflow
 from pipelines.errors import UsageError
+from pipelines.services.airflow_client import Airflow
 from pipelines.settings import ROOT, Settings
 
 pytestmark = pytest.mark.slow
@@ -24,7 +24,7 @@ PRODUCTS = ("SMP-003", "SMP-004")  # the checks pass them in both scenes by a wi
 
 def packshot(*arguments: str, code: int = 0) -> dict[str, Any]:
     """Run the command with --json; returns its document."""
-    argv = [sys.executable, "-m", "pipelines.cli", *arguments, "--json"]
+    argv = [sys.executable, "-m", "pipelines.cli.main", *arguments, "--json"]
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == code, done.stderr[-3000:]
     return json.loads(done.stdout)

@@ -14,13 +14,14 @@ from airflow.utils.state import DagRunState
 from PIL import Image
 
 from operators.finetune import PromoteRevisionOperator, RegisterRevisionOperator
-from pipelines import models
 from pipelines.contracts import Artifact, Job, Product, Shot, ShotStep, State, Step, sha256_hex
-from pipelines.ledger import Publication
-from pipelines.models import load_profile
-from pipelines.revisions import promote, revisions
+from pipelines.ledger.postgres import Publication
+from pipelines.models.profile import load_profile
+from pipelines.models.profile import profile as models
+from pipelines.revisions.registry import promote, revisions
 from pipelines.settings import ROOT
-from pipelines.training import brushnet, exam, finetune
+from pipelines.training import brushnet, finetune
+from pipelines.training import evaluate as exam
 from pipelines.training.data import is_held_out
 from pipelines.training.finetune import Finetune, Stage
 from pipelines.training.sources import Dataset, gather_ledger
@@ -50,7 +51,7 @@ def state_dir(settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     document = yaml.safe_load((models.PROFILES / "mini.yaml").read_text("utf-8")) | {"native_size": 64}
     (tmp_path / "profiles" / "mini.yaml").write_text(yaml.safe_dump(document), "utf-8")
     monkeypatch.setattr(models, "PROFILES", tmp_path / "profiles")
-    for module in ("pipelines.settings", "pipelines.models"):
+    for module in ("pipelines.settings", "pipelines.models.profile"):
         monkeypatch.setattr(f"{module}.get_settings", lambda: own)
     monkeypatch.setattr(brushnet, "show", lambda *args: None)
     monkeypatch.setattr(finetune, "SHOTS", 4)

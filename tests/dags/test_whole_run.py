@@ -11,8 +11,8 @@ from airflow.dag_processing.dagbag import DagBag
 from airflow.utils.state import DagRunState
 from sqlalchemy import text
 
-from pipelines.ledger import PostgresLedger
-from pipelines.reports import Report, list_runs, report
+from pipelines.ledger.postgres import PostgresLedger
+from pipelines.ledger.reports import Report, list_runs, report
 from pipelines.settings import ROOT, get_settings
 from pipelines.store import S3Store
 
@@ -60,7 +60,7 @@ def refresh(airflow_db, settings, store, feed):
 
 
 def _engine():
-    from pipelines.ledger import connect
+    from pipelines.ledger.postgres import connect
 
     return connect(get_settings().database_url)
 

@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from operators.plan import PlanCampaignOperator, PlanRefreshOperator, choose
-from pipelines.catalogue import ingest
+from pipelines.catalogue.feed import ingest
 from pipelines.contracts import Job, Product, ShotStep, State, Step
 from pipelines.errors import UsageError
-from pipelines.ledger import PostgresLedger
-from pipelines.reports import report
+from pipelines.ledger.postgres import PostgresLedger
+from pipelines.ledger.reports import report
 from pipelines.scenes import scene_names
 
 SCENE = scene_names()[0]

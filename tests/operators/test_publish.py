@@ -15,11 +15,11 @@ from PIL import Image
 from sqlalchemy import text
 
 from operators.publish import CheckTableOperator, PublishOperator, SummaryOperator
-from pipelines.approval import approve
 from pipelines.contracts import Artifact, Job, Product, Shot, ShotStep, State, Step, Verdict
 from pipelines.errors import UsageError
-from pipelines.ledger import PostgresLedger
-from pipelines.reports import report
+from pipelines.ledger.approval import approve
+from pipelines.ledger.postgres import PostgresLedger
+from pipelines.ledger.reports import report
 from pipelines.scenes import load_scene, scene_names
 from pipelines.store import S3Store
 

@@ -13,13 +13,13 @@ import pytest
 from airflow.sdk import DAG, RetryAction
 from sqlalchemy.exc import OperationalError
 
-import pipelines.shoot
+import pipelines.runs.local
 from operators.base import RETRY_POLICY, RunPage
 from operators.stages import CutoutOperator
 from pipelines.contracts import Job, Made, Output, Product, Shot
 from pipelines.errors import IntegrityError, Rejected, UsageError
-from pipelines.ledger import PostgresLedger
-from pipelines.reports import report
+from pipelines.ledger.postgres import PostgresLedger
+from pipelines.ledger.reports import report
 from pipelines.scenes import load_scene, scene_names
 from pipelines.workflow import Stage
 
@@ -47,7 +47,7 @@ def stage(monkeypatch) -> SimpleNamespace:
         return Job("cutout", 1, {}, {"sku": shot.sku}, attempt=recipe.attempt)
 
     toy = Stage(name="cutout", version=1, needs=(), job=job, load=load, compute=compute)
-    monkeypatch.setattr(pipelines.shoot, "stage", lambda name: toy)
+    monkeypatch.setattr(pipelines.runs.local, "stage", lambda name: toy)
     return told
 
 

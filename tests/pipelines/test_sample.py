@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.catalogue import read_catalogue
+from pipelines.catalogue.feed import read_catalogue
 from pipelines.sample import CATALOGUE
 from pipelines.vision.photos import read_photo
 

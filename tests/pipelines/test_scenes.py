@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 from pipelines.errors import UsageError
-from pipelines.placement import place
 from pipelines.scenes import FOLDER, PLACEHOLDERS, Scene, check_scene, list_scenes, load_scene, picture_of, scene_names
 from pipelines.training.composer import COLOURS, LIGHTS, MATERIALS
+from pipelines.vision.placement import place
 
 SCENES = list_scenes()
 EACH = pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.name)

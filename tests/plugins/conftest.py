@@ -15,7 +15,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from pipelines.contracts import Artifact, Job, Product, Shot, ShotStep, State, Step, Verdict
-from pipelines.ledger import PostgresLedger, Publication
+from pipelines.ledger.postgres import PostgresLedger, Publication
 from pipelines.settings import Settings
 from pipelines.store import S3Store
 

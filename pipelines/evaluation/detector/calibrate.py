@@ -1,7 +1,7 @@
 """Fit what tells product from scene and set tau on some products, and measure the detector on others.
 
-    python -m pipelines.quality.calibrate ../shared          writes the evidence, prints the tau that errs least
-    packshot measure detector                                how good the detector is at the tau of `thresholds.yaml`
+    python -m pipelines.evaluation.detector.calibrate ../shared    writes the evidence, prints the tau that errs least
+    packshot measure detector                                      how good the detector is at its tau
 
 tau is a reviewed constant, the default of `pipelines.scenes.Checks.overcompletion`; `thresholds.yaml` says which run it
 comes from: each calibration product is judged by weights that were fitted to the others. No product that a weight or
@@ -24,12 +24,8 @@ from rich.console import Console
 from rich.progress import track
 
 from pipelines.errors import UsageError
-from pipelines.models import Profile, load_profile
-from pipelines.quality.evidence import Evidence, Piece, pieces
-from pipelines.quality.intervals import Interval, clustered
-from pipelines.quality.overcompletion import SURE, OvercompletionDetector
-from pipelines.quality.untouched import lesson_files, photo_files, untouched_photos
-from pipelines.quality.yardstick import (
+from pipelines.evaluation.baselines import PublishedU2NetP
+from pipelines.evaluation.detector.composites import (
     PHOTO,
     SIDES,
     SMALL,
@@ -42,10 +38,14 @@ from pipelines.quality.yardstick import (
     read_scenes,
     read_training_products,
 )
-from pipelines.vision.published import PublishedU2NetP
+from pipelines.evaluation.detector.photos import lesson_files, photo_files, untouched_photos
+from pipelines.models.profile import Profile, load_profile
+from pipelines.quality.evidence import Evidence, Piece, pieces
+from pipelines.quality.intervals import Interval, clustered
+from pipelines.quality.overcompletion import SURE, OvercompletionDetector
 
 if TYPE_CHECKING:
-    from pipelines.experiment.lessons import Lesson
+    from pipelines.evaluation.detector.painted import Lesson
 
 (CALIBRATION, TEST), TRAINING = SIDES, "training"
 COMPOSITES = {CALIBRATION: 220, TEST: 260, TRAINING: 800}
@@ -55,7 +55,7 @@ CROWDED, LESSON_PHOTOS, LESSONS = 60, 335, 96
 pairs of product and scene that the profile paints, and perfect pictures, two of each."""
 
 PAINTED = "painted"
-"""The background of what is no composite but painted: see `pipelines.experiment.lessons`."""
+"""The background of what is no composite but painted: see `pipelines.evaluation.detector.painted`."""
 
 MIN_BEYOND = 0.3
 """A piece in a painted picture is growth only where this share of it lies beyond the autoencoder's rim."""
@@ -437,7 +437,7 @@ def main(
 ) -> None:
     """Fit the evidence to the calibration products and to what else there is to learn from, write it, and print the tau
     that errs least on the calibration products."""
-    from pipelines.experiment.lessons import lessons
+    from pipelines.evaluation.detector.painted import lessons
 
     loaded = load_profile(profile)
     detector = OvercompletionDetector.from_profile(loaded)
@@ -447,9 +447,9 @@ def main(
     others = know(detector, photographs(shared, loaded, photos))
     others += know_painted(detector, _bar(lessons(shared, loaded, painted), "painted pictures", 4 * painted))
     fit(calibration + more + others).write(
-        f"python -m pipelines.quality.calibrate: {count} and {crowded} crowded composites of the calibration products,"
-        f" {training} composites of training products, {photos} photos, {painted} painted pairs and as many perfect"
-        " pictures of the training side"
+        f"python -m pipelines.evaluation.detector.calibrate: {count} and {crowded} crowded composites of the"
+        f" calibration products, {training} composites of training products, {photos} photos, {painted} painted pairs"
+        " and as many perfect pictures of the training side"
     )
     judged = cross_judged(calibration + others + more)
     report(judged[: len(calibration) + len(others)])

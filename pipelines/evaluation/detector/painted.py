@@ -23,16 +23,16 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
-from pipelines.checkpoints import load_net
 from pipelines.contracts import sha256_hex
 from pipelines.errors import UsageError
-from pipelines.experiment.cells import BASELINE, CELLS, TREATED
-from pipelines.experiment.painting import BATCH, Painter
-from pipelines.experiment.pairs import SMALLEST, Subject, load_pairs, photographed
-from pipelines.models import Profile
-from pipelines.placement import LaidProduct
+from pipelines.evaluation.experiment.cells import BASELINE, CELLS, TREATED
+from pipelines.evaluation.experiment.painting import BATCH, Painter
+from pipelines.evaluation.experiment.pairs import SMALLEST, Subject, load_pairs, photographed
+from pipelines.models.checkpoints import load_net
+from pipelines.models.profile import Profile
 from pipelines.training.autoencoder import tensor_bytes, to_tensor
 from pipelines.training.data import NOT_PHOTOGRAPHS, Composer, load_product, product_of, read_index
+from pipelines.vision.placement import LaidProduct
 from pipelines.vision.plate import RIM, clean_plate
 
 FIRST = 10_000

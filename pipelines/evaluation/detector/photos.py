@@ -19,8 +19,8 @@ import cv2
 import numpy as np
 
 from pipelines.errors import Rejected
-from pipelines.models import Profile
-from pipelines.quality.yardstick import SIDES, side_of
+from pipelines.evaluation.detector.composites import SIDES, side_of
+from pipelines.models.profile import Profile
 from pipelines.stages.cutout import CutoutModels, cutout
 from pipelines.training.data import clean_name, product_of, read_index
 from pipelines.vision.people import garment_part

@@ -27,7 +27,7 @@ ARMS = {
 """Arm of the claim -> the profile's BrushNet that it paints with; `pipelines.training.brushnet.ARMS` trained them."""
 
 SECOND = "base_high_key"
-"""The profile's second base model, kept as what it differs by from the first (`pipelines.training.looks`)."""
+"""The profile's second base model, kept as what it differs by from the first (`pipelines.training.loras`)."""
 
 BASELINE, CONTROL_ARM, TREATED = "random/unmasked", "control/unmasked", "stage2/guided"
 """The cells that the claim compares: the baseline with the treated one, and with the control arm."""

@@ -1,6 +1,6 @@
 """What the eye says of the experiment's pictures, and how far the detector agrees with it.
 
-    python -m pipelines.experiment.labels build/experiment      draws the sheets that were labelled
+    python -m pipelines.evaluation.experiment.labels build/experiment      draws the sheets that were labelled
 
 200 pictures of the claim's cells, drawn by chance and shown in another order without a word of where they come from,
 product beside picture. `labels.csv` holds what was said: did the scene grow the product? A label belongs to a picture,
@@ -20,12 +20,12 @@ import typer
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from pipelines.experiment.cells import CLAIM, PAIRS
-from pipelines.experiment.statistics import Figure, by_product
-from pipelines.quality.calibrate import auroc
+from pipelines.evaluation.detector.calibrate import auroc
+from pipelines.evaluation.experiment.cells import CLAIM, PAIRS
+from pipelines.evaluation.experiment.statistics import Figure, by_product
 
 if TYPE_CHECKING:
-    from pipelines.experiment.making import Painted, Result
+    from pipelines.evaluation.experiment.making import Painted, Result
 
 LABELS = Path(__file__).with_name("labels.csv")
 LABELLED = 200
@@ -144,10 +144,10 @@ def main(
     pairs: Annotated[int, typer.Option(help="Draw from so many pairs of each of the claim's cells.")] = PAIRS["claim"],
 ) -> None:
     """Draw the sheets to label, and `sheets/labels.csv` to fill in: yes or no under "grown"."""
-    from pipelines.experiment.making import painted
-    from pipelines.experiment.painting import Painter
-    from pipelines.experiment.pairs import load_pairs, load_subjects
-    from pipelines.models import load_profile
+    from pipelines.evaluation.experiment.making import painted
+    from pipelines.evaluation.experiment.painting import Painter
+    from pipelines.evaluation.experiment.pairs import load_pairs, load_subjects
+    from pipelines.models.profile import load_profile
 
     profile = load_profile("mini")
     listed, painter = load_pairs(load_subjects(Path("../shared")), pairs, profile.native_size), Painter(profile)

@@ -23,12 +23,12 @@ from PIL.PngImagePlugin import PngInfo
 from safetensors import safe_open
 
 from pipelines.contracts import canonical_json, sha256_hex
-from pipelines.experiment import painting
-from pipelines.experiment.cells import Cell
-from pipelines.experiment.painting import BATCH, Painter
-from pipelines.experiment.pairs import Pair
-from pipelines.experiment.scoring import Scorer, Scores, composite
-from pipelines.models import Profile
+from pipelines.evaluation.experiment import painting
+from pipelines.evaluation.experiment.cells import Cell
+from pipelines.evaluation.experiment.painting import BATCH, Painter
+from pipelines.evaluation.experiment.pairs import Pair
+from pipelines.evaluation.experiment.scoring import Scorer, Scores, composite
+from pipelines.models.profile import Profile
 
 PAINTING, SCORING = 1, 4
 """Raised when what is painted, or what is measured, changes: what is stored of an earlier version is made anew."""

@@ -11,17 +11,18 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from pipelines.errors import UsageError
-from pipelines.experiment import statistics
-from pipelines.experiment.cells import BY_PARITY, CELLS, COMPARED, PAIRS, Cell
-from pipelines.experiment.labels import Agreement, agreement, read_labels
-from pipelines.experiment.making import Result, is_made, results_of
-from pipelines.experiment.painting import BATCH, Painter
-from pipelines.experiment.pairs import Pair, catalogue_subjects, load_pairs, load_subjects
-from pipelines.experiment.scoring import AlexNetFeatures, PromptAgreement, SceneClassifier, Scorer
-from pipelines.experiment.statistics import Figure
-from pipelines.experiment.workers import make_in_processes
-from pipelines.models import Profile
-from pipelines.quality.yardstick import photographed_scenes
+from pipelines.evaluation.detector.composites import photographed_scenes
+from pipelines.evaluation.experiment import statistics
+from pipelines.evaluation.experiment.cells import BY_PARITY, CELLS, COMPARED, PAIRS, Cell
+from pipelines.evaluation.experiment.labels import Agreement, agreement, read_labels
+from pipelines.evaluation.experiment.making import Result, is_made, results_of
+from pipelines.evaluation.experiment.painting import BATCH, Painter
+from pipelines.evaluation.experiment.pairs import Pair, catalogue_subjects, load_pairs, load_subjects
+from pipelines.evaluation.experiment.scoring import AlexNetFeatures, PromptAgreement, SceneClassifier, Scorer
+from pipelines.evaluation.experiment.statistics import Figure
+from pipelines.evaluation.experiment.workers import make_in_processes
+from pipelines.models.profile import Profile
+from pipelines.sample import CATALOGUE
 from pipelines.scenes import Checks
 
 Progress = Callable[[str, int, int], None]
@@ -140,8 +141,7 @@ def run(
     if unknown:
         raise UsageError(f"no such part of the experiment: {', '.join(sorted(unknown))}; there are {', '.join(PAIRS)}")
     smoke_test = not (shared / "training" / "index.csv").exists()
-    sample = Path(__file__).resolve().parents[1] / "sample" / "catalog.csv"
-    subjects = catalogue_subjects(sample) if smoke_test else load_subjects(shared)
+    subjects = catalogue_subjects(CATALOGUE) if smoke_test else load_subjects(shared)
     counts = pair_counts(pairs, groups)
     listed = load_pairs(subjects, max(counts.values()), profile.native_size)
     cells = [cell for cell in CELLS if cell.group in groups]

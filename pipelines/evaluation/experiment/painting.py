@@ -12,15 +12,15 @@ from diffusers import ControlNetModel
 from PIL import Image
 from torch import Tensor
 
-from pipelines.checkpoints import load_net
 from pipelines.diffusion.brushnet import BrushNetModel
 from pipelines.diffusion.control import canny_edges
 from pipelines.diffusion.inpainting import InpaintingPipeline
 from pipelines.diffusion.mask_guidance import MaskGuidedControlNet, refine_mask
-from pipelines.experiment.cells import STEPS as STEPS  # beside the other settings of every cell
-from pipelines.experiment.cells import Cell
-from pipelines.experiment.pairs import Pair
-from pipelines.models import Profile
+from pipelines.evaluation.experiment.cells import STEPS as STEPS  # beside the other settings of every cell
+from pipelines.evaluation.experiment.cells import Cell
+from pipelines.evaluation.experiment.pairs import Pair
+from pipelines.models.checkpoints import load_net
+from pipelines.models.profile import Profile
 
 GUIDANCE_SCALE, CONTROL_SCALE, CONTROL_END = 2.5, 0.8, 0.8
 """Sampler settings of every cell; the scenes' own."""

@@ -20,11 +20,11 @@ from PIL import Image
 
 from pipelines.contracts import sha256_hex
 from pipelines.errors import UsageError
-from pipelines.measure import PRODUCT_ALPHA
-from pipelines.placement import LaidProduct, Placement, lay_photo, lay_product, place
-from pipelines.quality.yardstick import SIDES, side_of
+from pipelines.evaluation.cutout import PRODUCT_ALPHA
+from pipelines.evaluation.detector.composites import SIDES, side_of
 from pipelines.training.composer import Scene, caption_of, draw_around, draw_scene
 from pipelines.training.data import LAST_COLOUR, clean_name, load_product, product_of, read_index
+from pipelines.vision.placement import LaidProduct, Placement, lay_photo, lay_product, place
 
 SMALLEST = 96
 """A cutout with a shorter longer side than this, px, is a thumbnail, not a product photo."""

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipelines.experiment.making import Result
-from pipelines.experiment.overcompletion import Comparison, Row, Table
-from pipelines.experiment.statistics import Figure
+from pipelines.evaluation.experiment.making import Result
+from pipelines.evaluation.experiment.overcompletion import Comparison, Row, Table
+from pipelines.evaluation.experiment.statistics import Figure
 
 SHOWN = 8
 """Pairs whose pictures the page shows, of each cell."""

@@ -23,14 +23,14 @@ from torch import Tensor
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizerFast
 
 from pipelines.errors import IntegrityError
-from pipelines.experiment.pairs import Pair
-from pipelines.models import Profile, sha256_of
+from pipelines.evaluation.experiment.pairs import Pair
+from pipelines.models.profile import Profile, sha256_of
+from pipelines.models.weights import load_transformer
 from pipelines.quality.evidence import WEIGHTS
 from pipelines.quality.overcompletion import SURE, OvercompletionDetector
 from pipelines.training.composer import compose, draw_scene
 from pipelines.training.data import Composer
 from pipelines.vision.plate import RIM, clean_plate
-from pipelines.weights import load_transformer
 
 BORDERLINE = (0.25, 4.0)
 """Between these multiples of tau a picture is borderline, and HQ-SAM is asked."""

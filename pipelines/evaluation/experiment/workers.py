@@ -10,12 +10,12 @@ from pathlib import Path
 import cv2
 import torch
 
-from pipelines.experiment.cells import Cell
-from pipelines.experiment.making import results_of
-from pipelines.experiment.painting import Painter
-from pipelines.experiment.pairs import Pair
-from pipelines.experiment.scoring import SceneClassifier, Scorer
-from pipelines.processes import end_with_parent, keep_freed_memory
+from pipelines.evaluation.experiment.cells import Cell
+from pipelines.evaluation.experiment.making import results_of
+from pipelines.evaluation.experiment.painting import Painter
+from pipelines.evaluation.experiment.pairs import Pair
+from pipelines.evaluation.experiment.scoring import SceneClassifier, Scorer
+from pipelines.evaluation.processes import end_with_parent, keep_freed_memory
 
 _tools: tuple[Painter, Scorer] | None = None
 """What a worker process paints and scores with."""

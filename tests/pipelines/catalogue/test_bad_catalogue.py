@@ -10,7 +10,7 @@ import pytest
 from bad_catalogue import BadCatalogue, blank_png, write_bad_catalogue
 from PIL import Image
 
-from pipelines.catalogue import ingest, load_manifest
+from pipelines.catalogue.feed import ingest, load_manifest
 from pipelines.contracts import Product
 from pipelines.errors import Rejected
 from pipelines.settings import Settings

@@ -11,8 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from pipelines import links
-from pipelines.catalogue import ingest, load_manifest
+from pipelines.catalogue.feed import ingest, links, load_manifest
 from pipelines.contracts import sha256_hex
 from pipelines.errors import Rejected, Unavailable, UsageError
 from pipelines.settings import Settings

@@ -16,10 +16,10 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from pipelines import airflow_api
-from pipelines.airflow_api import Airflow
-from pipelines.cli import _exit_code, app, main
+from pipelines.cli.main import _exit_code, app, main
 from pipelines.contracts import Artifact, Job, Product, Shot, ShotState, ShotStep, State, Step, sha256_hex
+from pipelines.services import airflow_client as airflow_api
+from pipelines.services.airflow_client import Airflow
 from pipelines.settings import Settings, get_settings
 from pipelines.store import S3Store
 from pipelines.training.__main__ import TRAINERS

@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 
 from pipelines.errors import IntegrityError, UsageError
-from pipelines.measure import boundary_f, iou, measure_cutouts, over_scene
-from pipelines.models import PROFILES, load_profile
+from pipelines.evaluation.baselines import PublishedU2NetP
+from pipelines.evaluation.cutout import boundary_f, iou, measure_cutouts, over_scene
+from pipelines.models.profile import PROFILES, load_profile
 from pipelines.vision.photos import Photo
-from pipelines.vision.published import PublishedU2NetP
 
-PUBLISHED = Path(__file__).parents[2] / ".." / "shared" / "models"
+PUBLISHED = Path(__file__).parents[3] / ".." / "shared" / "models"
 BUNDLED = PROFILES / "mini" / "hqsam" / "model.safetensors"
 
 

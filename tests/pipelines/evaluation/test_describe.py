@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from pipelines.errors import UsageError
-from pipelines.measure_describe import TitleRest, measure_describe
-from pipelines.models import PROFILES, load_profile
+from pipelines.evaluation.describe import TitleRest, measure_describe
+from pipelines.models.profile import PROFILES, load_profile
 from pipelines.training.data import Item, is_held_out
 from pipelines.training.labels import Labelled, vocabulary
 

@@ -13,7 +13,7 @@ import pytest
 
 PARENT = """
 import multiprocessing, os, sys, time
-from pipelines.processes import end_with_parent
+from pipelines.evaluation.processes import end_with_parent
 
 def work():
     end_with_parent()
@@ -27,7 +27,7 @@ if __name__ == "__main__":
 
 FAULTS = """
 import resource, sys
-from pipelines.processes import keep_freed_memory
+from pipelines.evaluation.processes import keep_freed_memory
 
 if sys.argv[1] == "keep":
     keep_freed_memory()

@@ -33,8 +33,8 @@ from pipelines.contracts import (
     sha256_hex,
 )
 from pipelines.errors import IntegrityError, UsageError
-from pipelines.ledger import MemoryLedger, PostgresLedger, Publication, connect
-from pipelines.schema import metadata, migrate
+from pipelines.ledger.postgres import MemoryLedger, PostgresLedger, Publication, connect
+from pipelines.ledger.schema import metadata, migrate
 
 MONDAY = datetime(2026, 11, 2, 3, tzinfo=UTC)
 
@@ -274,7 +274,7 @@ def test_different_keys_do_not_wait_for_each_other(any_ledger):
 CLAIMANT = """
 import sys, time
 from pipelines.contracts import Job, Made, Output, Product, Shot, sha256_hex
-from pipelines.ledger import PostgresLedger, connect
+from pipelines.ledger.postgres import PostgresLedger, connect
 from pipelines.store import FolderStore
 from pathlib import Path
 ledger = PostgresLedger(connect(sys.argv[1]))

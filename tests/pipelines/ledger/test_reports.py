@@ -10,9 +10,9 @@ from sqlalchemy import text
 
 from pipelines.contracts import Artifact, Job, Made, ModelRef, Output, Product, Shot, Verdict, sha256_hex
 from pipelines.errors import Rejected, UsageError
-from pipelines.forecast import forecast
-from pipelines.ledger import PostgresLedger, Publication
-from pipelines.reports import STAGES, feed_for, latest_run, lineage, list_runs, remember_latest, report
+from pipelines.ledger.postgres import PostgresLedger, Publication
+from pipelines.ledger.reports import STAGES, feed_for, latest_run, lineage, list_runs, remember_latest, report
+from pipelines.runs.forecast import forecast
 from pipelines.store import FolderStore
 from pipelines.workflow import Recipe, Stage, run_stage
 

@@ -26,13 +26,13 @@ from published import (
 )
 from safetensors.torch import load_file, save_file
 
-from pipelines import models
-from pipelines.checkpoints import check_fits, check_lora, load_base, load_net
 from pipelines.contracts import ModelRef
 from pipelines.diffusion.brushnet import BrushNetModel
 from pipelines.diffusion.inpainting import InpaintingPipeline
 from pipelines.errors import IntegrityError, UsageError
-from pipelines.models import PROFILES, Part, load_profile
+from pipelines.models.checkpoints import check_fits, check_lora, load_base, load_net
+from pipelines.models.profile import PROFILES, Part, load_profile
+from pipelines.models.profile import profile as models
 from pipelines.settings import get_settings
 from pipelines.vision.captioner import Captioner
 from pipelines.vision.segmenters import build_sam

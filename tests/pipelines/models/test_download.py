@@ -15,10 +15,10 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
-from pipelines.cli import app
-from pipelines.download import fetch, from_url
+from pipelines.cli.main import app
 from pipelines.errors import IntegrityError, UsageError
-from pipelines.models import load_profile
+from pipelines.models.download import fetch, from_url
+from pipelines.models.profile import load_profile
 from pipelines.settings import get_settings
 
 BYTES = bytes(range(256)) * 4096

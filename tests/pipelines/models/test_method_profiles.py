@@ -15,11 +15,11 @@ from published import TinyBase, ldm_unet, tiny_base, write_clip, write_folder, w
 from safetensors.torch import save_file
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from pipelines import models
 from pipelines.diffusion.brushnet import BrushNetModel
 from pipelines.diffusion.inpainting import METHODS, InpaintingPipeline
 from pipelines.errors import IntegrityError, UsageError
-from pipelines.models import load_profile
+from pipelines.models.profile import load_profile
+from pipelines.models.profile import profile as models
 
 NET = "diffusion_pytorch_model.safetensors"
 

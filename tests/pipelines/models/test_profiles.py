@@ -9,9 +9,9 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from pipelines import models
 from pipelines.errors import IntegrityError, UsageError
-from pipelines.models import load_profile, lock, verify
+from pipelines.models.profile import load_profile, lock, verify
+from pipelines.models.profile import profile as models
 
 CHAIN = {
     "hqsam", "salient", "blip", "clip", "autoencoder", "unet", "scheduler", "brushnet", "controlnet_canny", "upscaler",

@@ -14,7 +14,7 @@ import yaml
 from safetensors.torch import save_file
 
 from pipelines.errors import IntegrityError, UsageError
-from pipelines.models import PROFILES, load_profile, lock, verify
+from pipelines.models.profile import PROFILES, load_profile, lock, verify
 from pipelines.settings import get_settings
 
 

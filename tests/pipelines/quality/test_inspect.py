@@ -10,7 +10,7 @@ from PIL import Image
 from planted import SIDE, clean, halo_around, left_out, with_background
 
 from pipelines.contracts import Job
-from pipelines.models import load_profile
+from pipelines.models.profile import load_profile
 from pipelines.quality.overcompletion import OvercompletionDetector
 from pipelines.scenes import Checks, load_scene
 from pipelines.stages import inspect

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from pipelines import sample
-from pipelines.experiment.pairs import catalogue_subjects, load_pairs
-from pipelines.models import load_profile
+from pipelines.evaluation.experiment.pairs import catalogue_subjects, load_pairs
+from pipelines.models.profile import load_profile
 from pipelines.quality.overcompletion import SURE, ColourFinder, OvercompletionDetector, detached, extension
 
 SIDE = 320

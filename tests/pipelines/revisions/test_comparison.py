@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from pipelines.quality.comparison import Evaluation, Score, compare
 from pipelines.quality.intervals import interval
+from pipelines.revisions.comparison import Evaluation, Score, compare
 
 TAU = 0.03
 

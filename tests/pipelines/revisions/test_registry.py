@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 from sqlalchemy import text
 from typer.testing import CliRunner
 
-from pipelines.cli import app
+from pipelines.cli.main import app
 from pipelines.contracts import Artifact, Job, Product, Shot, State, Step
 from pipelines.diffusion.inpainting import InpaintingPipeline
 from pipelines.errors import IntegrityError, UsageError
-from pipelines.models import Profile, load_profile, promoted_file, revision_folder, verify
-from pipelines.quality.comparison import Evaluation, Score
-from pipelines.revisions import Revision, install, promote, register, revisions, rollback
+from pipelines.models.profile import Profile, load_profile, promoted_file, revision_folder, verify
+from pipelines.revisions.comparison import Evaluation, Score
+from pipelines.revisions.registry import Revision, install, promote, register, revisions, rollback
 from pipelines.scenes import load_scene
 from pipelines.stages import generate
 from pipelines.workflow import Recipe
@@ -38,7 +38,7 @@ def state_dir(settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ledger)
     from pipelines.settings import get_settings
 
     kept = settings.model_copy(update={"state_dir": tmp_path / "state"})
-    for module in ("pipelines.models", "pipelines.settings"):
+    for module in ("pipelines.models.profile", "pipelines.settings"):
         monkeypatch.setattr(f"{module}.get_settings", lambda: kept)
     get_settings.cache_clear()
     with ledger.engine.begin() as connection:

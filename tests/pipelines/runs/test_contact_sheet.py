@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageFont
 
-from pipelines import contact_sheet as module
-from pipelines.contact_sheet import PAD, STATE_COLOURS, TILE, SheetRow, contact_sheet
 from pipelines.contracts import ShotState
+from pipelines.runs import contact_sheet as module
+from pipelines.runs.contact_sheet import PAD, STATE_COLOURS, TILE, SheetRow, contact_sheet
 
 
 def row(sku: str, state: ShotState = ShotState.PUBLISHED, **fields: object) -> SheetRow:

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import UsageError
-from pipelines.models import load_profile
+from pipelines.models.profile import load_profile
+from pipelines.runs.local import file_name, shoot
 from pipelines.scenes import load_scene
 from pipelines.settings import Settings
-from pipelines.shoot import file_name, shoot
 from pipelines.workflow import Recipe
 
 SKUS = ("a/b", "a_b", "a b", "../a_b", ".", "", "contact_sheet", "Ü" * 130, "Ü" * 131, "x" * 200, "x" * 199 + "y")

@@ -14,8 +14,8 @@ from PIL import Image
 from pipelines import sample
 from pipelines.contracts import Job, Made, Product, Shot
 from pipelines.errors import Rejected, UsageError
-from pipelines.measure import iou, measure_cutouts
-from pipelines.models import PROFILES, load_profile
+from pipelines.evaluation.cutout import iou, measure_cutouts
+from pipelines.models.profile import PROFILES, load_profile
 from pipelines.quality.overcompletion import Overcompletion
 from pipelines.stages.cutout import STAGE, CutoutModels, _beside, _Found, cutout
 from pipelines.vision.photos import Photo, png_bytes, read_photo

@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import BlipProcessor, CLIPImageProcessor
 
 from pipelines.contracts import Artifact, Job, Product, Shot, State, Step
-from pipelines.models import Part, load_profile
+from pipelines.models.profile import Part, load_profile
 from pipelines.stages import describe
 from pipelines.stages.describe import STAGE, choose_category, choose_tags, product_view, subject
 from pipelines.training import blip, clip

@@ -14,7 +14,7 @@ from PIL import Image
 
 from pipelines.contracts import Artifact, Job, Made, ModelRef, Product, Shot, State, Step, sha256_hex
 from pipelines.errors import Rejected
-from pipelines.models import load_profile
+from pipelines.models.profile import load_profile
 from pipelines.scenes import Channel, Control, Scene
 from pipelines.stages import generate
 from pipelines.stages.generate import STAGE, compute, load

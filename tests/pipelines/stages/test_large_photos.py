@@ -13,7 +13,7 @@ from PIL import Image
 
 from pipelines.contracts import Job, Product, Shot
 from pipelines.errors import Rejected
-from pipelines.models import PROFILES, load_profile
+from pipelines.models.profile import PROFILES, load_profile
 from pipelines.settings import MAX_MEGAPIXELS
 from pipelines.stages.cutout import STAGE
 from pipelines.vision.matting import decontaminate, refine_matte
@@ -27,7 +27,7 @@ MEASURE = r"""
 import re, sys
 from pathlib import Path
 import numpy as np
-from pipelines.models import load_profile
+from pipelines.models.profile import load_profile
 from pipelines.stages.cutout import CutoutModels, cutout
 from pipelines.vision.photos import Photo
 

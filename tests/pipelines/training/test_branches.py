@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from pipelines.diffusion import loras
 from pipelines.diffusion.brushnet import BrushNetModel
 from pipelines.errors import UsageError
-from pipelines.training import brushnet, controlnet, data, inpainters, looks, unet
+from pipelines.training import brushnet, controlnet, data, inpainters, unet
+from pipelines.training import loras as looks
 from pipelines.training.loop import PROFILE, TrainOptions
 
 TRAINING = Path(__file__).resolve().parents[3] / ".." / "shared" / "training"

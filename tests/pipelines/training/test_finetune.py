@@ -18,17 +18,17 @@ from published import tiny_base, write_clip, write_folder, write_single_file
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from pipelines import models
-from pipelines.cli import app
+from pipelines.cli.main import app
 from pipelines.diffusion.brushnet import BrushNetModel
 from pipelines.diffusion.inpainting import InpaintingPipeline
 from pipelines.errors import UsageError
-from pipelines.models import Profile, load_profile
+from pipelines.models.profile import Profile, load_profile
+from pipelines.models.profile import profile as models
 from pipelines.settings import Settings, get_settings
 from pipelines.store import FolderStore
 from pipelines.training import brushnet, finetune
 from pipelines.training.data import is_held_out
-from pipelines.training.exam import Exam
+from pipelines.training.evaluate import Exam
 from pipelines.training.finetune import Finetune, Stage, begin, gather, held_out, own_pack, run_stage
 from pipelines.training.loop import TrainOptions, fit
 from pipelines.training.sources import Dataset, Picture, picture_pack

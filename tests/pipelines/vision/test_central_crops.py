@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipelines.vision.views import look
+from pipelines.vision.central_crops import look
 
 SIDE = 200
 PRODUCT = np.s_[70:140, 75:130]

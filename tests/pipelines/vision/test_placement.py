@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage
 
-from pipelines.placement import OPAQUE, Placement, lay_photo, lay_product, place
+from pipelines.vision.placement import OPAQUE, Placement, lay_photo, lay_product, place
 
 
 def product(width: int, height: int, box: tuple[int, int, int, int]) -> tuple[Image.Image, Image.Image]:
@@ -73,7 +73,7 @@ def test_opaque_pixels_survive_compositing_and_the_rim_takes_the_clean_colour():
 def test_the_reduced_canvas_keeps_colour_up_to_the_edge():
     matte = np.zeros((64, 64), np.uint8)
     matte[10:54, 10:54] = 255
-    from pipelines.placement import LaidProduct
+    from pipelines.vision.placement import LaidProduct
 
     laid = LaidProduct(np.where(matte[..., None] > 0, np.uint8([200, 100, 50]), np.uint8(0)), matte)
     colour, small = laid.reduced(16, 16)

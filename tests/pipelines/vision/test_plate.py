@@ -10,11 +10,11 @@ from diffusers import AutoencoderKL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.models import load_profile
-from pipelines.placement import LaidProduct
+from pipelines.models.profile import load_profile
 from pipelines.quality.fidelity import halo
 from pipelines.scenes import Scene
 from pipelines.training.autoencoder import tensor_bytes, to_tensor
+from pipelines.vision.placement import LaidProduct
 from pipelines.vision.plate import RIM, clean_plate
 
 SIDE = 256

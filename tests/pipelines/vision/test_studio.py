@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from pipelines.measure import iou
+from pipelines.evaluation.cutout import iou
 from pipelines.vision.studio import cut_studio, find_studio, strewn
 
 SIDE = 400

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.models import load_profile
+from pipelines.models.profile import load_profile
 from pipelines.stages.cutout import CutoutModels, cutout
 from pipelines.vision.photos import read_photo
 from pipelines.vision.segmenters import Prompt

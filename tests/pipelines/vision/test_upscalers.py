@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from pipelines.errors import IntegrityError
-from pipelines.models import load_profile
+from pipelines.models.profile import load_profile
 from pipelines.vision.upscalers import SRVGGNetCompact, Upscaler
 
 

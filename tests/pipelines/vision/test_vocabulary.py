@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import UsageError
-from pipelines.models import load_profile
+from pipelines.models.profile import load_profile
 from pipelines.vision.vocabulary import Vocabulary, load_vocabulary
 
 

@@ -10,11 +10,11 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from pipelines.placement import Placement, lay_product, place
 from pipelines.training.composer import compose, draw_scene
 from pipelines.vision.photos import png_bytes
+from pipelines.vision.placement import Placement, lay_product, place
 
-SAMPLE = Path(__file__).parents[3] / "pipelines/sample"
+SAMPLE = Path(__file__).parents[4] / "pipelines/sample"
 SIDE = 512
 
 

@@ -8,11 +8,11 @@ import cv2
 import numpy as np
 import pytest
 
-from pipelines.quality.calibrate import Asked, Judged, auroc, figures, know, tune
+from pipelines.evaluation.detector.calibrate import Asked, Judged, auroc, figures, know, tune
+from pipelines.evaluation.detector.composites import PHOTO, Composite, Mask
+from pipelines.evaluation.detector.photos import MISSING
 from pipelines.quality.intervals import clustered
 from pipelines.quality.overcompletion import OvercompletionDetector
-from pipelines.quality.untouched import MISSING
-from pipelines.quality.yardstick import PHOTO, Composite, Mask
 
 
 def judged(product: str, share: float, e_plus: float, part: str = "cord", background: str = "studio") -> Judged:

@@ -11,9 +11,7 @@ import pytest
 from scipy import ndimage
 
 from pipelines.errors import UsageError
-from pipelines.models import load_profile
-from pipelines.quality.untouched import MISSING, PhotoFile, lesson_files, photo_files, untouched_photos
-from pipelines.quality.yardstick import (
+from pipelines.evaluation.detector.composites import (
     BACKGROUNDS,
     LARGEST,
     PARTS,
@@ -30,10 +28,12 @@ from pipelines.quality.yardstick import (
     read_products,
     read_scenes,
 )
+from pipelines.evaluation.detector.photos import MISSING, PhotoFile, lesson_files, photo_files, untouched_photos
+from pipelines.models.profile import load_profile
 from pipelines.training.data import is_held_out
 
-SAMPLE = Path(__file__).parents[3] / "pipelines" / "sample"
-SHARED = Path(__file__).parents[3].parent / "shared"
+SAMPLE = Path(__file__).parents[4] / "pipelines" / "sample"
+SHARED = Path(__file__).parents[4].parent / "shared"
 needs_shared = pytest.mark.skipif(
     not (SHARED / "catalog").is_dir(), reason="the shared data are not beside the project"
 )

@@ -8,11 +8,11 @@ import cv2
 import numpy as np
 import pytest
 
-from pipelines.experiment.lessons import NEAR, RIM, difference, lessons
-from pipelines.models import load_profile
+from pipelines.evaluation.detector.painted import NEAR, RIM, difference, lessons
+from pipelines.models.profile import load_profile
 from pipelines.training.data import is_held_out
 
-SHARED = Path(__file__).resolve().parents[4] / "shared"
+SHARED = Path(__file__).resolve().parents[5] / "shared"
 SIDE = 256
 
 

@@ -14,23 +14,23 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from pipelines.cli_experiment import experiment_app
+from pipelines.cli.experiment import experiment_app
 from pipelines.errors import UsageError
-from pipelines.experiment import overcompletion
-from pipelines.experiment.cells import ARMS, BASELINE, CELLS, CLAIM, COMPARED, CONTROL_ARM, TREATED, Cell
-from pipelines.experiment.making import picture_key
-from pipelines.experiment.painting import Painter, edges_of
-from pipelines.experiment.pairs import catalogue_subjects, load_pairs, load_subjects
-from pipelines.experiment.report import as_json, write_report
-from pipelines.experiment.scoring import PromptAgreement, Scorer
-from pipelines.models import Profile, load_profile
-from pipelines.quality.yardstick import SIDES, read_products
+from pipelines.evaluation.detector.composites import SIDES, read_products
+from pipelines.evaluation.experiment import overcompletion
+from pipelines.evaluation.experiment.cells import ARMS, BASELINE, CELLS, CLAIM, COMPARED, CONTROL_ARM, TREATED, Cell
+from pipelines.evaluation.experiment.making import picture_key
+from pipelines.evaluation.experiment.painting import Painter, edges_of
+from pipelines.evaluation.experiment.pairs import catalogue_subjects, load_pairs, load_subjects
+from pipelines.evaluation.experiment.report import as_json, write_report
+from pipelines.evaluation.experiment.scoring import PromptAgreement, Scorer
+from pipelines.models.profile import Profile, load_profile
 from pipelines.training.brushnet import ARMS as TRAINED
 from pipelines.training.composer import COLOURS, MATERIALS
 from pipelines.training.data import LAST_COLOUR, clean_name, is_held_out, product_of, read_index
 
-SAMPLE = Path(overcompletion.__file__).resolve().parents[1] / "sample" / "catalog.csv"
-SHARED = Path(__file__).resolve().parents[4] / "shared"
+SAMPLE = Path(overcompletion.__file__).resolve().parents[2] / "sample" / "catalog.csv"
+SHARED = Path(__file__).resolve().parents[5] / "shared"
 
 
 @pytest.fixture(scope="module")

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.experiment.cells import CLAIM, PAIRS
-from pipelines.experiment.labels import Label, agreement, choose, draw_sheets, read_labels
-from pipelines.experiment.making import picture_key
-from pipelines.experiment.pairs import load_pairs, load_subjects
-from pipelines.models import load_profile
-from pipelines.placement import LaidProduct
+from pipelines.evaluation.experiment.cells import CLAIM, PAIRS
+from pipelines.evaluation.experiment.labels import Label, agreement, choose, draw_sheets, read_labels
+from pipelines.evaluation.experiment.making import picture_key
+from pipelines.evaluation.experiment.pairs import load_pairs, load_subjects
+from pipelines.models.profile import load_profile
+from pipelines.vision.placement import LaidProduct
 
-SHARED = Path(__file__).resolve().parents[4] / "shared"
+SHARED = Path(__file__).resolve().parents[5] / "shared"
 
 
 def result(number: int, e_plus: float, key: str = "k") -> SimpleNamespace:

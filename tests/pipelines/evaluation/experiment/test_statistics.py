@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.experiment import statistics
-from pipelines.experiment.statistics import Figure
+from pipelines.evaluation.experiment import statistics
+from pipelines.evaluation.experiment.statistics import Figure
 
 PRODUCTS = [f"p{n % 12}" for n in range(48)]
 

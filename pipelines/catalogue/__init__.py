@@ -1,0 +1,1 @@
+"""The shop's catalogue: feeds and the photos that their links name."""

@@ -1,0 +1,1 @@
+"""How well the overcompletion detector decides, and what it is fitted to."""

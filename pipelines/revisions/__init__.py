@@ -1,0 +1,1 @@
+"""Models trained on a shop's own catalogue: registered, compared, promoted and rolled back."""
