@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol
 
 
 class State(StrEnum):
@@ -22,6 +23,10 @@ class State(StrEnum):
     DONE = "done"
     REJECTED = "rejected"
     FAILED = "failed"
+
+
+FINISHED = (State.DONE, State.REJECTED)
+"""States of a step that is a result. A failed step is none: it is tried again."""
 
 
 class ShotState(StrEnum):
@@ -191,3 +196,55 @@ class ShotStep:
     step: Step
     reused: bool
     chosen: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """How a feed differs from what the ledger knew: numbers of products."""
+
+    new: int
+    changed: int
+    unchanged: int
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """One image about to be shown for one shot. `digest` is of the published file."""
+
+    sku: str
+    scene: str
+    channel: str
+    digest: str
+
+
+class Store(Protocol):
+    """Content-addressed bytes: written once, verified when read."""
+
+    def put(self, data: bytes, media_type: str) -> str:
+        """Store `data`; when this returns its digest, the object is durable."""
+
+    def get(self, digest: str) -> bytes:
+        """The bytes. Raises KeyError where there are none, IntegrityError where they are not what their name says."""
+
+
+class Ledger(Protocol):
+    """What ran. The table of steps is the lineage."""
+
+    def find(self, keys: Sequence[str]) -> dict[str, Step]:
+        """Return finished steps (`done` and `rejected`) by requested key.
+
+        A key without an attempt returns the newest step among all its attempts; a key with an attempt returns only
+        that one. A `failed` step is no result and is tried again.
+        """
+
+    def claim(self, keys: Sequence[str]) -> AbstractContextManager[None]:
+        """Hold these keys: whoever else wants one waits. The claim ends with its holder, however it ends."""
+
+    def record(self, step: Step, run: str = "") -> Step:
+        """Write a step, computed by `run`, in one transaction. The first result of a key wins and is returned."""
+
+    def use(self, run: str, uses: Sequence[tuple[Shot, Sequence[ShotStep]]]) -> None:
+        """Note which steps this run used for these shots (idempotent)."""
+
+    def chosen(self, run: str, shots: Sequence[Shot]) -> dict[str, dict[str, Step]]:
+        """SKU → stage → the chosen step of this run."""

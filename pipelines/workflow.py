@@ -11,11 +11,11 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from pipelines.contracts import Artifact, Job, Made, Shot, ShotStep, State, Step
+from pipelines.contracts import Artifact, Job, Ledger, Made, Shot, ShotStep, State, Step, Store
 from pipelines.errors import IntegrityError, OutOfMemory, Rejected, ShotTimeout
 from pipelines.settings import CPU, MAX_MEGAPIXELS, Compute
 
@@ -24,36 +24,6 @@ if TYPE_CHECKING:
     from pipelines.scenes import Scene
 
 log = logging.getLogger(__name__)
-
-
-class Store(Protocol):
-    """Content-addressed bytes: written once, verified when read."""
-
-    def put(self, data: bytes, media_type: str) -> str:
-        """Store `data`; when this returns its digest, the object is durable."""
-
-    def get(self, digest: str) -> bytes:
-        """The bytes. Raises KeyError where there are none, IntegrityError where they are not what their name says."""
-
-
-class Ledger(Protocol):
-    """What ran. The table of steps is the lineage."""
-
-    def find(self, keys: Sequence[str]) -> dict[str, Step]:
-        """Finished steps (`done` and `rejected`) by the key that was asked for: the newest of its attempts where that
-        key has none, else the one of that attempt. A `failed` step is no result and is tried again."""
-
-    def claim(self, keys: Sequence[str]) -> AbstractContextManager[None]:
-        """Hold these keys: whoever else wants one waits. The claim ends with its holder, however it ends."""
-
-    def record(self, step: Step, run: str = "") -> Step:
-        """Write a step, computed by `run`, in one transaction. The first result of a key wins and is returned."""
-
-    def use(self, run: str, uses: Sequence[tuple[Shot, Sequence[ShotStep]]]) -> None:
-        """Note which steps this run used for these shots (idempotent)."""
-
-    def chosen(self, run: str, shots: Sequence[Shot]) -> dict[str, dict[str, Step]]:
-        """SKU → stage → the chosen step of this run."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,7 @@ from PIL import Image, ImageOps
 from scipy import ndimage
 
 from pipelines.catalogue.feed import ingest, load_manifest
-from pipelines.contracts import Shot, State, sha256_hex
-from pipelines.ledger.postgres import Publication
+from pipelines.contracts import Publication, Shot, State, sha256_hex
 from pipelines.ledger.reports import lineage, report
 from pipelines.models.profile import load_profile
 from pipelines.runs.local import STAGES, stage

@@ -25,8 +25,8 @@ from pipelines.contracts import Product, canonical_json
 from pipelines.errors import Rejected, Unavailable, UsageError
 
 if TYPE_CHECKING:
+    from pipelines.contracts import Store
     from pipelines.settings import Settings
-    from pipelines.workflow import Store
 
 REQUIRED = ("id", "title", "image_link")
 NAMED = (*REQUIRED, "product_type", "item_group_id")

@@ -1,16 +1,14 @@
 """The step ledger: which steps ran, which run used them for which shot, and what was published.
 
-`PostgresLedger` is the one that runs share. `MemoryLedger` keeps the steps of one process (`packshot shoot`, tests).
-What people ask the ledger afterwards (reports, lineage) is in `pipelines.ledger.reports`.
+`PostgresLedger` is the one that runs share. What people ask it afterwards (reports, lineage) is in
+`pipelines.ledger.reports`.
 """
 
 from __future__ import annotations
 
-import threading
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -33,8 +31,11 @@ from sqlalchemy.exc import ArgumentError, OperationalError
 from sqlalchemy.pool import NullPool
 
 from pipelines.contracts import (
+    FINISHED,
     Artifact,
+    Changes,
     Product,
+    Publication,
     Shot,
     ShotState,
     ShotStep,
@@ -81,27 +82,6 @@ from pipelines.ledger.schema import (
 
 CLAIM_POLL_MS = 2000
 """A wait for a claim returns to Python this often, so that a task's time limit and SIGTERM are heard."""
-
-_FINISHED = (State.DONE, State.REJECTED)
-
-
-@dataclass(frozen=True, slots=True)
-class Changes:
-    """How a feed differs from what the ledger knew: numbers of products."""
-
-    new: int
-    changed: int
-    unchanged: int
-
-
-@dataclass(frozen=True, slots=True)
-class Publication:
-    """One image about to be shown for one shot. `digest` is of the published file."""
-
-    sku: str
-    scene: str
-    channel: str
-    digest: str
 
 
 def connect(url: str) -> Engine:
@@ -167,8 +147,8 @@ class PostgresLedger:
         """Finished steps (`done` and `rejected`) by the key that was asked for: the newest of its attempts where that
         key has none, else the one of that attempt. A `failed` step is no result and is tried again."""
         with self.engine.connect() as connection:
-            newest = newest_keys(connection, keys, _FINISHED)
-            found = read_steps(connection, sorted(set(newest.values())), _FINISHED)
+            newest = newest_keys(connection, keys, FINISHED)
+            found = read_steps(connection, sorted(set(newest.values())), FINISHED)
         return {wanted: found[key] for wanted, key in newest.items()}
 
     @contextmanager
@@ -435,57 +415,6 @@ class PostgresLedger:
         candidates count, as they cost too."""
         with self.engine.connect() as connection:
             return outcomes.rates(connection)
-
-
-class MemoryLedger:
-    """The ledger of one process: nothing outlives it, threads may share it."""
-
-    def __init__(self) -> None:
-        self._steps: dict[str, Step] = {}
-        self._newest: dict[str, Step] = {}
-        self._chosen: dict[tuple[str, str, str, str], dict[str, Step]] = defaultdict(dict)
-        self._claims: dict[str, threading.RLock] = defaultdict(threading.RLock)
-        self._lock = threading.Lock()
-
-    def find(self, keys: Sequence[str]) -> dict[str, Step]:
-        """Finished steps by the key that was asked for, the newest attempt where that has none."""
-        found = {key: self._newest.get(key) or self._steps.get(key) for key in keys}
-        return {key: step for key, step in found.items() if step is not None and step.state in _FINISHED}
-
-    @contextmanager
-    def claim(self, keys: Sequence[str]) -> Iterator[None]:
-        """Hold these keys against the other threads of the process."""
-        with self._lock:
-            locks = [self._claims[key] for key in sorted(set(keys))]
-        for lock in locks:
-            lock.acquire()
-        try:
-            yield
-        finally:
-            for lock in reversed(locks):
-                lock.release()
-
-    def record(self, step: Step, run: str = "") -> Step:
-        """Keep a step; the first result of a key wins and is what is returned."""
-        with self._lock:
-            present = self._steps.get(step.key)
-            if present is None or present.state is State.FAILED:
-                self._steps[step.key] = step
-                if step.state in _FINISHED:
-                    self._newest[step.job.base] = step
-            return self._steps[step.key]
-
-    def use(self, run: str, uses: Sequence[tuple[Shot, Sequence[ShotStep]]]) -> None:
-        """Note which steps this run used for these shots."""
-        for shot, tried in uses:
-            for used in tried:
-                if used.chosen:
-                    self._chosen[run, shot.sku, shot.scene, shot.channel][used.step.job.stage] = used.step
-
-    def chosen(self, run: str, shots: Sequence[Shot]) -> dict[str, dict[str, Step]]:
-        """SKU → stage → the chosen step of this run."""
-        found = {shot.sku: self._chosen.get((run, shot.sku, shot.scene, shot.channel)) for shot in shots}
-        return {sku: dict(stages) for sku, stages in found.items() if stages}
 
 
 # ---------------------------------------------------------------------- claims

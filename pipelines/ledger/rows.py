@@ -44,7 +44,7 @@ from pipelines.ledger.schema import (
 )
 
 if TYPE_CHECKING:
-    from pipelines.ledger.postgres import Publication
+    from pipelines.contracts import Publication
 
 CHUNK = 1000
 """Keys or rows of one statement."""

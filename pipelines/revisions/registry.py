@@ -23,13 +23,12 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Row, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
-from pipelines.contracts import canonical_json
+from pipelines.contracts import Store, canonical_json
 from pipelines.errors import UsageError
 from pipelines.ledger.rows import insert_missing
 from pipelines.ledger.schema import artifacts, model_promotions, model_revisions
 from pipelines.models.profile import Profile, load_profile, promoted_file, revision_folder, sha256_of
 from pipelines.revisions.comparison import Comparison, Evaluation, compare
-from pipelines.workflow import Store
 
 KEPT = frozenset({".json", ".md", ".png", ".safetensors"})
 """What of an exported model's folder belongs to a revision: weights, configuration, card, what it paints."""

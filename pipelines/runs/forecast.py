@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pipelines.contracts import Job, Shot, Step
-from pipelines.workflow import Ledger, Recipe, Stage, choose, is_ready, is_settled
+from pipelines.contracts import Job, Ledger, Shot, Step
+from pipelines.workflow import Recipe, Stage, choose, is_ready, is_settled
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,13 +16,13 @@ from pathlib import Path
 from PIL import Image
 
 from pipelines.catalogue.feed import ingest, load_manifest
-from pipelines.contracts import Product, Shot, ShotState, State, Step, sha256_hex
+from pipelines.contracts import Product, Shot, ShotState, State, Step, Store, sha256_hex
 from pipelines.errors import UsageError
-from pipelines.ledger.postgres import MemoryLedger
+from pipelines.ledger.memory import MemoryLedger
 from pipelines.runs.contact_sheet import SheetRow, contact_sheet
 from pipelines.settings import Settings
 from pipelines.store import FolderStore
-from pipelines.workflow import Limits, Recipe, Stage, Store, run_stage
+from pipelines.workflow import Limits, Recipe, Stage, run_stage
 
 STAGES = ("cutout", "describe", "generate", "upscale", "inspect", "publish")
 """The paper's workflow, in order."""

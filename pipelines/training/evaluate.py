@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipelines.contracts import sha256_hex
+from pipelines.contracts import Store, sha256_hex
 from pipelines.diffusion.brushnet import BrushNetModel
 from pipelines.diffusion.inpainting import InpaintingPipeline
 from pipelines.errors import UsageError
@@ -32,7 +32,6 @@ from pipelines.training.loop import grid_picture
 from pipelines.training.sources import Picture, frozen_pictures, picture_pack
 from pipelines.training.unet import GUIDANCE
 from pipelines.vision.placement import LaidProduct
-from pipelines.workflow import Store
 
 STEPS = 12
 """Of the sampler: enough for E+ to settle, and half the price of a scene's 20."""

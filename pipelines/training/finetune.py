@@ -26,7 +26,7 @@ import torch
 import typer
 from diffusers import DDIMScheduler
 
-from pipelines.contracts import canonical_json, sha256_hex
+from pipelines.contracts import Store, canonical_json, sha256_hex
 from pipelines.diffusion.brushnet import BrushNetModel
 from pipelines.errors import UsageError
 from pipelines.models.checkpoints import load_net, load_profile_base
@@ -49,7 +49,6 @@ from pipelines.training.unet import (
     encode,
     load_autoencoder,
 )
-from pipelines.workflow import Store
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

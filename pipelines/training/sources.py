@@ -37,8 +37,8 @@ from pipelines.training.data import SHARD, ShotPack, clean_name, is_held_out, re
 from pipelines.vision.photos import read_photo
 
 if TYPE_CHECKING:
+    from pipelines.contracts import Store
     from pipelines.settings import Settings
-    from pipelines.workflow import Store
 
 FORMAT = "packshot-pictures-1"
 MEDIA_TYPE = "application/json"

@@ -14,10 +14,9 @@ from airflow.utils.state import DagRunState
 from PIL import Image
 
 from operators.finetune import PromoteRevisionOperator, RegisterRevisionOperator
-from pipelines.contracts import Artifact, Job, Product, Shot, ShotStep, State, Step, sha256_hex
-from pipelines.ledger.postgres import Publication
+from pipelines.contracts import Artifact, Job, Product, Publication, Shot, ShotStep, State, Step, sha256_hex
+from pipelines.models import profile as models
 from pipelines.models.profile import load_profile
-from pipelines.models.profile import profile as models
 from pipelines.revisions.registry import promote, revisions
 from pipelines.settings import ROOT
 from pipelines.training import brushnet, finetune

@@ -10,7 +10,7 @@ import pytest
 
 from pipelines.contracts import Job, Made, Output, Product, Shot, State, sha256_hex
 from pipelines.errors import Rejected
-from pipelines.ledger.postgres import MemoryLedger
+from pipelines.ledger.memory import MemoryLedger
 from pipelines.store import FolderStore, object_name
 from pipelines.workflow import Limits, Recipe, Stage, run_stage
 

@@ -14,8 +14,8 @@ import httpx
 import pytest
 from PIL import Image, ImageDraw
 
-from pipelines.contracts import Artifact, Job, Product, Shot, ShotStep, State, Step, Verdict
-from pipelines.ledger.postgres import PostgresLedger, Publication
+from pipelines.contracts import Artifact, Job, Product, Publication, Shot, ShotStep, State, Step, Verdict
+from pipelines.ledger.postgres import PostgresLedger
 from pipelines.settings import Settings
 from pipelines.store import S3Store
 

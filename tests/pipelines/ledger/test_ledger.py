@@ -24,6 +24,7 @@ from pipelines.contracts import (
     Job,
     ModelRef,
     Product,
+    Publication,
     Shot,
     ShotState,
     ShotStep,
@@ -33,7 +34,8 @@ from pipelines.contracts import (
     sha256_hex,
 )
 from pipelines.errors import IntegrityError, UsageError
-from pipelines.ledger.postgres import MemoryLedger, PostgresLedger, Publication, connect
+from pipelines.ledger.memory import MemoryLedger
+from pipelines.ledger.postgres import PostgresLedger, connect
 from pipelines.ledger.schema import metadata, migrate
 
 MONDAY = datetime(2026, 11, 2, 3, tzinfo=UTC)

@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import text
 
-from pipelines.contracts import Artifact, Job, Made, ModelRef, Output, Product, Shot, Verdict, sha256_hex
+from pipelines.contracts import Artifact, Job, Made, ModelRef, Output, Product, Publication, Shot, Verdict, sha256_hex
 from pipelines.errors import Rejected, UsageError
-from pipelines.ledger.postgres import PostgresLedger, Publication
+from pipelines.ledger.postgres import PostgresLedger
 from pipelines.ledger.reports import STAGES, feed_for, latest_run, lineage, list_runs, remember_latest, report
 from pipelines.runs.forecast import forecast
 from pipelines.store import FolderStore

@@ -30,9 +30,9 @@ from pipelines.contracts import ModelRef
 from pipelines.diffusion.brushnet import BrushNetModel
 from pipelines.diffusion.inpainting import InpaintingPipeline
 from pipelines.errors import IntegrityError, UsageError
+from pipelines.models import profile as models
 from pipelines.models.checkpoints import check_fits, check_lora, load_base, load_net
 from pipelines.models.profile import PROFILES, Part, load_profile
-from pipelines.models.profile import profile as models
 from pipelines.settings import get_settings
 from pipelines.vision.captioner import Captioner
 from pipelines.vision.segmenters import build_sam

@@ -18,8 +18,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from pipelines.diffusion.brushnet import BrushNetModel
 from pipelines.diffusion.inpainting import METHODS, InpaintingPipeline
 from pipelines.errors import IntegrityError, UsageError
+from pipelines.models import profile as models
 from pipelines.models.profile import load_profile
-from pipelines.models.profile import profile as models
 
 NET = "diffusion_pytorch_model.safetensors"
 

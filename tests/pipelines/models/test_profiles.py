@@ -10,8 +10,8 @@ import yaml
 from safetensors.torch import save_file
 
 from pipelines.errors import IntegrityError, UsageError
+from pipelines.models import profile as models
 from pipelines.models.profile import load_profile, lock, verify
-from pipelines.models.profile import profile as models
 
 CHAIN = {
     "hqsam", "salient", "blip", "clip", "autoencoder", "unet", "scheduler", "brushnet", "controlnet_canny", "upscaler",

@@ -22,8 +22,8 @@ from pipelines.cli.main import app
 from pipelines.diffusion.brushnet import BrushNetModel
 from pipelines.diffusion.inpainting import InpaintingPipeline
 from pipelines.errors import UsageError
+from pipelines.models import profile as models
 from pipelines.models.profile import Profile, load_profile
-from pipelines.models.profile import profile as models
 from pipelines.settings import Settings, get_settings
 from pipelines.store import FolderStore
 from pipelines.training import brushnet, finetune

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.contracts import Artifact, Job, Product, Shot, ShotStep, State, Step, sha256_hex
+from pipelines.contracts import Artifact, Job, Product, Publication, Shot, ShotStep, State, Step, sha256_hex
 from pipelines.errors import IntegrityError, UsageError
-from pipelines.ledger.postgres import Publication
 from pipelines.settings import Settings
 from pipelines.store import FolderStore
 from pipelines.training.data import is_held_out
