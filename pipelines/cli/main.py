@@ -804,8 +804,8 @@ def models_merge(
     All three are safetensors, single-file checkpoints or diffusers' files of a UNet; torch files are read with
     `packshot --trust` only. Put the result into PACKSHOT_MODELS_DIR and name it as `base_inpaint9` in the profile.
     """
+    from pipelines.models.files import sha256_of
     from pipelines.models.merging import how_to_use, merge_inpainting
-    from pipelines.models.profile import sha256_of
     from pipelines.settings import get_settings
 
     with _bar() as progress:

@@ -25,7 +25,7 @@ from torch import Tensor
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
 from pipelines.diffusion.inputs import Layout
-from pipelines.models.profile import LEGACY_SUFFIXES
+from pipelines.models.files import LEGACY_SUFFIXES
 from pipelines.models.weights import load_transformer, reading
 
 Weights = Mapping[str, Mapping[str, Tensor]]

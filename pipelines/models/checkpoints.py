@@ -23,7 +23,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from transformers.utils import logging as transformers_logging
 
 from pipelines.errors import IntegrityError
-from pipelines.models.profile import Part, Profile
+from pipelines.models.profile import ModelPart, Profile
 from pipelines.models.weights import (
     header,
     load_transformer,
@@ -74,11 +74,11 @@ def load_profile_base(profile: Profile, unet_channels: int = 4) -> Base:
     )
 
 
-def load_base(part: Part, clip: Path) -> Base:
+def load_base(part: ModelPart, clip: Path) -> Base:
     """Load a base: a diffusers folder, or a single file with the configurations of `part.config`.
 
     Args:
-        part: Checked; see `Part.check`.
+        part: Checked; see `ModelPart.check`.
         clip: A folder with CLIP's tokenizer, which no single file has in it.
 
     Raises:
@@ -87,7 +87,7 @@ def load_base(part: Part, clip: Path) -> Base:
     return _base_from_file(part, clip) if part.path.is_file() else _base_from_folder(part)
 
 
-def load_net(model_class: Any, part: Part, expected: str) -> Any:
+def load_net(model_class: Any, part: ModelPart, expected: str) -> Any:
     """Load a VAE, BrushNet, ControlNet or UNet, float32, on the CPU: a diffusers folder, or one file.
 
     A single file is read with the configuration of `part.config`, under diffusers' names or its publishers' own, which
@@ -136,7 +136,7 @@ def check_lora(path: Path, unet: Any) -> None:
         raise IntegrityError(f"{path}: expected a LoRA for this base, of text width {wanted}, found one of {found}")
 
 
-def _base_from_file(part: Part, clip: Path) -> Base:
+def _base_from_file(part: ModelPart, clip: Path) -> Base:
     if part.config is None:
         raise IntegrityError(f"{part.path}: expected `config: sd15` or `config: sdxl` beside its path in the profile")
     index = json.loads((part.config / "model_index.json").read_text(encoding="utf-8"))
@@ -181,7 +181,7 @@ def _check_single_file(path: Path, unet: Mapping[str, Any], expected: str) -> in
     return first[1]
 
 
-def _base_from_folder(part: Part) -> Base:
+def _base_from_folder(part: ModelPart) -> Base:
     folder = part.path
     expected = "a diffusers folder"
     with reading(folder, expected):

@@ -12,7 +12,8 @@ from pathlib import Path
 import httpx
 
 from pipelines.errors import IntegrityError, UsageError
-from pipelines.models.profile import Part, sha256_of
+from pipelines.models.files import sha256_of
+from pipelines.models.profile import ModelPart
 
 TIMEOUT = httpx.Timeout(30)
 """Seconds to connect, and between two blocks; a transfer as a whole may take its time."""
@@ -21,27 +22,7 @@ Progress = Callable[[int, int | None], None]
 """Told the bytes that are there, and those there will be where the server says."""
 
 
-def from_hub(part: Part, download: bool) -> Path:
-    """Path of a part in the hub's cache on this machine; what is missing there is fetched where `download`.
-
-    Raises huggingface_hub's errors, which are OSErrors: not cached, offline, gated, no such file.
-    """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    def fetched(file: str) -> Path:
-        try:
-            return Path(hf_hub_download(part.hub, file, revision=part.ref.revision, local_files_only=True))
-        except LocalEntryNotFoundError:
-            if not download:
-                raise
-            return Path(hf_hub_download(part.hub, file, revision=part.ref.revision))
-
-    paths = [fetched(file) for file in part.files]
-    return paths[0] if part.single_file else paths[0].parents[part.files[0].count("/")]
-
-
-def fetch(part: Part, progress: Progress = lambda done, total: None) -> str:
+def fetch(part: ModelPart, progress: Progress = lambda done, total: None) -> str:
     """Put a part's files where the profile looks for them, those that are missing; return the sha256 of its weights.
 
     Raises UsageError where a part has no address, or its address does not answer (say it again to go on),
@@ -100,7 +81,7 @@ def from_url(url: str, target: Path, sha256: str = "", progress: Progress = lamb
     partial.replace(target)
 
 
-def _from_hub_to(part: Part, file: str) -> None:
+def _from_hub_to(part: ModelPart, file: str) -> None:
     """Put one file of a hub's repository into the models directory; the hub's client shows a bar and resumes."""
     from huggingface_hub import hf_hub_download
 

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from pipelines.errors import IntegrityError, UsageError
-from pipelines.models.profile import LEGACY_SUFFIXES, check_whole
+from pipelines.models.files import LEGACY_SUFFIXES, check_whole
 from pipelines.models.weights import header, reading
 
 FIRST = ("model.diffusion_model.input_blocks.0.0.weight", "conv_in.weight")

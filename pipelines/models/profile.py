@@ -11,12 +11,10 @@ on the shop's own pictures: `pipelines.revisions.registry` keeps them in the sta
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 import sys
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -27,6 +25,8 @@ import yaml
 
 from pipelines.contracts import ModelRef
 from pipelines.errors import IntegrityError, PackshotError, UsageError
+from pipelines.models.files import LEGACY_SUFFIXES, WEIGHT_SUFFIXES, check_whole, sha256_of
+from pipelines.models.hub import from_hub
 from pipelines.settings import get_settings
 
 PROFILES = Path(__file__).resolve().parents[1] / "profiles"
@@ -38,17 +38,13 @@ _CONFIG_ONLY = frozenset({"scheduler"})
 UNPINNED = "unpinned"
 """What a profile says in a sha256's place where none is published."""
 
-LEGACY_SUFFIXES = frozenset({".bin", ".ckpt", ".patch", ".pt", ".pth"})
-"""Files that torch wrote with pickle inside: read with weights_only, and only where pinned or trusted."""
-
-_WEIGHT_SUFFIXES = LEGACY_SUFFIXES | {".safetensors"}
 
 BASE_MODELS = ("text_encoder", "text_encoder_2", "unet", "vae")
 """The folders of a diffusers base that weights are read from, in name order. A safety checker's are not."""
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class ModelPart:
     """One model of a profile. `path` is its folder, or its file where it is a single one.
 
     Where it is fetched from: `files` of the hub's repository `hub` at `ref.revision`, or `url`. `config` is a folder of
@@ -71,7 +67,7 @@ class Part:
     @property
     def single_file(self) -> bool:
         """Whether the part is one file and not a folder, as its path says: it need not be there."""
-        return self.path.suffix in _WEIGHT_SUFFIXES
+        return self.path.suffix in WEIGHT_SUFFIXES
 
     def local(self, file: str) -> Path:
         """Where `file` of `files` belongs."""
@@ -89,7 +85,7 @@ class Part:
         if self.kind in _CONFIG_ONLY:
             return self._found(self.path, ".json")
         if self.files:
-            listed = sorted(self.path / name for name in self.files if Path(name).suffix in _WEIGHT_SUFFIXES)
+            listed = sorted(self.path / name for name in self.files if Path(name).suffix in WEIGHT_SUFFIXES)
             if not listed:
                 raise UsageError(f"model {self.name}: the profile lists no weight file among its files")
             if missing := [file for file in listed if not file.is_file()]:
@@ -119,7 +115,7 @@ class Part:
         """sha256 of the weight file; of all of them, one after the other in name order, where there are several."""
         return sha256_of(*self.weights)
 
-    def located(self, download: bool = True) -> Part:
+    def located(self, download: bool = True) -> ModelPart:
         """This part with the path where it is: in the models directory, or else in the hub's cache on this machine.
 
         Where it is in neither, the hub is asked, unless `download` is False. Raises UsageError naming the file and the
@@ -128,10 +124,9 @@ class Part:
         if not (self.hub or self.url) or all(self.local(file).exists() for file in self.files or ("",)):
             return self
         if self.hub:
-            from pipelines.models.download import from_hub
-
             try:
-                return replace(self, path=from_hub(self, download))
+                first = from_hub(self.hub, self.ref.revision, self.files, download)
+                return replace(self, path=first if self.single_file else first.parents[self.files[0].count("/")])
             except OSError as error:  # huggingface_hub's and its client's errors, offline mode among them, are OSErrors
                 if not download:
                     raise UsageError(f"{self.local(self.files[0])}: not there{self._remedy}") from error
@@ -139,7 +134,7 @@ class Part:
                 raise UsageError(f"{self.local(self.files[0])}: not there, and {why}{self._remedy}") from error
         raise UsageError(f"{self.path}: not there{self._remedy}")
 
-    def check(self, download: bool = True) -> Part:
+    def check(self, download: bool = True) -> ModelPart:
         """This part, for loading: located, whole, and of the bytes that the profile names.
 
         Without such a name a part is loaded only where PACKSHOT_TRUST_UNPINNED says so, and a legacy torch file only
@@ -176,10 +171,10 @@ class Profile:
     caption_confidence: float
     tag_confidence: Mapping[str, float]
     vocabulary: Path
-    parts: tuple[Part, ...]
+    parts: tuple[ModelPart, ...]
     models_dir: Path | None = None
 
-    def part(self, name: str) -> Part:
+    def part(self, name: str) -> ModelPart:
         """The part called `name`. Raises UsageError with the names that there are."""
         for part in self.parts:
             if part.name == name:
@@ -211,7 +206,7 @@ class Check:
     Both are "" for an optional part that was not fetched.
     """
 
-    part: Part
+    part: ModelPart
     sha256: str
     problem: str
 
@@ -272,14 +267,14 @@ def revision_folder(state_dir: Path, profile: str, part: str, sha256: str) -> Pa
     return state_dir / "revisions" / profile / part / sha256[:12]
 
 
-def _with_promoted(profile: str, parts: tuple[Part, ...]) -> tuple[Part, ...]:
+def _with_promoted(profile: str, parts: tuple[ModelPart, ...]) -> tuple[ModelPart, ...]:
     state_dir = get_settings().state_dir
     file = promoted_file(state_dir, profile)
     if not file.is_file():
         return parts
     promoted: dict[str, str] = json.loads(file.read_text(encoding="utf-8"))
 
-    def revised(part: Part, sha256: str) -> Part:
+    def revised(part: ModelPart, sha256: str) -> ModelPart:
         folder = revision_folder(state_dir, profile, part.name, sha256)
         ref = ModelRef(part.name, sha256[:12], sha256)
         return replace(part, path=folder, ref=ref, source="a promoted revision", hub="", url="", files=(), config=None)
@@ -351,7 +346,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     return document
 
 
-def _read_part(profile: str, name: str, entries: Mapping[str, dict[str, Any]], root: Path) -> Part:
+def _read_part(profile: str, name: str, entries: Mapping[str, dict[str, Any]], root: Path) -> ModelPart:
     """The part called `name`; `like: other` is that part under this name, `like: profile/other` another profile's."""
     entry = entries[name]
     if "like" in entry:
@@ -370,7 +365,7 @@ def _read_part(profile: str, name: str, entries: Mapping[str, dict[str, Any]], r
         raise ValueError(f"{name}: path {entry['path']!r} leaves the profile's folder")
     sha256 = "" if entry["sha256"] == UNPINNED else str(entry["sha256"])
     hub, url = entry.get("hub", ""), entry.get("url", "")
-    return Part(
+    return ModelPart(
         name=name,
         kind=entry["kind"],
         path=path,
@@ -386,23 +381,7 @@ def _read_part(profile: str, name: str, entries: Mapping[str, dict[str, Any]], r
     )
 
 
-def sha256_of(*files: Path) -> str:
-    """sha256 of files, one after the other; kept as long as their sizes and times of change stay."""
-    return _digest(tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files))
-
-
-@lru_cache(maxsize=256)
-def _digest(files: tuple[tuple[str, int, int], ...]) -> str:
-    """Size and modification time are only there to tell a replaced file from the one that was digested before."""
-    digest = hashlib.sha256()
-    for path, _, _ in files:
-        with Path(path).open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
-
-
-def _check_trusted(part: Part, names: str, actual: str) -> None:
+def _check_trusted(part: ModelPart, names: str, actual: str) -> None:
     """Raise IntegrityError where nobody vouches for the bytes of a part that is not pinned."""
     settings = get_settings()
     trust = "to load it all the same, `packshot --trust …` or"
@@ -416,40 +395,6 @@ def _check_trusted(part: Part, names: str, actual: str) -> None:
             f"{names}: expected a pinned sha256 as the profile says, found {actual[:12]}…; "
             f"{trust} PACKSHOT_TRUST_UNPINNED=1"
         )
-
-
-def check_whole(file: Path) -> None:
-    """Raise IntegrityError where a weight file is of another kind than its name says, or cut short."""
-    if file.suffix == ".safetensors":
-        _check_safetensors(file)
-    elif file.suffix in LEGACY_SUFFIXES:
-        _check_torch(file)
-
-
-def _check_torch(file: Path) -> None:
-    """A torch file is a zip archive, whose directory is at its end, or, of old, a bare pickle, which cannot be told."""
-    with file.open("rb") as stream:
-        start = stream.read(2)
-    if not zipfile.is_zipfile(file) and start[:1] != b"\x80":
-        found = "one that is cut short" if start == b"PK" else "a file of another kind"
-        raise IntegrityError(f"{file}: expected a torch file, found {found}")
-
-
-def _check_safetensors(file: Path) -> None:
-    """Raise IntegrityError where `file` is of another kind or cut short: its header says how long it must be."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        start = stream.read(8)
-        length = int.from_bytes(start, "little")
-        try:
-            header: Any = json.loads(stream.read(length)) if 2 <= length <= size - 8 else None
-            end = max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            pickled = start.startswith((b"PK", b"\x80"))
-            found = "a torch or pickle file" if pickled else "a file that is cut short or of another kind"
-            raise IntegrityError(f"{file}: expected safetensors, found {found}") from error
-    if size != 8 + length + end:
-        raise IntegrityError(f"{file}: expected {8 + length + end:,} bytes as its header says, found {size:,}")
 
 
 if __name__ == "__main__":

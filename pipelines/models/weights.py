@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pipelines.errors import IntegrityError
-from pipelines.models.profile import LEGACY_SUFFIXES
+from pipelines.models.files import LEGACY_SUFFIXES
 
 _UNREADABLE = (
     OSError, ValueError, TypeError, AttributeError, LookupError, RuntimeError, pickle.UnpicklingError, SafetensorError,
@@ -75,7 +75,7 @@ _WITHIN = {"clip_text_model": ("clip",)}
 
 
 def which_files(weights: Collection[Path], folder: Path) -> dict[str, Any]:
-    """What makes diffusers and transformers read in `folder` those of `weights` (see `Part.weights`), and no others."""
+    """Return the `from_pretrained` arguments that make a library read in `folder` only `weights` (`ModelPart.weights`)."""
     names = [file for file in weights if file.parent == folder]
     if not names:
         raise IntegrityError(f"{folder}: expected its weights among the files that the profile lists, found none")

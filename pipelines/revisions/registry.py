@@ -27,7 +27,8 @@ from pipelines.contracts import Store, canonical_json
 from pipelines.errors import UsageError
 from pipelines.ledger.rows import insert_missing
 from pipelines.ledger.schema import artifacts, model_promotions, model_revisions
-from pipelines.models.profile import Profile, load_profile, promoted_file, revision_folder, sha256_of
+from pipelines.models.files import sha256_of
+from pipelines.models.profile import Profile, load_profile, promoted_file, revision_folder
 from pipelines.revisions.comparison import Comparison, Evaluation, compare
 
 KEPT = frozenset({".json", ".md", ".png", ".safetensors"})

@@ -24,7 +24,8 @@ from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizerFast
 
 from pipelines.errors import IntegrityError
 from pipelines.evaluation.experiment.pairs import Pair
-from pipelines.models.profile import Profile, sha256_of
+from pipelines.models.files import sha256_of
+from pipelines.models.profile import Profile
 from pipelines.models.weights import load_transformer
 from pipelines.quality.evidence import WEIGHTS
 from pipelines.quality.overcompletion import SURE, OvercompletionDetector

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bad_catalogue import BadCatalogue, blank_png, write_bad_catalogue
 from PIL import Image
 
 from pipelines.catalogue.feed import ingest, load_manifest
@@ -16,6 +15,7 @@ from pipelines.errors import Rejected
 from pipelines.settings import Settings
 from pipelines.store import FolderStore
 from pipelines.vision.photos import Photo, read_photo
+from tests.bad_catalogue import BadCatalogue, blank_png, write_bad_catalogue
 
 NO_PRODUCT = {"FLAT-GREY", "GRADIENT"}
 """Readable photos; it takes the cutout stage to see that there is nothing on them."""

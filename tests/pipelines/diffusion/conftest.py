@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import pytest
-from tiny_models import Parts, make_parts
+
+from tests.pipelines.diffusion.tiny_models import Parts, make_parts
 
 
 @pytest.fixture(scope="session")

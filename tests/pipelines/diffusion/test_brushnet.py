@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import by_hand
 import pytest
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file
-from tiny_models import make_brushnet, make_sdxl_unet, make_unet
 
 from pipelines.diffusion.brushnet import BrushNetModel, inject
+from tests.pipelines.diffusion import by_hand
+from tests.pipelines.diffusion.tiny_models import make_brushnet, make_sdxl_unet, make_unet
 
 PARITY = Path(__file__).parents[3] / "../shared/parity"
 TOLERANCE = 1e-4

@@ -6,13 +6,13 @@ import itertools
 
 import pytest
 import torch
-from tiny_models import SIDE, Parts, difference, make_brushnet, make_controlnet, product
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipelines.diffusion.brushnet import inject
 from pipelines.diffusion.control import canny_edges
 from pipelines.diffusion.feature_cache import Added, FeatureCache
 from pipelines.diffusion.inpainting import METHODS
+from tests.pipelines.diffusion.tiny_models import SIDE, Parts, difference, make_brushnet, make_controlnet, product
 
 STEPS = 4
 ROWS = [("sd15", method) for method in METHODS if method != "fooocus"] + [("sdxl", "brushnet"), ("sdxl", "fooocus")]

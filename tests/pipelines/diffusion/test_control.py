@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 from scipy import ndimage
-from tiny_models import SIDE, product
 
 from pipelines.diffusion.control import LIMBS, POSE_COLOURS, canny_edges, line_art, pose_map, read_pose
 from pipelines.errors import Rejected
+from tests.pipelines.diffusion.tiny_models import SIDE, product
 
 
 def pixels(image: Image.Image) -> np.ndarray:

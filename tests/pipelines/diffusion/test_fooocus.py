@@ -9,10 +9,10 @@ import torch
 from diffusers import UNet2DConditionModel
 from peft import LoraConfig
 from safetensors.torch import load_file
-from tiny_models import make_unet
 
 from pipelines.diffusion.fooocus import InpaintHead, add_feature, apply_patch, kept_mask
 from pipelines.errors import IntegrityError
+from tests.pipelines.diffusion.tiny_models import make_unet
 
 PARITY = Path(__file__).parents[3] / "../shared/parity"
 HEAD = PARITY / "fooocus" / "fooocus_inpaint_head.pth"

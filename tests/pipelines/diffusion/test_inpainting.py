@@ -12,10 +12,10 @@ from diffusers import StableDiffusionInpaintPipeline as StockInpaintPipeline
 from diffusers import StableDiffusionPipeline as StockPipeline
 from peft import LoraConfig
 from PIL import ImageOps
-from tiny_models import SIDE, difference, make_unet, product
 
 from pipelines.diffusion.control import canny_edges
 from pipelines.diffusion.inpainting import InpaintingPipeline, latent_mask, masked_image
+from tests.pipelines.diffusion.tiny_models import SIDE, difference, make_unet, product
 
 STEPS = 3
 

@@ -11,11 +11,11 @@ from diffusers import StableDiffusionPipeline
 from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
 from PIL import Image
 from safetensors.torch import save_file
-from tiny_models import SIDE, Parts, difference, product
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from pipelines.diffusion.inpainting import METHODS
 from pipelines.errors import IntegrityError
+from tests.pipelines.diffusion.tiny_models import SIDE, Parts, difference, product
 
 CALL = {"num_inference_steps": 3, "guidance_scale": 3.0}
 LOOK = Image.linear_gradient("L").convert("RGB")

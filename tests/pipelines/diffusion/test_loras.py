@@ -9,10 +9,10 @@ import torch
 from diffusers import StableDiffusionPipeline
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
-from tiny_models import difference, product
 
 from pipelines.diffusion.inpainting import InpaintingPipeline
 from pipelines.errors import IntegrityError
+from tests.pipelines.diffusion.tiny_models import difference, product
 
 
 def write(path, unet, block: str, seed: int):

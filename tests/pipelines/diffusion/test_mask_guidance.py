@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from diffusers import MultiControlNetModel
-from tiny_models import SIDE
 
 from pipelines.diffusion.mask_guidance import MaskGuidedControlNet, refine_mask, resize_mask
+from tests.pipelines.diffusion.tiny_models import SIDE
 
 
 def drawing(*boxes: tuple[int, int, int, int]) -> torch.Tensor:

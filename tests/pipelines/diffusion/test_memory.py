@@ -6,10 +6,10 @@ import copy
 
 import pytest
 import torch
-from tiny_models import difference, product
 
 from pipelines.diffusion.control import canny_edges
 from pipelines.diffusion.inpainting import InpaintingPipeline
+from tests.pipelines.diffusion.tiny_models import difference, product
 
 
 @pytest.fixture

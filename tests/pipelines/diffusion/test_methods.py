@@ -19,11 +19,11 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from PIL import Image
-from tiny_models import SIDE, Parts, difference, product
 
 from pipelines.diffusion.control import canny_edges
 from pipelines.diffusion.inpainting import METHODS, InpaintingPipeline
 from pipelines.diffusion.mask_guidance import MaskGuidedControlNet
+from tests.pipelines.diffusion.tiny_models import SIDE, Parts, difference, product
 
 CALL = {"num_inference_steps": 3, "guidance_scale": 3.0}
 ROWS = [("sd15", method) for method in METHODS if method != "fooocus"] + [("sdxl", method) for method in METHODS]

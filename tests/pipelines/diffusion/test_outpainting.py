@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from tiny_models import SIDE, product
 
 from pipelines.diffusion.outpainting import grow
+from tests.pipelines.diffusion.tiny_models import SIDE, product
 
 sides = st.integers(0, 40)
 

@@ -13,12 +13,12 @@ from diffusers import (
     StableDiffusionXLPipeline,
 )
 from PIL import ImageOps
-from tiny_models import SIDE, Parts, difference, product
 
 from pipelines.diffusion.conditioning import Sizes
 from pipelines.diffusion.control import canny_edges
 from pipelines.diffusion.fooocus import add_feature, kept_mask
 from pipelines.diffusion.inpainting import InpaintingPipeline, masked_image
+from tests.pipelines.diffusion.tiny_models import SIDE, Parts, difference, product
 
 CALL = {"num_inference_steps": 3, "guidance_scale": 3.0}
 

@@ -19,9 +19,9 @@ from diffusers import (
     StableDiffusionXLControlNetPipeline,
 )
 from PIL import ImageOps
-from tiny_models import SIDE, product
 
 from pipelines.diffusion.mask_guidance import MaskGuidedControlNet
+from tests.pipelines.diffusion.tiny_models import SIDE, product
 
 SCALE = 0.8
 PIPELINES = [

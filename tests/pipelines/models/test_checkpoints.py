@@ -13,7 +13,21 @@ import torch
 import yaml
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from PIL import Image
-from published import (
+from safetensors.torch import load_file, save_file
+
+from pipelines.contracts import ModelRef
+from pipelines.diffusion.brushnet import BrushNetModel
+from pipelines.diffusion.inpainting import InpaintingPipeline
+from pipelines.errors import IntegrityError, UsageError
+from pipelines.models import profile as models
+from pipelines.models.checkpoints import check_fits, check_lora, load_base, load_net
+from pipelines.models.profile import PROFILES, ModelPart, load_profile
+from pipelines.settings import get_settings
+from pipelines.vision.captioner import Captioner
+from pipelines.vision.segmenters import build_sam
+from pipelines.vision.upscalers import RRDBNet, Upscaler
+from pipelines.vision.vocabulary import load_vocabulary
+from tests.published import (
     TinyBase,
     ldm_controlnet,
     ldm_vae,
@@ -24,20 +38,6 @@ from published import (
     write_folder,
     write_single_file,
 )
-from safetensors.torch import load_file, save_file
-
-from pipelines.contracts import ModelRef
-from pipelines.diffusion.brushnet import BrushNetModel
-from pipelines.diffusion.inpainting import InpaintingPipeline
-from pipelines.errors import IntegrityError, UsageError
-from pipelines.models import profile as models
-from pipelines.models.checkpoints import check_fits, check_lora, load_base, load_net
-from pipelines.models.profile import PROFILES, Part, load_profile
-from pipelines.settings import get_settings
-from pipelines.vision.captioner import Captioner
-from pipelines.vision.segmenters import build_sam
-from pipelines.vision.upscalers import RRDBNet, Upscaler
-from pipelines.vision.vocabulary import load_vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +60,8 @@ def trust(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     get_settings.cache_clear()
 
 
-def part(path: Path, config: Path | None = None, kind: str = "base") -> Part:
-    return Part("base", kind, path, "a shop", "CC0", ModelRef("base", "1", ""), config=config)
+def part(path: Path, config: Path | None = None, kind: str = "base") -> ModelPart:
+    return ModelPart("base", kind, path, "a shop", "CC0", ModelRef("base", "1", ""), config=config)
 
 
 def configs(base: TinyBase, folder: Path) -> Path:

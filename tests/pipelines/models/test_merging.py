@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from published import single_file, tiny_base, tiny_unet
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from pipelines.cli.main import app
 from pipelines.errors import IntegrityError, UsageError
 from pipelines.models.merging import how_to_use, merge_inpainting
+from tests.published import single_file, tiny_base, tiny_unet
 
 FIRST = "model.diffusion_model.input_blocks.0.0.weight"
 OTHER = "model.diffusion_model.input_blocks.1.1.proj_in.weight"
@@ -55,15 +55,14 @@ def test_what_inpainting_learnt_is_added_and_its_own_channels_are_taken(files: d
 
 
 def test_the_merged_model_is_read_by_the_sampler_as_one_of_nine_channels(files: dict[str, Path], tmp_path: Path):
-    from published import write_clip, write_folder
-
     from pipelines.contracts import ModelRef
     from pipelines.models.checkpoints import load_base
-    from pipelines.models.profile import Part
+    from pipelines.models.profile import ModelPart
+    from tests.published import write_clip, write_folder
 
     merge_inpainting(**files)
     config = write_folder(tiny_base(), tmp_path / "sd15", weights=False)
-    part = Part("base", "base", files["out"], "here", "CC0", ModelRef("base", "1", ""), config=config)
+    part = ModelPart("base", "base", files["out"], "here", "CC0", ModelRef("base", "1", ""), config=config)
     assert load_base(part, write_clip(tmp_path / "clip")).unet.config.in_channels == 9
 
 

@@ -11,7 +11,6 @@ import torch
 import yaml
 from diffusers import ControlNetModel
 from PIL import Image
-from published import TinyBase, ldm_unet, tiny_base, write_clip, write_folder, write_single_file
 from safetensors.torch import save_file
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
@@ -20,6 +19,7 @@ from pipelines.diffusion.inpainting import METHODS, InpaintingPipeline
 from pipelines.errors import IntegrityError, UsageError
 from pipelines.models import profile as models
 from pipelines.models.profile import load_profile
+from tests.published import TinyBase, ldm_unet, tiny_base, write_clip, write_folder, write_single_file
 
 NET = "diffusion_pytorch_model.safetensors"
 

@@ -7,7 +7,6 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
-from planted import SIDE, clean, halo_around, left_out, with_background
 
 from pipelines.contracts import Job
 from pipelines.models.profile import load_profile
@@ -16,6 +15,7 @@ from pipelines.scenes import Checks, load_scene
 from pipelines.stages import inspect
 from pipelines.vision.photos import png_bytes
 from pipelines.workflow import Recipe, Work
+from tests.pipelines.evaluation.detector.planted import SIDE, clean, halo_around, left_out, with_background
 
 PRODUCTS = (3, 5, 7)
 RECIPE = Recipe(load_profile("mini"), load_scene("oak-window"))

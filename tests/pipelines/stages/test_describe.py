@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import BlipProcessor, CLIPImageProcessor
 
 from pipelines.contracts import Artifact, Job, Product, Shot, State, Step
-from pipelines.models.profile import Part, load_profile
+from pipelines.models.profile import ModelPart, load_profile
 from pipelines.stages import describe
 from pipelines.stages.describe import STAGE, choose_category, choose_tags, product_view, subject
 from pipelines.training import blip, clip
@@ -38,7 +38,7 @@ def save_untrained_models(folder: Path) -> None:
     ).save_pretrained(folder / "clip")
 
 
-def pinned(part: Part, path: Path) -> Part:
+def pinned(part: ModelPart, path: Path) -> ModelPart:
     moved = dataclasses.replace(part, path=path)
     return dataclasses.replace(moved, ref=dataclasses.replace(part.ref, sha256=moved.digest()))
 

@@ -14,7 +14,6 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from published import tiny_base, write_clip, write_folder, write_single_file
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -33,6 +32,7 @@ from pipelines.training.finetune import Finetune, Stage, begin, gather, held_out
 from pipelines.training.loop import TrainOptions, fit
 from pipelines.training.sources import Dataset, Picture, picture_pack
 from pipelines.vision.photos import png_bytes
+from tests.published import tiny_base, write_clip, write_folder, write_single_file
 
 pytestmark = pytest.mark.slow
 WEIGHTS = "diffusion_pytorch_model.safetensors"

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from launched import BATCH, loss_of, main, tiny
 
 from pipelines.services.installation import free_port
 from pipelines.settings import ROOT
 from pipelines.training.loop import TrainOptions, learning_rate
+from tests.pipelines.training.launched import BATCH, loss_of, main, tiny
 
 LR, STEPS = 1e-2, 12
 

@@ -1,0 +1,67 @@
+"""Weight files as bytes: their digests, and whether they are whole. Knows neither torch nor profiles."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import IntegrityError
+
+LEGACY_SUFFIXES = frozenset({".bin", ".ckpt", ".patch", ".pt", ".pth"})
+"""Files that torch wrote with pickle inside: read with weights_only, and only where pinned or trusted."""
+
+WEIGHT_SUFFIXES = LEGACY_SUFFIXES | {".safetensors"}
+
+
+def sha256_of(*files: Path) -> str:
+    """sha256 of files, one after the other; kept as long as their sizes and times of change stay."""
+    return _digest(tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+
+
+@lru_cache(maxsize=256)
+def _digest(files: tuple[tuple[str, int, int], ...]) -> str:
+    """Size and modification time are only there to tell a replaced file from the one that was digested before."""
+    digest = hashlib.sha256()
+    for path, _, _ in files:
+        with Path(path).open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def check_whole(file: Path) -> None:
+    """Raise IntegrityError where a weight file is of another kind than its name says, or cut short."""
+    if file.suffix == ".safetensors":
+        _check_safetensors(file)
+    elif file.suffix in LEGACY_SUFFIXES:
+        _check_torch(file)
+
+
+def _check_torch(file: Path) -> None:
+    """A torch file is a zip archive, whose directory is at its end, or, of old, a bare pickle, which cannot be told."""
+    with file.open("rb") as stream:
+        start = stream.read(2)
+    if not zipfile.is_zipfile(file) and start[:1] != b"\x80":
+        found = "one that is cut short" if start == b"PK" else "a file of another kind"
+        raise IntegrityError(f"{file}: expected a torch file, found {found}")
+
+
+def _check_safetensors(file: Path) -> None:
+    """Raise IntegrityError where `file` is of another kind or cut short: its header says how long it must be."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        start = stream.read(8)
+        length = int.from_bytes(start, "little")
+        try:
+            header: Any = json.loads(stream.read(length)) if 2 <= length <= size - 8 else None
+            end = max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            pickled = start.startswith((b"PK", b"\x80"))
+            found = "a torch or pickle file" if pickled else "a file that is cut short or of another kind"
+            raise IntegrityError(f"{file}: expected safetensors, found {found}") from error
+    if size != 8 + length + end:
+        raise IntegrityError(f"{file}: expected {8 + length + end:,} bytes as its header says, found {size:,}")
