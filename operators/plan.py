@@ -129,8 +129,9 @@ class PlanOperator(PackshotOperator):
 
     def _forecast(self, services: Services, shots: Sequence[Shot]) -> dict[str, Any]:
         """How many shots, how many of their steps are there already, and how long the rest takes at measured rates."""
+        from pipelines.contracts import STAGES
         from pipelines.runs.forecast import forecast
-        from pipelines.runs.local import STAGES, stage
+        from pipelines.stages import stage
 
         recipe = services.recipe(self.scene, attempt_of(self.reprocess, self.run))
         stages = [stage(name) for name in STAGES]

@@ -79,7 +79,7 @@ class PublishOperator(PackshotOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         """Publish; returns how many images the set has, and how many of them are new."""
         from pipelines.contracts import Artifact, Publication, State
-        from pipelines.runs.local import stage
+        from pipelines.stages import stage
         from pipelines.workflow import Limits, run_stage
 
         services = open_services()

@@ -59,7 +59,7 @@ class StageOperator(PackshotOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Run the stage; returns its `StageSummary` as JSON."""
-        from pipelines.runs.local import stage as load_stage
+        from pipelines.stages import stage as load_stage
         from pipelines.workflow import Limits, run_stage
 
         services = open_services()

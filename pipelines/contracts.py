@@ -25,6 +25,9 @@ class State(StrEnum):
     FAILED = "failed"
 
 
+STAGES = ("cutout", "describe", "generate", "upscale", "inspect", "publish")
+"""The paper's workflow, in order."""
+
 FINISHED = (State.DONE, State.REJECTED)
 """States of a step that is a result. A failed step is none: it is tried again."""
 

@@ -15,11 +15,11 @@ from PIL import Image, ImageOps
 from scipy import ndimage
 
 from pipelines.catalogue.feed import ingest, load_manifest
-from pipelines.contracts import Publication, Shot, State, sha256_hex
+from pipelines.contracts import STAGES, Publication, Shot, State, sha256_hex
 from pipelines.ledger.reports import lineage, report
 from pipelines.models.profile import load_profile
-from pipelines.runs.local import STAGES, stage
 from pipelines.scenes import load_scene
+from pipelines.stages import stage
 from pipelines.workflow import Recipe, run_stage
 
 pytestmark = pytest.mark.slow

@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, case, func, or_, select
 
-from pipelines.contracts import ModelRef, ShotState, State, Step
+from pipelines.contracts import STAGES, ModelRef, ShotState, State, Step
 from pipelines.errors import UsageError
 from pipelines.ledger.rows import read_steps
 from pipelines.ledger.schema import (
@@ -29,9 +29,6 @@ from pipelines.ledger.schema import (
     steps,
 )
 from pipelines.store import DIGEST
-
-STAGES = ("cutout", "describe", "generate", "upscale", "inspect", "publish")
-"""The paper's workflow: the order in which reports and lineages list their stages."""
 
 LATEST = "latest_run"
 """File below the state folder with the id of the last run that was triggered from here."""

@@ -75,7 +75,7 @@ _WITHIN = {"clip_text_model": ("clip",)}
 
 
 def which_files(weights: Collection[Path], folder: Path) -> dict[str, Any]:
-    """Return the `from_pretrained` arguments that make a library read in `folder` only `weights` (`ModelPart.weights`)."""
+    """Return the `from_pretrained` arguments that make a library read only `weights` (see `ModelPart.weights`)."""
     names = [file for file in weights if file.parent == folder]
     if not names:
         raise IntegrityError(f"{folder}: expected its weights among the files that the profile lists, found none")

@@ -10,33 +10,25 @@ import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 
 from PIL import Image
 
 from pipelines.catalogue.feed import ingest, load_manifest
-from pipelines.contracts import Product, Shot, ShotState, State, Step, Store, sha256_hex
+from pipelines.contracts import STAGES, Product, Shot, ShotState, State, Step, Store, sha256_hex
 from pipelines.errors import UsageError
 from pipelines.ledger.memory import MemoryLedger
 from pipelines.runs.contact_sheet import SheetRow, contact_sheet
 from pipelines.settings import Settings
+from pipelines.stages import stage
 from pipelines.store import FolderStore
-from pipelines.workflow import Limits, Recipe, Stage, run_stage
-
-STAGES = ("cutout", "describe", "generate", "upscale", "inspect", "publish")
-"""The paper's workflow, in order."""
+from pipelines.workflow import Limits, Recipe, run_stage
 
 SUFFIXES = {"image/jpeg": "jpg", "image/png": "png", "image/webp": "webp"}
 """How a published image's file name ends."""
 
 NAME_BYTES = 120
 """File systems take 255 bytes; scene, digest and suffix are to come."""
-
-
-def stage(name: str) -> Stage:
-    """A stage by name. Its module, and with it torch, is imported here and not before."""
-    return import_module(f"pipelines.stages.{name}").STAGE
 
 
 @dataclass(frozen=True, slots=True)

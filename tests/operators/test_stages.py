@@ -13,7 +13,7 @@ import pytest
 from airflow.sdk import DAG, RetryAction
 from sqlalchemy.exc import OperationalError
 
-import pipelines.runs.local
+import pipelines.stages
 from operators.base import RETRY_POLICY, RunPage
 from operators.stages import CutoutOperator
 from pipelines.contracts import Job, Made, Output, Product, Shot
@@ -47,7 +47,7 @@ def stage(monkeypatch) -> SimpleNamespace:
         return Job("cutout", 1, {}, {"sku": shot.sku}, attempt=recipe.attempt)
 
     toy = Stage(name="cutout", version=1, needs=(), job=job, load=load, compute=compute)
-    monkeypatch.setattr(pipelines.runs.local, "stage", lambda name: toy)
+    monkeypatch.setattr(pipelines.stages, "stage", lambda name: toy)
     return told
 
 

@@ -20,6 +20,7 @@ from sqlalchemy import inspect, text
 from sqlalchemy.engine import make_url
 
 from pipelines.contracts import (
+    STAGES,
     Artifact,
     Job,
     ModelRef,
@@ -92,7 +93,6 @@ FAILING = (
     Verdict("halo", 9.0, 3.0, False, "a bright edge"),
 )
 PASSING = (Verdict("overcompletion", 0.01, 0.05, True),)
-STAGES = ("cutout", "describe", "generate", "upscale", "inspect", "publish")
 
 
 def walk(

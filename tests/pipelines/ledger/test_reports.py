@@ -8,10 +8,22 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import text
 
-from pipelines.contracts import Artifact, Job, Made, ModelRef, Output, Product, Publication, Shot, Verdict, sha256_hex
+from pipelines.contracts import (
+    STAGES,
+    Artifact,
+    Job,
+    Made,
+    ModelRef,
+    Output,
+    Product,
+    Publication,
+    Shot,
+    Verdict,
+    sha256_hex,
+)
 from pipelines.errors import Rejected, UsageError
 from pipelines.ledger.postgres import PostgresLedger
-from pipelines.ledger.reports import STAGES, feed_for, latest_run, lineage, list_runs, remember_latest, report
+from pipelines.ledger.reports import feed_for, latest_run, lineage, list_runs, remember_latest, report
 from pipelines.runs.forecast import forecast
 from pipelines.store import FolderStore
 from pipelines.workflow import Recipe, Stage, run_stage
