@@ -42,7 +42,7 @@ LEVELS = ((0.7, 1.0, 1.6), (1.0, 1.5, 2.2))
 """How far what is thin, and what is wide, must stand out to be a piece (`detail.standing_out`): at several levels, for
 what is one piece with the scene at one is a piece of its own at the next."""
 
-FIGURES = (
+FEATURES = (
     "source", "saliency", "salient share", "colour share", "thin detail", "wide detail", "log area", "contrast",
     "chroma contrast", "lighter", "weak edge", "edge", "edge at M", "unlike M beside it", "unlike M",
     "unlike the scene", "nearer to M", "thickness", "reach", "slender", "texture", "texture around", "at the border",
@@ -50,16 +50,22 @@ FIGURES = (
     "under the mirror", "thin detail around", "wide detail around", "sharper than M", "uneven width", "solidity",
     "straight", "skin beyond M", "salient beyond M", "busy scene", "M stands out", "M's saliency", "log M",
 )  # fmt: skip
-"""What is known of a piece, in the order of `Piece.figures`; the last ones are of the picture."""
+"""Names of a piece's features, in the column order of the committed weights. The last six describe the picture."""
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A connected piece beyond M: `mask` (H, W) bool, its area as `share` of |M|, and FIGURES as (N,) float64."""
+    """A connected piece beyond M.
+
+    Attributes:
+        mask: (H, W) bool.
+        share: Its area over |M|.
+        features: Value of each of `FEATURES`, by name.
+    """
 
     mask: np.ndarray
     share: float
-    figures: np.ndarray
+    features: Mapping[str, float]
 
 
 def tolerance_of(placed: np.ndarray) -> float:
@@ -143,14 +149,15 @@ class _Look:
         self._sharpness = float(np.median(self._edges[outline])) if outline.any() else 0.0
         beyond = ~self._near
         scene = beyond & ~self._anything
-        self._picture = [
-            float((self._skin & beyond).sum() / self.area),
-            np.log1p((self._salient & beyond).sum() / self.area),
-            np.log1p(self._edges[scene].mean()) if scene.any() else 0.0,
-            np.log1p(_nearest(_few(self._own, 60), _few(self._lab[scene], 300))) if scene.any() else 0.0,
-            float(saliency[placed].mean()),
-            float(np.log(self.area / placed.size)),
-        ]
+        nearest = _nearest(_few(self._own, 60), _few(self._lab[scene], 300)) if scene.any() else 0.0
+        self._of_picture = {
+            "skin beyond M": float((self._skin & beyond).sum() / self.area),
+            "salient beyond M": float(np.log1p((self._salient & beyond).sum() / self.area)),
+            "busy scene": float(np.log1p(self._edges[scene].mean())) if scene.any() else 0.0,
+            "M stands out": float(np.log1p(nearest)),
+            "M's saliency": float(saliency[placed].mean()),
+            "log M": float(np.log(self.area / placed.size)),
+        }
 
     def sources(self) -> Iterator[np.ndarray]:
         """Where pieces may be, (H, W) bool each."""
@@ -163,13 +170,14 @@ class _Look:
                 yield connected_to(self._placed, (out > level) | self._near) & beyond
 
     def piece(self, inside: np.ndarray, box: tuple[slice, slice], source: int) -> Piece:
-        """A piece, `inside` (h, w) bool of a box, with its FIGURES."""
+        """Return the piece of a box, `inside` (h, w) bool, with its features; `source` is the index in `sources`."""
         mask = np.zeros(self._placed.shape, bool)
         mask[box] = inside
-        share = float(inside.sum() / self.area)
-        return Piece(mask, share, np.array([float(source), *self._figures(mask, box), *self._picture], np.float64))
+        features = {"source": float(source), **self._features(mask, box), **self._of_picture}
+        return Piece(mask, float(inside.sum() / self.area), features)
 
-    def _figures(self, whole: np.ndarray, box: tuple[slice, slice]) -> list[float]:
+    def _features(self, whole: np.ndarray, box: tuple[slice, slice]) -> dict[str, float]:
+        """Return a piece's features without `source` and those of the picture; `whole` is its mask (H, W)."""
         (rows, columns), (height, width) = box, whole.shape
         margin = int(max(10, 3 * self.tolerance + 6))
         at = np.s_[
@@ -184,69 +192,73 @@ class _Look:
         rim = (outside > 0) & (outside < 2) & (away > self.tolerance)
         seam = (away > 0) & (away <= 2) & (outside <= self.tolerance + 2)
         contact = mask & (away <= self.tolerance + 1.5)
+        contacts = cv2.connectedComponents(cv2.dilate(contact.astype(np.uint8), np.ones((3, 3))))[0] - 1
         weak, usual = np.percentile(edges[rim], [30, 50]) if rim.any() else (0.0, 0.0)
-        few = _few(colours, 60)
-        unlike = _nearest(few, self._own), _nearest(few, _few(scene, 200))
+        few, near_m = _few(colours, 60), np.median(lab[beside] if beside.any() else self._own, axis=0)
+        unlike_m, unlike_scene = _nearest(few, self._own), _nearest(few, _few(scene, 200))
         thickness, reach = depth(np.pad(mask, 1)).max(), away[mask].max()
         border = rows.start == 0 or columns.start == 0 or rows.stop == height or columns.stop == width
-        where = np.arange(rows.start, rows.stop), np.arange(columns.start, columns.stop)
+        row, column = np.arange(rows.start, rows.stop), np.arange(columns.start, columns.stop)
         by_row, by_column = whole[box].sum(axis=1) / mask.sum(), whole[box].sum(axis=0) / mask.sum()
-        aside = float(by_column[(where[1] < self._left) | (where[1] > self._right)].sum())
-        return [
-            float(self._saliency[at][mask].mean()),
-            float(self._salient[at][mask].mean()),
-            float(self._colour[at][mask].mean()),
-            *(float(np.log1p(out[at][mask].mean())) for out in self._detail),
-            float(np.log(mask.sum() / self.area)),
-            float(np.log1p(np.linalg.norm(colours - behind, axis=1).mean())),
-            float(np.log1p(np.linalg.norm(middle[1:] - behind[1:]))),
-            float((middle[0] - behind[0]) / 50),
-            float(np.log1p(weak)),
-            float(np.log1p(usual)),
-            float(np.log1p(np.median(edges[seam]))) if seam.any() else 0.0,
-            float(np.log1p(np.linalg.norm(middle - np.median(lab[beside] if beside.any() else self._own, axis=0)))),
-            float(np.log1p(unlike[0])),
-            float(np.log1p(unlike[1])),
-            float(np.log((unlike[1] + 3) / (unlike[0] + 3))),
-            thickness / self._size,
-            reach / self._size,
-            float(np.log((reach / self._size + 0.02) / (thickness / self._size + 0.01))),
-            float(colours.std(axis=0).mean() / 20),
-            float(scene.std(axis=0).mean() / 20),
-            float(border),
-            float(by_row[where[0] > self._foot].sum()),
-            float(by_row[where[0] < self._top].sum()),
-            aside,
-            float(cv2.connectedComponents(cv2.dilate(contact.astype(np.uint8), np.ones((3, 3))))[0] - 1),
-            float(np.log((contact.sum() / self._size + 0.01) / np.sqrt(mask.sum() / self.area))),
-            float(self._skin[at][mask].mean()),
-            *self._dimmed(self._image[at][mask], self._image[at][around]),
-            *self._mirrored(whole),
-            *(float(np.log1p(out[at][around].mean())) for out in self._detail),
-            float(np.log((usual + 1) / (self._sharpness + 1))),
-            *_shape(np.pad(mask, 1)),
-        ]
+        # how much darker than the scene it is, by channel, in logs: a shadow is the scene times a number
+        dimmed = np.log(
+            (np.median(self._image[at][mask], axis=0) + 8) / (np.median(self._image[at][around], axis=0) + 8)
+        )
+        thin, wide = self._detail
+        return {
+            "saliency": float(self._saliency[at][mask].mean()),
+            "salient share": float(self._salient[at][mask].mean()),
+            "colour share": float(self._colour[at][mask].mean()),
+            "thin detail": float(np.log1p(thin[at][mask].mean())),
+            "wide detail": float(np.log1p(wide[at][mask].mean())),
+            "log area": float(np.log(mask.sum() / self.area)),
+            "contrast": float(np.log1p(np.linalg.norm(colours - behind, axis=1).mean())),
+            "chroma contrast": float(np.log1p(np.linalg.norm(middle[1:] - behind[1:]))),
+            "lighter": float((middle[0] - behind[0]) / 50),
+            "weak edge": float(np.log1p(weak)),
+            "edge": float(np.log1p(usual)),
+            "edge at M": float(np.log1p(np.median(edges[seam]))) if seam.any() else 0.0,
+            "unlike M beside it": float(np.log1p(np.linalg.norm(middle - near_m))),
+            "unlike M": float(np.log1p(unlike_m)),
+            "unlike the scene": float(np.log1p(unlike_scene)),
+            "nearer to M": float(np.log((unlike_scene + 3) / (unlike_m + 3))),
+            "thickness": thickness / self._size,
+            "reach": reach / self._size,
+            "slender": float(np.log((reach / self._size + 0.02) / (thickness / self._size + 0.01))),
+            "texture": float(colours.std(axis=0).mean() / 20),
+            "texture around": float(scene.std(axis=0).mean() / 20),
+            "at the border": float(border),
+            "below the foot": float(by_row[row > self._foot].sum()),
+            "above the top": float(by_row[row < self._top].sum()),
+            "aside": float(by_column[(column < self._left) | (column > self._right)].sum()),
+            "touches": float(contacts),
+            "contact": float(np.log((contact.sum() / self._size + 0.01) / np.sqrt(mask.sum() / self.area))),
+            "skin": float(self._skin[at][mask].mean()),
+            "dimmed": float(dimmed.mean()),
+            "dimmed evenly": float(dimmed.std()),
+            **self._mirrored(whole),
+            "thin detail around": float(np.log1p(thin[at][around].mean())),
+            "wide detail around": float(np.log1p(wide[at][around].mean())),
+            "sharper than M": float(np.log((usual + 1) / (self._sharpness + 1))),
+            **_shape(np.pad(mask, 1)),
+        }
 
-    @staticmethod
-    def _dimmed(inside: np.ndarray, around: np.ndarray) -> tuple[float, float]:
-        """How much darker than the scene a piece is, in logs, and how unevenly so in red, green and blue: shadows are
-        the scene times a number."""
-        ratio = np.log((np.median(inside, axis=0) + 8) / (np.median(around, axis=0) + 8))
-        return float(ratio.mean()), float(ratio.std())
+    def _mirrored(self, mask: np.ndarray) -> dict[str, float]:
+        """Compare a piece with M mirrored at its foot.
 
-    def _mirrored(self, mask: np.ndarray) -> tuple[float, float]:
-        """How well a piece follows M mirrored at its foot in lightness, -1..1, and its share that lies under that."""
+        "mirrored" is the correlation of lightness, -1..1. "under the mirror" is the share of the piece under the image.
+        """
         rows, columns = np.nonzero(mask)
         source = 2 * self._foot + 1 - rows
         under = (rows > self._foot) & (source >= 0)
         under[under] = self._placed[source[under], columns[under]]
         if under.sum() < 12:
-            return 0.0, 0.0
+            return {"mirrored": 0.0, "under the mirror": 0.0}
         own = self._lab[rows[under], columns[under], 0]
         its = self._lab[source[under], columns[under], 0]
         spread = own.std() * its.std()
         like = ((own - own.mean()) * (its - its.mean())).mean() / spread if spread > 1 else 0.0
-        return float(like), float(under.mean())
+        return {"mirrored": float(like), "under the mirror": float(under.mean())}
 
     def _around(self, outside: np.ndarray, placed: np.ndarray, anything: np.ndarray) -> np.ndarray:
         """The scene around a piece: near it, but neither M nor what else was seen."""
@@ -260,15 +272,19 @@ class _Look:
         return outside > 0
 
 
-def _shape(mask: np.ndarray) -> tuple[float, float, float]:
-    """How uneven the width of a piece is along its middle, its share of its convex hull, and how straight it is."""
+def _shape(mask: np.ndarray) -> dict[str, float]:
+    """Measure a piece's shape: variation of its width, its share of its convex hull, and its elongation."""
     inside = depth(mask)
     middle = (inside > 0) & (inside >= cv2.dilate(inside, np.ones((3, 3), np.uint8)))
     widths = inside[middle]
     points = np.argwhere(mask).astype(np.int32)
     hull = cv2.contourArea(cv2.convexHull(points)) + np.sqrt(len(points))
     spread = np.linalg.eigvalsh(np.cov(points.T.astype(np.float64)) + 0.1 * np.eye(2))
-    return float(widths.std() / widths.mean()), float(len(points) / hull), float(np.log(spread[1] / spread[0]))
+    return {
+        "uneven width": float(widths.std() / widths.mean()),
+        "solidity": float(len(points) / hull),
+        "straight": float(np.log(spread[1] / spread[0])),
+    }
 
 
 def _few(colours: np.ndarray, count: int) -> np.ndarray:
@@ -294,32 +310,37 @@ def _digest_of(file: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Judges pieces by their FIGURES."""
+    """Judges pieces by their features."""
 
     trees: Trees
 
     @classmethod
     def read(cls, file: Path = WEIGHTS) -> Evidence:
-        """Read `evidence.safetensors`. Raises IntegrityError where it is of other figures than these."""
-        return cls(Trees.read(file, FIGURES))
+        """Read `evidence.safetensors`. Raises IntegrityError if its features are not `FEATURES`."""
+        return cls(Trees.read(file, FEATURES))
 
     @classmethod
-    def fit(cls, figures: np.ndarray, product: np.ndarray) -> Evidence:
-        """Fit to the figures (M, N) of pieces of which `product` (M,) bool says what they are."""
-        return cls(Trees.fit(figures, product))
+    def fit(cls, features: Sequence[Mapping[str, float]], product: np.ndarray) -> Evidence:
+        """Fit to the features of N pieces; `product` (N,) bool says which of them are product."""
+        return cls(Trees.fit(_table(features), product))
 
     def write(self, comment: str, file: Path = WEIGHTS) -> None:
-        """Write `evidence.safetensors` with where it comes from."""
-        self.trees.write(file, FIGURES, comment)
+        """Write `evidence.safetensors` with a comment on its origin."""
+        self.trees.write(file, FEATURES, comment)
 
     def sure(self, found: Sequence[Piece]) -> np.ndarray:
-        """How sure it is, 0..1, that each piece is product, (M,)."""
-        return self.trees(np.stack([piece.figures for piece in found])) if found else np.zeros(0)
+        """Return the probability, 0..1, that each piece is product, (N,)."""
+        return self.trees(_table([piece.features for piece in found])) if found else np.zeros(0)
 
     def __call__(self, image: np.ndarray, placed: np.ndarray, seen: Mapping[str, np.ndarray]) -> np.ndarray:
-        """See `overcompletion.Judge`: each piece's sureness, the larger where pieces overlap."""
+        """Judge a picture; see `overcompletion.Judge`. Where pieces overlap, the larger probability counts."""
         sure = np.zeros(placed.shape)
         found = pieces(image, placed, seen)
-        for piece, known in zip(found, self.sure(found), strict=True):
-            np.maximum(sure, known * piece.mask, out=sure)
+        for piece, probability in zip(found, self.sure(found), strict=True):
+            np.maximum(sure, probability * piece.mask, out=sure)
         return sure
+
+
+def _table(features: Sequence[Mapping[str, float]]) -> np.ndarray:
+    """Return features as columns in the order of `FEATURES`, (N, 45) float64."""
+    return np.array([[one[name] for name in FEATURES] for one in features], np.float64)

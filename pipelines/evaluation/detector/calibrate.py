@@ -291,13 +291,13 @@ def _told(piece: np.ndarray, beyond: np.ndarray, unlike: np.ndarray, grown: np.n
 def fit(known: Sequence[Known]) -> Evidence:
     """Fit the evidence's weights to pieces of known truth."""
     rows = [
-        (piece.figures, is_product)
+        (piece.features, is_product)
         for one in known
         for piece, is_product in zip(one.pieces, one.product, strict=True)
         if is_product is not None
     ]
-    figures, product = (np.array(column) for column in zip(*rows, strict=True))
-    return Evidence.fit(figures, product)
+    features, product = zip(*rows, strict=True)
+    return Evidence.fit(features, np.array(product))
 
 
 def cross_judged(known: Sequence[Known], folds: int = FOLDS) -> list[Judged]:
