@@ -17,7 +17,7 @@ class SoftBlend:
     detail: float = 4.0
 
 
-WEB_UI = SoftBlend()
+DEFAULT_SOFT_BLEND = SoftBlend()
 """stable-diffusion-webui's own settings."""
 
 

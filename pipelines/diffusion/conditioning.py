@@ -114,7 +114,7 @@ def condition(text: Text, negative: Text | None, layout: Layout, time_ids: Tenso
     if text.pooled is None:
         return Conditioning(embeds, None)
     pooled = layout.by_half(negative.pooled if negative else None, text.pooled)
-    sizes = layout.in_both_halves(time_ids.to(pooled))
+    sizes = layout.for_both_halves(time_ids.to(pooled))
     return Conditioning(embeds, {"text_embeds": pooled, "time_ids": sizes})
 
 

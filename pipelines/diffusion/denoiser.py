@@ -13,10 +13,10 @@ from torch import Tensor
 from pipelines.diffusion import fooocus
 from pipelines.diffusion.brushnet import BrushNetModel, inject
 from pipelines.diffusion.conditioning import Conditioning
-from pipelines.diffusion.controlnets import Control, residuals
-from pipelines.diffusion.feature_cache import Added, FeatureCache
+from pipelines.diffusion.controlnets import PreparedControl, residuals
+from pipelines.diffusion.feature_cache import BranchResiduals, FeatureCache
 from pipelines.diffusion.inputs import Layout
-from pipelines.diffusion.schedule import within
+from pipelines.diffusion.schedule import step_in_range
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +51,11 @@ class Guidance:
 
     def active(self, step: int, steps: int) -> bool:
         """Whether step 0, 1, … of `steps` is guided."""
-        return self.ever and within(step, steps, self.start, self.end)
+        return self.ever and step_in_range(step, steps, self.start, self.end)
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class DenoiserInputs:
     """What the nets are told at every step besides latents and time, one entry a picture and half.
 
     Attributes:
@@ -70,12 +70,12 @@ class Told:
     unet_options: dict[str, Any]
     unet_cond: Tensor | None
     brushnet_cond: Tensor | None
-    controls: tuple[Control, ...]
+    controls: tuple[PreparedControl, ...]
 
-    def prompted(self, layout: Layout) -> Told:
+    def prompted_half(self, layout: Layout) -> DenoiserInputs:
         """Of it, what the half with the prompt is told."""
-        half = layout.prompted
-        return Told(
+        half = layout.prompted_half
+        return DenoiserInputs(
             Conditioning(half(self.conditioning.embeds), half(self.conditioning.added)),
             half(self.unet_options),
             half(self.unet_cond),
@@ -104,7 +104,7 @@ class Denoiser:
     brushnet_scale: float
     feature: Tensor | None
     layout: Layout
-    told: Told
+    inputs: DenoiserInputs
     guidance: Guidance
     cache: FeatureCache | None = None
 
@@ -114,42 +114,46 @@ class Denoiser:
         latents (pictures, 4, h, w), scaled as the scheduler wants them; the prediction has their shape.
         """
         guided = self.guidance.active(step, steps)
-        told = self.told if guided else self.told.prompted(self.layout)
+        inputs = self.inputs if guided else self.inputs.prompted_half(self.layout)
         sample = latents.repeat(2, 1, 1, 1) if guided else latents
-        state = (guided, *(control.active(step, steps) for control in told.controls))
+        state = (guided, *(control.active(step, steps) for control in inputs.controls))
         with ExitStack() as stack:
             if self.cache is not None and self.cache.recalls(state):
                 unet, added = self.cache.recall()
             else:
-                unet, added = self.unet, self._added(told, latents, sample, t, step, steps)
+                unet, added = self.unet, self._run_branches(inputs, latents, sample, t, step, steps)
                 if self.cache is not None:
                     stack.enter_context(self.cache.remember(state, added))
-            prediction = self._run(unet, added, told, sample, t)
+            prediction = self._run_unet(unet, added, inputs, sample, t)
         if not guided:
             return prediction
         without, with_text = prediction.chunk(2)
         return without + self.guidance.scale * (with_text - without)
 
-    def _added(self, told: Told, latents: Tensor, sample: Tensor, t: Tensor, step: int, steps: int) -> Added:
+    def _run_branches(
+        self, inputs: DenoiserInputs, latents: Tensor, sample: Tensor, t: Tensor, step: int, steps: int
+    ) -> BranchResiduals:
         """Run the branches."""
-        from_controls = residuals(told.controls, step, steps, sample, t, told.conditioning)
+        from_controls = residuals(inputs.controls, step, steps, sample, t, inputs.conditioning)
         if self.brushnet is None:
-            return Added(None, from_controls)
+            return BranchResiduals(None, from_controls)
         # without text both halves would get the same from BrushNet: it runs once, and `inject` repeats
         injections = self.brushnet(
             sample if self.brushnet.sees_text else latents,
-            t, None, told.brushnet_cond, self.brushnet_scale, added_cond_kwargs=told.conditioning.added,
+            t, None, inputs.brushnet_cond, self.brushnet_scale, added_cond_kwargs=inputs.conditioning.added,
         )  # fmt: skip
-        return Added(injections, from_controls)
+        return BranchResiduals(injections, from_controls)
 
-    def _run(self, unet: UNet2DConditionModel, added: Added, told: Told, sample: Tensor, t: Tensor) -> Tensor:
+    def _run_unet(
+        self, unet: UNet2DConditionModel, added: BranchResiduals, inputs: DenoiserInputs, sample: Tensor, t: Tensor
+    ) -> Tensor:
         with ExitStack() as additions:
             if added.injections is not None:
                 additions.enter_context(inject(unet, *added.injections))
             if self.feature is not None:
                 additions.enter_context(fooocus.add_feature(unet, self.feature))
-            seen = sample if told.unet_cond is None else torch.cat([sample, told.unet_cond], dim=1)
+            seen = sample if inputs.unet_cond is None else torch.cat([sample, inputs.unet_cond], dim=1)
             prediction: Tensor = unet(
-                seen, t, told.conditioning.embeds, return_dict=False, **told.unet_options, **added.controls
+                seen, t, inputs.conditioning.embeds, return_dict=False, **inputs.unet_options, **added.controls
             )[0]
         return prediction

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True, slots=True)
-class Added:
+class BranchResiduals:
     """What the branches add to a UNet in a step.
 
     Attributes:
@@ -31,7 +31,7 @@ class Added:
     injections: tuple[Sequence[Tensor], Tensor, Sequence[Tensor]] | None = None
     controls: dict[str, Any] = field(default_factory=dict)
 
-    def to_the_shallowest(self, unet: UNet2DConditionModel) -> Added:
+    def for_shallow_step(self, unet: UNet2DConditionModel) -> BranchResiduals:
         """Of it, what a UNet's first down block and last up block are given: nothing is added to what is recalled."""
         first, last = _outermost(unet)
         down_count, up_count = 1 + len(first.resnets), len(last.resnets)
@@ -44,7 +44,7 @@ class Added:
                 "down_block_additional_residuals": controls["down_block_additional_residuals"][:down_count],
                 "mid_block_additional_residual": _nothing(controls["mid_block_additional_residual"]),
             }
-        return Added(injections, controls)
+        return BranchResiduals(injections, controls)
 
 
 class FeatureCache:
@@ -66,7 +66,7 @@ class FeatureCache:
         if interval < 1:
             raise ValueError(f"cache_interval is a number of steps, 1 or more, got {interval}.")
         self.unet, self.interval = unet, interval
-        self.added = Added()
+        self.added = BranchResiduals()
         self._deep = _Recalled()
         self._state: tuple[bool, ...] = ()
         self._steps_left = 0
@@ -85,13 +85,13 @@ class FeatureCache:
         """
         return self._steps_left > 0 and state == self._state
 
-    def recall(self) -> tuple[UNet2DConditionModel, Added]:
+    def recall(self) -> tuple[UNet2DConditionModel, BranchResiduals]:
         """The UNet of a shallow step, and what is added to it."""
         self._steps_left -= 1
         return self.shallow, self.added
 
     @contextmanager
-    def remember(self, state: tuple[bool, ...], added: Added) -> Iterator[None]:
+    def remember(self, state: tuple[bool, ...], added: BranchResiduals) -> Iterator[None]:
         """Keep the deep features of the whole step that is made in the `with` block."""
 
         def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -102,7 +102,7 @@ class FeatureCache:
             yield
         finally:
             hook.remove()
-        self.added = added.to_the_shallowest(self.unet)
+        self.added = added.for_shallow_step(self.unet)
         self._state, self._steps_left = state, self.interval - 1
 
 

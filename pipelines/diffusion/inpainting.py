@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from pipelines.diffusion import fooocus, loras, schedule
-from pipelines.diffusion.blends import WEB_UI, SoftBlend, blend_prediction, hard_blend
+from pipelines.diffusion.blends import DEFAULT_SOFT_BLEND, SoftBlend, blend_prediction, hard_blend
 from pipelines.diffusion.branches import load_branch, load_branch_net
 from pipelines.diffusion.brushnet import BrushNetModel
 from pipelines.diffusion.conditioning import (
@@ -36,8 +36,8 @@ from pipelines.diffusion.conditioning import (
     condition,
     encode_texts,
 )
-from pipelines.diffusion.controlnets import inpaint_control, prepare_controls
-from pipelines.diffusion.denoiser import Denoiser, Guidance, Told
+from pipelines.diffusion.controlnets import control_inputs, inpaint_control, prepare_controls
+from pipelines.diffusion.denoiser import Denoiser, DenoiserInputs, Guidance
 from pipelines.diffusion.feature_cache import FeatureCache
 from pipelines.diffusion.inputs import (
     Images,
@@ -45,9 +45,9 @@ from pipelines.diffusion.inputs import (
     Masks,
     as_masks,
     as_pixels,
-    generator_a_picture,
+    generator_per_image,
     image_list,
-    text_a_shot,
+    prompt_per_shot,
 )
 from pipelines.diffusion.ip_adapter import IPAdapter
 from pipelines.diffusion.latents import decode, encode
@@ -227,7 +227,7 @@ class InpaintingPipeline:
         return self
 
     @contextmanager
-    def _working(self, module: Any) -> Iterator[None]:
+    def _on_device(self, module: Any) -> Iterator[None]:
         """Have an offloaded module on the device for as long as it works."""
         module.to(self.device)
         try:
@@ -296,7 +296,7 @@ class InpaintingPipeline:
         ip_adapter_image: Images = (),
         ip_adapter_mask: Masks | None = None,
         ip_adapter_scale: float = 1.0,
-        soft: SoftBlend = WEB_UI,
+        soft: SoftBlend = DEFAULT_SOFT_BLEND,
         guidance_start: float = 0.0,
         guidance_end: float = 1.0,
         cache_interval: int = 1,
@@ -338,7 +338,7 @@ class InpaintingPipeline:
             guidance_end: Share of the steps up to which it is.
             cache_interval: Every how many steps the whole UNet and the branches run. In the steps between, only the
                 UNet's first and last block do, and recall the rest; see `pipelines.diffusion.feature_cache`.
-            callback: Told (steps done, steps in all) after each step.
+            callback: DenoiserInputs (steps done, steps in all) after each step.
 
         Raises:
             ValueError: numbers or sizes that do not fit together, or an image for an IP-Adapter that is not there.
@@ -360,9 +360,9 @@ class InpaintingPipeline:
             raise ValueError(f"strength is a share, 0 < strength <= 1, got {strength}.")
         pixels = as_pixels(images, size).to(self.device, self.vae.dtype)
         mask = as_masks(product_mask, shots, size).to(self.device)
-        prompts = text_a_shot(prompt, shots, "prompt")
-        negatives = text_a_shot(negative_prompt, shots, "negative_prompt")
-        generators = generator_a_picture(generator, shots, num_images)
+        prompts = prompt_per_shot(prompt, shots, "prompt")
+        negatives = prompt_per_shot(negative_prompt, shots, "negative_prompt")
+        generators = generator_per_image(generator, shots, num_images)
         latent_size = (size[0] // self.vae_factor, size[1] // self.vae_factor)
         guidance = Guidance(guidance_scale, guidance_start, guidance_end)
         layout = Layout(shots, num_images, halves=2 if guidance.ever else 1)
@@ -371,7 +371,7 @@ class InpaintingPipeline:
         text = self._encode_text(prompts)
         negative = self._encode_text(negatives, empty_is_zero=True) if guidance.ever else None
         conditioning = condition(text, negative, layout, sizes.time_ids(size))
-        unet_options = self._show(
+        unet_options = self._unet_options(
             conditioning, image_list(ip_adapter_image), ip_adapter_mask, ip_adapter_scale, layout, size
         )
 
@@ -383,12 +383,12 @@ class InpaintingPipeline:
         noise = self._noise(generators or [None] * (shots * num_images), latent_size)
         original = torch.empty(0)
         if self.method.blend is not None or strength < 1:
-            original = layout.a_picture(self._encode_image(pixels))
+            original = layout.per_image(self._encode_image(pixels))
         if strength == 1:
             latents = noise * self.scheduler.init_noise_sigma
         else:
             latents = self.scheduler.add_noise(original, noise, timesteps[:1])
-        blend_mask = layout.a_picture(F.adaptive_avg_pool2d(mask, latent_size)).to(latents.dtype)
+        blend_mask = layout.per_image(F.adaptive_avg_pool2d(mask, latent_size)).to(latents.dtype)
 
         # 5. The branch's or the UNet's view of the masked image
         brushnet = self.brushnet if brushnet_scale != 0 else None
@@ -396,30 +396,31 @@ class InpaintingPipeline:
         if brushnet is not None:
             seen = self._encode_image(masked_image(pixels, mask))
             kept = latent_mask(mask, latent_size, brushnet_mask).to(seen.dtype)
-            lay_out = layout.in_both_halves if brushnet.sees_text else layout.a_picture
+            lay_out = layout.for_both_halves if brushnet.sees_text else layout.per_image
             brushnet_cond = lay_out(torch.cat([seen, kept], dim=1))
         if self.method.unet_channels == 9:
             # these UNets were trained on 1 = to be painted, and on grey there
             seen = self._encode_image(masked_image(pixels, mask, fill=0.0))
             painted = 1 - latent_mask(mask, latent_size, "nearest").to(seen.dtype)
-            unet_cond = layout.in_both_halves(torch.cat([painted, seen], dim=1))
+            unet_cond = layout.for_both_halves(torch.cat([painted, seen], dim=1))
         if self.inpaint_head is not None:
             seen = self._encode_image(masked_image(pixels, mask, fill=0.0))
-            feature = layout.a_picture(self.inpaint_head(fooocus.kept_mask(mask, latent_size), seen))
+            feature = layout.per_image(self.inpaint_head(fooocus.kept_mask(mask, latent_size), seen))
 
         # 6. ControlNets: masked, their images embedded once
-        controls = prepare_controls(
-            self.controlnets, self.control_kinds, control_images, control_masks, control_scales, control_starts,
-            control_ends, mask if mask_guidance else None, layout, size, mask_resize,
+        inputs = control_inputs(
+            len(self.controlnets), control_images, mask if mask_guidance else None,
+            masks=control_masks, scales=control_scales, starts=control_starts, ends=control_ends,
         )  # fmt: skip
+        controls = prepare_controls(self.controlnets, self.control_kinds, inputs, layout, size, mask_resize)
         if self.inpaint_controlnet is not None:
             seen = masked_image((pixels + 1) / 2, mask)
             controls.append(inpaint_control(self.inpaint_controlnet, seen, controlnet_inpaint_scale, layout))
 
         # 7. Denoise
-        told = Told(conditioning, unet_options, unet_cond, brushnet_cond, tuple(controls))
+        denoiser_inputs = DenoiserInputs(conditioning, unet_options, unet_cond, brushnet_cond, tuple(controls))
         cache = FeatureCache(self.unet, cache_interval) if cache_interval != 1 else None
-        denoiser = Denoiser(self.unet, brushnet, brushnet_scale, feature, layout, told, guidance, cache)
+        denoiser = Denoiser(self.unet, brushnet, brushnet_scale, feature, layout, denoiser_inputs, guidance, cache)
         for step, t in enumerate(timesteps):
             model_input = self.scheduler.scale_model_input(latents, t)
             prediction = denoiser.predict(model_input, t, step, len(timesteps))
@@ -437,16 +438,16 @@ class InpaintingPipeline:
                 callback(step + 1, len(timesteps))
 
         # 8. Decode
-        with self._working(self.vae):
+        with self._on_device(self.vae):
             return InpaintingOutput(decode(self.vae, latents), latents)
 
     def _encode_text(self, texts: Sequence[str], empty_is_zero: bool = False) -> Text:
         encoders = [Encoder(self.text_encoder, self.tokenizer)]
         if self.text_encoder_2 is not None and self.tokenizer_2 is not None:
             encoders.append(Encoder(self.text_encoder_2, self.tokenizer_2))
-        return encode_texts(texts, encoders, self.device, self.unet.dtype, self._working, empty_is_zero)
+        return encode_texts(texts, encoders, self.device, self.unet.dtype, self._on_device, empty_is_zero)
 
-    def _show(
+    def _unet_options(
         self,
         conditioning: Conditioning,
         images: Sequence[Image.Image],
@@ -462,13 +463,13 @@ class InpaintingPipeline:
             return {"added_cond_kwargs": conditioning.added}
         latent_size = (size[0] // self.vae_factor, size[1] // self.vae_factor)
         heard = None if masks is None else as_masks(masks, layout.shots, size).to(self.device)
-        with self._working(self.ip_adapter.image_encoder):
+        with self._on_device(self.ip_adapter.image_encoder):
             shown = self.ip_adapter.prompt(images, heard, scale, layout, latent_size)
         added = {**(conditioning.added or {}), "image_embeds": shown.embeds}
         return {"added_cond_kwargs": added, "cross_attention_kwargs": shown.attention}
 
     def _encode_image(self, pixels: Tensor) -> Tensor:
-        with self._working(self.vae):
+        with self._on_device(self.vae):
             return encode(self.vae, pixels).to(self.unet.dtype)
 
     def _noise(self, generators: Sequence[torch.Generator | None], size: tuple[int, int]) -> Tensor:

@@ -27,20 +27,20 @@ class Layout:
     pictures: int
     halves: int
 
-    def a_picture(self, values: Tensor) -> Tensor:
+    def per_image(self, values: Tensor) -> Tensor:
         """(1 or shots, ...) to one entry a picture."""
         return values.expand(self.shots, *values.shape[1:]).repeat_interleave(self.pictures, 0)
 
-    def in_both_halves(self, values: Tensor) -> Tensor:
+    def for_both_halves(self, values: Tensor) -> Tensor:
         """(1 or shots, ...) to one entry a picture and half, as the UNet gets them."""
-        return torch.cat([self.a_picture(values)] * self.halves)
+        return torch.cat([self.per_image(values)] * self.halves)
 
     def by_half(self, without: Tensor | None, with_it: Tensor) -> Tensor:
         """Two of (1 or shots, ...) to one entry a picture and half; where nothing is guided `without` is not read."""
         halves = [with_it] if without is None or self.halves == 1 else [without, with_it]
-        return torch.cat([self.a_picture(half) for half in halves])
+        return torch.cat([self.per_image(half) for half in halves])
 
-    def prompted(self, values: Any) -> Any:
+    def prompted_half(self, values: Any) -> Any:
         """Of tensors with one entry a picture and half, or lists and dicts of such: what the half with the prompt gets.
 
         What has one entry a picture stays as it is.
@@ -48,8 +48,8 @@ class Layout:
         if isinstance(values, Tensor):
             return values[-self.shots * self.pictures :]
         if isinstance(values, dict):
-            return {name: self.prompted(value) for name, value in values.items()}
-        return values if values is None else [self.prompted(value) for value in values]
+            return {name: self.prompted_half(value) for name, value in values.items()}
+        return values if values is None else [self.prompted_half(value) for value in values]
 
 
 def image_list(images: Images) -> list[Image.Image]:
@@ -93,7 +93,7 @@ def as_masks(masks: Masks, shots: int, size: tuple[int, int]) -> Tensor:
     return stacked.expand(shots, -1, -1, -1)
 
 
-def text_a_shot(texts: str | Sequence[str], shots: int, name: str) -> list[str]:
+def prompt_per_shot(texts: str | Sequence[str], shots: int, name: str) -> list[str]:
     """One text for all shots, or one a shot, as a list. Raises ValueError at another number of them."""
     listed = [texts] * shots if isinstance(texts, str) else list(texts)
     if len(listed) != shots:
@@ -101,7 +101,7 @@ def text_a_shot(texts: str | Sequence[str], shots: int, name: str) -> list[str]:
     return listed
 
 
-def generator_a_picture(
+def generator_per_image(
     generators: torch.Generator | Sequence[torch.Generator] | None, shots: int, pictures: int
 ) -> list[torch.Generator] | None:
     """Each shot's generator, once a picture. Raises ValueError where shots would share one, or it is not on the CPU."""

@@ -119,7 +119,7 @@ class IPAdapter:
         """
         self._set_scale(scale if images else 0.0)
         if not images:
-            return ImagePrompt([layout.in_both_halves(self._nothing())], None)
+            return ImagePrompt([layout.for_both_halves(self._nothing())], None)
         if len(images) not in (1, layout.shots):
             raise ValueError(f"{layout.shots} shots need one ip_adapter_image or {layout.shots}, got {len(images)}.")
         embeds = layout.by_half(*self._encode(images))
@@ -128,7 +128,7 @@ class IPAdapter:
         self._check_size(latent_size)
         # a binary mask a picture and half; diffusers' downsampling takes them as they come
         binary = self._masks.preprocess(masks.clone())
-        return ImagePrompt([embeds], {"ip_adapter_masks": [layout.in_both_halves(binary.to(embeds))]})
+        return ImagePrompt([embeds], {"ip_adapter_masks": [layout.for_both_halves(binary.to(embeds))]})
 
     def remove(self) -> None:
         """Take the adapter out: the UNet is the one that it was before."""

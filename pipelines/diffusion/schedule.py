@@ -40,7 +40,7 @@ def start(scheduler: Any, steps: int, strength: float, device: torch.device) -> 
     return timesteps
 
 
-def within(step: int, steps: int, start: float, end: float) -> bool:
+def step_in_range(step: int, steps: int, start: float, end: float) -> bool:
     """Whether all of step 0, 1, … of `steps` lies between two shares of them."""
     return step / steps >= start and (step + 1) / steps <= end
 

@@ -25,13 +25,13 @@ from transformers.utils import logging as transformers_logging
 from pipelines.errors import IntegrityError
 from pipelines.models.profile import ModelPart, Profile
 from pipelines.models.weights import (
-    header,
+    check_nothing_missing,
     load_transformer,
-    nothing_missing,
     quiet,
     read_weights,
     reading,
-    which_files,
+    tensor_shapes,
+    weight_file_options,
 )
 
 UNET = "model.diffusion_model."
@@ -126,7 +126,7 @@ def check_lora(path: Path, unet: Any) -> None:
     wanted = unet.config.cross_attention_dim
     widths = set()
     down = ("lora_down.weight", "lora_A.weight", "lora.down.weight", "lora_A.default.weight")
-    for name, shape in header(path).items():
+    for name, shape in tensor_shapes(path).items():
         if name.endswith(down):
             widths.add(shape[1] if "attn2" in name and ("to_k" in name or "to_v" in name) else 0)
     if not widths:
@@ -169,7 +169,7 @@ def _base_from_file(part: ModelPart, clip: Path) -> Base:
 
 def _check_single_file(path: Path, unet: Mapping[str, Any], expected: str) -> int:
     """Compare a single file's UNet with the configuration; return its input channels, 4 or, for inpainting, 9."""
-    shapes = header(path)
+    shapes = tensor_shapes(path)
     first = shapes.get(f"{UNET}input_blocks.0.0.weight")
     texts = {shape[1] for name, shape in shapes.items() if name.startswith(UNET) and name.endswith("attn2.to_k.weight")}
     if first is None or not texts:
@@ -235,9 +235,9 @@ def _from_folder(model_class: Any, folder: Path, expected: str, weights: Collect
             torch_dtype=torch.float32,
             local_files_only=True,
             output_loading_info=True,
-            **which_files(weights, folder),
+            **weight_file_options(weights, folder),
         )
-        nothing_missing(info)
+        check_nothing_missing(info)
     return model.eval()
 
 

@@ -20,8 +20,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from pipelines.errors import IntegrityError, UsageError
-from pipelines.models.files import LEGACY_SUFFIXES, check_whole
-from pipelines.models.weights import header, reading
+from pipelines.models.files import LEGACY_SUFFIXES, check_file_complete
+from pipelines.models.weights import reading, tensor_shapes
 
 FIRST = ("model.diffusion_model.input_blocks.0.0.weight", "conv_in.weight")
 """The convolution that reads the channels: in a single-file checkpoint, and in diffusers' file of a UNet."""
@@ -123,7 +123,7 @@ def merge_inpainting(
 
 def how_to_use(merged: Path, sha256: str) -> str:
     """What to do with a merged file, for the person who made it: the entry of a profile where it is a whole model."""
-    tensors = header(merged)
+    tensors = tensor_shapes(merged)
     if FIRST[1] in tensors:
         return (
             "a UNet alone: to use it, copy the inpainting model's diffusers folder into the models directory, put this "
@@ -141,7 +141,7 @@ def how_to_use(merged: Path, sha256: str) -> str:
 def _open(path: Path, trust: bool, stack: ExitStack) -> _Source:
     if not path.is_file():
         raise UsageError(f"{path}: not there")
-    check_whole(path)
+    check_file_complete(path)
     if path.suffix not in LEGACY_SUFFIXES:
         with reading(path, "safetensors"):
             return stack.enter_context(safe_open(path, framework="pt"))
@@ -173,7 +173,7 @@ def _write(
     first: str,
     progress: Callable[[int, int], None],
 ) -> None:
-    """Write safetensors without ever holding all of them: the header needs shapes only, which are the base's."""
+    """Write safetensors without ever holding all of them: the tensor_shapes needs shapes only, which are the base's."""
     head: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name in names:

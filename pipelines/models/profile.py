@@ -25,7 +25,7 @@ import yaml
 
 from pipelines.contracts import ModelRef
 from pipelines.errors import IntegrityError, PackshotError, UsageError
-from pipelines.models.files import LEGACY_SUFFIXES, WEIGHT_SUFFIXES, check_whole, sha256_of
+from pipelines.models.files import LEGACY_SUFFIXES, WEIGHT_SUFFIXES, check_file_complete, sha256_of
 from pipelines.models.hub import from_hub
 from pipelines.settings import get_settings
 
@@ -143,7 +143,7 @@ class ModelPart:
         """
         part = self.located(download)
         for file in part.weights:
-            check_whole(file)
+            check_file_complete(file)
         actual = part.digest()
         names = ", ".join(str(file) for file in part.weights)
         if part.pinned and actual != part.ref.sha256:
@@ -317,7 +317,7 @@ def lock(profile: Profile) -> list[str]:
         except UsageError:
             continue
         for weights in files:
-            check_whole(weights)
+            check_file_complete(weights)
         actual[part.name] = part.digest()
 
     lines, current = [], ""

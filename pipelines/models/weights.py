@@ -57,7 +57,7 @@ def _torch_tensors(path: Path, device: str) -> dict[str, Tensor]:
     return dict(stored)
 
 
-def header(path: Path) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the tensors of a safetensors file, none of which is read, or of a legacy torch file.
 
     Raises IntegrityError naming the file.
@@ -74,7 +74,7 @@ _WITHIN = {"clip_text_model": ("clip",)}
 """Folders of a whole model that a part of it may be read from."""
 
 
-def which_files(weights: Collection[Path], folder: Path) -> dict[str, Any]:
+def weight_file_options(weights: Collection[Path], folder: Path) -> dict[str, Any]:
     """Return the `from_pretrained` arguments that make a library read only `weights` (see `ModelPart.weights`)."""
     names = [file for file in weights if file.parent == folder]
     if not names:
@@ -103,13 +103,13 @@ def load_transformer(model_class: Any, folder: Path, expected: str, weights: Col
             local_files_only=True,
             dtype=torch.float32,
             output_loading_info=True,
-            **({"use_safetensors": True} if weights is None else which_files(weights, folder)),
+            **({"use_safetensors": True} if weights is None else weight_file_options(weights, folder)),
         )
-        nothing_missing(info)
+        check_nothing_missing(info)
     return model.eval()
 
 
-def nothing_missing(info: Mapping[str, Any]) -> None:
+def check_nothing_missing(info: Mapping[str, Any]) -> None:
     """Raise ValueError where weights that the class needs were not in the file, or had other shapes."""
     for kind in ("mismatched_keys", "missing_keys"):
         if keys := sorted(str(key) for key in info.get(kind) or ()):

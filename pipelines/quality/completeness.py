@@ -28,7 +28,7 @@ OWN_POINTS, MISSING_PIECES = 3, 3
 
 
 @dataclass(frozen=True, slots=True)
-class Wholeness:
+class Completeness:
     """A cutout that was asked about.
 
     Attributes:
@@ -44,9 +44,9 @@ class Wholeness:
     mended: bool
 
 
-def check_whole(
+def check_completeness(
     image: np.ndarray, mask: np.ndarray, detector: OvercompletionDetector, tau: float, hqsam: HQSamSegmenter | None
-) -> Wholeness:
+) -> Completeness:
     """Ask of a photo whether its product goes on beyond its cutout, and mend the cutout where HQ-SAM can.
 
     Args:
@@ -56,7 +56,7 @@ def check_whole(
         tau: E+ up to which nothing is missing.
         hqsam: Is asked again; None: only the question is asked.
     """
-    first = _asked(image, mask, detector)
+    first = _ask(image, mask, detector)
     if first.e_plus <= tau or hqsam is None:
         return first
     cutout, missing = mask > 0.5, first.where > SURE
@@ -66,13 +66,13 @@ def check_whole(
     if stability(answer) < STABLE or kept < KEPT * cutout.sum() or added > MAX_ADDED * missing.sum():
         return first
     both = np.maximum(mask, second)  # a mend adds; what the first answer held stays
-    asked = _asked(image, both, detector)
-    return Wholeness(both, asked.e_plus, asked.where, mended=True) if asked.e_plus <= tau else first
+    asked = _ask(image, both, detector)
+    return Completeness(both, asked.e_plus, asked.where, mended=True) if asked.e_plus <= tau else first
 
 
-def _asked(image: np.ndarray, mask: np.ndarray, detector: OvercompletionDetector) -> Wholeness:
+def _ask(image: np.ndarray, mask: np.ndarray, detector: OvercompletionDetector) -> Completeness:
     found = detector.measure(image, np.rint(np.clip(mask, 0, 1) * 255).astype(np.uint8))
-    return Wholeness(mask, found.e_plus, found.heat, mended=False)
+    return Completeness(mask, found.e_plus, found.heat, mended=False)
 
 
 def _prompt(cutout: np.ndarray, missing: np.ndarray) -> Prompt:

@@ -17,13 +17,13 @@ FAINT = 5.0
 """Distance in 8-bit Lab that noise and grain reach."""
 
 
-def standing_out(image: np.ndarray, hidden: np.ndarray) -> list[np.ndarray]:
+def local_contrast(image: np.ndarray, hidden: np.ndarray) -> list[np.ndarray]:
     """How far each pixel stands out, for each of WINDOWS: (H, W) float32, from about 1 on it is no grain.
 
     image: (H, W, 3) uint8 RGB; hidden: (H, W) bool, M and its unsure edge.
     """
     lab = cv2.cvtColor(image, cv2.COLOR_RGB2LAB)
-    filled = filled_in(lab, hidden)
+    filled = fill_hidden(lab, hidden)
     open_scene = 1 - hidden.astype(np.float32)
     found = []
     for window in WINDOWS:
@@ -35,7 +35,7 @@ def standing_out(image: np.ndarray, hidden: np.ndarray) -> list[np.ndarray]:
     return found
 
 
-def filled_in(colours: np.ndarray, hidden: np.ndarray) -> np.ndarray:
+def fill_hidden(colours: np.ndarray, hidden: np.ndarray) -> np.ndarray:
     """(H, W, 3) uint8 with what is hidden filled with the mean of what is seen around it, the nearest there is."""
     seen = 1 - hidden.astype(np.float32)
     known = colours.astype(np.float32) * seen[..., None]

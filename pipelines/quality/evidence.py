@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 
 from pipelines.contracts import ModelRef, sha256_hex
-from pipelines.quality.detail import standing_out
+from pipelines.quality.detail import local_contrast
 from pipelines.quality.trees import Trees
 from pipelines.vision.people import find_skin
 
@@ -39,7 +39,7 @@ SAME = 0.85
 """Two pieces are the same where they overlap by this IoU."""
 
 LEVELS = ((0.7, 1.0, 1.6), (1.0, 1.5, 2.2))
-"""How far what is thin, and what is wide, must stand out to be a piece (`detail.standing_out`): at several levels, for
+"""How far what is thin, and what is wide, must stand out to be a piece (`detail.local_contrast`): at several levels, for
 what is one piece with the scene at one is a piece of its own at the next."""
 
 FEATURES = (
@@ -134,7 +134,7 @@ class _Look:
         self.area, self.tolerance, self.away = float(placed.sum()), tolerance_of(placed), depth(~placed)
         self._size = float(np.sqrt(self.area))
         self._near = self.away <= self.tolerance
-        self._detail = standing_out(image, self._near)
+        self._detail = local_contrast(image, self._near)
         self._salient = saliency > 0.5
         self._anything = connected_to(placed, self._salient | colour)
         self._skin = find_skin(image)

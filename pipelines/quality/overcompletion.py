@@ -78,7 +78,7 @@ class Overcompletion:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class JudgeInput:
     """What a judge is shown: `image` (H, W, 3) uint8 RGB, `placed` M, (H, W) bool, and what each finder has `seen`."""
 
     image: np.ndarray
@@ -210,14 +210,14 @@ class OvercompletionDetector:
         Raises:
             ValueError: sizes that do not fit, or a matte without a product.
         """
-        (look,) = self.looks(image, [matte])
+        (look,) = self.judge_inputs(image, [matte])
         return self._measure(look, image.shape[:2], doubtful)
 
     def measure_all(self, image: np.ndarray, mattes: Sequence[np.ndarray]) -> list[Overcompletion]:
         """Measure one picture against several mattes, as `measure` does, and quicker than one by one."""
-        return [self._measure(look, image.shape[:2], None) for look in self.looks(image, mattes)]
+        return [self._measure(look, image.shape[:2], None) for look in self.judge_inputs(image, mattes)]
 
-    def looks(self, image: np.ndarray, mattes: Sequence[np.ndarray]) -> Iterator[Look]:
+    def judge_inputs(self, image: np.ndarray, mattes: Sequence[np.ndarray]) -> Iterator[JudgeInput]:
         """What the judge is shown of a picture with each of several mattes; see `measure`."""
         scale = min(1.0, SIDE / max(image.shape[:2]))
         size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
@@ -231,10 +231,12 @@ class OvercompletionDetector:
             placed = share > 255 * PLACED
             if not placed.any():  # thinner than a pixel of the reduced picture: where there is most of it
                 placed = share > share.max() / 2
-            yield Look(small, placed, {finder.name: finder.find(small, placed) for finder in self._finders})
+            yield JudgeInput(small, placed, {finder.name: finder.find(small, placed) for finder in self._finders})
 
-    def _measure(self, look: Look, shape: tuple[int, int], doubtful: Callable[[float], bool] | None) -> Overcompletion:
-        image, placed, seen = look.image, look.placed, look.seen
+    def _measure(
+        self, given: JudgeInput, shape: tuple[int, int], doubtful: Callable[[float], bool] | None
+    ) -> Overcompletion:
+        image, placed, seen = given.image, given.placed, given.seen
         sure = self._judge(image, placed, seen)
         grown = {name: extension(one > 0.5, placed) for name, one in seen.items()}
         area = placed.sum()

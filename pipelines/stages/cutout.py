@@ -20,12 +20,12 @@ from PIL import Image
 from pipelines.contracts import Job, Made, Output, Shot, Step, Verdict
 from pipelines.errors import Rejected, UsageError
 from pipelines.models.profile import Profile
-from pipelines.quality.completeness import check_whole
+from pipelines.quality.completeness import check_completeness
 from pipelines.quality.evidence import Evidence, weights_ref
 from pipelines.quality.heat import heat_picture
 from pipelines.quality.overcompletion import SURE, ColourFinder, OvercompletionDetector, SalientFinder
 from pipelines.scenes import Checks
-from pipelines.vision.central_crops import Views, look
+from pipelines.vision.central_crops import SaliencyMaps, saliency_maps
 from pipelines.vision.matting import decontaminate, refine_matte
 from pipelines.vision.people import find_skin, garment_part, garment_prompt, is_worn
 from pipelines.vision.photos import Photo, png_bytes, read_photo
@@ -38,7 +38,7 @@ from pipelines.vision.segmenters import (
     main_pieces,
     stability,
 )
-from pipelines.vision.studio import cut_studio, find_studio, strewn
+from pipelines.vision.studio import clutter, cut_studio, find_studio
 from pipelines.vision.surfaces import is_sheet, lying_on, printed_on
 from pipelines.workflow import Recipe, Stage, Work
 
@@ -51,7 +51,7 @@ MAX_AREA = 0.93
 """Shares of the picture below which there is no product, and above which there is nothing around it."""
 
 MIN_AGREEMENT = 0.5
-MAX_STREWN = 0.005
+MAX_CLUTTER = 0.005
 """Of a photo on paper this share around the product may be no paper; more, and it is a scene with a plain border.
 
 Thirteen photos on paper have up to 0.0005, six of seven composites over scenes with such borders 0.009 to 0.34; the
@@ -101,7 +101,7 @@ class CutoutResult:
         path: how it was found: `alpha`, `studio` or `hqsam`.
         box: left, top, right, bottom of the product in pixels.
         score: IoU of the first mask and the salient-object net's, an independent opinion; 1 where they are the same.
-        held: why a person should look at it, "" where nobody needs to.
+        held: why a person should saliency_maps at it, "" where nobody needs to.
         beyond: E+ of the photo with this cutout: how much of the product seems to be missing, in products; NaN where
             nobody asked.
         where: `(h, w)` float32, 0..1: where; None where nobody asked.
@@ -157,7 +157,7 @@ def cutout(
         return _finish(photo, _soft(photo, found.mask), found.path, found.agreement, found.held)
     # what is held waits for a person anyway; of what is worn, a second answer would take in what else they wear
     hqsam = None if found.held or found.worn else models.hqsam
-    asked = check_whole(image, found.mask, models.detector, tau, hqsam)
+    asked = check_completeness(image, found.mask, models.detector, tau, hqsam)
     path = "hqsam" if asked.mended else found.path
     result = _finish(photo, _soft(photo, asked.mask), path, found.agreement, found.held)
     return replace(result, beyond=asked.e_plus, where=asked.where, mended=asked.mended)
@@ -176,16 +176,16 @@ def _find(image: np.ndarray, models: CutoutModels, path: str, garment: str) -> _
     if figure is not None and is_worn(figure, skin, garment):
         mask, held = _worn(image, figure, skin, models.hqsam, garment)
         return _Found(mask, "hqsam", _iou(mask > 0.5, salient), held, worn=True)
-    on_paper = studio is not None and figure is not None and strewn(image, studio, figure) <= MAX_STREWN
+    on_paper = studio is not None and figure is not None and clutter(image, studio, figure) <= MAX_CLUTTER
     if path == "auto" and figure is not None and on_paper:
         return _Found(figure.astype(np.float32), "studio", _iou(figure, salient))
 
     # on paper there is nothing to take for the product but the product, and a crop would only cut it
-    views = Views(saliency, (), saliency) if on_paper else look(image, models.salient, saliency)
-    mask = _likeliest(image, views, models.hqsam)
+    maps = SaliencyMaps(saliency, (), saliency) if on_paper else saliency_maps(image, models.salient, saliency)
+    mask = _likeliest(image, maps, models.hqsam)
     if is_sheet(mask > 0.5):
         mask = lying_on(image, mask, models.hqsam)
-    agreement = max(_iou(mask > 0.5, salient), _iou(mask > 0.5, main_pieces(views.mean > 0.5)))
+    agreement = max(_iou(mask > 0.5, salient), _iou(mask > 0.5, main_pieces(maps.mean > 0.5)))
     if garment and (around := printed_on(image, mask, models.hqsam)) is not mask:
         return _Found(around, "hqsam", agreement, "a garment was cut out around what may be its print")
     held = _unstable(mask)
@@ -194,19 +194,19 @@ def _find(image: np.ndarray, models: CutoutModels, path: str, garment: str) -> _
     return _Found(mask, "hqsam", agreement, held, worn=bool(garment) and _beside(mask, skin))
 
 
-def _likeliest(image: np.ndarray, views: Views, hqsam: HQSamSegmenter) -> np.ndarray:
+def _likeliest(image: np.ndarray, maps: SaliencyMaps, hqsam: HQSamSegmenter) -> np.ndarray:
     """HQ-SAM's answers to what each view takes for the product: the first that is sure, else the best of all.
 
     Measured on composites of held-out products over held-out scenes (n = 61): mean IoU 0.909 by the whole picture's
     prompt alone, 0.941 by the likeliest, two answers more in three photos. A part of what was answered before is none.
     """
     best, likeliest = -1.0, np.zeros(image.shape[:2], np.float32)
-    for prompt in views.prompts():
+    for prompt in maps.prompts():
         mask = _steady(image, prompt, hqsam)
         whole = filled(mask)
-        if _is_part(whole > 0.5, likeliest > 0.5, views):
+        if _is_part(whole > 0.5, likeliest > 0.5, maps):
             continue
-        score = stability(mask) * views.overlap(whole > 0.5)
+        score = stability(mask) * maps.overlap(whole > 0.5)
         if score > best:
             best, likeliest = score, whole
         if best >= SETTLED:
@@ -214,13 +214,13 @@ def _likeliest(image: np.ndarray, views: Views, hqsam: HQSamSegmenter) -> np.nda
     return likeliest
 
 
-def _is_part(answer: np.ndarray, thing: np.ndarray, views: Views) -> bool:
+def _is_part(answer: np.ndarray, thing: np.ndarray, maps: SaliencyMaps) -> bool:
     """Whether an answer is a part of a thing that HQ-SAM and the reading of the whole picture agree on; both bool.
 
     A crop's edge may cut a product's foot or sleeve off, and what is left of it overlaps with the crops' readings more.
     """
     within = (answer & thing).sum() >= WITHIN * max(1, answer.sum())
-    return bool(within and _iou(thing, main_pieces(views.whole > 0.5)) >= AGREED)
+    return bool(within and _iou(thing, main_pieces(maps.whole > 0.5)) >= AGREED)
 
 
 def _steady(image: np.ndarray, prompt: Prompt, hqsam: HQSamSegmenter) -> np.ndarray:

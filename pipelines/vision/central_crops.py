@@ -25,7 +25,7 @@ CENTRE_SPREAD = 0.3
 
 
 @dataclass(frozen=True, slots=True)
-class Views:
+class SaliencyMaps:
     """Saliency maps of a picture, each `(H, W)` float32, 0..1.
 
     Attributes:
@@ -57,7 +57,7 @@ class Views:
         return both / max(either, 1e-9)
 
 
-def look(image: np.ndarray, salient: Segmenter, whole: np.ndarray) -> Views:
+def saliency_maps(image: np.ndarray, salient: Segmenter, whole: np.ndarray) -> SaliencyMaps:
     """Look at the central crops too.
 
     Args:
@@ -75,7 +75,7 @@ def look(image: np.ndarray, salient: Segmenter, whole: np.ndarray) -> Views:
         total += crop
         seen[inside] += 1
         crops.append(crop)
-    return Views(whole, tuple(crops), total / seen)
+    return SaliencyMaps(whole, tuple(crops), total / seen)
 
 
 def _bell(offset: np.ndarray) -> np.ndarray:

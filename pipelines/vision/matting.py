@@ -30,7 +30,7 @@ def refine_matte(image: np.ndarray, mask: np.ndarray, radius: int, epsilon: floa
     soft = np.empty(mask.shape, np.uint8)
     for rows, seen in _strips(mask.shape[0], mask.shape[1], halo=1):
         change = cv2.absdiff(cv2.blur(mask[seen], (3, 3)), np.round(mask[seen])) > 0.02
-        soft[rows] = change[_within(rows, seen)]
+        soft[rows] = change[_core(rows, seen)]
     unsure = cv2.dilate(soft, _disc(radius))
     if not unsure.any():
         return mask
@@ -47,7 +47,7 @@ def refine_matte(image: np.ndarray, mask: np.ndarray, radius: int, epsilon: floa
         # twice: the first answer puts the edge where the picture has it, the second is soft around that edge
         edge = (_guided_filter(guide, rough[seen], band, radius, epsilon) > 0.5).astype(np.float32)
         guided = _guided_filter(guide, np.where(band, edge, np.round(rough[seen])), band, second, epsilon)
-        core = _within(rows, seen)
+        core = _core(rows, seen)
         refined[rows][band[core]] = np.clip(guided[core][band[core]], 0, 1)
     return matte
 
@@ -71,7 +71,7 @@ def decontaminate(image: np.ndarray, matte: np.ndarray, radius: int = 8) -> np.n
         return image
     result = image.copy()
     for rows, seen in _strips(matte.shape[0], matte.shape[1], halo=3 * radius):  # the Gaussians below end at 2 * radius
-        core = _within(rows, seen)
+        core = _core(rows, seen)
         rim = (matte[rows] > 0) & (matte[rows] < 0.99)
         if rim.any():
             clean = _without_background(image[seen].astype(np.float32), matte[seen], radius)[core]
@@ -103,7 +103,7 @@ def _strips(height: int, width: int, halo: int) -> Iterator[tuple[slice, slice]]
         yield slice(top, bottom), slice(max(0, top - halo), min(height, bottom + halo))
 
 
-def _within(rows: slice, seen: slice) -> slice:
+def _core(rows: slice, seen: slice) -> slice:
     """Where `rows` are in what was cut out at `seen`."""
     return slice(rows.start - seen.start, rows.stop - seen.start)
 

@@ -106,7 +106,7 @@ def cut_studio(image: np.ndarray, studio: Studio, saliency: np.ndarray) -> np.nd
     return main_pieces(product, share=0.02)
 
 
-def strewn(image: np.ndarray, studio: Studio, product: np.ndarray) -> float:
+def clutter(image: np.ndarray, studio: Studio, product: np.ndarray) -> float:
     """Share of the picture around a product `(H, W)` bool that is neither paper nor a shadow on it, 0..1.
 
     Photos on paper have next to none; a scene whose border happens to be plain has other things in it.

@@ -233,7 +233,7 @@ def know(detector: OvercompletionDetector, drawn: Iterable[Composite]) -> list[K
     cannot be told."""
     known = []
     for composite in drawn:
-        looks = list(detector.looks(composite.image, [mask.matte for mask in composite.masks]))
+        looks = list(detector.judge_inputs(composite.image, [mask.matte for mask in composite.masks]))
         whole = looks[0].placed
         down, across = (its / own for its, own in zip(whole.shape, composite.image.shape, strict=False))
         lacking = [(int(row * down), int(column * across)) for row, column in composite.lacking]
@@ -265,7 +265,7 @@ def know_painted(detector: OvercompletionDetector, painted: Iterable[Lesson]) ->
     or it is not product; where more than half is unlike but not surely growth, it cannot be told."""
     known = []
     for lesson in painted:
-        (look,) = detector.looks(lesson.image, [lesson.matte])
+        (look,) = detector.judge_inputs(lesson.image, [lesson.matte])
         size = look.placed.shape[::-1]
         grown, unlike, beyond = (
             cv2.resize(where.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
