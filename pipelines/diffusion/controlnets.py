@@ -1,4 +1,4 @@
-"""ControlNets in the sampler: each with its mask, scale, start and end; and the one that inpaints."""
+"""ControlNets in the sampler: each with its mask, scale, start and end; and the inpainting ControlNet."""
 
 from __future__ import annotations
 
@@ -125,9 +125,11 @@ def prepare_controls(
 
 
 def inpaint_control(net: ControlNetModel, seen: Tensor, scale: float, layout: Layout) -> PreparedControl:
-    """The net that inpaints, shown the masked image `seen` (1 or shots, 3, H, W): 0..1, and -1 where it is to paint.
+    """Prepare the inpainting ControlNet for the masked image `seen` (1 or shots, 3, H, W): 0..1, and -1 where it
+    paints.
 
-    So lllyasviel/control_v11p_sd15_inpaint was trained. No mask guides it: its black is a colour, and -1 means 'paint'.
+    lllyasviel/control_v11p_sd15_inpaint was trained like this. It is never masked: its black is a colour, and -1 means
+    "paint here".
     """
     embedding = layout.for_both_halves(net.controlnet_cond_embedding(seen.to(net.device, net.dtype)))
     return PreparedControl(without_embedding(net), embedding, scale)
@@ -136,7 +138,7 @@ def inpaint_control(net: ControlNetModel, seen: Tensor, scale: float, layout: La
 def residuals(
     controls: Sequence[PreparedControl], step: int, steps: int, sample: Tensor, t: Tensor, conditioning: Conditioning
 ) -> dict[str, Any]:
-    """What the active nets give the UNet, added up, as its keyword arguments; nothing where none is active."""
+    """Run the active nets and return their summed outputs as keyword arguments of the UNet; empty if none is active."""
     down_sum: list[Tensor] = []
     mid_sum: Tensor | None = None
     for control in controls:

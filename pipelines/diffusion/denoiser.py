@@ -1,4 +1,4 @@
-"""What UNet and branches predict in one step of the sampler: guided or not, whole or with recalled features."""
+"""One prediction of UNet and branches: guided or not, whole or with cached features."""
 
 from __future__ import annotations
 
@@ -23,13 +23,12 @@ from pipelines.diffusion.schedule import step_in_range
 class Guidance:
     """Classifier-free guidance in a part of the steps.
 
-    Outside of it the picture follows the prompt unguided, and the half without it is not computed (Kynkäänniemi et al.,
-    "Applying Guidance in a Limited Interval", 2024, https://huggingface.co/papers/2404.07724; their interval is one of
-    noise levels, this one of steps).
+    In other steps the half without the prompt is not computed. See Kynkäänniemi et al., "Applying Guidance in a Limited
+    Interval", 2024, https://huggingface.co/papers/2404.07724. Their interval is one of noise levels, this one of steps.
 
     Attributes:
-        scale: 1 is none.
-        start: Share of the steps from which it is on.
+        scale: Guidance scale; 1 means no guidance.
+        start: Share of the steps from which guidance is on.
         end: Share of the steps up to which it is on.
     """
 
@@ -50,19 +49,19 @@ class Guidance:
         return self.scale > 1 and self.start < self.end
 
     def active(self, step: int, steps: int) -> bool:
-        """Whether step 0, 1, … of `steps` is guided."""
+        """Return whether step 0, 1, … of `steps` is guided."""
         return self.ever and step_in_range(step, steps, self.start, self.end)
 
 
 @dataclass(frozen=True, slots=True)
 class DenoiserInputs:
-    """What the nets are told at every step besides latents and time, one entry a picture and half.
+    """Inputs of the nets that stay the same in every step, with one entry per image and guidance half.
 
     Attributes:
         conditioning: Texts and sizes.
-        unet_options: What else the UNet is told, as its keyword arguments.
+        unet_options: Further keyword arguments of the UNet.
         unet_cond: Mask and masked-image latents of a UNet with nine channels, (n, 5, h, w).
-        brushnet_cond: BrushNet's, likewise; one entry a picture where it sees no text.
+        brushnet_cond: Likewise for BrushNet; one entry per image if it reads no text.
         controls: The ControlNets with their embedded images.
     """
 
@@ -73,7 +72,7 @@ class DenoiserInputs:
     controls: tuple[PreparedControl, ...]
 
     def prompted_half(self, layout: Layout) -> DenoiserInputs:
-        """Of it, what the half with the prompt is told."""
+        """Return the inputs of the half with the prompt."""
         half = layout.prompted_half
         return DenoiserInputs(
             Conditioning(half(self.conditioning.embeds), half(self.conditioning.added)),
@@ -86,17 +85,17 @@ class DenoiserInputs:
 
 @dataclass(frozen=True, slots=True)
 class Denoiser:
-    """A UNet with its branches, and what they are told of a batch.
+    """A UNet with its branches and their inputs for one batch.
 
     Attributes:
         unet: Of SD 1.5 or SDXL.
-        brushnet: Where the method has one that is to be heard.
+        brushnet: If the method has one and its scale is not 0.
         brushnet_scale: Factor on its outputs.
-        feature: Fooocus' feature (pictures, C, h, w), where the method has it.
-        layout: Of the batch; of two halves where `guidance` is ever on.
-        told: For the whole batch.
-        guidance: How strongly the prompt is followed, and when.
-        cache: Recalls deep features; None: every step is whole.
+        feature: Fooocus' feature (images, C, h, w), if the method has it.
+        layout: Of the batch; it has two halves if `guidance` is ever on.
+        inputs: For the whole batch.
+        guidance: Scale and interval of guidance.
+        cache: Caches deep features; None: every step is whole.
     """
 
     unet: UNet2DConditionModel
@@ -109,9 +108,9 @@ class Denoiser:
     cache: FeatureCache | None = None
 
     def predict(self, latents: Tensor, t: Tensor, step: int, steps: int) -> Tensor:
-        """What the UNet predicts, guided, in step 0, 1, … of `steps`.
+        """Return the UNet's prediction, guided, in step 0, 1, … of `steps`.
 
-        latents (pictures, 4, h, w), scaled as the scheduler wants them; the prediction has their shape.
+        `latents` is (images, 4, h, w), scaled for the scheduler. The prediction has the same shape.
         """
         guided = self.guidance.active(step, steps)
         inputs = self.inputs if guided else self.inputs.prompted_half(self.layout)
@@ -133,7 +132,7 @@ class Denoiser:
     def _run_branches(
         self, inputs: DenoiserInputs, latents: Tensor, sample: Tensor, t: Tensor, step: int, steps: int
     ) -> BranchResiduals:
-        """Run the branches."""
+        """Run BrushNet and the ControlNets."""
         from_controls = residuals(inputs.controls, step, steps, sample, t, inputs.conditioning)
         if self.brushnet is None:
             return BranchResiduals(None, from_controls)
