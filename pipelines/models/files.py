@@ -1,4 +1,4 @@
-"""Weight files as bytes: their digests, and whether they are whole. Knows neither torch nor profiles."""
+"""Weight files as bytes: their digests, and whether they are complete. It imports neither torch nor profiles."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from safetensors import SafetensorError, safe_open
 from pipelines.errors import IntegrityError
 
 LEGACY_SUFFIXES = frozenset({".bin", ".ckpt", ".patch", ".pt", ".pth"})
-"""Files that torch wrote with pickle inside: read with weights_only, and only where pinned or trusted."""
+"""Files that torch wrote with pickle. They are read with weights_only, and only if pinned or trusted."""
 
 WEIGHT_SUFFIXES = LEGACY_SUFFIXES | {".safetensors"}
 
 
 def sha256_of(*files: Path) -> str:
-    """sha256 of files, one after the other; kept as long as their sizes and times of change stay."""
+    """Return the sha256 of files, one after the other. It is cached until a size or modification time changes."""
     return _digest(tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files))
 
 
 @lru_cache(maxsize=256)
 def _digest(files: tuple[tuple[str, int, int], ...]) -> str:
-    """Size and modification time are only there to tell a replaced file from the one that was digested before."""
+    """Size and modification time are cache keys only: they detect a replaced file."""
     digest = hashlib.sha256()
     for path, _, _ in files:
         with Path(path).open("rb") as file:
@@ -34,7 +34,7 @@ def _digest(files: tuple[tuple[str, int, int], ...]) -> str:
 
 
 def check_file_complete(file: Path) -> None:
-    """Raise IntegrityError where a weight file is of another kind than its name says, or cut short."""
+    """Raise IntegrityError if a weight file is cut short, or of another kind than its name says."""
     if file.suffix == ".safetensors":
         _check_safetensors(file)
     elif file.suffix in LEGACY_SUFFIXES:
@@ -42,7 +42,8 @@ def check_file_complete(file: Path) -> None:
 
 
 def _check_torch(file: Path) -> None:
-    """A torch file is a zip archive, whose directory is at its end, or, of old, a bare pickle, which cannot be told."""
+    """Check a torch file: a zip archive, whose directory is at its end, or an old bare pickle, whose end cannot be
+    checked."""
     with file.open("rb") as stream:
         start = stream.read(2)
     if not zipfile.is_zipfile(file) and start[:1] != b"\x80":

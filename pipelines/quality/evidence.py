@@ -1,12 +1,10 @@
-"""Is it the product that goes on there, or a shadow, a stand, the scene? Evidence about each piece beyond the mask.
+"""Evidence about each piece beyond the mask: is it product, or a shadow, a stand, the scene?
 
-What strikes the eye, what has M's colours and what stands out from the scene around it fall into pieces beyond M. Each
-is weighed by what is known of it: who sees it, how its colours lie between the product's and the scene's, whether an
-edge of the picture bounds it, whether an edge or none parts it from M, how large, thick and long it is and on how much
-of its outline it touches M, whether it is skin, the scene dimmed, or M upside down, and where it lies. Boosted trees
-(`trees.py`) say from these figures how sure it is that the piece is product. They are in `evidence.safetensors`, fitted
-by `calibrate.py` to composites of known truth, to photos in which nothing was generated, and to painted pictures: what
-a small model grows, off-coloured and soft, looks otherwise than a photographed product that goes on.
+Salient regions, regions in M's colours and regions of high local contrast form pieces beyond M. `FEATURES` describes
+each piece: its finder, its colours relative to product and scene, its edges, its size and shape, its contact with M,
+skin, shadow, reflection and position. Boosted trees (`trees.py`) map the features to a probability of product. Their
+weights are `evidence.safetensors`. They are fitted to composites of known truth, to unchanged photos and to painted
+pictures: a small model grows soft, off-colour parts, unlike a photographed product.
 """
 
 from __future__ import annotations
@@ -27,20 +25,20 @@ from pipelines.vision.people import find_skin
 WEIGHTS = Path(__file__).with_name("evidence.safetensors")
 
 TOLERANCE = 0.025
-"""The dilation of M, as a share of sqrt(|M|): what a segmenter may be off at an edge."""
+"""Dilation of M, as a share of sqrt(|M|): the usual error of a segmenter at an edge."""
 
 MIN_REACH = 1.6
-"""A piece reaches at least this many tolerances out of M; thinner rims are a segmenter's unsure edge."""
+"""A piece extends at least this many tolerances from M. Thinner ones are the segmenter's uncertain edge."""
 
 MIN_SHARE = 0.002
 """Pieces smaller than this share of |M| are specks."""
 
 SAME = 0.85
-"""Two pieces are the same where they overlap by this IoU."""
+"""IoU from which two pieces count as the same."""
 
 LEVELS = ((0.7, 1.0, 1.6), (1.0, 1.5, 2.2))
-"""How far what is thin, and what is wide, must stand out to be a piece (`detail.local_contrast`): at several levels, for
-what is one piece with the scene at one is a piece of its own at the next."""
+"""Thresholds of `detail.local_contrast` for thin and for wide parts. A piece that is merged with the scene at one level
+can be separate at the next."""
 
 FEATURES = (
     "source", "saliency", "salient share", "colour share", "thin detail", "wide detail", "log area", "contrast",
@@ -69,28 +67,28 @@ class Piece:
 
 
 def tolerance_of(placed: np.ndarray) -> float:
-    """How far, in px, a mask may be off at its edge."""
+    """Return the tolerance of a mask's edge, px."""
     return max(2.0, TOLERANCE * float(np.sqrt(placed.sum())))
 
 
 def depth(mask: np.ndarray) -> np.ndarray:
-    """How far inside a boolean mask each pixel is, in px, 0 outside."""
+    """Return each pixel's distance, px, to the outside of a boolean mask; 0 outside."""
     return cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
 
 
 def connected_to(placed: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """Of `found`, and of M itself, what hangs together with M: (H, W) bool."""
+    """Return M and the parts of `found` that are connected to it: (H, W) bool."""
     _, labels = cv2.connectedComponents((found | placed).astype(np.uint8), connectivity=4)
     return np.isin(labels, np.unique(labels[placed])) & (found | placed)
 
 
 def pieces(image: np.ndarray, placed: np.ndarray, seen: Mapping[str, np.ndarray]) -> list[Piece]:
-    """What lies beyond M, by what "salient" and "colour" see, together and each alone, and by what stands out.
+    """Return the pieces beyond M, from "salient" and "colour", together and separately, and from local contrast.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         placed: M, (H, W) bool.
-        seen: how sure each finder is of product, (H, W), 0..1 or bool.
+        seen: Each finder's probability of product, (H, W), 0..1 or bool.
     """
     look = _Look(image, placed, seen["salient"].astype(np.float32), seen["colour"] > 0.5)
     found: list[tuple[np.ndarray, tuple[slice, slice], int]] = []
@@ -110,7 +108,7 @@ def pieces(image: np.ndarray, placed: np.ndarray, seen: Mapping[str, np.ndarray]
 
 
 def _same(a: np.ndarray, box: tuple[slice, slice], b: np.ndarray, other: tuple[slice, slice]) -> bool:
-    """Whether two masks in their boxes are the same: SAME or more of what either holds is in both."""
+    """Return whether two masks in their boxes have an IoU above SAME."""
     few, many = sorted((int(a.sum()), int(b.sum())))
     if few < SAME * many:
         return False
@@ -127,7 +125,7 @@ def _same(a: np.ndarray, box: tuple[slice, slice], b: np.ndarray, other: tuple[s
 
 
 class _Look:
-    """One picture with its M, looked at piece by piece."""
+    """Features of one picture and its M, shared by all pieces."""
 
     def __init__(self, image: np.ndarray, placed: np.ndarray, saliency: np.ndarray, colour: np.ndarray) -> None:
         self._image, self._placed, self._saliency, self._colour = image, placed, saliency, colour
@@ -160,7 +158,7 @@ class _Look:
         }
 
     def sources(self) -> Iterator[np.ndarray]:
-        """Where pieces may be, (H, W) bool each."""
+        """Yield the regions that may hold pieces, (H, W) bool each."""
         beyond = self.away > self.tolerance
         yield self._anything & beyond
         yield self._anything & self._salient & beyond
@@ -261,7 +259,7 @@ class _Look:
         return {"mirrored": float(like), "under the mirror": float(under.mean())}
 
     def _around(self, outside: np.ndarray, placed: np.ndarray, anything: np.ndarray) -> np.ndarray:
-        """The scene around a piece: near it, but neither M nor what else was seen."""
+        """Return the scene around a piece, without M and without other findings if possible."""
         for where in (
             (outside > 2.5) & (outside < 6) & ~anything,
             (outside > 2.5) & (outside < 9) & ~placed,
@@ -288,17 +286,17 @@ def _shape(mask: np.ndarray) -> dict[str, float]:
 
 
 def _few(colours: np.ndarray, count: int) -> np.ndarray:
-    """About `count` of colours (N, 3), evenly."""
+    """Return about `count` of colours (N, 3), evenly spaced."""
     return colours[:: max(1, len(colours) // count)]
 
 
 def _nearest(colours: np.ndarray, others: np.ndarray) -> float:
-    """Mean distance of colours (N, 3) to the nearest of others (M, 3)."""
+    """Return the mean distance of colours (N, 3) to the nearest of others (M, 3)."""
     return float(np.linalg.norm(colours[:, None] - others[None], axis=2).min(axis=1).mean())
 
 
 def weights_ref() -> ModelRef:
-    """The weights as a model that a step's key depends on and its lineage names."""
+    """Return the weights as a model of a step's key and lineage."""
     digest = _digest_of(WEIGHTS)
     return ModelRef("evidence", digest[:12], digest)
 
