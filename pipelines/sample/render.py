@@ -244,7 +244,7 @@ def linear(colour: Colour) -> tuple[float, float, float, float]:
     return r, g, b, 1.0
 
 
-def import_model(library: Path, product: Product) -> list[bpy.types.Object]:
+def import_model(library: Path, product: RenderedProduct) -> list[bpy.types.Object]:
     """The product's model, scaled so that its longest side is 1, on z = 0, centred on x = y = 0."""
     with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(library) as archive:
         prefix = f"{LIBRARY_FOLDER}/{product.model}/"
@@ -580,13 +580,13 @@ def photograph(library: Path, product: RenderedProduct, out: Path, size: int, sa
         photo.convert("RGB").save(image_path, quality=90, optimize=True, subsampling=0)
 
 
-def image_link(product: Product) -> str:
+def image_link(product: RenderedProduct) -> str:
     """Path of the photo, relative to catalog.csv."""
     slug = re.sub(r"[^a-z0-9]+", "-", product.title.lower()).strip("-")
     return f"images/{product.sku.lower()}-{slug}{product.suffix}"
 
 
-def mask_link(product: Product) -> str:
+def mask_link(product: RenderedProduct) -> str:
     """Path of the mask, relative to catalog.csv."""
     return f"masks/{product.sku.lower()}.png"
 
