@@ -17,10 +17,8 @@ def load_branch(profile: Profile, name: str, unet: UNet2DConditionModel) -> dict
     """Load a method's branch and return it as a keyword argument of `InpaintingPipeline`. Fooocus also patches the
     UNet.
 
-    Raises:
-        UsageError: files are missing.
-        IntegrityError: files differ from the profile, or do not fit this UNet.
-        ValueError: Fooocus with a UNet of SD 1.5.
+    Raises UsageError if files are missing, IntegrityError if they differ from the profile or do not fit this UNet,
+    ValueError for Fooocus with a UNet of SD 1.5.
     """
     branch = method_named(name).branch
     if branch == "brushnet":

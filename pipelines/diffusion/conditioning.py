@@ -82,14 +82,8 @@ def encode_texts(
     """Encode texts as SD 1.5 does (last layer of one encoder) or as SDXL does (second to last layers of two,
     concatenated).
 
-    Args:
-        texts: One per entry of the batch.
-        encoders: One, or SDXL's two in order.
-        device: Device of the tokens.
-        dtype: The UNet's dtype.
-        working: Context manager that keeps a module on the device while it runs.
-        empty_is_zero: Encode SDXL's empty text as zeros, as in its training. Its published configuration calls this
-            `force_zeros_for_empty_prompt`.
+    `working` keeps a module on the device while it runs. With `empty_is_zero` SDXL's empty text becomes zeros, as in
+    its training; its published configuration calls this `force_zeros_for_empty_prompt`.
     """
     if len(encoders) == 1:
         [encoder] = encoders

@@ -13,7 +13,7 @@ from torch import Tensor
 from pipelines.diffusion.conditioning import Conditioning
 from pipelines.diffusion.inputs import Images, Layout, Masks, as_masks, as_pixels, image_list
 from pipelines.diffusion.mask_guidance import MaskGuidedControlNet, Resize, without_embedding
-from pipelines.diffusion.schedule import step_in_range
+from pipelines.diffusion.schedule import check_range, step_in_range
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +35,7 @@ class ControlInput:
     end: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.start <= self.end <= 1:
-            raise ValueError(
-                f"A control's start and end are shares of the steps, 0 <= start <= end <= 1, "
-                f"got {self.start} and {self.end}."
-            )
+        check_range("A control's start and end", self.start, self.end)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +56,11 @@ class PreparedControl:
 def control_inputs(
     count: int, images: Sequence[Images], product_mask: Tensor | None, **options: Sequence[Any] | None
 ) -> list[ControlInput]:
-    """Combine the sampler's lists into one entry per ControlNet.
+    """Combine the sampler's lists into one entry per ControlNet; without images no ControlNet runs.
 
-    Args:
-        count: Number of ControlNets. Without images no ControlNet is used.
-        images: See `ControlInput`; one entry per net.
-        product_mask: Mask of every net, unless `masks` are given. None: no net is masked.
-        options: `masks`, `scales`, `starts` and `ends`, one entry per net each, or None for the defaults.
-
-    Raises:
-        ValueError: a list has another length, or a value is out of range.
+    `product_mask` masks every net, unless `masks` are given; None: no net is masked. `options` are `masks`, `scales`,
+    `starts` and `ends`, one entry per net each, or None for the defaults. Raises ValueError if a list has another
+    length.
     """
     if isinstance(images, Image.Image):
         raise ValueError("control_images has one entry a ControlNet: give one image as [image].")
@@ -94,20 +85,10 @@ def prepare_controls(
     size: tuple[int, int],
     resize: Resize,
 ) -> list[PreparedControl]:
-    """Mask each net and embed its control images once.
+    """Mask each net and embed its control images once, for a sampled size (height, width).
 
-    A net that is a `MaskGuidedControlNet` already keeps its own mask and options.
-
-    Args:
-        nets: The ControlNets.
-        kinds: What the first nets were trained on, as far as known.
-        inputs: One entry per net; empty: no ControlNet is used.
-        layout: Of the batch.
-        size: Sampled (height, width), px.
-        resize: How masks are brought to the outputs' sizes.
-
-    Raises:
-        ValueError: the number of images or masks does not fit, or a net's kind does not suit a mask.
+    A `MaskGuidedControlNet` keeps its own mask and options. `kinds` are what the first nets were trained on, as far as
+    known. Raises ValueError if the number of images or masks does not fit, or a kind does not suit a mask.
     """
     controls = []
     for i, (net, control) in enumerate(zip(nets, inputs, strict=False)):

@@ -16,7 +16,7 @@ from pipelines.diffusion.conditioning import Conditioning
 from pipelines.diffusion.controlnets import PreparedControl, residuals
 from pipelines.diffusion.feature_cache import BranchResiduals, FeatureCache
 from pipelines.diffusion.inputs import Layout
-from pipelines.diffusion.schedule import step_in_range
+from pipelines.diffusion.schedule import check_range, step_in_range
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +37,7 @@ class Guidance:
     end: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.start <= self.end <= 1:
-            raise ValueError(
-                f"guidance_start and guidance_end are shares of the steps, 0 <= start <= end <= 1, "
-                f"got {self.start} and {self.end}."
-            )
+        check_range("guidance_start and guidance_end", self.start, self.end)
 
     @property
     def ever(self) -> bool:

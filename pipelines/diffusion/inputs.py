@@ -41,8 +41,7 @@ class Layout:
         return torch.cat([self.per_image(half) for half in halves])
 
     def prompted_half(self, values: Any) -> Any:
-        """Return the part of the half with the prompt, from tensors with one entry per image and half, or lists and
-        dicts of them.
+        """Return the prompted half of tensors with one entry per image and half, or of lists and dicts of them.
 
         Tensors with one entry per image are returned unchanged.
         """

@@ -44,18 +44,10 @@ class Grown:
 
 
 def grow(photo: Image.Image, left: int = 0, top: int = 0, right: int = 0, bottom: int = 0, multiple: int = 8) -> Grown:
-    """Enlarge the canvas of a photo by at least the given number of px on each side.
+    """Enlarge the canvas of a photo, which is not resampled, by at least the given number of px on each side.
 
-    Args:
-        photo: Any mode; its pixels are not resampled.
-        left: px.
-        top: px.
-        right: px; rounded up so that the width is a multiple of `multiple`.
-        bottom: px; likewise for the height.
-        multiple: The sampler's sizes are multiples of it: its VAE's factor.
-
-    Raises:
-        ValueError: a negative number of px, or nothing to grow.
+    `right` and `bottom` are rounded up so that the sides are multiples of `multiple`, the factor of the sampler's VAE.
+    Raises ValueError for a negative number of px, or if all are 0.
     """
     if min(left, top, right, bottom) < 0 or not any((left, top, right, bottom)):
         raise ValueError(f"A canvas grows by px >= 0, by some somewhere, got {left=}, {top=}, {right=}, {bottom=}.")

@@ -41,6 +41,12 @@ def start(scheduler: Any, steps: int, strength: float, device: torch.device) -> 
     return timesteps
 
 
+def check_range(name: str, start: float, end: float) -> None:
+    """Raise ValueError if start and end, shares of the steps, are not in order or not in 0..1."""
+    if not 0 <= start <= end <= 1:
+        raise ValueError(f"{name} are shares of the steps, 0 <= start <= end <= 1, got {start} and {end}.")
+
+
 def step_in_range(step: int, steps: int, start: float, end: float) -> bool:
     """Return whether step 0, 1, … of `steps` lies completely between two shares of the steps."""
     return step / steps >= start and (step + 1) / steps <= end

@@ -75,14 +75,11 @@ def load_profile_base(profile: Profile, unet_channels: int = 4) -> Base:
 
 
 def load_base(part: ModelPart, clip: Path) -> Base:
-    """Load a base: a diffusers folder, or a single file with the configurations of `part.config`.
+    """Load a base: a diffusers folder, or a single file with the configurations of `part.config`; see
+    `ModelPart.check`.
 
-    Args:
-        part: Checked; see `ModelPart.check`.
-        clip: A folder with CLIP's tokenizer, which no single file contains.
-
-    Raises:
-        IntegrityError: the file has another architecture than the profile, or is incomplete.
+    `clip` is a folder with CLIP's tokenizer, which no single file contains. Raises IntegrityError if the file has
+    another architecture than the profile, or is incomplete.
     """
     return _base_from_file(part, clip) if part.path.is_file() else _base_from_folder(part)
 

@@ -288,15 +288,11 @@ def verify(profile: Profile) -> list[Check]:
     for part in profile.parts:
         sha256, problem = "", ""
         try:
-            try:
-                sha256 = part.located(download=False).digest()
-            except UsageError:
-                if not part.optional:
-                    raise
-            else:
-                part.check(download=False)
+            sha256 = part.located(download=False).digest()
+            part.check(download=False)
         except PackshotError as error:
-            problem = str(error)
+            absent = isinstance(error, UsageError) and not sha256
+            problem = "" if part.optional and absent else str(error)
         checks.append(Check(part, sha256, problem))
     return checks
 

@@ -32,10 +32,8 @@ def clustered(
 ) -> tuple[float, Interval]:
     """Return a statistic and its 95 % interval over products.
 
-    Args:
-        products: The product of each measurement.
-        figure: Maps indices of measurements, with repetitions, to the statistic. NaN results are ignored.
-        resamples: Number of resamples.
+    `products` has the product of each measurement. `figure` maps indices of measurements, with repetitions, to the
+    statistic; NaN results are ignored.
     """
     names = np.array(products)
     clusters = [np.flatnonzero(names == name) for name in np.unique(names)]

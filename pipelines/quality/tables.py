@@ -20,11 +20,8 @@ Table = Literal["catalogue", "scores", "publication"]
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """One expectation that the table fails.
-
-    `rows` names the failing rows, in order and without duplicates, by the suite's naming columns. It is empty if the
-    table as a whole fails.
-    """
+    """One expectation that the table fails. `rows` names the failing rows, without duplicates, by the suite's naming
+    columns; it is empty if the table as a whole fails."""
 
     expectation: str
     column: str

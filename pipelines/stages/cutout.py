@@ -29,15 +29,7 @@ from pipelines.vision.central_crops import SaliencyMaps, saliency_maps
 from pipelines.vision.matting import decontaminate, refine_matte
 from pipelines.vision.people import find_skin, garment_part, garment_prompt, is_worn
 from pipelines.vision.photos import Photo, png_bytes, read_photo
-from pipelines.vision.segmenters import (
-    STABLE,
-    HQSamSegmenter,
-    Prompt,
-    SalientSegmenter,
-    filled,
-    main_pieces,
-    stability,
-)
+from pipelines.vision.segmenters import STABLE, HQSamSegmenter, Prompt, SalientSegmenter, filled, main_pieces, stability
 from pipelines.vision.studio import clutter, cut_studio, find_studio
 from pipelines.vision.surfaces import is_sheet, lying_on, printed_on
 from pipelines.workflow import Recipe, Stage, Work

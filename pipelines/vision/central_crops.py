@@ -58,13 +58,7 @@ class SaliencyMaps:
 
 
 def saliency_maps(image: np.ndarray, salient: Segmenter, whole: np.ndarray) -> SaliencyMaps:
-    """Compute the saliency of the central crops too.
-
-    Args:
-        image: `(H, W, 3)` uint8 RGB.
-        salient: The salient-object net.
-        whole: Its map of the whole image, `(H, W)`.
-    """
+    """Add the central crops of an image `(H, W, 3)` uint8 RGB to the net's saliency map of the whole, `(H, W)`."""
     height, width = whole.shape
     total, seen, crops = whole.copy(), np.ones_like(whole), []
     for share in CROPS:

@@ -38,9 +38,7 @@ def dominant_colour(rgb: NDArray[np.uint8], alpha: NDArray[np.float32] | None = 
     """Return the colour name that is nearest, in Lab, to most opaque pixels, and their share, 0..1; ("", 0) without
     any.
 
-    Args:
-        rgb: (H, W, 3) uint8 sRGB.
-        alpha: (H, W) in 0..1, 1 = product; default: every pixel counts.
+    `rgb` is (H, W, 3) uint8 sRGB. `alpha` is (H, W) in 0..1, 1 = product; by default every pixel counts.
     """
     pixels = rgb.reshape(-1, 3) if alpha is None else rgb[alpha > 0.9]
     if len(pixels) == 0:

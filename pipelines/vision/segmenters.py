@@ -258,15 +258,10 @@ def build_sam(path: Path | None = None, kind: str = "vit_tiny") -> Sam:
 
 
 def build_mobile_sam(path: Path) -> Sam:
-    """Build HQ-SAM `vit_tiny` with MobileSAM's weights and an HQ output that adds nothing: SAM's own mask.
+    """Build HQ-SAM `vit_tiny` with the published `mobile_sam.pt` and an HQ output that adds nothing: SAM's own mask.
 
-    Training of the HQ output starts from it and is compared with it.
-
-    Args:
-        path: The published `mobile_sam.pt`.
-
-    Raises:
-        IntegrityError: the file holds another model.
+    Training of the HQ output starts from it and is compared with it. Raises IntegrityError if the file holds another
+    model.
     """
     weights = read_weights(path, "MobileSAM")
     sam = build_sam()

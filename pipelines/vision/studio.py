@@ -42,14 +42,11 @@ class Studio:
 
 
 def find_studio(image: np.ndarray) -> Studio | None:
-    """Detect plain paper, evenly lit or with a smooth gradient.
+    """Detect plain paper, evenly lit or with a smooth gradient, in an image `(H, W, 3)` uint8 RGB.
 
     It fits a quadratic surface to the border's colours without outliers, as a product may touch the border. The
     background is plain if most of the border is close to the surface. Dark backgrounds are refused, because products
     fade into them.
-
-    Args:
-        image: `(H, W, 3)` uint8 RGB.
     """
     height, width = image.shape[:2]
     frame = max(2, round(BORDER * min(height, width)))

@@ -9,15 +9,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from pipelines.vision.segmenters import (
-    STABLE,
-    HQSamSegmenter,
-    Prompt,
-    filled,
-    main_pieces,
-    prompt_from,
-    stability,
-)
+from pipelines.vision.segmenters import STABLE, HQSamSegmenter, Prompt, filled, main_pieces, prompt_from, stability
 
 MIN_STABILITY = 0.88
 """Stability from which a mask of an object on a sheet is used."""
