@@ -117,7 +117,7 @@ class BrushNetModel(ModelMixin, ConfigMixin):
             "resnet_time_scale_shift": resnet_time_scale_shift,
         }
 
-        # down: one zero convolution for conv_in, then one a layer and one a down-sampler
+        # down: one zero convolution for conv_in, then one per layer and down-sampler
         self.down_blocks = nn.ModuleList()
         self.brushnet_down_blocks = nn.ModuleList([_zero_conv(block_out_channels[0])])
         channels = block_out_channels[0]
@@ -251,7 +251,7 @@ class BrushNetModel(ModelMixin, ConfigMixin):
         sample = self.conv_in_condition(torch.cat([sample, brushnet_cond], dim=1))
 
         # 3. down
-        block: Any  # nn.ModuleList forgets what it holds
+        block: Any  # nn.ModuleList is untyped
         skips: list[Tensor] = [sample]
         for block in self.down_blocks:
             sample, states = block(sample, emb)
@@ -262,7 +262,7 @@ class BrushNetModel(ModelMixin, ConfigMixin):
         sample = self.mid_block(sample, emb)
         mid = self.brushnet_mid_block(sample)
 
-        # 5. up: `UpBlock2D.forward` keeps its inner states to itself, so its layers are called one by one
+        # 5. up: `UpBlock2D.forward` does not return its inner states, so its layers are called one by one
         states = []
         for block in self.up_blocks:
             for resnet in block.resnets:
@@ -321,7 +321,7 @@ def inject(
         raise ValueError(f"The UNet has {places} places on its way down and up, but BrushNet gave {given} tensors.")
 
     with ExitStack() as hooks:
-        # `conv_in`'s output itself must stay as it is: it is also the first skip connection
+        # `conv_in`'s output must not change: it is also the first skip connection
         first = unet.down_blocks[0].register_forward_pre_hook(_add_to_input(down[0]), with_kwargs=True)
         hooks.callback(first.remove)
         for place, residual in zip([*down_places, unet.mid_block, *up_places], [*down[1:], mid, *up], strict=True):

@@ -94,7 +94,7 @@ def encode_texts(
         with working(encoder.model):
             output = encoder.model(encoder.tokens(texts).to(device), output_hidden_states=True)
         hidden.append(output.hidden_states[-2])
-        pooled = output[0]  # of the last: the second one's projection
+        pooled = output[0]  # ends as the second encoder's projection
     embeds = torch.cat(hidden, dim=-1).to(dtype)
     assert pooled is not None
     pooled = pooled.to(dtype)

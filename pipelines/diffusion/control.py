@@ -78,7 +78,7 @@ def canny_edges(
     if isinstance(image, Image.Image) and image.mode != "RGBA":
         image = image.convert("RGB")
     pixels = np.asarray(image)
-    # of several channels Canny takes the steepest at every pixel, so that alpha's edge is one line with the colours'
+    # Canny uses the steepest channel at each pixel, so the edges of alpha and colours become one line
     edges = cv2.Canny(cv2.GaussianBlur(pixels, (BLUR, BLUR), 0), low, high)
     return _drawing(edges, product_mask)
 
@@ -114,7 +114,7 @@ def line_art(
     response = _darker_than_around(cv2.cvtColor(pixels[..., :3], cv2.COLOR_RGB2GRAY))
     if pixels.shape[-1] == 4:
         alpha = pixels[..., 3]
-        # the ground's colour is arbitrary, and so is any edge against it: the silhouette is drawn from alpha
+        # the background's colour is arbitrary, so the silhouette is drawn from alpha
         response = np.maximum(response * alpha / 255, _darker_than_around(255 - alpha))
     lines = np.clip((response / STEP_RESPONSE - low) / (high - low), 0, 1) * 255
     return _drawing(np.rint(lines).astype(np.uint8), product_mask)

@@ -132,7 +132,7 @@ class Denoiser:
         from_controls = residuals(inputs.controls, step, steps, sample, t, inputs.conditioning)
         if self.brushnet is None:
             return BranchResiduals(None, from_controls)
-        # without text both halves would get the same from BrushNet: it runs once, and `inject` repeats
+        # without text BrushNet gives both halves the same: it runs once, and `inject` repeats its outputs
         injections = self.brushnet(
             sample if self.brushnet.sees_text else latents,
             t, None, inputs.brushnet_cond, self.brushnet_scale, added_cond_kwargs=inputs.conditioning.added,

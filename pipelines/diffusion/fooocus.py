@@ -64,7 +64,7 @@ class InpaintHead(nn.Module):
             (B, C, h, w), in the latents' dtype.
         """
         hole = (1 - product_mask).to(masked_image_latents.dtype)
-        # the convolution sees the border's values go on, and not zeros
+        # pad with the border's values, not with zeros
         seen = F.pad(torch.cat([hole, masked_image_latents], dim=1), (1, 1, 1, 1), mode="replicate")
         return F.conv2d(seen, self.weight.to(seen.dtype))
 
@@ -159,7 +159,7 @@ def _by_original_name(unet: UNet2DConditionModel) -> dict[str, nn.Parameter]:
         "conv_norm_out": "out.0",
         "conv_out": "out.2",
     }
-    block: Any  # nn.ModuleList forgets what it holds
+    block: Any  # nn.ModuleList is untyped
     count = 1
     for level, block in enumerate(unet.down_blocks):
         for layer in range(len(block.resnets)):

@@ -222,7 +222,7 @@ class InpaintingPipeline:
         for module in (*rests, *works):
             if module is not None:
                 module.to("cpu" if self.offload and module in rests else device)
-                if dtype not in (None, next(module.parameters()).dtype):  # diffusers warns of every cast
+                if dtype not in (None, next(module.parameters()).dtype):  # diffusers warns at every cast
                     module.to(dtype=dtype)
         return self
 
@@ -346,7 +346,7 @@ class InpaintingPipeline:
             ValueError: numbers or sizes that do not fit together, or an image prompt without an IP-Adapter.
             torch.OutOfMemoryError: the batch is too large for the device.
         """
-        # 1. Check, and bring everything to tensors, one entry a shot
+        # 1. Check, and convert everything to tensors with one entry per shot
         images = image_list(image)
         shots = len(images)
         if not images:
@@ -381,7 +381,7 @@ class InpaintingPipeline:
         timesteps = schedule.start(self.scheduler, num_inference_steps, strength, self.device)
         step_options = schedule.step_options(self.scheduler, generators)
 
-        # 4. Noise, and the original where the method or the strength wants it
+        # 4. Noise, and the original if the method or the strength needs it
         noise = self._noise(generators or [None] * (shots * num_images), latent_size)
         original = torch.empty(0)
         if self.method.blend is not None or strength < 1:
@@ -401,7 +401,7 @@ class InpaintingPipeline:
             lay_out = layout.for_both_halves if brushnet.sees_text else layout.per_image
             brushnet_cond = lay_out(torch.cat([seen, kept], dim=1))
         if self.method.unet_channels == 9:
-            # these UNets were trained on 1 = to be painted, and on grey there
+            # these UNets were trained with 1 = to be painted, and grey there
             seen = self._encode_image(masked_image(pixels, mask, fill=0.0))
             painted = 1 - latent_mask(mask, latent_size, "nearest").to(seen.dtype)
             unet_cond = layout.for_both_halves(torch.cat([painted, seen], dim=1))

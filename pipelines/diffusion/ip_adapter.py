@@ -67,7 +67,7 @@ class IPAdapter:
         _check(weights, unet, image_encoder)
         self._before = dict(unet.attn_processors)
         try:
-            # not by way of meta tensors: those hide what is missing
+            # without meta tensors, which hide missing weights
             unet._load_ip_adapter_weights([weights], low_cpu_mem_usage=False)
         except BaseException:
             self.remove()
@@ -128,15 +128,15 @@ class IPAdapter:
         if masks is None:
             return ImagePrompt([embeds], None)
         self._check_size(latent_size)
-        # a binary mask a picture and half; diffusers' downsampling takes them as they come
+        # one binary mask per image and half, which diffusers' downsampling uses unchanged
         binary = self._masks.preprocess(masks.clone())
         return ImagePrompt([embeds], {"ip_adapter_masks": [layout.for_both_halves(binary.to(embeds))]})
 
     def remove(self) -> None:
         """Remove the adapter and restore the UNet."""
-        self.unet.encoder_hid_proj = None  # first: the resampler of "plus" has attention of its own
+        self.unet.encoder_hid_proj = None  # first: the resampler of "plus" has its own attention
         self.unet.config.encoder_hid_dim_type = None
-        self.unet.set_attn_processor(dict(self._before))  # it empties what it is given
+        self.unet.set_attn_processor(dict(self._before))  # it empties its argument
 
     def _encode(self, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
         """Return embeddings (without, with) the images: (B, 1, D), or (B, 1, tokens, D) of the second to last layer.

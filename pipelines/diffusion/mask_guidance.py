@@ -71,7 +71,7 @@ def resize_mask(mask: Tensor, size: tuple[int, int], resize: Resize = "area") ->
         return F.adaptive_avg_pool2d(mask, size)
     if resize == "max":
         return F.adaptive_max_pool2d(mask, size)
-    # float64: the weights of a mask of ones then sum to 1 to the last bit of a float32
+    # in float64 the weights of a mask of ones sum to exactly 1 in float32
     return F.interpolate(mask.double(), size, mode="bilinear", align_corners=False).to(mask.dtype)
 
 
@@ -128,11 +128,11 @@ class MaskGuidedControlNet(ControlNetModel):
         for name, values in (("layer weights", layer_weights), ("masked layers", masked_layers)):
             if values is not None and len(values) != outputs:
                 raise ValueError(f"This ControlNet has {outputs} outputs, but got {len(values)} {name}.")
-        # not ControlNetModel's constructor: it would make new weights, where this net shares the given one's
+        # ControlNetModel's constructor would create new weights; this net shares the given one's
         ModelMixin.__init__(self)
         for name, module in controlnet.named_children():
             self.add_module(name, module)
-        for name in ("class_embedding", "encoder_hid_proj"):  # no children where they are None, but read all the same
+        for name in ("class_embedding", "encoder_hid_proj"):  # read even if None, and then not children
             setattr(self, name, getattr(controlnet, name))
         self._internal_dict = controlnet._internal_dict
         self.training = controlnet.training
@@ -141,7 +141,7 @@ class MaskGuidedControlNet(ControlNetModel):
         self.masked_layers = tuple(masked_layers or (True,) * outputs)
         self.layer_weights = tuple(layer_weights or (1.0,) * outputs)
         self.timestep_weights = timestep_weights
-        self._unmasked = (controlnet,)  # in a tuple: as a submodule all weights would be there twice
+        self._unmasked = (controlnet,)  # in a tuple: as a submodule it would duplicate all weights
 
     def forward(
         self, sample: Tensor, timestep: Tensor | float | int, *args: Any, return_dict: bool = True, **kwargs: Any

@@ -101,7 +101,7 @@ def load_net(model_class: Any, part: ModelPart, expected: str) -> Any:
             with _translating():
                 translated = model_class.from_single_file(weights, config=str(part.config), local_files_only=True)
             weights = {name: value for name, value in translated.state_dict().items() if not value.is_meta}
-        net.load_state_dict({name: value.float() for name, value in weights.items()})  # what is lacking is named
+        net.load_state_dict({name: value.float() for name, value in weights.items()})  # names missing tensors
         return net.eval()
 
 
@@ -109,7 +109,7 @@ def check_fits(path: Path, net: Any, unet: Any, expected: str) -> None:
     """Raise IntegrityError if a BrushNet or ControlNet was made for another UNet."""
     for name in ("block_out_channels", "layers_per_block", "addition_embed_type", "cross_attention_dim"):
         if name == "cross_attention_dim" and "brushnet" in type(net).__name__.lower():
-            continue  # it has no attention: what its config says of it is left over
+            continue  # it has no attention; its config's value is unused
         wanted, found = (_plain(model.config.get(name)) for model in (unet, net))
         if wanted != found:
             raise IntegrityError(f"{path}: expected {expected} for this base, of {name} {wanted}, found {found}")
@@ -145,7 +145,7 @@ def _base_from_file(part: ModelPart, clip: Path) -> Base:
     with reading(part.path, expected), _quiet():
         tokenizers = {"tokenizer": CLIPTokenizer.from_pretrained(clip, local_files_only=True)}
         if "tokenizer_2" in index:
-            # the second encoder was trained with another padding, and else the same words
+            # the second encoder has the same vocabulary, but another padding token
             padding = {"pad_token": "!"}
             tokenizers["tokenizer_2"] = CLIPTokenizer.from_pretrained(clip, local_files_only=True, **padding)
         else:

@@ -59,14 +59,14 @@ def from_url(url: str, target: Path, sha256: str = "", progress: Progress = lamb
     asked = {"Accept-Encoding": "identity", **({"Range": f"bytes={there}-"} if there else {})}
     try:
         with httpx.stream("GET", url, headers=asked, follow_redirects=True, timeout=TIMEOUT) as response:
-            if response.status_code != httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:  # else all of it is there
+            if response.status_code != httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:  # else it is complete
                 response.raise_for_status()
                 if response.status_code != httpx.codes.PARTIAL_CONTENT:
-                    there = 0  # the server begins anew, and so does the file
+                    there = 0  # the server sends it from the beginning
                 length = response.headers.get("Content-Length")
                 total = there + int(length) if length else None
                 with partial.open("ab" if there else "wb") as file:
-                    for block in response.iter_raw():  # as it comes: what was received is kept
+                    for block in response.iter_raw():  # unbuffered, to keep what was received
                         file.write(block)
                         there += len(block)
                         progress(there, total)
@@ -89,7 +89,7 @@ def _from_hub_to(part: ModelPart, file: str) -> None:
     folder = part.path.parent if part.single_file else part.path
     try:
         fetched = Path(hf_hub_download(part.hub, file, revision=part.ref.revision, local_dir=folder))
-    except OSError as error:  # the client's own errors are OSErrors
+    except OSError as error:  # includes the client's own errors
         first = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise UsageError(f"{part.hub}/{file}: the hub did not give it ({type(error).__name__}: {first})") from error
     if fetched != part.local(file):

@@ -127,7 +127,7 @@ class ModelPart:
             try:
                 first = from_hub(self.hub, self.ref.revision, self.files, download)
                 return replace(self, path=first if self.single_file else first.parents[self.files[0].count("/")])
-            except OSError as error:  # huggingface_hub's and its client's errors, offline mode among them, are OSErrors
+            except OSError as error:  # huggingface_hub's errors, offline mode too
                 if not download:
                     raise UsageError(f"{self.local(self.files[0])}: not there{self._remedy}") from error
                 why = f"the hub could not be asked ({type(error).__name__})"
@@ -356,7 +356,7 @@ def _read_part(profile: str, name: str, entries: Mapping[str, dict[str, Any]], r
             else _read_part(profile, other, entries, root)
         )
         return replace(part, name=name, ref=replace(part.ref, name=name), optional=False)
-    # by name alone: links that lead out of a models directory are its owner's
+    # checks the name alone: the owner of a models directory may use links
     path = Path(os.path.normpath(root.absolute() / entry["path"]))
     if not path.is_relative_to(os.path.normpath(root.absolute())):
         raise ValueError(f"{name}: path {entry['path']!r} leaves the profile's folder")

@@ -56,7 +56,7 @@ def check_completeness(
         tau: E+ up to which nothing is missing.
         hqsam: Segments once more; None: check only.
     """
-    first = _ask(image, mask, detector)
+    first = _measure(image, mask, detector)
     if first.e_plus <= tau or hqsam is None:
         return first
     cutout, missing = mask > 0.5, first.where > SURE
@@ -65,12 +65,12 @@ def check_completeness(
     kept, added = ((second > 0.5) & cutout).sum(), ((second > 0.5) & ~cutout).sum()
     if stability(answer) < STABLE or kept < KEPT * cutout.sum() or added > MAX_ADDED * missing.sum():
         return first
-    both = np.maximum(mask, second)  # a mend adds; what the first answer held stays
-    asked = _ask(image, both, detector)
-    return Completeness(both, asked.e_plus, asked.where, mended=True) if asked.e_plus <= tau else first
+    both = np.maximum(mask, second)  # the first cutout stays whole
+    repaired = _measure(image, both, detector)
+    return Completeness(both, repaired.e_plus, repaired.where, mended=True) if repaired.e_plus <= tau else first
 
 
-def _ask(image: np.ndarray, mask: np.ndarray, detector: OvercompletionDetector) -> Completeness:
+def _measure(image: np.ndarray, mask: np.ndarray, detector: OvercompletionDetector) -> Completeness:
     found = detector.measure(image, np.rint(np.clip(mask, 0, 1) * 255).astype(np.uint8))
     return Completeness(mask, found.e_plus, found.heat, mended=False)
 

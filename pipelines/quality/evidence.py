@@ -198,7 +198,7 @@ class _Look:
         border = rows.start == 0 or columns.start == 0 or rows.stop == height or columns.stop == width
         row, column = np.arange(rows.start, rows.stop), np.arange(columns.start, columns.stop)
         by_row, by_column = whole[box].sum(axis=1) / mask.sum(), whole[box].sum(axis=0) / mask.sum()
-        # how much darker than the scene it is, by channel, in logs: a shadow is the scene times a number
+        # log ratio to the scene, by channel: a shadow is the scene times one factor
         dimmed = np.log(
             (np.median(self._image[at][mask], axis=0) + 8) / (np.median(self._image[at][around], axis=0) + 8)
         )

@@ -171,7 +171,7 @@ class SamFinder:
             return placed
         height, width = placed.shape
         left, top, right, bottom = prompt.box
-        # room to find more than M: a box that ends where M ends would tell SAM that the product does, too
+        # a margin: with a box of exactly M, SAM would find no more than M
         dx, dy = self._margin * (right - left), self._margin * (bottom - top)
         box = np.array(
             [max(0, left - dx), max(0, top - dy), min(width, right + dx), min(height, bottom + dy)], np.float32
@@ -230,7 +230,7 @@ class OvercompletionDetector:
             if not share.any():
                 raise ValueError("The matte is empty: no product was placed.")
             placed = share > 255 * PLACED
-            if not placed.any():  # thinner than a pixel of the reduced picture: where there is most of it
+            if not placed.any():  # thinner than a pixel of the reduced picture: take its maximum
                 placed = share > share.max() / 2
             yield JudgeInput(small, placed, {finder.name: finder.find(small, placed) for finder in self._finders})
 

@@ -58,7 +58,7 @@ def validate(table: Table, rows: Sequence[Mapping[str, Any]]) -> TableResult:
 
     A column that no row has counts as empty. An empty table meets every expectation on its rows.
     """
-    os.environ["GX_ANALYTICS_ENABLED"] = "false"  # read at import; nothing about a catalogue leaves the machine
+    os.environ["GX_ANALYTICS_ENABLED"] = "false"  # read at import; no catalogue data leaves the machine
     import great_expectations as gx
     import pandas as pd
     from great_expectations.data_context.types.base import ProgressBarsConfig

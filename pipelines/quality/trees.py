@@ -105,7 +105,7 @@ class Trees:
     def write(self, file: Path, names: Sequence[str], comment: str) -> None:
         """Write the trees, with the names of their features and a comment on their origin."""
         tensors = {name: getattr(self, name) for name in self.__slots__}
-        # one entry: of several, safetensors writes now this first and now that, and the digest would change
+        # one entry: safetensors writes several in random order, which would change the digest
         save_file(tensors, file, {"trees": json.dumps({"figures": list(names), "comment": comment})})
 
     @classmethod

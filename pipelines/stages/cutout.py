@@ -144,14 +144,14 @@ def cutout(
 
     image = _fit(photo.rgb, WORKING_SIDE)
     found = _find(image, models, path, garment)
-    if models.detector is None or not MIN_AREA <= (found.mask > 0.5).mean() <= MAX_AREA:  # then it is refused below
-        return _finish(photo, _soft(photo, found.mask), found.path, found.agreement, found.held)
-    # what is held waits for a person anyway; of what is worn, a second answer would take in what else they wear
+    if models.detector is None or not MIN_AREA <= (found.mask > 0.5).mean() <= MAX_AREA:  # `_finish` refuses it
+        return _finish(photo, _soft_matte(photo, found.mask), found.path, found.agreement, found.held)
+    # a person checks held ones; on a person, a second mask would include other clothes
     hqsam = None if found.held or found.worn else models.hqsam
-    asked = check_completeness(image, found.mask, models.detector, tau, hqsam)
-    path = "hqsam" if asked.mended else found.path
-    result = _finish(photo, _soft(photo, asked.mask), path, found.agreement, found.held)
-    return replace(result, beyond=asked.e_plus, where=asked.where, mended=asked.mended)
+    checked = check_completeness(image, found.mask, models.detector, tau, hqsam)
+    path = "hqsam" if checked.mended else found.path
+    result = _finish(photo, _soft_matte(photo, checked.mask), path, found.agreement, found.held)
+    return replace(result, beyond=checked.e_plus, where=checked.where, mended=checked.mended)
 
 
 def _find(image: np.ndarray, models: CutoutModels, path: str, garment: str) -> _Found:
@@ -165,15 +165,15 @@ def _find(image: np.ndarray, models: CutoutModels, path: str, garment: str) -> _
 
     skin = find_skin(image)
     if figure is not None and is_worn(figure, skin, garment):
-        mask, held = _worn(image, figure, skin, models.hqsam, garment)
+        mask, held = _garment_alone(image, figure, skin, models.hqsam, garment)
         return _Found(mask, "hqsam", _iou(mask > 0.5, salient), held, worn=True)
     on_paper = studio is not None and figure is not None and clutter(image, studio, figure) <= MAX_CLUTTER
     if path == "auto" and figure is not None and on_paper:
         return _Found(figure.astype(np.float32), "studio", _iou(figure, salient))
 
-    # on paper there is nothing to take for the product but the product, and a crop would only cut it
+    # on paper the product is the only object, and a crop would only cut it
     maps = SaliencyMaps(saliency, (), saliency) if on_paper else saliency_maps(image, models.salient, saliency)
-    mask = _likeliest(image, maps, models.hqsam)
+    mask = _best_mask(image, maps, models.hqsam)
     if is_sheet(mask > 0.5):
         mask = lying_on(image, mask, models.hqsam)
     agreement = max(_iou(mask > 0.5, salient), _iou(mask > 0.5, main_pieces(maps.mean > 0.5)))
@@ -182,10 +182,10 @@ def _find(image: np.ndarray, models: CutoutModels, path: str, garment: str) -> _
     held = _unstable(mask)
     if agreement < MIN_AGREEMENT:
         held = f"unsure what the product is: the two segmenters agree on {agreement:.0%} of it"
-    return _Found(mask, "hqsam", agreement, held, worn=bool(garment) and _beside(mask, skin))
+    return _Found(mask, "hqsam", agreement, held, worn=bool(garment) and _touches_skin(mask, skin))
 
 
-def _likeliest(image: np.ndarray, maps: SaliencyMaps, hqsam: HQSamSegmenter) -> np.ndarray:
+def _best_mask(image: np.ndarray, maps: SaliencyMaps, hqsam: HQSamSegmenter) -> np.ndarray:
     """Return HQ-SAM's first certain mask for the maps' prompts, else the best of all. Parts of an earlier mask are
     skipped.
 
@@ -194,7 +194,7 @@ def _likeliest(image: np.ndarray, maps: SaliencyMaps, hqsam: HQSamSegmenter) -> 
     """
     best, likeliest = -1.0, np.zeros(image.shape[:2], np.float32)
     for prompt in maps.prompts():
-        mask = _steady(image, prompt, hqsam)
+        mask = _stable_mask(image, prompt, hqsam)
         whole = filled(mask)
         if _is_part(whole > 0.5, likeliest > 0.5, maps):
             continue
@@ -215,7 +215,7 @@ def _is_part(answer: np.ndarray, thing: np.ndarray, maps: SaliencyMaps) -> bool:
     return bool(within and _iou(thing, main_pieces(maps.whole > 0.5)) >= AGREED)
 
 
-def _steady(image: np.ndarray, prompt: Prompt, hqsam: HQSamSegmenter) -> np.ndarray:
+def _stable_mask(image: np.ndarray, prompt: Prompt, hqsam: HQSamSegmenter) -> np.ndarray:
     """Return HQ-SAM's mask; if it is unstable, the mask of the box alone, if that is more stable.
 
     With points on two objects, a product and an object behind it, SAM's mask lies between the two.
@@ -227,7 +227,7 @@ def _steady(image: np.ndarray, prompt: Prompt, hqsam: HQSamSegmenter) -> np.ndar
     return max(mask, hqsam.segment_prompted(image, box_alone, passes=1), key=stability)
 
 
-def _worn(
+def _garment_alone(
     image: np.ndarray, figure: np.ndarray, skin: np.ndarray, hqsam: HQSamSegmenter, part: str
 ) -> tuple[np.ndarray, str]:
     """Return the garment of a person alone, and the reason to hold it if it cannot be separated from other clothes."""
@@ -244,7 +244,7 @@ def _worn(
     return mask, _unstable(mask)
 
 
-def _beside(mask: np.ndarray, skin: np.ndarray) -> bool:
+def _touches_skin(mask: np.ndarray, skin: np.ndarray) -> bool:
     """Return whether skin `(H, W)` bool touches a mask on at least a hundredth of its area, and is not a floor."""
     if skin.mean() > MAX_SKIN:
         return False
@@ -270,11 +270,11 @@ def _unstable(mask: np.ndarray) -> str:
     return f"unsure where the product ends (stability {score:.2f})" if score < STABLE else ""
 
 
-def _soft(photo: Photo, mask: np.ndarray) -> np.ndarray:
+def _soft_matte(photo: Photo, mask: np.ndarray) -> np.ndarray:
     """Return a soft matte at the photo's size from a mask of the reduced photo; only its edge is soft."""
     width, height = photo.size
     full = cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
-    np.multiply(full, 4, out=full)  # in place: a large photo's matte is large
+    np.multiply(full, 4, out=full)  # in place, to save memory
     np.clip(np.subtract(full, 1.5, out=full), 0, 1, out=full)
     return refine_matte(photo.rgb, full, radius=max(3, round(0.004 * max(width, height))))
 

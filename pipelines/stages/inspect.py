@@ -62,7 +62,7 @@ def _inspect(work: Work, detector: OvercompletionDetector, recipe: Recipe) -> Ma
 
     fidelity = product_fidelity(image, product)
     matte = product.matte if product.matte.shape == image.shape[:2] else np.zeros(image.shape[:2], np.uint8)
-    if not (matte >= 128).any():  # nothing to measure around: the other checks would speak of nothing
+    if not (matte >= 128).any():  # no product to measure: the other checks would be meaningless
         return Made(
             outputs=(heat_picture("fidelity", image, fidelity.where),),
             verdicts=(_verdict("fidelity", fidelity, limits["fidelity"], at_most=False),),

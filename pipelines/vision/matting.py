@@ -44,7 +44,7 @@ def refine_matte(image: np.ndarray, mask: np.ndarray, radius: int, epsilon: floa
         if not band.any():
             continue
         guide = image[seen].astype(np.float32) / 255
-        # twice: the first answer puts the edge where the picture has it, the second is soft around that edge
+        # twice: the first pass locates the edge, the second makes a soft matte around it
         edge = (_guided_filter(guide, rough[seen], band, radius, epsilon) > 0.5).astype(np.float32)
         guided = _guided_filter(guide, np.where(band, edge, np.round(rough[seen])), band, second, epsilon)
         core = _core(rows, seen)
@@ -86,7 +86,7 @@ def _without_background(colours: np.ndarray, matte: np.ndarray, radius: int) -> 
     alpha = np.maximum(matte, 0.1)[..., None]
     solved = np.clip((colours - (1 - alpha) * outside) / alpha, 0, 255)
     solved = np.where(outside_weight[..., None] > 0, solved, colours)
-    # the lower the matte, the less its pixel knows of the product
+    # the lower the matte, the less the pixel shows of the product
     trust = np.clip(matte, 0, 1)[..., None]
     clean: np.ndarray = np.where(inside_weight[..., None] > 0, trust * solved + (1 - trust) * inside, solved)
     return clean

@@ -100,11 +100,11 @@ def garment_prompt(image: np.ndarray, figure: np.ndarray, skin: np.ndarray, part
     if part == "upper":
         beside.append(_unlike(lab, _rows(cloth, figure, (0.9, 1.0)), colour, 1))
     elif part == "lower":
-        shirt = _rows(whole, whole, (0.12, 0.3))  # below what may be a waistband
+        shirt = _rows(whole, whole, (0.12, 0.3))  # below a possible waistband
         own = np.linalg.norm(lab[shirt] - colour, axis=1) <= DIFFERENT
         if own.sum() < PANEL * len(own):
             beside.append(_unlike(lab, shirt, colour, 1))
-        if not figure[-1].any():  # feet, where the cloth reaches them
+        if not figure[-1].any():  # feet, if the cloth reaches them
             beside.append(_unlike(lab, whole & _rows(figure, figure, (0.95, 1.0)), colour, 2))
     points = np.concatenate([garment, *beside]).astype(np.float32)
     labels = np.array([1] * len(garment) + [0] * (len(points) - len(garment)), np.int64)

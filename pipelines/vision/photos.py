@@ -144,7 +144,7 @@ def _through_profile(image: Image.Image) -> Image.Image | None:
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile)) if profile else ImageCms.createProfile("LAB")
         if "sRGB" in ImageCms.getProfileDescription(source):
-            return None  # a conversion would only round, and the product's pixels are to stay as they are
+            return None  # a conversion would only round the product's pixels
         return ImageCms.profileToProfile(colours, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
     except (ImageCms.PyCMSError, *_BROKEN) as error:
         log.warning("unusable colour profile, colours taken as sRGB: %s", error)

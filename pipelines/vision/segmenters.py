@@ -52,7 +52,7 @@ class SalientSegmenter:
     """U²-Net-P at 320 px. It needs a tenth of HQ-SAM's time."""
 
     def __init__(self, net: U2NetP, device: str = "cpu") -> None:
-        # channels last: a quarter quicker on a CPU
+        # channels last is 25 % faster on a CPU
         self._net = net.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)
         self._device = device
 

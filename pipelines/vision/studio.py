@@ -93,10 +93,10 @@ def cut_studio(image: np.ndarray, studio: Studio, saliency: np.ndarray) -> np.nd
     product = main_pieces(saliency > 0.5)
     if not product.any():
         return product
-    # thin parts that the net's 320 px lose: cords, laces, straps; and whatever no shadow can be, seen by the net or not
+    # add thin parts that the net misses at 320 px (cords, straps), and pixels that cannot be shadow
     unmistakable = (tint > UNMISTAKABLE_TINT) | (shade < UNMISTAKABLE_SHADE)
     product |= _touching((distinct & (saliency > 0.02)) | unmistakable, product)
-    # paper that it takes in: a rim around the product, and the gaps inside
+    # remove paper: a rim around the product, and gaps inside
     paper = _grow((saliency < 0.1) & ~distinct, plain, round(0.025 * side))
     product &= ~paper
     product &= ~_gaps(plain & product, saliency, side)
