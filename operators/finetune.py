@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from pipelines.models.profile import Profile
-    from pipelines.training.evaluate import Exam
+    from pipelines.training.evaluate import Evaluator
     from pipelines.training.finetune import Finetune, StageName, Trained
     from pipelines.training.loop import TrainOptions
 
@@ -63,12 +63,12 @@ class FinetuneOperator(BaseOperator):
         """The fine-tune of these data sets, by stage."""
         from pipelines.models.profile import load_profile
         from pipelines.settings import get_settings
-        from pipelines.training.finetune import Finetune, Stage
+        from pipelines.training.finetune import Finetune, TrainingStage
 
         settings = get_settings()
         return Finetune(
-            Stage(pictures["salient"], float(self.salient_minutes), _whole(self.salient_steps)),
-            Stage(pictures["instance"], float(self.minutes), _whole(self.steps)),
+            TrainingStage(pictures["salient"], float(self.salient_minutes), _whole(self.salient_steps)),
+            TrainingStage(pictures["instance"], float(self.minutes), _whole(self.steps)),
             side=_whole(self.side) or load_profile(settings.profile, settings.models_dir).native_size,
         )
 
@@ -184,7 +184,7 @@ class TrainStageOperator(FinetuneOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         """Train, or go on where a killed try stopped."""
         from pipelines.revisions.registry import bring_files, keep_files
-        from pipelines.training.finetune import PARTS, begin, run_stage, watching
+        from pipelines.training.finetune import PARTS, begin, train_stage, watching
 
         job = self.job(self.pictures)
         if job.stage(self.stage).skipped:
@@ -196,15 +196,15 @@ class TrainStageOperator(FinetuneOperator):
         models = begin(job, profile, folder)
         if self.before:
             bring_files(services.store, self.before["files"], models / PARTS["salient"])
-        exam = _exam(job, services, profile, folder, int(self.products), int(self.seeds))
-        trained = run_stage(
+        evaluator = _evaluator(job, services, profile, folder, int(self.products), int(self.seeds))
+        trained = train_stage(
             self.stage,
             job,
             folder,
             services.store,
             _options(services),
             services.settings.photo_max_megapixels,
-            watching(exam, self.stage, folder, float(self.evaluate_minutes)),
+            watching(evaluator, self.stage, folder, float(self.evaluate_minutes)),
         )
         self.log.info("stage %s: %s", self.stage, dict(trained.figures))
         return {"figures": dict(trained.figures), "files": keep_files(services.store, trained.folder)}
@@ -263,9 +263,9 @@ class RegisterRevisionOperator(FinetuneOperator):
                 export = folder / "models" / PARTS[stage]
                 bring_files(services.store, made["files"], export)
                 trained[stage] = Trained(export, made["figures"])
-        exam = _exam(job, services, profile, folder, int(self.products), int(self.seeds))
+        evaluator = _evaluator(job, services, profile, folder, int(self.products), int(self.seeds))
         by = f"{context['dag'].dag_id} {context['run_id']}"
-        revision = register_finetune(job, profile, trained, exam, services.ledger.engine, services.store, by)
+        revision = register_finetune(job, profile, trained, evaluator, services.ledger.engine, services.store, by)
         self.log.info("revision %s: %s", revision.revision, revision.comparison)
         return revision.to_json()
 
@@ -334,11 +334,13 @@ def _options(services: Services) -> TrainOptions:
     return TrainOptions("brushnet", device=settings.compute().device, profile=settings.profile)
 
 
-def _exam(job: Finetune, services: Services, profile: Profile, folder: Path, products: int, seeds: int) -> Exam:
-    from pipelines.training.evaluate import Exam
+def _evaluator(
+    job: Finetune, services: Services, profile: Profile, folder: Path, products: int, seeds: int
+) -> Evaluator:
+    from pipelines.training.evaluate import Evaluator
     from pipelines.training.finetune import held_out
 
-    return Exam.prepare(
+    return Evaluator.prepare(
         folder / "frozen",
         held_out(job, services.store, _options(services).data),
         services.store,

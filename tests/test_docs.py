@@ -11,7 +11,7 @@ import pytest
 from typer.main import get_command
 
 from pipelines.cli.main import app
-from pipelines.evaluation.detector.calibrate import DetectorMeasure
+from pipelines.evaluation.detector.measure import DetectorMeasure
 from pipelines.models.profile import load_profile
 from pipelines.scenes import Channel, Checks, Control, Scene, ScenePlacement
 from pipelines.settings import Settings

@@ -672,14 +672,14 @@ def measure_detector(
     as_json: AsJson = False,
 ) -> None:
     """How well overcompletion is told, on composites whose truth is known and products that tau was not set on."""
-    from pipelines.evaluation.detector import calibrate
+    from pipelines.evaluation.detector import measure
     from pipelines.models.profile import load_profile
     from pipelines.scenes import Checks
     from pipelines.settings import get_settings
 
     settings = get_settings()
     profile = load_profile(settings.profile, settings.models_dir)
-    found = calibrate.measure_detector(shared, profile, Checks().overcompletion, limit)
+    found = measure.measure_detector(shared, profile, Checks().overcompletion, limit)
     if as_json:
         _print_json(found)
         return

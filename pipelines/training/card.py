@@ -1,4 +1,4 @@
-"""Model cards: what a bundled model is, what it learnt from, how it was made and what it reaches."""
+"""Model cards: architecture, training data, command and figures of a bundled model."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def write_card(
 ) -> None:
     """Write `folder`/CARD.md: architecture, data and licences (`about`), command, steps, wall time, figures, licence.
 
-    Figures of earlier stages (another size) that the card already holds are kept.
+    Figures of earlier stages (another size) on the existing card are kept.
     """
     card = folder / "CARD.md"
     earlier = re.search(r"Figures\*\*: (\{.*\})", card.read_text(encoding="utf-8")) if card.exists() else None

@@ -19,10 +19,9 @@ from pipelines.models import profile as models
 from pipelines.models.profile import load_profile
 from pipelines.revisions.registry import promote, revisions
 from pipelines.settings import ROOT
-from pipelines.training import brushnet, finetune
-from pipelines.training import evaluate as exam
+from pipelines.training import brushnet, evaluate, finetune
 from pipelines.training.data import is_held_out
-from pipelines.training.finetune import Finetune, Stage
+from pipelines.training.finetune import Finetune, TrainingStage
 from pipelines.training.sources import Dataset, gather_ledger
 from pipelines.vision.photos import png_bytes
 
@@ -54,8 +53,8 @@ def state_dir(settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
         monkeypatch.setattr(f"{module}.get_settings", lambda: own)
     monkeypatch.setattr(brushnet, "show", lambda *args: None)
     monkeypatch.setattr(finetune, "SHOTS", 4)
-    prepare = exam.Exam.prepare
-    monkeypatch.setattr(exam.Exam, "prepare", lambda *args, **rest: prepare(*args, **{**rest, "steps": 2}))
+    prepare = evaluate.Evaluator.prepare
+    monkeypatch.setattr(evaluate.Evaluator, "prepare", lambda *args, **rest: prepare(*args, **{**rest, "steps": 2}))
     load_profile.cache_clear()
     yield tmp_path / "state"
     load_profile.cache_clear()
@@ -111,7 +110,7 @@ def test_from_the_shops_cutouts_to_a_revision_that_a_person_may_promote(
     assert {"config.json", "frozen_set.png"} <= made.files.keys()
 
     # registering again on another worker, with nothing but store and ledger in common, is the same revision
-    job = Finetune(Stage("training", 0.0), Stage(made.data, 30.0, 1), side=64)
+    job = Finetune(TrainingStage("training", 0.0), TrainingStage(made.data, 30.0, 1), side=64)
     job.folder(load_profile("mini"), state_dir).rename(tmp_path / "elsewhere")
     context = {"dag": SimpleNamespace(dag_id="brushnet_finetune"), "run_id": "again"}
     register = RegisterRevisionOperator(
