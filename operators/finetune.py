@@ -334,14 +334,12 @@ def _options(services: Services) -> TrainOptions:
     return TrainOptions("brushnet", device=settings.compute().device, profile=settings.profile)
 
 
-def _evaluator(
-    job: Finetune, services: Services, profile: Profile, folder: Path, products: int, seeds: int
-) -> Evaluator:
+def _evaluator(job: Finetune, services: Services, profile: Profile, out: Path, products: int, seeds: int) -> Evaluator:
     from pipelines.training.evaluate import Evaluator
     from pipelines.training.finetune import held_out
 
     return Evaluator.prepare(
-        folder / "frozen",
+        out / "frozen",
         held_out(job, services.store, _options(services).data),
         services.store,
         profile,

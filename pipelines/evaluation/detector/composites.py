@@ -45,13 +45,9 @@ class CutoutProduct:
 
 @dataclass(frozen=True, slots=True)
 class Mask:
-    """A mask of the composite's product.
+    """A mask of the composite's product: `matte` (SIDE, SIDE) uint8, 255 = product. `make`: where it comes from.
 
-    Attributes:
-        matte: (SIDE, SIDE) uint8, 255 = product.
-        share: the area of the part that was left out, in products; 0 if the mask is whole.
-        part: the kind of that part.
-        make: where the mask comes from.
+    `part` is the kind of the part that was left out, `share` its area in products; 0 if the mask is whole.
     """
 
     matte: np.ndarray

@@ -38,12 +38,9 @@ SIZES = ((0.01, 0.02), (0.02, SMALL), (SMALL, 0.1), (0.1, 0.3))
 
 @dataclass(frozen=True, slots=True)
 class MaskResult:
-    """One mask of a composite, and what the detector measured.
+    """One mask of a composite, and what the detector measured. `make`: where the mask comes from.
 
-    Attributes:
-        part: the kind of part that the mask lacks; "" if the mask is whole.
-        make: where the mask comes from.
-        share: the area of that part, in products; 0 if the mask is whole.
+    `part` is the kind of part that the mask lacks, `share` its area in products; "" and 0 if the mask is whole.
     """
 
     product: str

@@ -65,8 +65,7 @@ class Row:
 class CellComparison:
     """Two cells, pair by pair. Ratios are baseline / treated; differences are treated - baseline per picture.
 
-    `unfamiliar` counts the pairs of products that the detector was not fitted to. Their ratios are None if there are
-    none.
+    `unfamiliar` counts the pairs of products that the detector was not fitted to; ratios of none are None.
     """
 
     baseline: str

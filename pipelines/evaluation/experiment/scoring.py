@@ -51,8 +51,7 @@ class Scores:
         d_plus: Area of detached product-like objects, in products.
         uncertainty: Difference between the finders and HQ-SAM, in products; NaN if HQ-SAM did not run.
         sharpness: Mean gradient of the scene's luminance, levels per pixel.
-        scene: 1 if a classifier recognises the prompt's wall and floor, 0.5 for one of them, 0 for none; NaN without a
-            classifier.
+        scene: Share of the prompt's wall and floor that a classifier recognises: 0, 0.5, 1; NaN without a classifier.
         product_error: Mean difference to the product inside its mask before it is pasted back, levels of 255.
         seconds: Painting time.
     """
