@@ -13,12 +13,14 @@ from urllib.parse import quote, urlsplit
 
 from airflow.sdk import BaseOperator, BaseOperatorLink, ExceptionRetryPolicy, RetryAction, RetryRule, conf
 
+from pipelines.contracts import Reprocess
 from pipelines.errors import IntegrityError, UsageError
 
 if TYPE_CHECKING:
     from airflow.sdk.types import TaskInstanceKey
 
     from pipelines.ledger.postgres import PostgresLedger
+    from pipelines.models.profile import Profile
     from pipelines.settings import Settings
     from pipelines.store import S3Store
     from pipelines.workflow import Recipe
@@ -57,20 +59,26 @@ class Services:
     ledger: PostgresLedger
     store: S3Store
 
-    def recipe(self, scene: str, attempt: str = "") -> Recipe:
-        """Profile, with the revisions that are promoted, and device of the settings, and this scene. Raises UsageError
-        for a scene that is not there."""
+    def profile(self) -> Profile:
+        """The profile of the settings, with the promoted revisions."""
         from pipelines.models.profile import load_profile
         from pipelines.revisions.registry import install
+
+        install(self.ledger.engine, self.store, self.settings.profile, self.settings.state_dir)
+        return load_profile(self.settings.profile, self.settings.models_dir)
+
+    def recipe(self, scene: str, reprocess: str, run: str) -> Recipe:
+        """Profile and device of the settings, and this scene. Raises UsageError for an unknown scene.
+
+        A forced recomputation (`reprocess`) adds the run's id to every key of the run.
+        """
         from pipelines.scenes import load_scene
         from pipelines.workflow import Recipe
 
-        install(self.ledger.engine, self.store, self.settings.profile, self.settings.state_dir)
-        profile = load_profile(self.settings.profile, self.settings.models_dir)
         return Recipe(
-            profile,
+            self.profile(),
             load_scene(scene),
-            attempt=attempt,
+            attempt=Reprocess(reprocess).attempt(run),
             compute=self.settings.compute(),
             max_megapixels=self.settings.photo_max_megapixels,
         )
@@ -84,11 +92,6 @@ def open_services() -> Services:
 
     settings = get_settings()
     return Services(settings, PostgresLedger(connect(settings.database_url)), S3Store(settings))
-
-
-def attempt_of(reprocess: str, run: str) -> str:
-    """What a forced recomputation adds to every key of the run: nothing for `missing`, the run's id otherwise."""
-    return "" if reprocess == "missing" else run
 
 
 class PackshotOperator(BaseOperator):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.sdk.exceptions import AirflowFailException
 
-from operators.base import PROBLEM, PackshotOperator, attempt_of, open_services
+from operators.base import PROBLEM, PackshotOperator, open_services
 from operators.tables import (
     catalogue_rows,
     check_table,
@@ -84,7 +84,7 @@ class PublishOperator(PackshotOperator):
 
         services = open_services()
         ledger = services.ledger
-        recipe = services.recipe(self.scene, attempt_of(self.reprocess, self.run))
+        recipe = services.recipe(self.scene, self.reprocess, self.run)
 
         # 1. What may be shown
         shots = ledger.shots(self.run)

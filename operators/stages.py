@@ -12,7 +12,7 @@ from dataclasses import asdict
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from operators.base import PackshotOperator, attempt_of, open_services
+from operators.base import PackshotOperator, open_services
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -76,7 +76,7 @@ class StageOperator(PackshotOperator):
             load_stage(self.stage),
             self.run,
             shots,
-            services.recipe(self.scene, attempt_of(self.reprocess, self.run)),
+            services.recipe(self.scene, self.reprocess, self.run),
             services.ledger,
             services.store,
             limits,

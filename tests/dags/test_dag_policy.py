@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from airflow.sdk import BaseOperator
 from airflow.sdk.definitions.mappedoperator import MappedOperator
 
 from operators.base import RETRY_POLICY
+from operators.finetune import Form
 from operators.policy import OWNER, Tag
 from operators.stages import StageOperator
 from pipelines.settings import ROOT, Settings
@@ -125,7 +127,7 @@ def test_a_fine_tune_is_started_by_hand_alone_and_promotes_what_was_registered(b
     ]
     assert dag.get_task("instance").upstream_task_ids == {"gather", "salient"}
     assert dag.get_task("promote").upstream_task_ids == {"register"}
-    assert {"source", "folder", "scenes", "categories", "salient_minutes", "minutes", "promote"} <= set(dag.params)
+    assert {field.name for field in fields(Form)} <= set(dag.params)
     longest = dag.params.get_param("minutes").schema["maximum"]
     assert timedelta(minutes=longest) < dag.get_task("instance").execution_timeout
 
