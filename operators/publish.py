@@ -12,7 +12,6 @@ from operators.base import PROBLEM, PackshotOperator, open_services
 from operators.tables import (
     catalogue_rows,
     check_table,
-    feed_csv,
     grounds_for_publication,
     publication_rows,
     score_rows,
@@ -78,8 +77,10 @@ class PublishOperator(PackshotOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Publish; returns how many images the set has, and how many of them are new."""
+        from pipelines.catalogue.feed import published_feed
         from pipelines.contracts import Artifact, Publication, State
         from pipelines.stages import stage
+        from pipelines.store import object_name
         from pipelines.workflow import Limits, run_stage
 
         services = open_services()
@@ -102,7 +103,11 @@ class PublishOperator(PackshotOperator):
         checked = check_table(self, services, context, "publication", rows)
 
         # 4. Show it, all at once
-        feed = feed_csv(encoded, rows, services.settings.s3_bucket)
+        titles, bucket = {shot.sku: shot.product.title for shot in encoded}, services.settings.s3_bucket
+        feed = published_feed(
+            (row["sku"], titles[row["sku"]], f"s3://{bucket}/{object_name(row['digest'])}", row["digest"])
+            for row in rows
+        )
         digest = services.store.put(feed, "text/csv")
         new = ledger.publish(
             self.run, [Publication(row["sku"], row["scene"], row["channel"], row["digest"]) for row in rows]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -103,20 +101,6 @@ def grounds_for_publication(
         elif all(verdict.passed for verdict in verdicts):
             grounds[sku] = "passed" if verdicts else None
     return grounds
-
-
-def feed_csv(shots: Iterable[Shot], rows: Iterable[Row], bucket: str) -> bytes:
-    """The published images as a feed: Google Merchant's `id`, `title`, `image_link`, and the image's sha256."""
-    from pipelines.store import object_name
-
-    titles = {shot.sku: shot.product.title for shot in shots}
-    out = io.StringIO(newline="")
-    feed = csv.writer(out)
-    feed.writerow(["id", "title", "image_link", "sha256"])
-    for row in rows:
-        link = f"s3://{bucket}/{object_name(row['digest'])}"
-        feed.writerow([row["sku"], titles[row["sku"]], link, row["digest"]])
-    return out.getvalue().encode()
 
 
 def check_table(

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from more_itertools import chunked
+
 from pipelines.contracts import Artifact, Job, Ledger, Made, Shot, ShotStep, State, Step, Store
 from pipelines.errors import IntegrityError, OutOfMemory, Rejected, ShotTimeout
 from pipelines.settings import CPU, MAX_MEGAPIXELS, Compute
@@ -190,7 +192,7 @@ def _resolve(
         if job.key in known:
             yield shot, ShotStep(known[job.key], reused=True)
     missing = [(shot, job) for shot, job in jobs if job.key not in known]
-    for batch in _batches(missing, limits.batch_size if stage.batched else 1):
+    for batch in chunked(missing, limits.batch_size if stage.batched else 1):
         wanted = {job.key: job for _, job in batch}
         with ledger.claim(sorted(wanted)):
             there = ledger.find(sorted(wanted))
@@ -272,11 +274,6 @@ class _Once:
         if not self._loaded:
             self._loaded.append(self._load())
         return self._loaded[0]
-
-
-def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import io
 import json
 import mimetypes
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -130,6 +130,18 @@ def load_manifest(store: Store, digest: str) -> list[Product]:
     if not isinstance(document, dict) or document.get("kind") != MANIFEST:
         raise UsageError(f"the object {digest} is no feed that `packshot run` put there")
     return [Product(**product) for product in document["products"]]
+
+
+def published_feed(images: Iterable[tuple[str, str, str, str]]) -> bytes:
+    """Published images as a feed: a CSV with Google Merchant's `id`, `title`, `image_link`, and with `sha256`.
+
+    `images` are rows of these four.
+    """
+    out = io.StringIO(newline="")
+    writer = csv.writer(out)
+    writer.writerow(["id", "title", "image_link", "sha256"])
+    writer.writerows(images)
+    return out.getvalue().encode()
 
 
 # ------------------------------------------------------------------- reading a file

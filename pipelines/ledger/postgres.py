@@ -13,18 +13,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 import psycopg2.errors
-from sqlalchemy import (
-    Connection,
-    Engine,
-    create_engine,
-    delete,
-    exists,
-    func,
-    or_,
-    select,
-    text,
-    update,
-)
+from more_itertools import chunked
+from sqlalchemy import Connection, Engine, create_engine, delete, exists, func, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, OperationalError
@@ -45,27 +35,7 @@ from pipelines.contracts import (
     sha256_hex,
 )
 from pipelines.errors import IntegrityError, UsageError
-from pipelines.ledger import outcomes
-from pipelines.ledger.rows import (
-    add_shots,
-    add_versions,
-    artifact_row,
-    chosen_keys,
-    chunks,
-    current_products,
-    insert_missing,
-    move_rows,
-    newest_keys,
-    note_superseded,
-    place_shots,
-    product_digest,
-    product_of,
-    read_steps,
-    shot_ids,
-    step_row,
-    write_parts,
-    write_uses,
-)
+from pipelines.ledger import outcomes, rows
 from pipelines.ledger.schema import (
     approvals,
     artifacts,
@@ -147,8 +117,8 @@ class PostgresLedger:
         """Finished steps (`done` and `rejected`) by the key that was asked for: the newest of its attempts where that
         key has none, else the one of that attempt. A `failed` step is no result and is tried again."""
         with self.engine.connect() as connection:
-            newest = newest_keys(connection, keys, FINISHED)
-            found = read_steps(connection, sorted(set(newest.values())), FINISHED)
+            newest = rows.newest_keys(connection, keys, FINISHED)
+            found = rows.read_steps(connection, sorted(set(newest.values())), FINISHED)
         return {wanted: found[key] for wanted, key in newest.items()}
 
     @contextmanager
@@ -166,8 +136,8 @@ class PostgresLedger:
         A `failed` row gives way to whatever comes later. Parameters and facts that are no JSON raise ValueError.
         """
         with self.engine.begin() as connection:
-            insert_missing(connection, artifacts, [artifact_row(artifact) for artifact in step.outputs])
-            row = step_row(step, run)
+            rows.insert_missing(connection, artifacts, [rows.artifact_row(artifact) for artifact in step.outputs])
+            row = rows.step_row(step, run)
             statement = insert(steps).values(row)
             won = connection.execute(
                 statement.on_conflict_do_update(
@@ -177,22 +147,22 @@ class PostgresLedger:
                 ).returning(steps.c.key)
             ).first()
             if won is None:
-                return read_steps(connection, [step.key], tuple(State))[step.key]
-            write_parts(connection, step)
+                return rows.read_steps(connection, [step.key], tuple(State))[step.key]
+            rows.write_parts(connection, step)
         return step
 
     def use(self, run: str, uses: Sequence[tuple[Shot, Sequence[ShotStep]]]) -> None:
         """Note which steps this run used for these shots (idempotent). What the run computed counts as computed, also
         where the task that did so was killed and its next try found it."""
         with self.engine.begin() as connection:
-            write_uses(connection, run, [(shot, used) for shot, tried in uses for used in tried])
+            rows.write_uses(connection, run, [(shot, used) for shot, tried in uses for used in tried])
 
     def chosen(self, run: str, shots: Sequence[Shot]) -> dict[str, dict[str, Step]]:
         """SKU → stage → the chosen step of this run."""
         found: dict[str, dict[str, Step]] = defaultdict(dict)
         with self.engine.connect() as connection:
-            keys = chosen_keys(connection, run, shots)
-            by_key = read_steps(connection, sorted({key for _, key in keys}), tuple(State))
+            keys = rows.chosen_keys(connection, run, shots)
+            by_key = rows.read_steps(connection, sorted({key for _, key in keys}), tuple(State))
         for sku, key in keys:
             found[sku][by_key[key].job.stage] = by_key[key]
         return dict(found)
@@ -238,7 +208,7 @@ class PostgresLedger:
     def attach(self, run: str, artifact: Artifact) -> None:
         """Keep a document beside a run, under its role; a later one of that role takes its place."""
         with self.engine.begin() as connection:
-            insert_missing(connection, artifacts, [artifact_row(artifact)])
+            rows.insert_missing(connection, artifacts, [rows.artifact_row(artifact)])
             row = {"run": run, "role": artifact.role, "digest": artifact.sha256}
             connection.execute(
                 insert(run_artifacts)
@@ -253,7 +223,7 @@ class PostgresLedger:
         """Keep a scene's definition as it was used; returns its digest."""
         digest = sha256_hex(canonical_json(dict(definition)).encode())
         with self.engine.begin() as connection:
-            insert_missing(connection, scenes, [{"digest": digest, "name": name, "definition": dict(definition)}])
+            rows.insert_missing(connection, scenes, [{"digest": digest, "name": name, "definition": dict(definition)}])
         return digest
 
     def upsert_products(self, items: Sequence[Product], now: datetime | None = None) -> Changes:
@@ -261,13 +231,13 @@ class PostgresLedger:
         now = now or datetime.now(UTC)
         new = changed = 0
         with self.engine.begin() as connection:
-            for chunk in chunks(sorted(items, key=lambda product: product.sku)):
-                known = current_products(connection, [product.sku for product in chunk])
+            for chunk in chunked(sorted(items, key=lambda product: product.sku), rows.CHUNK):
+                known = rows.current_products(connection, [product.sku for product in chunk])
                 fresh = [product for product in chunk if product.sku not in known]
                 kept = [product for product in chunk if product.sku in known]
-                differing = [product for product in kept if known[product.sku].content != product_digest(product)]
-                add_versions(connection, fresh + differing, now)
-                move_rows(connection, [product for product in kept if known[product.sku].row != product.row])
+                differing = [product for product in kept if known[product.sku].content != rows.product_digest(product)]
+                rows.add_versions(connection, fresh + differing, now)
+                rows.move_rows(connection, [product for product in kept if known[product.sku].row != product.row])
                 new += len(fresh)
                 changed += len(differing)
         return Changes(new, changed, len(items) - new - changed)
@@ -279,8 +249,8 @@ class PostgresLedger:
         """
         with self.engine.begin() as connection:
             connection.execute(delete(run_shots).where(run_shots.c.run == run))
-            add_shots(connection, selected)
-            place_shots(connection, run, selected, shard_size)
+            rows.add_shots(connection, selected)
+            rows.place_shots(connection, run, selected, shard_size)
             # of a run that its statistics have not seen, Postgres expects one row, and settles it row by row by row
             connection.execute(text("ANALYZE run_shots"))
         return -(-len(selected) // shard_size)
@@ -297,7 +267,7 @@ class PostgresLedger:
         if shard is not None:
             statement = statement.where(run_shots.c.shard == shard)
         with self.engine.connect() as connection:
-            return [Shot(product_of(row), row.scene, row.channel) for row in connection.execute(statement)]
+            return [Shot(rows.product_of(row), row.scene, row.channel) for row in connection.execute(statement)]
 
     def products_changed_between(
         self,
@@ -320,7 +290,7 @@ class PostgresLedger:
                 exists().where(then.c.sku == products.c.sku, then.c.changed_at >= start, then.c.changed_at < end)
             )
         with self.engine.connect() as connection:
-            return [product_of(row) for row in connection.execute(statement)]
+            return [rows.product_of(row) for row in connection.execute(statement)]
 
     def last_outcomes(self, scene: str, channel: str, skus: Sequence[str], before: str = "") -> dict[str, ShotState]:
         """SKU → what became of its shot in the last run that settled it, of those that began before run `before`."""
@@ -336,7 +306,7 @@ class PostgresLedger:
         )
         found: dict[str, ShotState] = {}
         with self.engine.connect() as connection:
-            for chunk in chunks(skus):
+            for chunk in chunked(skus, rows.CHUNK):
                 for row in connection.execute(statement.where(shots.c.sku.in_(chunk))):
                     found[row.sku] = ShotState(row.state)
         return found
@@ -344,7 +314,7 @@ class PostgresLedger:
     def approve(self, digest: str, by: str) -> str:
         """Let this `final` image be published whatever its verdicts say. Returns by whom: who said so first stands."""
         with self.engine.begin() as connection:
-            insert_missing(connection, approvals, [{"digest": digest, "by": by}])
+            rows.insert_missing(connection, approvals, [{"digest": digest, "by": by}])
             return connection.execute(select(approvals.c.by).where(approvals.c.digest == digest)).scalar_one()
 
     def approved(self, digests: Sequence[str]) -> set[str]:
@@ -352,11 +322,11 @@ class PostgresLedger:
         with self.engine.connect() as connection:
             return {
                 digest
-                for chunk in chunks(digests)
+                for chunk in chunked(digests, rows.CHUNK)
                 for digest in connection.scalars(select(approvals.c.digest).where(approvals.c.digest.in_(chunk)))
             }
 
-    def publish(self, run: str, rows: Sequence[Publication]) -> int:
+    def publish(self, run: str, images: Sequence[Publication]) -> int:
         """Make these the current images of their shots: all of them or, on any error, none. Returns how many are new;
         an image that is current already is left as it is.
 
@@ -364,8 +334,8 @@ class PostgresLedger:
         current it stays so, and this run's is noted as superseded by it.
         """
         with self.engine.begin() as connection:
-            numbers = shot_ids(connection, rows)
-            wanted = {numbers[row.sku, row.scene, row.channel]: row.digest for row in rows}
+            numbers = rows.shot_ids(connection, images)
+            wanted = {numbers[image.sku, image.scene, image.channel]: image.digest for image in images}
             # one publisher at a time for a shot, in one order for everybody
             connection.execute(select(shots.c.id).where(shots.c.id.in_(wanted)).order_by(shots.c.id).with_for_update())
             began = select(runs.c.started_at).where(runs.c.id == run).scalar_subquery()
@@ -387,7 +357,7 @@ class PostgresLedger:
                 connection.execute(
                     insert(publications), [{"shot": s, "digest": d, "run": run} for s, d in fresh.items()]
                 )
-            note_superseded(connection, run, late)
+            rows.note_superseded(connection, run, late)
         return len(fresh)
 
     def settle(self, run: str) -> None:

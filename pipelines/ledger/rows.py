@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 import socket
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from more_itertools import chunked
 from sqlalchemy import Connection, Row, select, text, tuple_
 from sqlalchemy.dialects.postgresql import insert
 
@@ -103,8 +104,8 @@ def newest_keys(connection: Connection, keys: Sequence[str], states: Sequence[St
     one with that very key where it is a forced attempt's."""
     return {
         row.wanted: row.key
-        for chunk in chunks(keys)
-        for row in connection.execute(text(_NEWEST), {"keys": list(chunk), "states": list(states)})
+        for chunk in chunked(keys, CHUNK)
+        for row in connection.execute(text(_NEWEST), {"keys": chunk, "states": list(states)})
     }
 
 
@@ -124,7 +125,7 @@ CROSS JOIN LATERAL (
 def read_steps(connection: Connection, keys: Sequence[str], states: Sequence[State]) -> dict[str, Step]:
     """Steps in these states, by key, with all that hangs on them."""
     found: dict[str, Step] = {}
-    for chunk in chunks(keys):
+    for chunk in chunked(keys, CHUNK):
         rows = connection.execute(select(steps).where(steps.c.key.in_(chunk), steps.c.state.in_(states))).all()
         present = [row.key for row in rows]
         inputs = _by_key(connection, select(step_inputs).where(step_inputs.c.key.in_(present)))
@@ -215,7 +216,7 @@ def chosen_keys(connection: Connection, run: str, wanted: Sequence[Shot]) -> lis
     )
     return [
         (row.sku, row.key)
-        for chunk in chunks([(s.sku, s.scene, s.channel) for s in wanted])
+        for chunk in chunked([(s.sku, s.scene, s.channel) for s in wanted], CHUNK)
         for row in connection.execute(statement.where(tuple_(shots.c.sku, shots.c.scene, shots.c.channel).in_(chunk)))
     ]
 
@@ -225,7 +226,7 @@ def shot_ids(connection: Connection, wanted: Sequence[Shot] | Sequence[Publicati
     add_shots(connection, wanted)
     return {
         (row.sku, row.scene, row.channel): row.id
-        for chunk in chunks(_names(wanted))
+        for chunk in chunked(_names(wanted), CHUNK)
         for row in connection.execute(text(_NUMBERS), _columns(chunk))
     }
 
@@ -233,7 +234,7 @@ def shot_ids(connection: Connection, wanted: Sequence[Shot] | Sequence[Publicati
 def add_shots(connection: Connection, wanted: Sequence[Shot] | Sequence[Publication]) -> None:
     """Give a number to the shots that were never seen before, in one order for everybody, so that two runs that add
     the same ones wait and do not deadlock."""
-    for chunk in chunks(_names(wanted)):
+    for chunk in chunked(_names(wanted), CHUNK):
         connection.execute(text(_ADD), _columns(chunk))
 
 
@@ -335,8 +336,7 @@ def move_rows(connection: Connection, items: Sequence[Product]) -> None:
 def place_shots(connection: Connection, run: str, selected: Sequence[Shot], shard_size: int) -> None:
     """Write the run's shots in this order, each with the newest version that says what its product says. Raises
     IntegrityError for a product that has none."""
-    for start in range(0, len(selected), CHUNK):
-        chunk = selected[start : start + CHUNK]
+    for start, chunk in zip(range(0, len(selected), CHUNK), chunked(selected, CHUNK), strict=True):
         placed = connection.execute(
             text(_PLACE),
             {
@@ -385,8 +385,3 @@ def insert_missing(connection: Connection, table: Any, rows: Sequence[Mapping[st
     """Insert what is not there yet."""
     if rows:
         connection.execute(insert(table).on_conflict_do_nothing(), rows)
-
-
-def chunks(items: Sequence[Any]) -> Iterable[Sequence[Any]]:
-    """Cut into pieces that one statement takes."""
-    return (items[start : start + CHUNK] for start in range(0, len(items), CHUNK))

@@ -18,6 +18,7 @@ from pipelines.catalogue.feed import ingest, load_manifest
 from pipelines.contracts import STAGES, Product, Shot, ShotState, State, Step, Store, sha256_hex
 from pipelines.errors import UsageError
 from pipelines.ledger.memory import MemoryLedger
+from pipelines.ledger.outcomes import outcome_of
 from pipelines.runs.contact_sheet import SheetRow, contact_sheet
 from pipelines.settings import Settings
 from pipelines.stages import stage
@@ -40,19 +41,6 @@ class Outcome:
     state: ShotState
     reason: str
     picture: Path | None
-
-
-def outcome_of(steps: dict[str, Step]) -> tuple[ShotState, str]:
-    """State and reason of a shot from its chosen steps, in the words of `packshot report`."""
-    for step in steps.values():
-        if step.state is State.REJECTED:
-            return ShotState.REJECTED, step.reason
-        if step.state is State.FAILED:
-            return ShotState.FAILED, step.reason
-    failing = [verdict for step in steps.values() for verdict in step.verdicts if not verdict.passed]
-    if failing:
-        return ShotState.HELD, "; ".join(verdict.reason or verdict.check for verdict in failing)
-    return (ShotState.PUBLISHED, "") if "publish" in steps else (ShotState.PENDING, "")
 
 
 def shoot(

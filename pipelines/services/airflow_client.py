@@ -18,6 +18,7 @@ from typing import Any, Self
 from urllib.parse import quote
 
 import httpx
+from tenacity import Retrying, retry_if_exception_type, retry_if_result, stop_after_delay, wait_fixed
 
 from pipelines.errors import Unavailable, UsageError
 from pipelines.settings import Settings
@@ -37,7 +38,6 @@ REFUSED = frozenset(
 
 BACKFILL_LAG = 60.0
 """Seconds: Airflow notices a backfill's end up to half a minute late, and refuses another one until then."""
-
 
 PATIENCE = 300.0
 """Seconds for which the API may be away while a run is followed."""
@@ -183,28 +183,26 @@ class Airflow:
     ) -> bool:
         """Wait for the run's end; returns whether it succeeded.
 
-        `progress(done, total, note)` is told at every look: task instances that ended, that there are, and the names
-        of those that run. An API that is away for less than PATIENCE is asked again. Raises TimeoutError past
-        `timeout_seconds`.
+        `progress(done, total, note)` is called at every poll: task instances that ended, all task instances, and the
+        names of those that run. An API that does not answer is polled again for PATIENCE seconds. Raises TimeoutError
+        if the run is not over after `timeout_seconds`.
         """
         deadline = time.monotonic() + timeout_seconds
-        answered, state = time.monotonic(), "not answering"
+        patiently = Retrying(
+            retry=retry_if_exception_type((Unavailable, httpx.HTTPError)),  # the run itself goes on
+            wait=wait_fixed(poll_seconds),
+            stop=stop_after_delay(PATIENCE),
+            reraise=True,
+        )
         while True:
-            try:
-                now = self.progress(dag_id, run_id)
-            except (Unavailable, httpx.HTTPError):  # the run goes on without who looks
-                if time.monotonic() - answered > PATIENCE:
-                    raise
-            else:
-                answered, state = time.monotonic(), now.state
-                if progress is not None:
-                    progress(now.done, now.total, ", ".join(now.running) or now.state)
-                if now.ended:
-                    return now.state == "success"
-                poll_seconds = max(poll_seconds, now.total / TASKS_A_SECOND)
+            now = patiently(self.progress, dag_id, run_id)
+            if progress is not None:
+                progress(now.done, now.total, ", ".join(now.running) or now.state)
+            if now.ended:
+                return now.state == "success"
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{dag_id} {run_id} is {state} after {timeout_seconds:g} s")
-            time.sleep(poll_seconds)
+                raise TimeoutError(f"{dag_id} {run_id} is {now.state} after {timeout_seconds:g} s")
+            time.sleep(max(poll_seconds, now.total / TASKS_A_SECOND))
 
     # ------------------------------------------------------------------------------------------------ backfills
 
@@ -218,14 +216,14 @@ class Airflow:
         if last > today:
             # Airflow would take it, hold the later days back until they come, and refuse every other backfill till then
             raise UsageError(f"{last} is in the future (it is {today} in UTC): its products are not known yet")
-        response = self._request("POST", "/api/v2/backfills", json=_backfill_body(dag_id, first, last, conf))
-        patience = time.monotonic() + BACKFILL_LAG
-        while response.status_code == httpx.codes.CONFLICT and time.monotonic() < patience:
-            if self._under_way(dag_id):
-                break
-            time.sleep(2)
-            response = self._request("POST", "/api/v2/backfills", json=_backfill_body(dag_id, first, last, conf))
-        made = _decoded(response)
+        ended_unnoticed = Retrying(
+            retry=retry_if_result(lambda r: r.status_code == httpx.codes.CONFLICT and not self._under_way(dag_id)),
+            wait=wait_fixed(2),
+            stop=stop_after_delay(BACKFILL_LAG),
+            retry_error_callback=lambda state: state.outcome and state.outcome.result(),
+        )
+        body = _backfill_body(dag_id, first, last, conf)
+        made = _decoded(ended_unnoticed(self._request, "POST", "/api/v2/backfills", json=body))
         # The API does not say which runs are a backfill's. But a DAG has one active backfill at most, and a partitioned
         # DAG gets new runs every time: the runs of these days that were queued since are its runs.
         since = datetime.fromisoformat(made["created_at"])

@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -105,9 +104,7 @@ def _initdb(binaries: Path, data: Path, password: str) -> None:
 def _settle_after_a_kill(data: Path) -> None:
     """Let a killed server's backends end, and drop a lock whose pid went to a stranger (in a new container it often
     does): Postgres would take that process for itself. Every other lock is Postgres' own to judge."""
-    deadline = time.monotonic() + 10
-    while any(_is_backend(candidate, data) for candidate in psutil.process_iter()) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    psutil.wait_procs([candidate for candidate in psutil.process_iter() if _is_backend(candidate, data)], timeout=10)
     lock = data / "postmaster.pid"
     if lock.exists():
         with suppress(psutil.NoSuchProcess):
