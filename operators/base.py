@@ -1,7 +1,7 @@
-"""What all operators share: which errors are worth another try, the services, and the link to the run's pictures.
+"""What all operators share: the retry policy, the services, and the link to the run's pictures.
 
-Operators know Airflow and no pixels. This module and its neighbours are imported whenever a DAG file is parsed, so
-everything heavy is imported inside `execute`.
+Operators know Airflow and no pixels. A parsed DAG file imports these modules, so they import heavy libraries inside
+`execute`.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ RETRY_POLICY = ExceptionRetryPolicy(
         RetryRule(exception=IntegrityError, action=RetryAction.FAIL, reason="bytes or records contradict each other"),
     ]
 )
-"""Whatever is not listed is taken for broken infrastructure and tried again, as often as the DAG allows."""
+"""Any other error counts as broken infrastructure and is retried, as often as the DAG allows."""
 
 
 class RunPage(BaseOperatorLink):
-    """The run's shots as pictures, in the operators' page of the plugin. Computed in the task, kept as an XCom."""
+    """Link to the run's pictures, in the plugin's page for operators. The task computes it and keeps it as an XCom."""
 
     name = "Pictures of this run"
 
@@ -53,7 +53,7 @@ class RunPage(BaseOperatorLink):
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What a task works with."""
+    """Settings, ledger and store of a task."""
 
     settings: Settings
     ledger: PostgresLedger
@@ -95,7 +95,7 @@ def open_services() -> Services:
 
 
 class PackshotOperator(BaseOperator):
-    """Base of the operators: errors that no retry can mend fail at once, and every task links to the run's pictures.
+    """Base of the operators: bad parameters and damaged data fail without a retry; every task links to the pictures.
 
     :param run: id of the run in the ledger; Airflow's own.
     """
@@ -103,7 +103,7 @@ class PackshotOperator(BaseOperator):
     template_fields: Sequence[str] = ("run",)
     operator_extra_links = (RunPage(),)
 
-    # A policy built in the body would be lost when the operator is mapped; a signature's default is kept.
+    # A mapped operator keeps a default of the signature, but loses a policy that the body sets.
     def __init__(
         self, *, run: str = "{{ run_id }}", retry_policy: ExceptionRetryPolicy = RETRY_POLICY, **kwargs: Any
     ) -> None:

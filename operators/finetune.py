@@ -67,9 +67,9 @@ class Form:
         """The fine-tune of these data sets, by stage."""
         from pipelines.training.finetune import Finetune, Stage
 
-        return Finetune(
-            Stage(pictures["salient"], self.salient_minutes, self.salient_steps),
-            Stage(pictures["instance"], self.minutes, self.steps),
+        return Finetune(  # float: the form's 30 and 30.0 are one fine-tune, with one work folder
+            Stage(pictures["salient"], float(self.salient_minutes), self.salient_steps),
+            Stage(pictures["instance"], float(self.minutes), self.steps),
             side=self.side or profile.native_size,
         )
 
@@ -128,7 +128,7 @@ def train(
     if before:
         bring_files(services.store, before["files"], models / PARTS["salient"])
     exam = _exam(form, job, services, profile, folder)
-    watch = watching(exam, stage, folder, form.evaluate_minutes)
+    watch = watching(exam, stage, folder, float(form.evaluate_minutes))
     limit = services.settings.photo_max_megapixels
     trained = run_stage(stage, job, folder, services.store, _options(services), limit, watch)
     log.info("stage %s: %s", stage, dict(trained.figures))

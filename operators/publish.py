@@ -1,4 +1,4 @@
-"""Check the tables, publish the set as a whole, sum the run up."""
+"""Check the tables, publish the images as one set, report on the run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class CheckTableOperator(PackshotOperator):
-    """Hold one table of the run against its suite of expectations; a failed critical one stops its publication.
+    """Validates one table of the run against its suite; a failed critical expectation stops publication.
 
     :param table: `catalogue`, the products as they were read; or `scores`, every verdict of the run.
     """
@@ -54,10 +54,10 @@ class CheckTableOperator(PackshotOperator):
 
 
 class PublishOperator(PackshotOperator):
-    """Encode what passed its checks or was approved by a person, check the set, make it the shop's in one transaction.
+    """Encodes images that passed their checks or were approved, checks them as one set, publishes all or none.
 
-    Where the set is defective nothing of it is published, and no retry is spent on it: once the cause is mended, clear
-    this task, or start another run. Either finds the encoded images by their keys.
+    From a defective set nothing is published, and the task is not retried. After the cause is removed, clear this task
+    or start another run: both find the encoded images by their keys.
     """
 
     template_fields: Sequence[str] = ("run", "scene", "reprocess")
@@ -118,10 +118,10 @@ class PublishOperator(PackshotOperator):
 
 
 class SummaryOperator(PackshotOperator):
-    """Close the run in the ledger and log what became of every shot.
+    """Closes the run in the ledger and logs the outcome of every shot.
 
-    Fails, and with it the run, when a shot failed or publication was stopped. Rejected and held shots are ordinary
-    outcomes.
+    The task, and with it the run, fails if a shot failed or publication was stopped. Rejected and held shots are
+    ordinary outcomes.
 
     :param checks: ids of the tasks that may have stopped publication.
     """

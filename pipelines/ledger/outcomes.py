@@ -27,24 +27,22 @@ def outcome_of(steps: Mapping[str, Step]) -> tuple[ShotState, str]:
 
 
 def settle(connection: Connection, run: str) -> None:
-    """Bring every shot of a run to the state and reason that its steps, verdicts and publications give it so far."""
+    """Sets state and reason of every shot of a run from its steps, verdicts and publications so far."""
     connection.execute(text(_SETTLE), {"run": run, "stages": list(STAGES)})
 
 
 def close(connection: Connection, run: str, problem: str | None) -> None:
-    """End the shots that are still pending: held with the problem that stopped publication where they were ready for
-    it, failed otherwise."""
+    """Ends pending shots: held if they were ready and a problem stopped publication, failed otherwise."""
     connection.execute(text(_CLOSE), {"run": run, "problem": problem})
 
 
 def rates(connection: Connection) -> dict[str, float]:
-    """Seconds that a shot costs, by stage: the mean over the last 500 uses that were computed. Passed-over candidates
-    count, as they cost too."""
+    """Mean seconds a shot, by stage, over the last 500 computed steps. Candidates that were not chosen count."""
     return dict(connection.execute(text(_RATES)).tuples().all())
 
 
-# The first that applies: a step's bad end, a publication of what this run made (by whichever run, but not one that was
-# superseded before this run began), failed checks that nobody approved.
+# The first that applies: a step that was rejected or failed; a publication of what this run made, by any run, unless it
+# was superseded before this run began; failed checks that nobody approved.
 _SETTLE = """
 UPDATE run_shots SET state = outcome.state, reason = outcome.reason
 FROM (

@@ -1,7 +1,6 @@
-"""The step ledger: which steps ran, which run used them for which shot, and what was published.
+"""The ledger that runs share, in Postgres: steps, the runs that used them, and publications.
 
-`PostgresLedger` is the one that runs share. What people ask it afterwards (reports, lineage) is in
-`pipelines.ledger.reports`.
+Reports and lineage are in `pipelines.ledger.reports`.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ CLAIM_POLL_MS = 2000
 def connect(url: str) -> Engine:
     """An engine on the ledger's database. Connections are tested before use and carry packshot's name.
 
-    Raises UsageError where `url` is none, as before the first `packshot up`.
+    Raises UsageError if `url` is empty, as before the first `packshot up`, or no address of a database.
     """
     try:
         address = make_url(url)
@@ -94,8 +93,8 @@ class PostgresLedger:
 
     def __init__(self, engine: Engine):
         self.engine = engine
-        # a claim outlives transactions and must die with its holder: a connection of its own, never pooled, whose
-        # other end notices within a minute when the holder's machine is gone
+        # A claim outlives transactions and must end with its holder. It has a connection of its own, never pooled;
+        # keepalives tell Postgres within a minute that the holder's machine is gone.
         self._claims = create_engine(
             engine.url,
             poolclass=NullPool,
@@ -114,8 +113,8 @@ class PostgresLedger:
     # ------------------------------------------------------------------ steps
 
     def find(self, keys: Sequence[str]) -> dict[str, Step]:
-        """Finished steps (`done` and `rejected`) by the key that was asked for: the newest of its attempts where that
-        key has none, else the one of that attempt. A `failed` step is no result and is tried again."""
+        """Returns finished steps (`done` and `rejected`) by requested key. A key without an attempt returns the newest
+        step among all its attempts; a key with an attempt returns only that one."""
         with self.engine.connect() as connection:
             newest = rows.newest_keys(connection, keys, FINISHED)
             found = rows.read_steps(connection, sorted(set(newest.values())), FINISHED)
@@ -123,17 +122,16 @@ class PostgresLedger:
 
     @contextmanager
     def claim(self, keys: Sequence[str]) -> Iterator[None]:
-        """Hold these keys: whoever else wants one waits. The claim ends with its holder, however it ends."""
+        """Locks these keys: any other claim on one of them waits. The lock ends with this process at the latest."""
         with self._claims.connect() as connection:
             for lock in sorted({_lock_id(key) for key in keys}):  # one order for everybody: no deadlock
                 _wait_for(connection, lock)
             yield
 
     def record(self, step: Step, run: str = "") -> Step:
-        """Write a step in one transaction, as computed by `run`. The first committed result of a key wins and is what
-        is returned.
+        """Writes a step, as computed by `run`, in one transaction. Returns the first committed result of its key.
 
-        A `failed` row gives way to whatever comes later. Parameters and facts that are no JSON raise ValueError.
+        A later result replaces a `failed` one. Raises ValueError for parameters and facts that are no JSON.
         """
         with self.engine.begin() as connection:
             rows.insert_missing(connection, artifacts, [rows.artifact_row(artifact) for artifact in step.outputs])
@@ -152,8 +150,8 @@ class PostgresLedger:
         return step
 
     def use(self, run: str, uses: Sequence[tuple[Shot, Sequence[ShotStep]]]) -> None:
-        """Note which steps this run used for these shots (idempotent). What the run computed counts as computed, also
-        where the task that did so was killed and its next try found it."""
+        """Records which steps this run used for these shots (idempotent). A step that this run computed counts as
+        computed, also if the task was killed and its retry found the step."""
         with self.engine.begin() as connection:
             rows.write_uses(connection, run, [(shot, used) for shot, tried in uses for used in tried])
 
@@ -179,8 +177,7 @@ class PostgresLedger:
         params: Mapping[str, Any] | None = None,
         triggered_by: str = "",
     ) -> None:
-        """Open a run, or open it again where its plan is tried again. Raises IntegrityError where another DAG has
-        the run's id."""
+        """Opens a run, or reopens it when `plan` is retried. Raises IntegrityError if another DAG has the id."""
         row = {
             "id": run,
             "dag_id": dag_id,
@@ -206,7 +203,7 @@ class PostgresLedger:
             raise IntegrityError(f"run {run!r} belongs to another DAG than {dag_id}")
 
     def attach(self, run: str, artifact: Artifact) -> None:
-        """Keep a document beside a run, under its role; a later one of that role takes its place."""
+        """Attaches a document to a run, under its role. A later document replaces one of the same role."""
         with self.engine.begin() as connection:
             rows.insert_missing(connection, artifacts, [rows.artifact_row(artifact)])
             row = {"run": run, "role": artifact.role, "digest": artifact.sha256}
@@ -220,14 +217,14 @@ class PostgresLedger:
             )
 
     def record_scene(self, name: str, definition: Mapping[str, Any]) -> str:
-        """Keep a scene's definition as it was used; returns its digest."""
+        """Stores a scene's definition as it was used; returns its digest."""
         digest = sha256_hex(canonical_json(dict(definition)).encode())
         with self.engine.begin() as connection:
             rows.insert_missing(connection, scenes, [{"digest": digest, "name": name, "definition": dict(definition)}])
         return digest
 
     def upsert_products(self, items: Sequence[Product], now: datetime | None = None) -> Changes:
-        """Bring the products to what a feed says; a product that differs gets a new version, dated `now`."""
+        """Updates the products to a feed. A product that differs gets a new version, dated `now`."""
         now = now or datetime.now(UTC)
         new = changed = 0
         with self.engine.begin() as connection:
@@ -243,20 +240,20 @@ class PostgresLedger:
         return Changes(new, changed, len(items) - new - changed)
 
     def select(self, run: str, selected: Sequence[Shot], shard_size: int) -> int:
-        """Make these shots, in this order, the run's; returns the number of shards of `shard_size` shots.
+        """Selects these shots, in this order, for the run; returns the number of shards of `shard_size` shots.
 
-        Their products must have been upserted (IntegrityError otherwise). A second call replaces the first.
+        Raises IntegrityError for a product that was not upserted. A second call replaces the first.
         """
         with self.engine.begin() as connection:
             connection.execute(delete(run_shots).where(run_shots.c.run == run))
             rows.add_shots(connection, selected)
             rows.place_shots(connection, run, selected, shard_size)
-            # of a run that its statistics have not seen, Postgres expects one row, and settles it row by row by row
+            # without fresh statistics Postgres expects one row for this run, and settles it with nested loops
             connection.execute(text("ANALYZE run_shots"))
         return -(-len(selected) // shard_size)
 
     def shots(self, run: str, shard: int | None = None) -> list[Shot]:
-        """The run's shots in order (of one shard), with their products as they were when the run began."""
+        """The run's shots (of one shard) in order, with their products as they were when the run began."""
         statement = (
             select(product_versions, run_shots.c.row, shots.c.scene, shots.c.channel)
             .join_from(run_shots, shots, run_shots.c.shot == shots.c.id)
@@ -275,8 +272,8 @@ class PostgresLedger:
         end: datetime,
         skus: Sequence[str] = (),
     ) -> list[Product]:
-        """Products that were new or changed in [start, end), as they are now, in feed order. With `skus`, those,
-        whenever they changed."""
+        """Products that were new or changed in [start, end), in their current version and in feed order. With `skus`,
+        the products of these SKUs, whenever they changed."""
         statement = (
             select(product_versions, products.c.row)
             .join_from(products, product_versions, products.c.version == product_versions.c.id)
@@ -293,7 +290,7 @@ class PostgresLedger:
             return [rows.product_of(row) for row in connection.execute(statement)]
 
     def last_outcomes(self, scene: str, channel: str, skus: Sequence[str], before: str = "") -> dict[str, ShotState]:
-        """SKU → what became of its shot in the last run that settled it, of those that began before run `before`."""
+        """SKU → state of its shot in the last run that settled it. Only runs that began before run `before` count."""
         began = select(runs.c.started_at).where(runs.c.id == before).scalar_subquery()
         statement = (
             select(shots.c.sku, run_shots.c.state)
@@ -312,13 +309,13 @@ class PostgresLedger:
         return found
 
     def approve(self, digest: str, by: str) -> str:
-        """Let this `final` image be published whatever its verdicts say. Returns by whom: who said so first stands."""
+        """Approves this `final` image for publication, whatever its verdicts. Returns who approved it first."""
         with self.engine.begin() as connection:
             rows.insert_missing(connection, approvals, [{"digest": digest, "by": by}])
             return connection.execute(select(approvals.c.by).where(approvals.c.digest == digest)).scalar_one()
 
     def approved(self, digests: Sequence[str]) -> set[str]:
-        """Those of these `final` images that a person approved."""
+        """The `final` images among these that a person approved."""
         with self.engine.connect() as connection:
             return {
                 digest
@@ -327,16 +324,15 @@ class PostgresLedger:
             }
 
     def publish(self, run: str, images: Sequence[Publication]) -> int:
-        """Make these the current images of their shots: all of them or, on any error, none. Returns how many are new;
-        an image that is current already is left as it is.
+        """Makes these the current images of their shots: all or, on any error, none. Returns how many are new.
 
-        Runs supersede one another in the order in which they began, whichever ends first: where a later one's image is
-        current it stays so, and this run's is noted as superseded by it.
+        An image that is already current stays. A run supersedes the runs that began before it, in whatever order they
+        end: if a later run's image is current, it stays, and this run's image is recorded as superseded.
         """
         with self.engine.begin() as connection:
             numbers = rows.shot_ids(connection, images)
             wanted = {numbers[image.sku, image.scene, image.channel]: image.digest for image in images}
-            # one publisher at a time for a shot, in one order for everybody
+            # one publisher at a time for a shot; the order prevents deadlocks
             connection.execute(select(shots.c.id).where(shots.c.id.in_(wanted)).order_by(shots.c.id).with_for_update())
             began = select(runs.c.started_at).where(runs.c.id == run).scalar_subquery()
             shown = (
@@ -361,15 +357,15 @@ class PostgresLedger:
         return len(fresh)
 
     def settle(self, run: str) -> None:
-        """Derive every shot's state and reason from the steps, verdicts and publications of the run so far."""
+        """Sets every shot's state and reason from the run's steps, verdicts and publications so far."""
         with self.engine.begin() as connection:
             outcomes.settle(connection, run)
 
     def finish_run(self, run: str, state: str, problem: Mapping[str, Any] | None = None) -> None:
-        """Close a run as `success` or `failed`.
+        """Closes a run as `success` or `failed`.
 
-        `problem` says what stopped its publication and must hold a `reason`; it becomes the reason of the shots that
-        were ready. A shot that is not through all its stages ends as failed.
+        `problem` describes what stopped publication. Its `reason` becomes that of every shot that was ready. A shot
+        that did not pass all stages ends as failed.
         """
         with self.engine.begin() as connection:
             outcomes.settle(connection, run)
@@ -381,8 +377,7 @@ class PostgresLedger:
             )
 
     def rates(self) -> dict[str, float]:
-        """Seconds that a shot costs, by stage: the mean over the last 500 uses that were computed. Passed-over
-        candidates count, as they cost too."""
+        """Mean seconds a shot, by stage, over the last 500 computed steps. Candidates that were not chosen count."""
         with self.engine.connect() as connection:
             return outcomes.rates(connection)
 

@@ -35,9 +35,9 @@ class Export:
 
 
 def export_run(run: str, out: Path, settings: Settings) -> Export:
-    """Write the published images of `run` ("latest": the last that `packshot run` triggered) into `out`.
+    """Writes the published images of `run`, their feed and a contact sheet into `out`.
 
-    The feed is a CSV with id, title, image_link (Google Merchant's names). Raises UsageError for an unknown run.
+    `run` may be "latest", the last one that `packshot run` triggered. Raises UsageError for an unknown run.
     """
     engine = connect(settings.database_url)
     store, ledger = S3Store(settings), PostgresLedger(engine)

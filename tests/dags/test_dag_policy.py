@@ -29,6 +29,8 @@ STAGES = ["cutout", "describe", "generate", "upscale", "inspect"]
 POOLS = {"default_pool": 128, "gpu": Settings.model_fields["gpu_slots"].default}
 HEAVY = ["torch", "torchvision", "diffusers", "transformers", "PIL", "numpy", "pandas", "cv2", "scipy"]
 HEAVY += ["great_expectations", "sqlalchemy", "minio", "segment_anything_hq"]
+MODULES_OF_A_DAG = 100
+"""That parsing a DAG imports besides Airflow: the dag processor does it every few seconds."""
 
 
 @pytest.fixture(scope="module")
@@ -155,20 +157,19 @@ def test_a_campaign_is_never_scheduled_but_can_be_backfilled(bag: DagBag) -> Non
 
 
 @pytest.mark.parametrize("file", sorted(DAGS.values()))
-def test_a_dag_file_parses_quickly_and_imports_nothing_heavy(file: str) -> None:
+def test_a_dag_file_imports_little_and_nothing_heavy(file: str) -> None:
     code = f"""
-import json, sys, time
+import json, sys
 import airflow.sdk
-from airflow.sdk import BaseOperator, BaseOperatorLink, CronPartitionTimetable, Param, chain, conf, dag, task_group
+from airflow.sdk import BaseOperator, BaseOperatorLink, CronPartitionTimetable, Param
+from airflow.sdk import chain, conf, dag, task, task_group
 before = set(sys.modules)
-started = time.perf_counter()
 exec(compile(open("dags/{file}").read(), "dags/{file}", "exec"), {{"__name__": "parsed", "__doc__": "parsed"}})
-seconds = time.perf_counter() - started
-print("PARSED", json.dumps([seconds, [m for m in {HEAVY!r} if m in set(sys.modules) - before]]))
+print("PARSED", json.dumps(sorted(set(sys.modules) - before)))
 """
-    measured = [json.loads(_python(code).rsplit("PARSED ", 1)[1]) for _ in range(3)]
-    assert all(heavy == [] for _, heavy in measured)
-    assert min(seconds for seconds, _ in measured) < 0.5
+    imported = json.loads(_python(code).rsplit("PARSED ", 1)[1])
+    assert set(HEAVY) & set(imported) == set()
+    assert len(imported) < MODULES_OF_A_DAG
 
 
 def test_plugin_files_shadow_no_package() -> None:
