@@ -1,8 +1,8 @@
 """The bytes behind a catalogue's links: a file beside the catalogue, or a page at a public address. Nothing else.
 
-A catalogue comes from outside. Its paths may not leave its folder, by `..`, by root or by symlink. Its addresses may not
-reach into this program's network (server-side request forgery). Every resolved address is checked, at every redirect.
-The connection goes to the checked address, so that a second answer of the name server changes nothing.
+A catalogue comes from outside. Its paths may not leave its folder, by `..`, by root or by symlink. Its addresses
+must not lead into this program's network (server-side request forgery): every resolved address is checked, at every
+redirect. The connection goes to the checked address, so that a second answer of the name server changes nothing.
 """
 
 from __future__ import annotations
