@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import count
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pipelines.contracts import (
@@ -37,7 +37,7 @@ class Walk:
     done: int
     end: State | None
     reason: str
-    checks: tuple[tuple[str, tuple[tuple[bool, str], ...]], ...]
+    checks: dict[str, tuple[tuple[bool, str], ...]]
 
     def steps(self, sku: str) -> list[Step]:
         """Its chosen steps, in the workflow's order. As both runners do, nothing is published that failed a check."""
@@ -48,7 +48,7 @@ class Walk:
             job = Job(stage, 1, {}, {"sku": sku})
             verdicts = tuple(
                 Verdict(f"check {n}", 0.5, 0.5, passed, reason)
-                for n, (passed, reason) in enumerate(dict(self.checks).get(stage, ()))
+                for n, (passed, reason) in enumerate(self.checks.get(stage, ()))
             )
             role = "published" if stage == "publish" else stage
             output = Artifact(sha256_hex(f"{sku} {stage}".encode()), role, "image/png", 1)
@@ -64,14 +64,16 @@ words = st.text("abc; ü", max_size=5)
 checks = st.lists(st.tuples(st.booleans(), words), max_size=3).map(tuple)
 walks = st.builds(
     Walk,
-    st.integers(0, len(STAGES)),
+    st.integers(0, len(STAGES)) | st.just(5),
     st.sampled_from([None, State.REJECTED, State.FAILED]),
     words,
-    st.lists(st.tuples(st.sampled_from(["cutout", "generate", "inspect"]), checks), max_size=3).map(tuple),
+    st.fixed_dictionaries(dict.fromkeys(("cutout", "generate", "inspect"), checks)),
 )
+TWO_STAGES_FAIL = Walk(5, None, "", {"cutout": ((True, ""), (False, "b")), "generate": ((False, "a"),)})
 
 
 @given(st.lists(walks, min_size=1, max_size=8))
+@example([TWO_STAGES_FAIL])
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_run_in_memory_and_the_ledger_say_the_same_of_every_shot(ledger: PostgresLedger, shots: list[Walk]):
     run = f"outcomes {next(RUNS)}"
@@ -91,5 +93,5 @@ def test_a_run_in_memory_and_the_ledger_say_the_same_of_every_shot(ledger: Postg
 
 @pytest.mark.parametrize("end", [State.REJECTED, State.FAILED])
 def test_a_bad_end_counts_before_a_failed_check(end: State):
-    walk = Walk(2, end, "it broke", (("cutout", ((False, "too small"),)),))
+    walk = Walk(2, end, "it broke", {"cutout": ((False, "too small"),)})
     assert outcome_of({step.job.stage: step for step in walk.steps("a")}) == (ShotState(end), "it broke")
