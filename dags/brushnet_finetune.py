@@ -26,12 +26,7 @@ from datetime import datetime, timedelta
 from airflow.sdk import Param, dag
 
 from operators.base import GPU_POOL
-from operators.finetune import (
-    GatherPicturesOperator,
-    PromoteRevisionOperator,
-    RegisterRevisionOperator,
-    TrainStageOperator,
-)
+from operators.finetune import gather, promote, register, train
 from operators.policy import DEFAULT_ARGS, Tag
 from pipelines.scenes import scene_names
 
@@ -133,19 +128,10 @@ def names_param(title: str, description: str, **items: object) -> Param:
 )
 def brushnet_finetune() -> None:
     """Gather, train both stages, judge and register, promote."""
-    gather = GatherPicturesOperator(task_id="gather")
-    salient = TrainStageOperator(task_id="salient", stage="salient", pictures=gather.output, pool=GPU_POOL)
-    instance = TrainStageOperator(
-        task_id="instance", stage="instance", pictures=gather.output, before=salient.output, pool=GPU_POOL
-    )
-    register = RegisterRevisionOperator(
-        task_id="register",
-        pictures=gather.output,
-        salient=salient.output,
-        instance=instance.output,
-        pool=GPU_POOL,
-    )
-    PromoteRevisionOperator(task_id="promote", revision=register.output)
+    pictures = gather()
+    salient = train.override(task_id="salient", pool=GPU_POOL)("salient", pictures)
+    instance = train.override(task_id="instance", pool=GPU_POOL)("instance", pictures, salient)
+    promote(register.override(pool=GPU_POOL)(pictures, salient, instance))
 
 
 brushnet_finetune()

@@ -11,7 +11,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from operators.base import PackshotOperator, Services, attempt_of, open_services
+from operators.base import PackshotOperator, Services, open_services
+from pipelines.contracts import Reprocess
 from pipelines.errors import UsageError
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class PlanOperator(PackshotOperator):
         scene = load_scene(self.scene)
         feed, products = self.products(services)
         products = choose(products, _listed(self.categories), _listed(self.skus))
-        if self.reprocess == "failed":
+        if self.reprocess == Reprocess.FAILED:
             products = self._unfinished(services, scene, products)
         shots = [Shot(product, scene.name, scene.channel.name) for product in products[: _number(self.limit)]]
 
@@ -133,7 +134,7 @@ class PlanOperator(PackshotOperator):
         from pipelines.runs.forecast import forecast
         from pipelines.stages import stage
 
-        recipe = services.recipe(self.scene, attempt_of(self.reprocess, self.run))
+        recipe = services.recipe(self.scene, self.reprocess, self.run)
         stages = [stage(name) for name in STAGES]
         return asdict(forecast(stages, shots, recipe, services.ledger, services.ledger.rates()))
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from airflow.sdk import Param
 
+from pipelines.contracts import Reprocess
 from pipelines.scenes import scene_names
 
 OWNER = "catalogue-team"
@@ -70,9 +71,9 @@ def selection_params() -> dict[str, Param]:
             description="At most that many products, in feed order. Empty: no limit.",
         ),
         "reprocess": Param(
-            "missing",
+            Reprocess.MISSING.value,
             type="string",
-            enum=["missing", "failed", "all"],
+            enum=[one.value for one in Reprocess],
             title="Reprocess",
             values_display={
                 "missing": "missing: walk all, reuse every finished step",

@@ -42,6 +42,21 @@ class ShotState(StrEnum):
     PENDING = "pending"
 
 
+class Reprocess(StrEnum):
+    """Which shots a run selects, and which of their finished steps it computes again."""
+
+    MISSING = "missing"
+    """Every shot; every finished step is reused."""
+    FAILED = "failed"
+    """Only shots that last failed, were rejected or held; all their steps are computed again."""
+    ALL = "all"
+    """Every shot; every step is computed again."""
+
+    def attempt(self, run: str) -> str:
+        """The attempt of the keys of this run's steps: "" for `missing`, so that finished steps are found."""
+        return "" if self is Reprocess.MISSING else run
+
+
 def canonical_json(value: Any) -> str:
     """The one spelling of `value` that keys are made of: sorted, compact, no NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)

@@ -1,7 +1,7 @@
-"""Every setting of packshot, with its default. The environment decides: PACKSHOT_<NAME>.
+"""Every setting of packshot, with its default. The variable PACKSHOT_<NAME> sets it.
 
-`packshot up` writes where its embedded services are into `<state_dir>/environment` (mode 0600), so that every later
-command and every Airflow task finds them; a variable in the process environment wins over that file.
+`packshot up` writes the addresses of its embedded services into `<state_dir>/environment` (mode 0600) for later
+commands and Airflow tasks. A variable in the process environment has precedence over that file.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 MAX_MEGAPIXELS = 50
-"""Of a photo, where not told otherwise: the cutout of one that large takes under 2 GB beside the models."""
+"""Default limit of a photo. The cutout of a photo of this size takes under 2 GB besides the models."""
 
 
 class Settings(BaseSettings):
-    """All of it. Read it with `get_settings()`; build one by hand only in tests."""
+    """All settings. Read them with `get_settings()`; construct them only in tests."""
 
     model_config = SettingsConfigDict(env_prefix="PACKSHOT_", extra="ignore", frozen=True)
 
@@ -89,7 +89,7 @@ class Settings(BaseSettings):
     photo_timeout_seconds: float = Field(20, gt=0, description="Time limit of one photo's download, in seconds.")
 
     def environment(self) -> dict[str, str]:
-        """What differs from the defaults, as PACKSHOT_* variables for a child process. Secrets are in clear."""
+        """Settings that differ from the defaults, as PACKSHOT_* variables for a child process. Secrets are in clear."""
         variables = {}
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)
@@ -99,7 +99,7 @@ class Settings(BaseSettings):
         return variables
 
     def compute(self) -> Compute:
-        """The device and precision that models run with here. Imports torch."""
+        """Device and precision of the models on this machine. Imports torch."""
         import torch
 
         device, why = self.device, "PACKSHOT_DEVICE"
@@ -131,7 +131,7 @@ SMALL_GPU = 12
 
 @dataclass(frozen=True, slots=True)
 class Compute:
-    """Device and precision (a torch dtype's name) of a run, how it saves memory, and why it is so."""
+    """Device, precision (a torch dtype's name) and memory savings of a run, and the reason for this choice."""
 
     device: str = "cpu"
     dtype: str = "float32"
@@ -145,11 +145,11 @@ class Compute:
 
 
 CPU = Compute()
-"""What runs anywhere."""
+"""Runs on every machine."""
 
 
 def environment_file(state_dir: Path) -> Path:
-    """Where `packshot up` leaves the addresses and credentials of the services that it started."""
+    """The file with addresses and credentials of the services that `packshot up` started."""
     return state_dir / "environment"
 
 

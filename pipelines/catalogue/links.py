@@ -1,9 +1,8 @@
 """The bytes behind a catalogue's links: a file beside the catalogue, or a page at a public address. Nothing else.
 
-A catalogue comes from outside. Its paths may not leave its folder, by `..`, by root or by symlink; its addresses may
-not reach into the network that this program runs in (server-side request forgery): every address that a name resolves
-to is checked, at every redirect, and the connection goes to the address that was checked, so that a second answer of
-the name server changes nothing.
+A catalogue comes from outside. Its paths may not leave its folder, by `..`, by root or by symlink. Its addresses
+must not lead into this program's network (server-side request forgery): every resolved address is checked, at every
+redirect. The connection goes to the checked address, so that a second answer of the name server changes nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from pipelines.errors import Rejected
 
 MAX_REDIRECTS = 5
 PAUSES = (1.0, 4.0)
-"""Seconds after which an address that could not be reached is asked again."""
+"""Seconds before each retry of an unreachable address."""
 USER_AGENT = "packshot"
 
 
@@ -79,10 +78,10 @@ def _why_unreadable(link: str, error: OSError | ValueError) -> str:
 async def fetch(
     link: str, max_bytes: int, seconds: float, allow_private: bool = False, patient: bool = True
 ) -> Fetched:
-    """What an http(s) address answers, within `seconds` in all, redirects included.
+    """Downloads an http(s) address within `seconds` in all, redirects and, if `patient`, retries included.
 
-    Raises Rejected with the reason where it is no public address, too large, or answers with an error, and Unreachable
-    where it could not be reached, asked again in that time if `patient`, or was too slow.
+    Raises Rejected for an address that is not public, a file that is too large and an error of the server; Unreachable
+    if the address does not answer in time.
     """
     failed = None
     try:
@@ -151,7 +150,7 @@ def _unreachable(link: str, error: httpx.TransportError) -> Rejected:
 
 @lru_cache
 def _certificates() -> ssl.SSLContext:
-    """Read once: it takes longer than a small photo."""
+    """Cached: reading them takes longer than a small photo."""
     return httpx.create_ssl_context(trust_env=False)
 
 

@@ -2,97 +2,96 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
-experiment_app = typer.Typer(no_args_is_help=True, help="Test the paper's claims: the same pairs, every method.")
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+from pipelines.cli.console import AsJson, answer, err, progress_bar, table
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from pipelines.evaluation.experiment.overcompletion import Table as Results
+
+app = typer.Typer(no_args_is_help=True, help="Test the paper's claims: the same pairs, every method.")
 
 
-@experiment_app.command(
+@app.command(
     "overcompletion",
     epilog="Example: packshot experiment overcompletion --part claim --pairs 50 --out build/experiment",
 )
 def overcompletion(
     pairs: Annotated[
-        int | None, typer.Option(min=1, help="Pairs a cell: of the claim, and a third in the others; up to 300.")
+        int | None, typer.Option(min=1, help="Pairs a cell of the claim, up to 300; the other cells have a third.")
     ] = None,
     part: Annotated[
-        list[str] | None, typer.Option(help="claim, methods or ablations; may be given again. All of them by default.")
+        list[str] | None, typer.Option(help="claim, methods or ablations; may be repeated. All of them by default.")
     ] = None,
     folder: Annotated[Path, typer.Option("--out", help="Pictures, scores and the report page.")] = Path(
         "build/experiment"
     ),
-    shared: Annotated[Path, typer.Option(help="Where the photos are that nothing was trained on.")] = Path("../shared"),
+    shared: Annotated[Path, typer.Option(help="Folder of the photos that nothing was trained on.")] = Path("../shared"),
     jobs: Annotated[int, typer.Option(min=1, help="Processes on the CPU: a core and 2.3 GB each.")] = 1,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """How often does the scene grow the product? Every arm and method on the same pairs, with intervals.
+    """How often does the scene grow the product? Every arm and method paints the same pairs.
 
-    Writes a page (index.html), results.csv and results.json. What was painted before is not painted again: stop it
-    when you like, and ask for more pairs later. Without the shared folder it is a smoke test on the sample catalogue.
+    Writes a page (index.html), results.csv and results.json. An image is painted once: you may stop at any time, and
+    ask for more pairs later. Without the shared folder it is a smoke test on the sample catalogue.
     """
     from pipelines.evaluation.experiment.cells import PAIRS
     from pipelines.evaluation.experiment.overcompletion import run
     from pipelines.evaluation.experiment.report import as_json as to_json
     from pipelines.evaluation.experiment.report import write_report
     from pipelines.evaluation.processes import keep_freed_memory
-    from pipelines.models.profile import load_profile
+    from pipelines.models.profile import active_profile
     from pipelines.settings import get_settings
 
     folder.mkdir(parents=True, exist_ok=True)  # before an hour's work, not after
     keep_freed_memory()
-    settings = get_settings()
-    device = settings.compute().device
-    profile = load_profile(settings.profile, settings.models_dir)
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=err) as progress:
-        task = progress.add_task("loading", total=None)
-        table, results = run(
-            profile,
+    device = get_settings().compute().device
+    with progress_bar() as progress:
+        bar = progress.add_task("loading", total=None, note="")
+        found, results = run(
+            active_profile(),
             shared,
             folder,
             pairs,
             part or tuple(PAIRS),
             device,
-            lambda cell, done, total: progress.update(task, description=cell, completed=done, total=total),
+            lambda cell, done, total: progress.update(bar, description=cell, completed=done, total=total),
             jobs if device == "cpu" else 1,
         )
-    page = write_report(table, results, folder)
-    if as_json:
-        print(json.dumps(to_json(table), indent=2))
-        return
-    if table.smoke_test:
-        err.print("A smoke test on the sample catalogue: too few products to say anything.")
-    shown = Table("cell", "n", "overcompleted", "mean E⁺", "KID", "CLIP", "seconds")
-    for row in table.rows:
-        low, high = row.rate.interval
-        shown.add_row(
+    page = write_report(found, results, folder)
+    if not as_json:
+        if found.smoke_test:
+            err.print("A smoke test on the sample catalogue: too few products to say anything.")
+        for cell, why in found.missing.items():
+            err.print(f"{cell} was not painted: {why}")
+    answer(as_json, to_json(found), _cells(found), *_comparisons(found), f"The page: {page}")
+
+
+def _cells(found: Results) -> Table:
+    rows = [
+        (
             row.cell,
-            str(row.n),
-            f"{row.rate.value:.1%} ({low:.1%} to {high:.1%})",
+            row.n,
+            f"{row.rate.value:.1%} ({row.rate.interval[0]:.1%} to {row.rate.interval[1]:.1%})",
             f"{row.e_plus.value:.4f} ({row.e_plus.interval[0]:.4f} to {row.e_plus.interval[1]:.4f})",
             "" if row.kid is None else f"{row.kid.value:.2f}",
             f"{row.clip.value:.3f}",
             f"{row.seconds:.2f}",
         )
-    out.print(shown)
-    for c in table.comparisons:
-        rate, mean = c.rate_ratio, c.mean_ratio
-        out.print(
-            f"{c.baseline} -> {c.treated}: rate {rate.value:.2f} times lower ({rate.interval[0]:.2f} to "
-            f"{rate.interval[1]:.2f}), mean E+ {mean.value:.2f} times ({mean.interval[0]:.2f} to "
-            f"{mean.interval[1]:.2f}), intervals {'apart' if c.apart else 'not apart'}"
-        )
-    for cell, why in table.missing.items():
-        err.print(f"{cell} was not painted: {why}")
-    out.print(f"The page: {page}", soft_wrap=True)
+        for row in found.rows
+    ]
+    return table("cell", "n", "overcompleted", "mean E⁺", "KID", "CLIP", "seconds", rows=rows)
+
+
+def _comparisons(found: Results) -> list[str]:
+    return [
+        f"{c.baseline} -> {c.treated}: rate {c.rate_ratio.value:.2f} times lower ({c.rate_ratio.interval[0]:.2f} to "
+        f"{c.rate_ratio.interval[1]:.2f}), mean E+ {c.mean_ratio.value:.2f} times ({c.mean_ratio.interval[0]:.2f} to "
+        f"{c.mean_ratio.interval[1]:.2f}), intervals {'apart' if c.apart else 'not apart'}"
+        for c in found.comparisons
+    ]

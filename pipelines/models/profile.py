@@ -257,6 +257,12 @@ def load_profile(name: str, models_dir: Path | None = None, promoted: bool = Tru
         raise UsageError(f"{file.name}: not a profile ({type(error).__name__}: {error})") from error
 
 
+def active_profile() -> Profile:
+    """The profile that the settings name, with its promoted revisions. Raises UsageError as `load_profile` does."""
+    settings = get_settings()
+    return load_profile(settings.profile, settings.models_dir)
+
+
 def promoted_file(state_dir: Path, profile: str) -> Path:
     """Return the path of the JSON file that maps a profile's parts to the sha256 of promoted revisions."""
     return state_dir / "revisions" / f"{profile}.json"

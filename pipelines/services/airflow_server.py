@@ -73,7 +73,7 @@ def airflow_environment(settings: Settings, installation: Installation) -> dict[
 
 
 def start_airflow(settings: Settings, installation: Installation, report: Callable[[str], None]) -> bool:
-    """Migrate the metadata, start what is not running, have pool `gpu`. True where anything was started."""
+    """Migrates the metadata, starts what does not run, creates pool `gpu`. Returns whether anything was started."""
     home = settings.state_dir / "airflow"
     home.mkdir(mode=0o700, exist_ok=True)
     passwords = {"admin": installation.admin_password, "viewer": installation.viewer_password}
@@ -109,7 +109,7 @@ def health(api: Airflow) -> dict[str, str]:
 
 
 def _beats(api: Airflow, component: str, settings: Settings, name: str) -> bool:
-    """The component's heartbeat is of the process that runs now, not of one that was killed a moment ago."""
+    """Whether the running process sent the component's last heartbeat, and not a predecessor that was killed."""
     beat, running = api.heartbeats().get(component), process(settings.state_dir, name)
     return beat is not None and running is not None and beat.timestamp() >= running.create_time()
 
@@ -124,7 +124,7 @@ def _digest(folder: Path) -> str:
 
 
 def _migrate_metadata(settings: Settings, env: Mapping[str, str], report: Callable[[str], None]) -> None:
-    """`airflow db migrate`, which takes long enough to be skipped where this version did it to this database."""
+    """Runs `airflow db migrate`, unless this version already migrated this database: it takes many seconds."""
     version = importlib.metadata.version("apache-airflow-core")
     mark = settings.state_dir / "airflow" / "migrated.json"
     done = {"version": version, "database": hashlib.sha256(settings.airflow_database_url.encode()).hexdigest()}

@@ -12,34 +12,30 @@ cutouts. Equal fine-tunes share a work folder, so that a killed one continues.
 from __future__ import annotations
 
 import csv
-import getpass
 import json
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-import typer
 from diffusers import DDIMScheduler
 
 from pipelines.contracts import Store, canonical_json, sha256_hex
 from pipelines.diffusion.brushnet import BrushNetModel
 from pipelines.errors import UsageError
 from pipelines.models.checkpoints import load_net, load_profile_base
-from pipelines.models.profile import Profile, load_profile
-from pipelines.revisions.registry import Revision, install, promote, register
-from pipelines.settings import ROOT, Settings, get_settings
-from pipelines.store import FolderStore, S3Store
+from pipelines.models.profile import Profile
+from pipelines.revisions.registry import Revision, register
+from pipelines.settings import Settings
 from pipelines.training.autoencoder import to_tensor
 from pipelines.training.brushnet import ARMS, ConditionPack, condition_pack, encode_condition, train_on
 from pipelines.training.card import BUNDLED
 from pipelines.training.data import ShotPack
 from pipelines.training.evaluate import Evaluator
-from pipelines.training.loop import PROFILE, TrainOptions, together
+from pipelines.training.loop import TrainOptions, together
 from pipelines.training.masks import whole_mask
 from pipelines.training.sources import Dataset, Picture, gather_folder, gather_ledger, gather_training, picture_pack
 from pipelines.training.unet import FrozenBase, LatentPack, batches, encode, load_autoencoder
@@ -297,109 +293,3 @@ def register_finetune(
         baseline=baseline,
         by=by,
     )
-
-
-def main(
-    instances: Annotated[
-        str, typer.Option(help="Stage 2's pictures: training, ledger, or a folder of pairs.")
-    ] = TRAINING,
-    salient: Annotated[str, typer.Option(help="Stage 1's pictures: training, or a folder of pairs.")] = TRAINING,
-    scene: Annotated[list[str] | None, typer.Option(help="Of the ledger: only this scene's shots; repeatable.")] = None,
-    category: Annotated[list[str] | None, typer.Option(help="Of the ledger: only this category; repeatable.")] = None,
-    salient_minutes: Annotated[float, typer.Option(help="Stage 1; 0: begin from the BrushNet in use.")] = 30.0,
-    minutes: Annotated[float, typer.Option(help="Stage 2.")] = 30.0,
-    salient_steps: Annotated[int | None, typer.Option(help="Stage 1 in steps instead: resumes to the bit.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Stage 2 in steps instead.")] = None,
-    size: Annotated[int | None, typer.Option(help="Pictures' side, px; the profile's own by default.")] = None,
-    batch: int | None = None,
-    lr: float | None = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="Autocast type: float32 or bfloat16.")] = "float32",
-    products: Annotated[int, typer.Option(min=1, help="Held-out products that judge it.")] = 12,
-    seeds: Annotated[int, typer.Option(min=1, help="Pictures of each of them.")] = 2,
-    evaluate_minutes: Annotated[float, typer.Option(help="Judge it so often while it trains; 0: not then.")] = 10.0,
-    registered: Annotated[bool, typer.Option("--register", help="Judge the result and keep it as a revision.")] = False,
-    promoted: Annotated[bool, typer.Option("--promote", help="And use it where it is better beyond chance.")] = False,
-    data: Path = ROOT / ".." / "shared" / "training",
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the exported models, where it is not registered; for mini its own by default."),
-    ] = None,
-) -> None:
-    """Fine-tune BrushNet in the paper's two stages: salient objects, then whole e-commerce products.
-
-    After a kill, repeat the command to continue. With several GPUs: accelerate launch -m pipelines.training.finetune.
-    """
-    registered = registered or promoted
-    settings = get_settings()
-    if registered:
-        from pipelines.ledger.postgres import connect
-
-        store: Store = S3Store(settings)
-        engine = connect(settings.database_url)
-        install(engine, store, settings.profile, settings.state_dir)
-    else:
-        store = FolderStore(settings.state_dir / "finetune" / "pictures")
-    profile = load_profile(settings.profile, settings.models_dir)
-    compute = settings.compute()
-    options = TrainOptions(
-        "brushnet", device=compute.device if device == "auto" else device, dtype=dtype, data=data, profile=profile.name
-    )
-    if not registered and out is None and profile.name != PROFILE.name:
-        raise UsageError("say where the trained model goes: --out FOLDER, or --register")
-    state, limit = together(options), settings.photo_max_megapixels
-
-    # 1. Freeze the pictures
-    def frozen(stage: TrainingStage) -> TrainingStage:
-        if stage.skipped:
-            return stage
-        digest, found = gather(stage.pictures, store, settings, data, tuple(scene or ()), tuple(category or ()))
-        if found is not None and state.is_main_process:
-            typer.echo(str(found))
-        return replace(stage, pictures=digest)
-
-    second = TrainingStage(instances, minutes, steps)
-    if second.skipped:
-        raise UsageError("stage 2 has nothing to do: give it --minutes or --steps")
-    first = TrainingStage(salient, salient_minutes, salient_steps)
-    check_learnable(Finetune(first, second), profile)
-    job = Finetune(frozen(first), frozen(second), side=size or profile.native_size, batch=batch, lr=lr)
-    folder = job.folder(profile, settings.state_dir)
-
-    # 2. Train, with evaluations in between
-    with state.main_process_first():
-        begin(job, profile, folder)
-    evaluator = None
-    judges = held_out(job, store, data) if state.is_main_process else []
-    if state.is_main_process and (registered or (judges and evaluate_minutes)):
-        evaluator = Evaluator.prepare(
-            folder / "frozen", judges, store, profile, products=products, seeds=seeds,
-            max_megapixels=limit, compute=replace(compute, device=options.device),
-        )  # fmt: skip
-    trained: dict[StageName, Trained] = {}
-    for name in PARTS:
-        if not job.stage(name).skipped:
-            watch = watching(evaluator, name, folder, evaluate_minutes) if evaluator is not None else None
-            trained[name] = train_stage(name, job, folder, store, options, limit, watch)
-            if state.is_main_process:
-                typer.echo(f"{name}: {json.dumps(trained[name].figures)}")
-    if not state.is_main_process:
-        return
-
-    # 3. Export, or register and promote
-    if evaluator is None or not registered:
-        for made in trained.values():
-            exported = (out or PROFILE) / made.folder.name
-            shutil.copytree(made.folder, exported, dirs_exist_ok=True)
-            typer.echo(str(exported))
-        return
-    revision = register_finetune(job, profile, trained, evaluator, engine, store, getpass.getuser())
-    typer.echo(f"revision {revision.revision}: {revision.comparison}")
-    if promoted:
-        promote(engine, profile, revision.part, revision.revision, getpass.getuser())
-        install(engine, store, profile.name, settings.state_dir)
-        typer.echo(f"{revision.part} is {revision.revision} now")
-
-
-if __name__ == "__main__":
-    typer.run(main)

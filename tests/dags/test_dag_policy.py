@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from airflow.sdk import BaseOperator
 from airflow.sdk.definitions.mappedoperator import MappedOperator
 
 from operators.base import RETRY_POLICY
+from operators.finetune import Form
 from operators.policy import OWNER, Tag
 from operators.stages import StageOperator
 from pipelines.settings import ROOT, Settings
@@ -27,6 +29,8 @@ STAGES = ["cutout", "describe", "generate", "upscale", "inspect"]
 POOLS = {"default_pool": 128, "gpu": Settings.model_fields["gpu_slots"].default}
 HEAVY = ["torch", "torchvision", "diffusers", "transformers", "PIL", "numpy", "pandas", "cv2", "scipy"]
 HEAVY += ["great_expectations", "sqlalchemy", "minio", "segment_anything_hq"]
+MODULES_OF_A_DAG = 100
+"""That parsing a DAG imports besides Airflow: the dag processor does it every few seconds."""
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +129,7 @@ def test_a_fine_tune_is_started_by_hand_alone_and_promotes_what_was_registered(b
     ]
     assert dag.get_task("instance").upstream_task_ids == {"gather", "salient"}
     assert dag.get_task("promote").upstream_task_ids == {"register"}
-    assert {"source", "folder", "scenes", "categories", "salient_minutes", "minutes", "promote"} <= set(dag.params)
+    assert {field.name for field in fields(Form)} <= set(dag.params)
     longest = dag.params.get_param("minutes").schema["maximum"]
     assert timedelta(minutes=longest) < dag.get_task("instance").execution_timeout
 
@@ -153,20 +157,19 @@ def test_a_campaign_is_never_scheduled_but_can_be_backfilled(bag: DagBag) -> Non
 
 
 @pytest.mark.parametrize("file", sorted(DAGS.values()))
-def test_a_dag_file_parses_quickly_and_imports_nothing_heavy(file: str) -> None:
+def test_a_dag_file_imports_little_and_nothing_heavy(file: str) -> None:
     code = f"""
-import json, sys, time
+import json, sys
 import airflow.sdk
-from airflow.sdk import BaseOperator, BaseOperatorLink, CronPartitionTimetable, Param, chain, conf, dag, task_group
+from airflow.sdk import BaseOperator, BaseOperatorLink, CronPartitionTimetable, Param
+from airflow.sdk import chain, conf, dag, task, task_group
 before = set(sys.modules)
-started = time.perf_counter()
 exec(compile(open("dags/{file}").read(), "dags/{file}", "exec"), {{"__name__": "parsed", "__doc__": "parsed"}})
-seconds = time.perf_counter() - started
-print("PARSED", json.dumps([seconds, [m for m in {HEAVY!r} if m in set(sys.modules) - before]]))
+print("PARSED", json.dumps(sorted(set(sys.modules) - before)))
 """
-    measured = [json.loads(_python(code).rsplit("PARSED ", 1)[1]) for _ in range(3)]
-    assert all(heavy == [] for _, heavy in measured)
-    assert min(seconds for seconds, _ in measured) < 0.5
+    imported = json.loads(_python(code).rsplit("PARSED ", 1)[1])
+    assert set(HEAVY) & set(imported) == set()
+    assert len(imported) < MODULES_OF_A_DAG
 
 
 def test_plugin_files_shadow_no_package() -> None:

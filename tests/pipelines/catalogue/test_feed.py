@@ -192,6 +192,7 @@ def test_the_name_of_a_repeated_id_is_no_longer_than_an_id_may_be():
     assert max(len(p.sku) for p in rows) == 200
 
 
+@pytest.mark.medium
 @given(st.text(max_size=300))
 def test_any_text_gives_distinct_products_or_a_usage_error(text):
     try:

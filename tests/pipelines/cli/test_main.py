@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from pipelines.cli.main import _exit_code, app, main
+from pipelines.cli.console import exit_code
+from pipelines.cli.main import app, main
 from pipelines.contracts import Artifact, Job, Product, Shot, ShotState, ShotStep, State, Step, sha256_hex
 from pipelines.services import airflow_client as airflow_api
 from pipelines.services.airflow_client import Airflow
@@ -326,7 +327,7 @@ def test_an_unusable_photo_is_wrong_input(tmp_path: Path) -> None:
     ],
 )
 def test_the_exit_code_sums_up_what_became_of_the_products(states: list[str], code: int) -> None:
-    assert _exit_code([ShotState(state) for state in states]) == code
+    assert exit_code([ShotState(state) for state in states]) == code
 
 
 def test_the_parts_that_the_help_of_train_names_can_be_trained() -> None:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from pipelines.cli.experiment import experiment_app
+from pipelines.cli.experiment import app as experiment_app
 from pipelines.errors import UsageError
 from pipelines.evaluation.experiment import overcompletion
 from pipelines.evaluation.experiment.cells import ARMS, BASELINE, CELLS, CLAIM, COMPARED, CONTROL_ARM, TREATED, Cell

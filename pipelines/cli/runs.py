@@ -1,0 +1,268 @@
+"""Runs through Airflow, and what became of them: `packshot run | campaign | report | approve | lineage | export`."""
+
+from __future__ import annotations
+
+import getpass
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipelines.cli.console import AsJson, RunId, SceneName, answer, err, exit_code, line, progress_bar, table
+from pipelines.contracts import Reprocess
+from pipelines.errors import PackshotError, UsageError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
+    from sqlalchemy import Engine
+
+    from pipelines.ledger.reports import Report
+    from pipelines.services.airflow_client import Airflow
+
+app = typer.Typer()
+
+FAILURES_SHOWN = 5
+"""Failed tasks that are named. A full disk may fail hundreds of shards."""
+
+ReprocessOption = Annotated[Reprocess, typer.Option("--reprocess", help="Which finished steps to compute again.")]
+
+
+@app.command()
+def run(
+    catalogue: Annotated[Path, typer.Argument(metavar="CATALOG", help="CSV or TSV with id, title, image_link.")],
+    scene: SceneName,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N products.")] = None,
+    reprocess: ReprocessOption = Reprocess.MISSING,
+    wait: Annotated[bool, typer.Option("--wait", help="Follow the run to its end.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Put a catalogue into the store and trigger `catalog_refresh` through Airflow's API."""
+    from pipelines.catalogue.feed import ingest
+    from pipelines.ledger.reports import remember_latest
+    from pipelines.scenes import load_scene
+    from pipelines.services.airflow_client import Airflow
+    from pipelines.settings import get_settings
+    from pipelines.store import S3Store
+
+    settings = get_settings()
+    load_scene(scene)
+    with err.status("Putting feed and photos into the store"):
+        feed = ingest(catalogue, S3Store(settings), settings, limit)
+    conf = {"feed": feed, "scene": scene, "limit": limit, "reprocess": reprocess, "triggered_by": "packshot run"}
+    with Airflow(settings) as airflow:
+        run_id = airflow.trigger("catalog_refresh", conf)
+        try:
+            remember_latest(settings.state_dir, run_id)
+        except OSError as error:  # the run is under way all the same
+            err.print(f"{settings.state_dir}: {error.strerror}: `latest` will not mean this run", soft_wrap=True)
+        if not wait:
+            answer(as_json, {"run": run_id}, f"Run {run_id} was triggered.")
+            return
+        success = _follow(airflow, "catalog_refresh", run_id)
+    if not _planned([run_id]):
+        raise PackshotError(f"run {run_id} ended before it was planned: nothing was made")
+    found = _report(run_id)
+    answer(as_json, found.to_json(), *_as_text(found))
+    raise typer.Exit(exit_code([shot.state for shot in found.shots]) if success else 1)
+
+
+def _follow(airflow: Airflow, dag_id: str, run_id: str) -> bool:
+    """Follows a run with a bar over its tasks. Returns whether it succeeded; otherwise names the tasks that failed."""
+    with progress_bar() as progress:
+        bar = progress.add_task(dag_id, total=None, note="")
+
+        def seen(done: int, total: int, note: str) -> None:
+            progress.update(bar, completed=done, total=total or None, note=note)
+
+        success = airflow.follow(dag_id, run_id, seen)
+    for task in [] if success else airflow.failed(dag_id, run_id)[:FAILURES_SHOWN]:
+        err.print(f"task {task.name} failed; its log: {task.page}", soft_wrap=True)
+    return success
+
+
+@app.command()
+def campaign(
+    scene: SceneName,
+    first: Annotated[datetime, typer.Option("--from", formats=["%Y-%m-%d"], help="First day.")],
+    last: Annotated[datetime, typer.Option("--to", formats=["%Y-%m-%d"], help="Last day, included.")],
+    category: Annotated[list[str] | None, typer.Option(help="Only this category; may be repeated.")] = None,
+    sku: Annotated[
+        list[str] | None, typer.Option(help="Only this SKU, whenever it last changed; may be repeated.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most N products a day.")] = None,
+    reprocess: ReprocessOption = Reprocess.MISSING,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count shots, reuse and time; compute nothing.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Follow the backfill to its end.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Start a backfill of `campaign_backfill` over a range of days through Airflow's API."""
+    from pipelines.scenes import load_scene
+    from pipelines.services.airflow_client import Airflow
+    from pipelines.settings import get_settings
+
+    load_scene(scene)
+    if last < first:
+        raise UsageError(f"--to {last:%Y-%m-%d} is before --from {first:%Y-%m-%d}")
+    conf = {
+        "scene": scene, "categories": category or [], "skus": sku or [], "limit": limit, "reprocess": reprocess,
+        "dry_run": dry_run,
+    }  # fmt: skip
+    success, known = True, wait or dry_run
+    with Airflow(get_settings()) as airflow:
+        with err.status("Starting the backfill"):
+            backfill = airflow.backfill("campaign_backfill", first.date(), last.date(), conf)
+        for run_id in backfill.runs if known else []:
+            success &= _follow(airflow, "campaign_backfill", run_id)
+    document = _campaign_document(backfill.runs, known)
+    total = f"{len(backfill.runs)} runs"
+    if known:
+        total += f", {document['shots']} shots, {document['reused']} steps reused"
+    if document["seconds_expected"] is not None:
+        total += f", about {document['seconds_expected']:.0f} s to compute"
+    answer(as_json, document, total, *(f"  {run_id}" for run_id in backfill.runs))
+    raise typer.Exit(0 if success else 1)
+
+
+def _campaign_document(run_ids: Sequence[str], known: bool) -> dict[str, Any]:
+    """The document of `campaign --json`: sums over its runs, or null until these are planned.
+
+    A dry run counts what it forecasts. A real run counts what it did, and expects nothing more.
+    """
+    document: dict[str, Any] = {"runs": run_ids, "shots": None, "reused": None, "seconds_expected": None}
+    if not known:
+        return document
+    found = [_report(run_id) for run_id in _planned(run_ids)]
+    forecasts = [report.params["forecast"] for report in found if "forecast" in report.params]
+    document["shots"] = sum(report.products for report in found) + sum(f["shots"] for f in forecasts)
+    document["reused"] = sum(count.reused for report in found for count in report.steps.values())
+    document["reused"] += sum(f["reused"] for f in forecasts)
+    document["seconds_expected"] = sum(f["seconds_expected"] for f in forecasts) if forecasts else None
+    return document
+
+
+def _engine() -> Engine:
+    from pipelines.ledger.postgres import connect
+    from pipelines.settings import get_settings
+
+    return connect(get_settings().database_url)
+
+
+def _resolved(engine: Engine, run_id: str) -> str:
+    """The run's id, where `latest` was asked for."""
+    from pipelines.ledger.reports import latest_run
+    from pipelines.settings import get_settings
+
+    return latest_run(engine, get_settings().state_dir) if run_id == "latest" else run_id
+
+
+def _report(run_id: str) -> Report:
+    from pipelines.ledger.reports import report
+
+    engine = _engine()
+    return report(engine, _resolved(engine, run_id))
+
+
+def _planned(run_ids: Sequence[str]) -> list[str]:
+    """The runs that the ledger knows. It does not know a run whose `plan` failed."""
+    from pipelines.ledger.reports import is_planned
+
+    engine = _engine()
+    return [run_id for run_id in run_ids if is_planned(engine, run_id)]
+
+
+def _as_text(found: Report) -> list[Text | Table]:
+    """A report for a reader: its totals, its stages, and every product that was not published."""
+    parts: list[Text | Table] = [
+        line(
+            (found.run, "bold"), f": {found.products} products, ", (f"{found.published} published", "green"), ", ",
+            (f"{found.held} held", "yellow"), f", {found.rejected} rejected, ", (f"{found.failed} failed", "red"),
+        )
+    ]  # fmt: skip
+    if found.problem:
+        parts.append(line(("publication was stopped", "red"), f": {found.problem['reason']}"))
+    stages = [
+        (name, count.computed, count.reused, f"{found.seconds.get(name, 0):.1f}") for name, count in found.steps.items()
+    ]
+    parts.append(table("stage", "computed", "reused", "seconds", rows=stages))
+    if rows := [(s.row, s.sku, s.state.value, s.reason) for s in found.shots if s.state != "published"]:
+        parts.append(table("row", "SKU", "state", "reason", rows=rows))
+    return parts
+
+
+@app.command()
+def report(run_id: RunId = "latest", as_json: AsJson = False) -> None:
+    """Show for every product of a run whether it was published, held, rejected or failed, and why."""
+    found = _report(run_id)
+    answer(as_json, found.to_json(), *_as_text(found))
+
+
+@app.command()
+def approve(
+    sku: Annotated[str, typer.Argument(metavar="SKU", help="A product whose image was held.")],
+    run_id: Annotated[str, typer.Option("--run", help="The run that held it, or latest.")] = "latest",
+    by: Annotated[str, typer.Option(help="Who looked at it.", show_default="the login name")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Let a held image be published: a person has looked at it, and it is right.
+
+    The next run of the catalogue publishes it and computes nothing. To publish it in the run that held it, clear the
+    task `publish` and what follows. The approval covers this image only; a new image of the product is checked again.
+    """
+    from pipelines.ledger.approval import approve as approve_image
+    from pipelines.ledger.postgres import PostgresLedger
+
+    ledger = PostgresLedger(_engine())
+    done = approve_image(ledger, _resolved(ledger.engine, run_id), sku, by or getpass.getuser())
+    answer(
+        as_json,
+        done,
+        f"{done.sku}: approved by {done.by}, held for: {done.reason}",
+        f"Image {done.final}; the next run, or `publish` cleared in this one, publishes it.",
+    )
+
+
+@app.command()
+def lineage(
+    what: Annotated[str, typer.Argument(metavar="SKU|DIGEST", help="A product, or an image's sha256.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show where an image came from: the photo, the model revisions and the parameters."""
+    from pipelines.ledger.reports import lineage as trace
+
+    found = trace(_engine(), what).to_json()
+    rows = [
+        (
+            step["stage"], step["key"][:12], ", ".join(f"{m['name']}@{m['revision']}" for m in step["models"]),
+            f"{step['seconds']:.2f}", step["device"],
+        )
+        for step in found["steps"]
+    ]  # fmt: skip
+    image, photo = found["artifact"]["sha256"], found["photo"]["sha256"]
+    answer(
+        as_json,
+        found,
+        line((found["sku"], "bold"), f"  image {image}  photo {photo}"),
+        table("stage", "key", "models", "seconds", "device", rows=rows),
+    )
+
+
+@app.command()
+def export(
+    run_id: RunId,
+    out_dir: Annotated[Path, typer.Option("--out", "-o", help="Folder for images, feed and contact sheet.")],
+    as_json: AsJson = False,
+) -> None:
+    """Write a run's published images, byte for byte as stored, with their feed and a contact sheet."""
+    from pipelines.runs.export import export_run
+    from pipelines.settings import get_settings
+
+    done = export_run(run_id, out_dir, get_settings())
+    answer(
+        as_json,
+        done,
+        f"{len(done.images)} images and {done.feed.name} in {out_dir}",
+        f"Contact sheet: {done.contact_sheet}",
+    )

@@ -1,0 +1,72 @@
+"""`packshot up | down | status`: the embedded Postgres, S3 store and Airflow."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipelines.cli.console import AsJson, answer, err, line, table
+
+if TYPE_CHECKING:
+    from pipelines.services import Status
+
+app = typer.Typer()
+
+
+@app.command()
+def up(
+    airflow: Annotated[bool, typer.Option("--airflow/--no-airflow", help="Airflow too.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Start Postgres, the S3 store and Airflow, or restart what died. Their data stay where they were."""
+    from pipelines import services
+    from pipelines.settings import get_settings
+
+    with err.status("Starting the services"):
+        now = services.up(get_settings(), airflow=airflow, report=lambda line: err.print(line, soft_wrap=True))
+    _show(now, as_json)
+
+
+@app.command()
+def down(as_json: AsJson = False) -> None:
+    """Stop what `packshot up` started. The data stay."""
+    from pipelines import services
+    from pipelines.settings import get_settings
+
+    stopped: list[str] = []
+    with err.status("Stopping the services"):
+        services.down(get_settings(), report=stopped.append)
+    answer(as_json, {"stopped": stopped})
+    if not as_json:
+        err.print(f"stopped: {', '.join(stopped)}" if stopped else "nothing was running", soft_wrap=True)
+
+
+@app.command()
+def status(as_json: AsJson = False) -> None:
+    """Show which services answer, and where they log. The exit code is 1 if one does not."""
+    from pipelines import services
+    from pipelines.settings import get_settings
+
+    _show(services.status(get_settings()), as_json)
+
+
+def _show(now: Status, as_json: bool) -> None:
+    rows = [
+        (one.name, line((one.state, "green" if one.state == "up" else "red")), one.address,
+         one.detail if one.embedded else "not ours")
+        for one in now.services
+    ]  # fmt: skip
+    logins = json.loads(now.passwords.read_text()) if now.passwords and now.passwords.exists() else {now.user: "…"}
+    names = " or ".join(f"{user} / {password}" for user, password in logins.items())
+    answer(
+        as_json,
+        {"healthy": now.healthy, **dataclasses.asdict(now)},
+        table("service", "state", "address", "", rows=rows),
+        f"Airflow: {now.ui}  log in as {names}",
+        f"Logs: {now.logs}",
+    )
+    if not now.healthy:
+        raise typer.Exit(1)

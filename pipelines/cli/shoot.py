@@ -1,0 +1,74 @@
+"""`packshot shoot`: a photo or a catalogue through every stage, in one process and without services."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_args
+
+import typer
+
+from pipelines.cli.console import AsJson, SceneName, answer, exit_code, progress_bar, table, visible
+from pipelines.errors import UsageError
+
+if TYPE_CHECKING:
+    from pipelines.contracts import Shot, Step
+    from pipelines.workflow import Recipe
+
+app = typer.Typer()
+
+
+@app.command()
+def shoot(
+    source: Annotated[Path, typer.Argument(metavar="IMAGE|CATALOG", help="A photo, or a catalogue as CSV or TSV.")],
+    scene: SceneName,
+    out_dir: Annotated[Path, typer.Option("--out", "-o", help="Folder for the images and the contact sheet.")],
+    seed: Annotated[int | None, typer.Option(min=0, help="First seed to try, instead of the scene's.")] = None,
+    method: Annotated[str | None, typer.Option(help="Inpainting method instead of the scene's.")] = None,
+    mask_guidance: Annotated[
+        bool, typer.Option("--mask-guidance/--no-mask-guidance", help="Bound the ControlNet by the product mask.")
+    ] = True,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N products.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Take a photo or a catalogue through every stage in this process, without services."""
+    from pipelines.runs.local import shoot as run_shoot
+    from pipelines.settings import get_settings
+
+    recipe = _recipe(scene, seed=seed, method=method, mask_guidance=mask_guidance)
+    with progress_bar() as progress:
+        bars: dict[str, Any] = {}
+
+        def started(stage: str, shots: int) -> None:
+            bars[stage] = progress.add_task(stage, total=shots, note="")
+
+        def done(stage: str, shot: Shot, step: Step) -> None:
+            note = f"{shot.sku}: {step.reason}" if step.reason else shot.sku
+            progress.update(bars[stage], advance=1, note=" ".join(visible(note).split()))
+
+        outcomes = run_shoot(source, recipe, out_dir, get_settings(), limit=limit, progress=done, started=started)
+    sheet = out_dir / "contact_sheet.png"
+    rows = [(outcome.sku, outcome.state.value, outcome.picture or outcome.reason) for outcome in outcomes]
+    answer(
+        as_json,
+        {"shots": outcomes, "contact_sheet": sheet},
+        table("SKU", "state", "file or reason", rows=rows),
+        f"Contact sheet: {sheet}",
+    )
+    raise typer.Exit(exit_code([outcome.state for outcome in outcomes]))
+
+
+def _recipe(scene: str, method: str | None, **overrides: Any) -> Recipe:
+    from pipelines.diffusion.methods import check_parts
+    from pipelines.models.profile import active_profile
+    from pipelines.scenes import Scene, load_scene
+    from pipelines.settings import get_settings
+    from pipelines.workflow import Recipe
+
+    settings = get_settings()
+    methods = get_args(Scene.model_fields["method"].annotation)
+    if method not in (None, *methods):
+        raise UsageError(f"--method {method}: there are {', '.join(methods)}")
+    profile, look = active_profile(), load_scene(scene)
+    check_parts(profile, method or look.method)
+    limit = settings.photo_max_megapixels
+    return Recipe(profile, look, method=method, compute=settings.compute(), max_megapixels=limit, **overrides)

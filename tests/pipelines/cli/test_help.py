@@ -1,0 +1,62 @@
+"""The help answers at once, and reads in short sentences."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from pipelines.cli.main import app
+from pipelines.cli.train import fine_tune
+
+HEAVY = {"airflow", "cv2", "diffusers", "pandas", "scipy", "torch", "transformers"}
+LIST_MODULES = """
+import sys
+from pipelines.cli.main import main
+try:
+    main()
+except SystemExit:
+    print("\\n", *sys.modules, file=sys.stderr)
+"""
+LONGEST_SENTENCE = 35
+
+
+@pytest.mark.parametrize(
+    ("arguments", "most"), [(("--help",), 500), (("shoot", "--help"), 600), (("status", "--json"), 1000)]
+)
+def test_help_and_status_import_nothing_heavy(arguments: tuple[str, ...], most: int, tmp_path: Path) -> None:
+    environment = os.environ | {"PACKSHOT_STATE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", LIST_MODULES, *arguments], capture_output=True, text=True, env=environment, check=True
+    )
+    loaded = done.stderr.rpartition("\n ")[2].split()
+    assert "pipelines.cli.console" in loaded
+    assert HEAVY & {name.partition(".")[0] for name in loaded} == set()
+    assert len(loaded) < most
+
+
+def help_texts() -> Iterator[tuple[str, str]]:
+    """Every text that `--help` shows, with where it stands."""
+    import typer
+
+    tuning = typer.Typer()
+    tuning.command()(fine_tune)
+    todo = [("packshot", get_command(app)), ("packshot train brushnet", get_command(tuning))]
+    while todo:
+        name, command = todo.pop()
+        yield name, command.help or ""
+        for parameter in command.params:
+            yield f"{name} {parameter.name}", getattr(parameter, "help", None) or ""
+        todo += [(f"{name} {sub.name}", sub) for sub in getattr(command, "commands", {}).values()]
+
+
+@pytest.mark.parametrize(("where", "text"), [pytest.param(*one, id=one[0]) for one in help_texts()])
+def test_no_sentence_of_the_help_is_long(where: str, text: str) -> None:
+    sentences = re.split(r"(?<=[.?!:;])\s", " ".join(text.split()))
+    assert [s for s in sentences if len(s.split()) > LONGEST_SENTENCE] == []
