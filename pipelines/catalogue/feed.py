@@ -1,4 +1,4 @@
-"""The catalogue contract: a CSV or TSV with Google Merchant's column names, read into products.
+"""The catalogue contract: a CSV, TSV or XML with Google Merchant's names, read into products.
 
 Every row is one product. A product carries the problem of its row, and is rejected with it later. Only a file that is
 no catalogue at all is an error. `ingest` first puts feed and photos into the store, so that every worker reads the same
@@ -8,9 +8,7 @@ bytes.
 from __future__ import annotations
 
 import asyncio
-import codecs
 import csv
-import html
 import io
 import json
 import mimetypes
@@ -18,9 +16,10 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipelines.catalogue.links import Fetched, Unreachable, fetch, is_web, read_beside
+from pipelines.catalogue.reading import REQUIRED, Record, clean, clean_name, read_table
 from pipelines.contracts import Product, canonical_json
 from pipelines.errors import Rejected, Unavailable, UsageError
 
@@ -28,11 +27,9 @@ if TYPE_CHECKING:
     from pipelines.contracts import Store
     from pipelines.settings import Settings
 
-REQUIRED = ("id", "title", "image_link")
 NAMED = (*REQUIRED, "product_type", "item_group_id")
 """Columns that products have fields for; all others are kept in `extra`."""
 
-DELIMITERS = ("\t", ",", ";", "|")
 MANIFEST = "packshot-manifest-1"
 DOWNLOADS = 8
 """Photos fetched at once."""
@@ -40,8 +37,8 @@ DOWNLOADS = 8
 MANY = 10
 """If at least this many photos, and more than half of all, are unreachable, we assume a network outage."""
 
-MAX_FIELD = 2**20
-"""Characters in one field: an open quote must not swallow the file."""
+FORMULA = re.compile(r"[=@]|[+-](?![\d.]+$)")
+"""How a cell begins that a spreadsheet would compute. A signed number is harmless."""
 
 MAX_ID = 200
 """Characters in an id. Google Merchant allows 50, the ledger's indexes a few hundred."""
@@ -49,9 +46,6 @@ MAX_ID = 200
 MAX_TITLE, MAX_CATEGORY = 150, 750
 """Characters that Google Merchant allows in a title and in a product_type. Longer values are cut, because the stages
 read them word by word. The feed in the store keeps them whole."""
-
-SHOWN_COLUMN = re.compile(r"[a-z][a-z_ ]{0,31}")
-"""Header names that an error may show. A file that is no catalogue may contain secrets."""
 
 
 def within(category: str, wanted: str) -> bool:
@@ -78,35 +72,15 @@ class Catalogue:
         return tuple(product.photo_problem for product in self.rows if product.photo_problem)
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One row of the file. `closed` is False if a quote was left open."""
-
-    number: int
-    fields: Sequence[str]
-    closed: bool
-
-
 def read_catalogue(path: Path, settings: Settings | None = None) -> Catalogue:
     """Reads a catalogue file. Raises UsageError, with file and remedy, if it is no catalogue."""
     return parse_catalogue(str(path), _read_file(path, settings))
 
 
 def parse_catalogue(source: str, data: bytes) -> Catalogue:
-    """Reads a catalogue from its bytes; `source` names it in errors. Raises UsageError if it is no catalogue."""
-    # not str.splitlines: it also cuts at characters that are text to a CSV, such as U+2028 out of a web page
-    lines = io.StringIO(_decode(source, data), newline="").readlines()
-    if not any(line.strip() for line in lines):
-        raise UsageError(f"{source}: the file is empty: give a CSV or TSV with the columns {', '.join(REQUIRED)}")
-    delimiter = _delimiter(lines)
-    records = _records(lines, delimiter)
-    columns = [_column_name(field) for field in next(records).fields]
-    for name in REQUIRED:
-        if columns.count(name) != 1:
-            found = ", ".join(filter(SHOWN_COLUMN.fullmatch, columns)) or "nothing like a column's name"
-            many = "no column" if name not in columns else "more than one column"
-            raise UsageError(f"{source}: {many} {name!r} in its header (found: {found}): rename or add it")
-    products = [_product(record, columns) for record in records]
+    """Read a catalogue from its bytes; `source` names it in errors. Raises UsageError where it is none."""
+    table = read_table(source, data)
+    products = [_product(record, table.columns) for record in table.records]
     if not products:
         raise UsageError(f"{source}: no product below its header")
     return Catalogue(source, tuple(_unique(products)))
@@ -140,8 +114,13 @@ def published_feed(images: Iterable[tuple[str, str, str, str]]) -> bytes:
     out = io.StringIO(newline="")
     writer = csv.writer(out)
     writer.writerow(["id", "title", "image_link", "sha256"])
-    writer.writerows(images)
+    writer.writerows([_no_formula(str(cell)) for cell in image] for image in images)
     return out.getvalue().encode()
+
+
+def _no_formula(cell: str) -> str:
+    """A cell that no spreadsheet computes (OWASP, CSV injection): `'` before what begins like a formula."""
+    return f"'{cell}" if FORMULA.match(cell) else cell
 
 
 # ------------------------------------------------------------------- reading a file
@@ -161,87 +140,22 @@ def _read_file(path: Path, settings: Settings | None) -> bytes:
         raise UsageError(f"{path}: cannot be read ({error.strerror}): {remedy}") from error
 
 
-def _decode(source: str, data: bytes) -> str:
-    """Decodes UTF-16 with a byte-order mark, else UTF-8, else Windows-1252, which European spreadsheets write."""
-    encodings = ["utf-8-sig", "cp1252"]
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        encodings = ["utf-16"]
-    for encoding in encodings:
-        try:
-            return data.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-    raise UsageError(f"{source}: not readable as text: save it as CSV in UTF-8")
-
-
-def _delimiter(lines: Sequence[str]) -> str:
-    """The delimiter that gives most required columns, and among equals the most columns."""
-
-    def columns(delimiter: str) -> tuple[int, int]:
-        header = next(_records(lines, delimiter)).fields
-        return len(set(REQUIRED) & {_column_name(field) for field in header}), len(header)
-
-    return max(DELIMITERS, key=columns)
-
-
-def _column_name(field: str) -> str:
-    return "_".join(field.strip().lower().split())
-
-
-def _records(lines: Sequence[str], delimiter: str) -> Iterator[Record]:
-    """Every row that is not blank; the first is the header.
-
-    An open quote would swallow the products below it. So a record over several lines without the header's number of
-    columns ends at its first line, and reading continues at the next line.
-    """
-    csv.field_size_limit(MAX_FIELD)
-    position, number, width = 0, 0, None
-    while position < len(lines):
-        fields, taken, closed = _record(lines, position, delimiter)
-        if not closed or (taken > 1 and width not in (None, len(fields))):
-            fields, taken, closed = lines[position].replace('"', "").split(delimiter), 1, False
-        position += taken
-        number += 1
-        if any(field.strip() for field in fields):
-            width = width or len(fields)
-            yield Record(number, fields, closed)
-
-
-def _record(lines: Sequence[str], start: int, delimiter: str) -> tuple[list[str], int, bool]:
-    """The record that starts at a line, its number of lines, and whether its quotes are closed."""
-
-    def reader(strict: bool) -> Any:
-        return csv.reader((lines[n] for n in range(start, len(lines))), delimiter=delimiter, strict=strict)
-
-    lenient = reader(strict=False)
-    try:
-        fields: list[str] = next(lenient, [])
-        if lenient.line_num > 1:  # within one line, a stray quote is taken as it is: 12" plate
-            next(reader(strict=True))
-    except csv.Error:
-        return [], max(lenient.line_num, 2), False
-    return fields, max(lenient.line_num, 1), True
-
-
 # ------------------------------------------------------------------ rows to products
 
 
 def _product(record: Record, columns: Sequence[str]) -> Product:
-    """The product of one row; `photo_problem` says why it cannot be used."""
-    number, fields = record.number, record.fields
+    """One row; its `photo_problem` says what is wrong with it."""
+    number = record.number
     values: dict[str, str] = {}
-    for name, field in zip(columns, fields, strict=False):
-        value = html.unescape(field).replace("\x00", "").strip()
+    for name, field in zip(columns, record.fields, strict=False):
+        value = clean_name(field) if name in ("id", "image_link") else clean(field)
         # Merchant feeds may repeat a column, such as additional_image_link
         values[name] = ", ".join(filter(None, (values.get(name), value)))
-    problem = ""
-    if not record.closed:
-        problem = f"row {number} has a quote that is not closed: close it, or double the quotes inside a field"
-    elif len(fields) != len(columns):
-        problem = (
-            f"row {number} has {len(fields)} columns, the header {len(columns)}: quote fields that hold a delimiter"
-        )
-    elif any("\x00" in field for field in fields):
+    values["image_link"] = first_link(values["image_link"])
+    problem = record.problem
+    if problem:
+        pass
+    elif any("\x00" in field for field in record.fields):
         problem = f"row {number} holds a NUL character: save the file as text"
     elif not values["id"]:
         problem = f"row {number} has no id"
@@ -260,6 +174,11 @@ def _product(record: Record, columns: Sequence[str]) -> Product:
         item_group_id=values.get("item_group_id", ""),
         extra={name: value for name, value in values.items() if name and name not in NAMED and value},
     )
+
+
+def first_link(field: str) -> str:
+    """The first address of a field that holds several, as some tools export all photos of a product; else the field."""
+    return re.split(r"[\s,;|]+(?=https?://)", field, maxsplit=1)[0] if is_web(field) else field
 
 
 def _unique(products: Sequence[Product]) -> Iterator[Product]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from pipelines.catalogue import reading
 from pipelines.catalogue.feed import ingest, load_manifest
 from pipelines.contracts import STAGES, Product, Shot, ShotState, State, Step, Store, sha256_hex
 from pipelines.errors import UsageError
@@ -59,7 +60,7 @@ def shoot(
     """
     _have_folder(source, out)
     store = FolderStore(out / ".packshot")
-    products = _products(source, store, settings)[:limit]
+    products = _products(source, store, settings, limit)
     shots = [Shot(product, recipe.scene.name, recipe.scene.channel.name) for product in products]
     ledger = MemoryLedger()
     limits = Limits(settings.batch_size, settings.shot_seconds)
@@ -119,9 +120,9 @@ def _photo(product: Product, steps: dict[str, Step], store: Store) -> Image.Imag
     return read_photo(store.get(product.photo), math.inf).image()  # the cutout held it to the limit
 
 
-def _products(source: Path, store: Store, settings: Settings) -> Sequence[Product]:
-    if source.suffix.lower() in (".csv", ".tsv", ".txt"):
-        return load_manifest(store, ingest(source, store, settings))
+def _products(source: Path, store: Store, settings: Settings, limit: int | None) -> Sequence[Product]:
+    if source.suffix.lower() in reading.SUFFIXES:
+        return load_manifest(store, ingest(source, store, settings, limit))
     photo = store.put(source.read_bytes(), "application/octet-stream")
     return [Product(source.stem, 1, source.stem.replace("_", " ").replace("-", " "), "", photo, image_link=source.name)]
 
