@@ -21,13 +21,13 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.mark.parametrize("name", sorted(Settings.model_fields))
 def test_every_setting_is_documented_with_its_words(name: str):
-    page = (ROOT / "docs/settings.md").read_text("utf-8")
+    page = (ROOT / "docs/reference/settings.md").read_text("utf-8")
     assert f"| `PACKSHOT_{name.upper()}` |" in page
     assert str(Settings.model_fields[name].description) in page
 
 
 def test_no_setting_is_documented_that_is_not_there():
-    page = (ROOT / "docs/settings.md").read_text("utf-8")
+    page = (ROOT / "docs/reference/settings.md").read_text("utf-8")
     assert {name.lower() for name in re.findall(r"^\| `PACKSHOT_(\w+)`", page, re.M)} == set(Settings.model_fields)
 
 
@@ -42,7 +42,7 @@ def test_no_setting_is_documented_that_is_not_there():
     ],
 )
 def test_every_option_of_a_scene_is_on_its_page_with_its_default(heading: str, part):
-    page = (ROOT / "docs/scenes.md").read_text("utf-8")
+    page = (ROOT / "docs/reference/scenes.md").read_text("utf-8")
     table = page.split(f"| {heading} | default |")[1].split("\n\n")[0]
     said: dict[str, str] = {}
     for names, defaults in re.findall(r"^\| (`[^|]*) \| ([^|]*) \|", table, re.M):
@@ -70,7 +70,7 @@ def test_every_command_is_in_the_readme(leaf: str):
 
 
 def test_every_link_of_the_pages_leads_somewhere():
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text("utf-8")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
@@ -92,7 +92,7 @@ def test_nothing_names_a_path_of_one_machine_or_a_package_registry():
 
 
 def committed_experiment() -> dict:
-    return json.loads((ROOT / "docs/experiment/results.json").read_text("utf-8"))
+    return json.loads((ROOT / "docs/research/experiment/results.json").read_text("utf-8"))
 
 
 def as_written(row: dict) -> list[str]:
@@ -113,7 +113,7 @@ def as_written(row: dict) -> list[str]:
 
 
 def test_the_experiments_page_has_the_committed_figures_of_every_cell():
-    page = (ROOT / "docs/experiment.md").read_text("utf-8").split("## What was found")[1]
+    page = (ROOT / "docs/research/experiment.md").read_text("utf-8").split("## What was found")[1]
     told = {}
     for line in page.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
@@ -140,7 +140,7 @@ def test_the_committed_experiment_says_what_is_claimed_of_it():
     assert method["clip_difference"]["interval"][1] >= 0
     control = compared["random/unmasked", "control/unmasked"]
     assert not control["apart"]
-    page = (ROOT / "docs/experiment.md").read_text("utf-8")
+    page = (ROOT / "docs/research/experiment.md").read_text("utf-8")
     rate, mean = method["rate_ratio"], method["mean_ratio"]
     assert f"the rate is {rate['value']:.1f} times lower" in page
     assert "({:.1f} to {:.1f}), mean E⁺ {:.0f} times".format(*rate["interval"], mean["value"]) in page.replace(
