@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import pkgutil
 import re
+import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -386,6 +389,37 @@ def test_the_glossary_defines_the_projects_terms_once():
     assert len(terms) == len(set(terms))
     kept = {"step", "shot", "recipe", "ledger", "lineage", "candidate", "placement", "claim", "clean plate", "E⁺", "τ"}
     assert kept | {"arm", "cell", "key", "backdrop"} <= set(terms)
+
+
+# ------------------------------------------------------------------------------------------------ worked examples
+
+
+@pytest.mark.slow
+def test_the_examples_of_contributing_apply_and_work(tmp_path: Path):
+    """Files and patches are made as the page says, in a copy; what they add is there, and the check's test passes."""
+    for name in ("dags", "docs", "operators", "pipelines", "tests"):
+        ignored = shutil.ignore_patterns("__pycache__", "*.safetensors", "*.jpg", "*.png", "results.*")
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored)
+    blocks = re.findall(r"^```sh\n(.*?)^```", (ROOT / "CONTRIBUTING.md").read_text("utf-8"), re.M | re.S)
+    edits = [found for block in blocks for found in re.findall(r"^(?:cat|git apply) .*?^END$", block, re.M | re.S)]
+    assert len(edits) == 7
+    for edit in edits:
+        subprocess.run(["bash", "-ec", edit], cwd=tmp_path, check=True)
+    code = (
+        "from pathlib import Path; from pipelines.scenes import check_scene, Checks; import pipelines;"
+        "from pipelines.diffusion.methods import METHODS; import pipelines.stages.inspect as inspect;"
+        "check_scene(Path('pipelines/scenes/navy-studio.yaml'));"
+        "assert METHODS['brushnet_blended'].blend == 'hard'; assert Checks().contrast; inspect.contrast;"
+        "assert Path(pipelines.__file__).is_relative_to(Path.cwd());"
+        "compile(Path('dags/weekly_white.py').read_text(), 'dags/weekly_white.py', 'exec')"
+    )
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    test = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/pipelines/quality/test_contrast.py"]
+    for arguments in (["-c", code], [*test, "--import-mode=importlib", "--noconftest"]):
+        done = subprocess.run(
+            [sys.executable, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 
 # ------------------------------------------------------------------------------------------------ the experiment
