@@ -59,6 +59,18 @@ def code_in(cell: str) -> list[str]:
     return re.findall(r"`([^`]+)`", cell)
 
 
+def leaves(command: Any, prefix: str = "packshot") -> dict[str, Any]:
+    """Every command of the tree by the words that are typed."""
+    if not hasattr(command, "commands"):
+        return {prefix: command}
+    found: dict[str, Any] = {}
+    for name, sub in command.commands.items():
+        found |= leaves(sub, f"{prefix} {name}")
+    return found
+
+
+COMMANDS = leaves(get_command(app))
+
 # ------------------------------------------------------------------------------------------------ how the pages read
 
 
@@ -114,6 +126,12 @@ IDIOM = re.compile(r"\b(?:is|are|was|were) (?:told|asked)\b|\bwhat is there\b|\b
 def test_the_pages_use_the_fields_terms(page: Path):
     text = re.sub(r"`[^`]*`", "", page.read_text("utf-8"))
     assert [found[0] for found in IDIOM.finditer(text)] == []
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_no_help_text_has_a_longer_sentence_either(words: str):
+    texts = [COMMANDS[words].help or "", *(getattr(option, "help", "") or "" for option in COMMANDS[words].params)]
+    assert [s for text in texts for count, s in sentences(text) if count > WORDS] == []
 
 
 def test_the_readme_is_short():
@@ -192,17 +210,6 @@ def test_every_option_of_a_scene_is_on_its_page_with_its_default(heading: str, p
 # ------------------------------------------------------------------------------------------------ the command line
 
 
-def leaves(command: Any, prefix: str = "packshot") -> dict[str, Any]:
-    """Every command of the tree by the words that are typed."""
-    if not hasattr(command, "commands"):
-        return {prefix: command}
-    found: dict[str, Any] = {}
-    for name, sub in command.commands.items():
-        found |= leaves(sub, f"{prefix} {name}")
-    return found
-
-
-COMMANDS = leaves(get_command(app))
 COMMON = {"--json", "--help"}
 """Options of every command, which the page names once."""
 
