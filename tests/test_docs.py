@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import os
 import pkgutil
@@ -142,6 +143,18 @@ def test_every_link_of_the_pages_leads_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text("utf-8")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_file_and_module_that_a_page_names_is_there():
+    made = {"dags/weekly_white.py", "pipelines/quality/contrast.py", "tests/pipelines/quality/test_contrast.py"}
+    made |= {"pipelines/scenes/navy-studio.yaml"}  # by the examples
+    folders = "|".join(("benchmarks", "dags", "operators", "pipelines", "plugins", "sql", "tests"))
+    for page in PAGES:
+        text = page.read_text("utf-8")
+        files = set(re.findall(rf"\b((?:{folders})/[\w/.-]+\.(?:py|ya?ml|csv|json|md|txt))\b", text)) - made
+        assert {file for file in files if not (ROOT / file).is_file()} == set(), page.name
+        for module in re.findall(rf"python -m ((?:{folders})[\w.]+)", text):
+            assert importlib.util.find_spec(module), f"{page.name} names {module}"
 
 
 def test_the_index_leads_to_every_page():
