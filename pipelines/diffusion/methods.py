@@ -14,7 +14,7 @@ from pipelines.models.profile import Profile
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """What an inpainting method needs: a row of the design's table.
+    """What an inpainting method needs: a row of docs/reference/methods.md.
 
     Attributes:
         unet_channels: Input channels of its UNet.

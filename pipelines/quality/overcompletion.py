@@ -1,4 +1,4 @@
-r"""Overcompletion: did the scene grow the product? (the paper, section 1; the design, "Measuring overcompletion")
+r"""Overcompletion: did the scene grow the product? (the paper, section 1)
 
 With M the placed mask and O the part connected to M of what is found in the finished picture,
 
