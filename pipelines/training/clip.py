@@ -24,7 +24,7 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcesso
 
 from pipelines.errors import UsageError
 from pipelines.training.card import write_card
-from pipelines.training.composer import COLOURS, MATERIALS, Scene, caption_of
+from pipelines.training.composer import COLOURS, LIGHTS, MATERIALS, PROPS, ComposedScene, caption_of
 from pipelines.training.data import Composer, load_square, read_index, shot_pack
 from pipelines.training.labels import labelled, vocabulary
 from pipelines.training.loop import TrainOptions, fit, step_rng
@@ -178,13 +178,12 @@ def shorten(caption: str, rng: np.random.Generator) -> str:
 def every_caption_word() -> list[str]:
     """Captions that between them hold every word the composer knows, for the tokenizer."""
     names = [*COLOURS, *MATERIALS]
-    props = ["none", "podium", "ball", "window", "plant", "arch"]
-    base = Scene("white", "white", "left", "none", "white", 0.6, 0.01, 0.8, 0.5, 0.5, 0.2, 0.0)
+    base = ComposedScene("white", "white", "left", "none", "white", 0.6, 0.01, 0.8, 0.5, 0.5, 0.2, 0.0)
     return [
         caption_of(dataclasses.replace(base, wall=name, floor=name, accent=name, prop=prop, light=light), "product")
         for name in names
-        for prop in props
-        for light in ("left", "right", "front")
+        for prop in PROPS
+        for light in LIGHTS
     ] * 4
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipelines.training.composer import Product, Shot, compose, draw_scene, mirrored
+from pipelines.training.composer import ComposedProduct, ComposedShot, compose, draw_scene, mirrored
 
 SPLITS = ("train", "test")
 LAST_COLOUR = re.compile(r" (black|white|gr[ae]y|blue|red|green|purple|orange|yellow|brown|lavender)$")
@@ -78,7 +78,7 @@ def _is_code(word: str) -> bool:
     return len(word) > 12 and any(c.isdigit() for c in word)
 
 
-def load_product(item: Item) -> Product:
+def load_product(item: Item) -> ComposedProduct:
     """Load a cutout without the soft shadow that some sources keep in its alpha, cropped to the product."""
     with Image.open(item.path) as file:
         rgba = np.asarray(file.convert("RGBA"), dtype=np.float32) / 255
@@ -87,7 +87,7 @@ def load_product(item: Item) -> Product:
     alpha = alpha * solid
     rows, columns = np.where(alpha.max(axis=1) > 0.5)[0], np.where(alpha.max(axis=0) > 0.5)[0]
     box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-    return Product(item.name, np.ascontiguousarray(rgba[..., :3][box]), np.ascontiguousarray(alpha[box]))
+    return ComposedProduct(item.name, np.ascontiguousarray(rgba[..., :3][box]), np.ascontiguousarray(alpha[box]))
 
 
 class Composer:
@@ -99,7 +99,7 @@ class Composer:
         self.goods = [load_product(item) for item in items if item.source != "fluent-emoji-3d"]
         self.seed, self.empty = seed, empty
 
-    def shot(self, index: int, size: tuple[int, int]) -> Shot:
+    def shot(self, index: int, size: tuple[int, int]) -> ComposedShot:
         """Compose shot `index` at `size` (height, width) px."""
         rng = np.random.default_rng([self.seed, index])
         scene = draw_scene(rng)
@@ -111,13 +111,13 @@ class Composer:
             product = mirrored(product)
         return compose(scene, size, product, rng)
 
-    def pool(self, index: int) -> list[Product] | None:
+    def pool(self, index: int) -> list[ComposedProduct] | None:
         """Where the product of shot `index` is from: `toys`, `goods`, or None for an empty scene."""
         rng = np.random.default_rng([self.seed, index])
         draw_scene(rng)
         return self._draw_pool(rng)
 
-    def _draw_pool(self, rng: np.random.Generator) -> list[Product] | None:
+    def _draw_pool(self, rng: np.random.Generator) -> list[ComposedProduct] | None:
         if rng.random() < self.empty:
             return None
         return self.goods if rng.random() < 0.5 and self.goods else self.toys
