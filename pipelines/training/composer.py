@@ -211,12 +211,30 @@ def compose(
         beside = replace(view, ground=ground - float(rng.uniform(0.0, 0.02)))
         thing = BESIDE[scene.prop](grid, beside, scene.sun, _colour(scene.accent), x, rng)
         image = _stand(image, thing, scene, grid, view)
+    return lay(image, scene, grid, on, product, within=support.top if support else None)
+
+
+def lay(
+    image: Image,
+    scene: ComposedScene,
+    grid: Grid,
+    view: View,
+    product: ComposedProduct | None,
+    within: Image | None = None,
+    gloss: float | None = None,
+) -> ComposedShot:
+    """Stand `product` on the view's ground line in the finished set `image` (H, W, 3), with its shadows.
+
+    `within` (H, W) is 1 where its ground is, outside of which little is seen of them. `gloss` is how much of a mirror
+    that ground is, where it is not the scene's floor or prop.
+    """
+    size = (grid.height, grid.width)
     if product is None:
         return ComposedShot(_photographic(image, scene), np.zeros(size, np.float32), caption_of(scene, None))
     room = BESIDE_ROOM if scene.prop in BESIDE else ROOM
-    rgb, alpha = place(product, size, scene.product_height, scene.product_x, ground, room)
-    laid = Solid(rgb, alpha, ground)
-    image = _photographic(_grounded(image, laid, scene, grid, on, within=support.top if support else None), scene)
+    rgb, alpha = place(product, size, scene.product_height, scene.product_x, view.ground, room)
+    solid = Solid(rgb, alpha, view.ground)
+    image = _photographic(_grounded(image, solid, scene, grid, view, within=within, gloss=gloss), scene)
     image = image * (1 - alpha[..., None]) + rgb * alpha[..., None]
     return ComposedShot(image.astype(np.float32), alpha, caption_of(scene, product.name))
 
@@ -229,7 +247,7 @@ def draw_around(scene: ComposedScene, alpha: Image, ground: float, rng: np.rando
     grid, view = Grid(*alpha.shape), scene.view(ground)
     image = backdrop(scene, grid, view, rng)
     hidden = Solid(np.zeros((*alpha.shape, 3), np.float32), alpha, ground)
-    return _photographic(_grounded(image, hidden, scene, grid, view, mirror=False), scene)
+    return _photographic(_grounded(image, hidden, scene, grid, view, gloss=0.0), scene)
 
 
 def place(
@@ -311,23 +329,24 @@ def _grounded(
     grid: Grid,
     view: View,
     within: Image | None = None,
-    mirror: bool = True,
+    gloss: float | None = None,
 ) -> Image:
     """`image` with the shadows, the occlusion and the reflection of an object, without the object.
 
-    `within` (H, W): where what it stands on is, outside of which only little of its shadow is seen.
+    `within` and `gloss` as in `lay`.
     """
-    gloss, rough = _gloss(scene)
+    own, rough = _gloss(scene)
     shadow = cast_shadow(solid.alpha, grid, view, scene.sun)
     dark = occlusion(solid.alpha, grid, view)
     if within is not None:
         shadow, dark = shadow * (0.15 + 0.85 * within), dark * within
-        gloss, rough = 0.05, 0.03
+        own, rough = 0.05, 0.03
     light = (1 - scene.depth * shadow) * (1 - 0.85 * dark)
     # What the key light does not reach is lit by the room: a little bluer.
     tint = 1 - (1 - light)[..., None] * np.array([1.0, 0.99, 0.95], np.float32)
     image = image * tint
-    if mirror and gloss > 0:
+    gloss = own if gloss is None else gloss
+    if gloss > 0:
         colours, share = reflected(solid.rgb, solid.alpha, grid, view, gloss, rough)
         if within is not None:
             share = share * within

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipelines.training.composer import ComposedProduct, ComposedShot, compose, draw_scene, mirrored
+from pipelines.training.sets import load_sets
 
 SPLITS = ("train", "test")
 LAST_COLOUR = re.compile(r" (black|white|gr[ae]y|blue|red|green|purple|orange|yellow|brown|lavender)$")
@@ -90,13 +91,21 @@ def load_product(item: Item) -> ComposedProduct:
     return ComposedProduct(item.name, np.ascontiguousarray(rgba[..., :3][box]), np.ascontiguousarray(alpha[box]))
 
 
-class Composer:
-    """An endless, seekable stream of composed shots: the same (seed, index) gives the same shot on every machine."""
+SET_SHARE = 0.2
+"""Of the composed shots that stand in a rendered backdrop, where there are any."""
 
-    def __init__(self, data: Path, split: str = "train", seed: int = 0, empty: float = 0.08) -> None:
+
+class Composer:
+    """An endless, seekable stream of composed shots: the same (seed, index) gives the same shot on every machine.
+
+    The backdrops of the scenes are sets of the training split alone; `sets` is whether they are used.
+    """
+
+    def __init__(self, data: Path, split: str = "train", seed: int = 0, empty: float = 0.08, sets: bool = True) -> None:
         items = read_index(data, "cutouts", split)
         self.toys = [load_product(item) for item in items if item.source == "fluent-emoji-3d"]
         self.goods = [load_product(item) for item in items if item.source != "fluent-emoji-3d"]
+        self.sets = load_sets() if sets and split == "train" else ()
         self.seed, self.empty = seed, empty
 
     def shot(self, index: int, size: tuple[int, int]) -> ComposedShot:
@@ -104,11 +113,12 @@ class Composer:
         rng = np.random.default_rng([self.seed, index])
         scene = draw_scene(rng)
         pool = self._draw_pool(rng)
-        if pool is None:
-            return compose(scene, size, None, rng)
-        product = pool[int(rng.integers(len(pool)))]
-        if rng.random() < 0.5:
-            product = mirrored(product)
+        product = None
+        if pool is not None:
+            product = pool[int(rng.integers(len(pool)))]
+            product = mirrored(product) if rng.random() < 0.5 else product
+        if self.sets and rng.random() < SET_SHARE:
+            return self.sets[int(rng.integers(len(self.sets)))].shot(size, product, rng)
         return compose(scene, size, product, rng)
 
     def pool(self, index: int) -> list[ComposedProduct] | None:

@@ -105,7 +105,7 @@ def occlusion(alpha: Image, grid: Grid, view: View) -> Image:
     foot = alpha[max(bottom - rows, 0) : bottom].max(axis=0, initial=0).astype(np.float32)
     body = alpha[max(bottom - 10 * rows, 0) : bottom].mean(axis=0).astype(np.float32)
     flat = float(np.clip(view.height / view.focal, 0.08, 0.5))
-    dark = np.zeros(alpha.shape, np.float32)
+    dark: Image = np.zeros(alpha.shape, np.float32)
     for line, reach, depth in ((foot, 0.006, 0.5), (foot, 0.03, 0.34), (body, 0.1, 0.34)):
         across = cv2.GaussianBlur(line[None, :], (0, 0), max(reach * height, 0.4))[0]
         tall = max(reach * flat * 1.6, 0.006)
@@ -148,9 +148,9 @@ def _blurred_by(image: Image, sigma: Image, height: int) -> Image:
     largest = float(sigma.max())
     strengths = [0.0, *(s for s in (0.008 * height, 0.02 * height, 0.05 * height, 0.12 * height) if s < largest)]
     strengths.append(largest)
-    found = np.zeros_like(image, np.float32)
+    found: Image = np.zeros_like(image, np.float32)
     for n, strength in enumerate(strengths):
-        weight = np.ones_like(sigma)
+        weight: Image = np.ones_like(sigma)
         if n > 0:
             weight = np.clip((sigma - strengths[n - 1]) / (strength - strengths[n - 1]), 0, 1)
         if n + 1 < len(strengths):
