@@ -122,7 +122,7 @@ def reflected(rgb: Image, alpha: Image, grid: Grid, view: View, gloss: float, ro
     colours, share = np.zeros_like(rgb, np.float32), np.zeros(alpha.shape, np.float32)
     if rows < 1:
         return colours, share
-    mirrored = np.dstack([rgb * alpha[..., None], alpha])[bottom - rows : bottom][::-1].astype(np.float32)
+    mirrored: Image = np.dstack([rgb * alpha[..., None], alpha])[bottom - rows : bottom][::-1].astype(np.float32)
     below = (np.arange(rows, dtype=np.float32)[:, None] + 0.5) / height
     soft = cv2.GaussianBlur(mirrored, (0, 0), max(rough * height, 0.4))
     mix = np.clip(below / 0.12, 0, 1)[..., None]
