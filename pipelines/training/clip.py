@@ -149,10 +149,17 @@ def export(model: CLIPModel, tokenizer: CLIPTokenizer, options: TrainOptions) ->
 
 
 def prepare_tokenizer(options: TrainOptions) -> CLIPTokenizer:
-    """The tokenizer learnt from composed captions, the names of all training pictures and the vocabulary."""
+    """The tokenizer learnt from composed captions, the names of all training pictures and the vocabulary; learnt once
+    into the work folder."""
+    learnt = options.work / "tokenizer"
+    if (learnt / "tokenizer.json").exists():
+        return CLIPTokenizer.from_pretrained(learnt)
     names = [item.name for folder in ("photos", "cutouts") for item in read_index(options.data, folder)]
     captions = shot_pack(options.work / "shots", options.data, 128, SHOTS).captions
-    return build_tokenizer([*captions, *every_caption_word(), *every_tag(), *(PHOTO.format(name) for name in names)])
+    photos = [PHOTO.format(name) for name in names]
+    tokenizer = build_tokenizer([*captions, *every_caption_word(), *every_tag(), *photos])
+    tokenizer.save_pretrained(learnt)
+    return tokenizer
 
 
 def contrastive_loss(logits: Tensor, texts: Sequence[str]) -> Tensor:
