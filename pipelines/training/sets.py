@@ -1,4 +1,4 @@
-"""Rendered backdrops as sets of composed shots: crops, turns, mirrored and tinted, and captioned as their scenes are.
+"""Rendered backdrops as sets of composed shots: crops, turns, mirrored and tinted.
 
 The pictures and `backdrops.yaml`, which says where their ground and light are, lie in `pipelines/scenes/backdrops`.
 Where there are none, there are no sets.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,12 @@ import cv2
 import numpy as np
 import yaml
 
-from pipelines.training.composer import COLOURS, MATERIALS, ComposedProduct, ComposedScene, ComposedShot, lay
+from pipelines.training.composer import ComposedProduct, ComposedScene, ComposedShot, lay
 from pipelines.training.props import SUPPORTS
 from pipelines.training.shading import View
 from pipelines.training.textures import Grid, Image
 
-SCENES = Path(__file__).resolve().parents[1] / "scenes"
+BACKDROPS = Path(__file__).resolve().parents[1] / "scenes" / "backdrops"
 LENS = 85 / 36
 """Focal length over the sensor's side, of every backdrop."""
 
@@ -32,13 +31,15 @@ ZOOM, TURN = 1.3, 1.5
 """The closest crop, and the largest turn in degrees."""
 
 OTHER = {"left": "right", "right": "left", "front": "front"}
-SURFACE = "|".join([*COLOURS, *MATERIALS])
-PROMPT = re.compile(
-    rf"(?:standing on an? (?P<on>{'|'.join(COLOURS)}) (?P<support>{'|'.join(SUPPORTS)}) )?"
-    rf"on an? (?P<floor>{SURFACE}) floor against an? (?P<wall>{SURFACE}) wall, soft light from the \w+"
-    rf"(?:, an? (?P<accent>{'|'.join(COLOURS)}) (?P<prop>arch|disc|curtain) behind it"
-    rf"|, (?P<shine>window|plant|striped)[a-z ]* on the wall)?"
-)
+SEEN: dict[str, dict[str, str]] = {
+    "blush-arch": {"wall": "pink", "floor": "pink", "prop": "arch", "accent": "pink"},
+    "marble-podium": {"wall": "grey", "floor": "grey", "prop": "podium", "accent": "white"},
+    "oak-window": {"wall": "linen", "floor": "oak wood", "prop": "window", "accent": "white"},
+    "studio-sage": {"wall": "sage green", "floor": "sage green", "prop": "none", "accent": "white"},
+    "walnut-window": {"wall": "beige", "floor": "walnut wood", "prop": "window", "accent": "white"},
+    "white-plain": {"wall": "white", "floor": "white", "prop": "none", "accent": "white"},
+}
+"""What is seen on the backdrops of each scene, by eye, in the composer's words. A scene's prompt may ask for more."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -87,36 +88,24 @@ class BackdropSet:
         return lay(image, scene, Grid(*size), view, product, within=floor, gloss=self.gloss)
 
 
-def load_sets(folder: Path = SCENES / "backdrops") -> tuple[BackdropSet, ...]:
-    """Every backdrop of `folder` whose scene's prompt speaks the composer's words, by name."""
+def load_sets(folder: Path = BACKDROPS) -> tuple[BackdropSet, ...]:
+    """Every backdrop of `folder` of a scene that is in `SEEN`, by name; none where there are none."""
     index = folder / "backdrops.yaml"
     if not index.exists():
         return ()
     entries: dict[str, dict[str, Any]] = yaml.safe_load(index.read_text(encoding="utf-8")) or {}
-    found = []
-    for name, entry in sorted(entries.items()):
-        picture, words = folder / f"{name}.webp", words_of(entry)
-        if picture.exists() and words is not None:
-            found.append(_set_of(picture, words, entry))
-    return tuple(found)
+    known = {name: entry for name, entry in sorted(entries.items()) if entry["scene"] in SEEN}
+    return tuple(_set_of(folder / name, entry) for name, entry in known.items() if (folder / name).exists())
 
 
-def words_of(entry: dict[str, Any]) -> ComposedScene | None:
-    """The scene of a backdrop as the composer would say it, with its camera and light; None where it cannot."""
-    prompt = yaml.safe_load((SCENES / f"{entry['scene']}.yaml").read_text(encoding="utf-8"))["prompt"]
-    said = PROMPT.search(prompt)
-    if said is None:
-        return None
-    shine = {"striped": "blinds"}.get(said["shine"] or "", said["shine"])
+def _words_of(entry: dict[str, Any]) -> ComposedScene:
+    """The scene of a backdrop as the composer would say it, with its camera and light."""
     seam = min(y for _, y in entry["ground"])
     eye = 0.5 - LENS * math.tan(math.radians(entry["camera_pitch"]))
     azimuth, side = float(entry["light_azimuth"]), entry["light_from"]
     return ComposedScene(
-        wall=said["wall"],
-        floor=said["floor"],
+        **SEEN[entry["scene"]],
         light=side,
-        prop=said["support"] or said["prop"] or shine or "none",
-        accent=said["on"] or said["accent"] or "white",
         horizon=seam,
         softness=0.002,
         ground=float(entry["ground_line"]),
@@ -130,7 +119,7 @@ def words_of(entry: dict[str, Any]) -> ComposedScene | None:
     )
 
 
-def _set_of(path: Path, words: ComposedScene, entry: dict[str, Any]) -> BackdropSet:
+def _set_of(path: Path, entry: dict[str, Any]) -> BackdropSet:
     original = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if original is None:
         raise ValueError(f"{path}: not a picture")
@@ -142,4 +131,4 @@ def _set_of(path: Path, words: ComposedScene, entry: dict[str, Any]) -> Backdrop
         floor = np.zeros((side, side), np.float32)
         cv2.fillPoly(floor, [np.round(outline * side).astype(np.int32)], 1.0, cv2.LINE_AA)
         grounds.append(floor)
-    return BackdropSet(words, tuple(pictures), tuple(grounds), float(entry["gloss"]))
+    return BackdropSet(_words_of(entry), tuple(pictures), tuple(grounds), float(entry["gloss"]))

@@ -32,7 +32,8 @@ def folder_with(folder: Path, **entries: dict[str, object]) -> Path:
         draw.rectangle((0, 384, 640, 640), fill=(230, 200, 60))
         draw.rectangle((0, 0, 150, 640), fill=(200, 20, 20))
         picture.save(folder / f"{name}.webp", lossless=True)
-    (folder / "backdrops.yaml").write_text(yaml.safe_dump(entries), encoding="utf-8")
+    index = {f"{name}.webp": entry for name, entry in entries.items()}
+    (folder / "backdrops.yaml").write_text(yaml.safe_dump(index), encoding="utf-8")
     return folder
 
 
@@ -46,7 +47,7 @@ def red_side(image: np.ndarray) -> str:
     return "left" if red[:, :64].sum() >= red[:, 64:].sum() else "right"
 
 
-def test_a_shot_in_a_set_says_what_the_scene_says_and_turns_the_light_with_the_picture(tmp_path, product):
+def test_a_shot_in_a_set_says_what_is_seen_and_turns_the_light_with_the_picture(tmp_path, product):
     (found,) = load_sets(folder_with(tmp_path, window={**ENTRY, "scene": "oak-window"}))
     sides = set()
     for seed in range(12):
@@ -72,15 +73,16 @@ def test_the_product_stands_on_the_ground_and_its_mask_is_exact(tmp_path, produc
     assert "an empty scene" in bare.caption
 
 
-def test_on_a_podium_the_shadow_stays_on_it(tmp_path, product):
+def test_what_stands_on_a_podium_is_said_to(tmp_path, product):
     small = [[0.3, 0.74], [0.7, 0.74], [0.7, 0.86], [0.3, 0.86]]
     podium = {**ENTRY, "scene": "marble-podium", "ground": small}
     (found,) = load_sets(folder_with(tmp_path, podium=podium))
     shot = found.shot(SIZE, product, np.random.default_rng(1))
-    assert "standing on a sky blue podium on a white marble floor" in shot.caption
+    assert "standing on a white podium on a grey floor against a grey wall" in shot.caption
 
 
 def test_no_backdrops_no_sets(tmp_path):
     assert load_sets(tmp_path) == ()
-    (tmp_path / "backdrops.yaml").write_text(yaml.safe_dump({"gone": {**ENTRY, "scene": "oak-window"}}))
+    assert load_sets(folder_with(tmp_path, new={**ENTRY, "scene": "nobody-has-looked-at-it"})) == ()
+    (tmp_path / "backdrops.yaml").write_text(yaml.safe_dump({"gone.webp": {**ENTRY, "scene": "oak-window"}}))
     assert load_sets(tmp_path) == ()
