@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -31,13 +31,24 @@ ZOOM, TURN = 1.3, 1.5
 """The closest crop, and the largest turn in degrees."""
 
 OTHER = {"left": "right", "right": "left", "front": "front"}
-SEEN: dict[str, dict[str, str]] = {
-    "blush-arch": {"wall": "pink", "floor": "pink", "prop": "arch", "accent": "pink"},
-    "marble-podium": {"wall": "grey", "floor": "grey", "prop": "podium", "accent": "white"},
-    "oak-window": {"wall": "linen", "floor": "oak wood", "prop": "window", "accent": "white"},
-    "studio-sage": {"wall": "sage green", "floor": "sage green", "prop": "none", "accent": "white"},
-    "walnut-window": {"wall": "beige", "floor": "walnut wood", "prop": "window", "accent": "white"},
-    "white-plain": {"wall": "white", "floor": "white", "prop": "none", "accent": "white"},
+
+
+class Words(NamedTuple):
+    """What is seen in a picture, as `ComposedScene` has it."""
+
+    wall: str
+    floor: str
+    prop: str
+    accent: str
+
+
+SEEN = {
+    "blush-arch": Words("pink", "pink", "arch", "pink"),
+    "marble-podium": Words("grey", "grey", "podium", "white"),
+    "oak-window": Words("linen", "oak wood", "window", "white"),
+    "studio-sage": Words("sage green", "sage green", "none", "white"),
+    "walnut-window": Words("beige", "walnut wood", "window", "white"),
+    "white-plain": Words("white", "white", "none", "white"),
 }
 """What is seen on the backdrops of each scene, by eye, in the composer's words. A scene's prompt may ask for more."""
 
@@ -104,7 +115,7 @@ def _words_of(entry: dict[str, Any]) -> ComposedScene:
     eye = 0.5 - LENS * math.tan(math.radians(entry["camera_pitch"]))
     azimuth, side = float(entry["light_azimuth"]), entry["light_from"]
     return ComposedScene(
-        **SEEN[entry["scene"]],
+        **SEEN[entry["scene"]]._asdict(),
         light=side,
         horizon=seam,
         softness=0.002,

@@ -161,3 +161,13 @@ def test_a_higher_camera_sees_a_rounder_podium(product):
         red = image[..., 0] - image[..., 1] > 0.3
         tops.append(round(STUDIO.ground * SIZE[0]) - int(np.nonzero(red.any(axis=1))[0][0]))
     assert tops[1] > 1.5 * tops[0]
+
+
+@pytest.mark.parametrize("prop", ["ball", "vase", "books"])
+def test_what_is_beside_a_wide_product_is_not_hidden_by_it(product, prop):
+    wide = dataclasses.replace(product, rgb=product.rgb[:30], alpha=np.ones((30, 64), np.float32))
+    scene = dataclasses.replace(STUDIO, prop=prop, product_height=0.66)
+    for seed in range(4):
+        shot = shot_of(scene, wide, seed)
+        red = (shot.image[..., 0] - shot.image[..., 1] > 0.25) & (shot.mask == 0)
+        assert red.mean() > 0.004
