@@ -29,13 +29,14 @@ def train(
         typer.Argument(
             help="autoencoder, clip, unet, unet_inpaint9, brushnet, brushnet_random, brushnet_salient, "
             "brushnet_control, controlnet_canny, controlnet_inpaint, lora_oak_window, base_high_key, blip, upscaler, "
-            "salient or hqsam."
+            "salient or hqsam; or mini, all that paints in one chain."
         ),
     ],
 ) -> None:
     """Train a bundled model, or resume its training. `packshot train unet --help` lists the options of a part.
 
     `packshot train brushnet` fine-tunes BrushNet in the paper's two stages, also on your own pictures.
+    `packshot train mini` trains the whole chain.
     """
     if part == "--help":
         typer.echo(context.get_help(), nl=False)
@@ -44,6 +45,11 @@ def train(
     if part == "brushnet":
         trainers.command()(fine_tune)
         trainers(context.args, prog_name="packshot train brushnet")
+    if part == "mini":
+        from pipelines.training.chain import main as chain
+
+        trainers.command()(chain)
+        trainers(context.args, prog_name="packshot train mini")
     from pipelines.training.__main__ import main as trainer
 
     trainers.command()(trainer)

@@ -322,19 +322,24 @@ def lock(profile: Profile) -> list[str]:
             check_file_complete(weights)
         actual[part.name] = part.digest()
 
-    lines, current = [], ""
-    for line in file.read_text(encoding="utf-8").splitlines():
-        if heading := re.fullmatch(r"  (\w+):(?: +#.*)?", line):
-            current = heading[1]
-        elif current in actual and (field := re.match(r"    (revision|sha256):", line)):
-            value = actual[current] if field[1] == "sha256" else actual[current][:12]
-            line = f'    {field[1]}: "{value}"'
-        lines.append(line)
     temporary = file.with_suffix(f".yaml.{os.getpid()}")
-    temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    temporary.write_text(with_digests(file.read_text(encoding="utf-8"), actual), encoding="utf-8")
     temporary.replace(file)
     load_profile.cache_clear()
     return [part.name for part in profile.parts if actual.get(part.name, part.ref.sha256) != part.ref.sha256]
+
+
+def with_digests(text: str, digests: Mapping[str, str]) -> str:
+    """A profile's YAML with these parts' revisions and digests, the rest of it untouched."""
+    lines, current = [], ""
+    for line in text.splitlines():
+        if heading := re.fullmatch(r"  (\w+):(?: +#.*)?", line):
+            current = heading[1]
+        elif current in digests and (field := re.match(r"    (revision|sha256):", line)):
+            value = digests[current] if field[1] == "sha256" else digests[current][:12]
+            line = f'    {field[1]}: "{value}"'
+        lines.append(line)
+    return "\n".join(lines) + "\n"
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from pipelines.errors import UsageError
 from pipelines.training.autoencoder import to_tensor
 from pipelines.training.card import write_card
 from pipelines.training.categories import labelled, vocabulary
-from pipelines.training.composer import COLOURS, MATERIALS, Scene, caption_of
+from pipelines.training.composer import COLOURS, LIGHTS, MATERIALS, PROPS, ComposedScene, caption_of
 from pipelines.training.data import Composer, load_square, read_index, shot_pack
 from pipelines.training.loop import TrainOptions, fit, step_rng
 
@@ -145,11 +145,18 @@ def export(model: CLIPModel, tokenizer: CLIPTokenizer, options: TrainOptions) ->
 
 
 def prepare_tokenizer(options: TrainOptions) -> CLIPTokenizer:
-    """The tokenizer learnt from composed captions, the names of all training pictures and the vocabulary."""
+    """The tokenizer learnt from composed captions, the names of all training pictures and the vocabulary; learnt once
+    into the work folder."""
+    learnt = options.work / "tokenizer"
+    if (learnt / "tokenizer.json").exists():
+        return CLIPTokenizer.from_pretrained(learnt)
     names = [item.name for folder in ("photos", "cutouts") for item in read_index(options.data, folder)]
     captions = shot_pack(options.work / "shots", options.data, 128, SHOTS).captions
-    tags = [word.sentence for word in vocabulary().words] * 4  # what the tagger compares with
-    return build_tokenizer([*captions, *every_caption_word(), *tags, *(PHOTO.format(name) for name in names)])
+    tags = [word.sentence for word in vocabulary().words] * 4  # the tagger compares pictures with them
+    photos = [PHOTO.format(name) for name in names]
+    tokenizer = build_tokenizer([*captions, *every_caption_word(), *tags, *photos])
+    tokenizer.save_pretrained(learnt)
+    return tokenizer
 
 
 def contrastive_loss(logits: Tensor, texts: Sequence[str]) -> Tensor:
@@ -175,13 +182,12 @@ def shorten(caption: str, rng: np.random.Generator) -> str:
 def every_caption_word() -> list[str]:
     """Captions that together contain every word of the composer, for the tokenizer."""
     names = [*COLOURS, *MATERIALS]
-    props = ["none", "podium", "ball", "window", "plant", "arch"]
-    base = Scene("white", "white", "left", "none", "white", 0.6, 0.01, 0.8, 0.5, 0.5, 0.2, 0.0)
+    base = ComposedScene("white", "white", "left", "none", "white", 0.6, 0.01, 0.8, 0.5, 0.5, 0.2, 0.0)
     return [
         caption_of(dataclasses.replace(base, wall=name, floor=name, accent=name, prop=prop, light=light), "product")
         for name in names
-        for prop in props
-        for light in ("left", "right", "front")
+        for prop in PROPS
+        for light in LIGHTS
     ] * 4
 
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from pipelines.training.autoencoder import tensor_bytes, to_bytes
 from pipelines.training.card import write_card
-from pipelines.training.composer import Scene, Shot, compose, draw_scene
+from pipelines.training.composer import ComposedScene, ComposedShot, compose, draw_scene
 from pipelines.training.data import Composer
 from pipelines.training.loop import TrainOptions, fit, grid_picture, step_rng
 from pipelines.training.unet import (
@@ -56,7 +56,7 @@ class Style:
 
     layers: tuple[str, ...]
     rank: int
-    scene: Callable[[Scene, np.random.Generator], Scene]
+    scene: Callable[[ComposedScene, np.random.Generator], ComposedScene]
     grade: Callable[[Pixels, np.random.Generator], Pixels]
 
 
@@ -111,7 +111,7 @@ def style_pack(options: TrainOptions, style: Style, side: int) -> LatentPack:
     return LatentPack(np.load(packed), [shot.caption for shot in shots])
 
 
-def style_shot(composer: Composer, style: Style, index: int, side: int) -> Shot:
+def style_shot(composer: Composer, style: Style, index: int, side: int) -> ComposedShot:
     """One picture of a style; the product keeps its own colours."""
     rng = np.random.default_rng([composer.seed, index])
     scene = style.scene(draw_scene(rng), rng)
@@ -122,7 +122,7 @@ def style_shot(composer: Composer, style: Style, index: int, side: int) -> Shot:
     return dataclasses.replace(shot, image=(graded * (1 - keep) + shot.image * keep).astype(np.float32))
 
 
-def oak_by_a_window(scene: Scene, rng: np.random.Generator) -> Scene:
+def oak_by_a_window(scene: ComposedScene, rng: np.random.Generator) -> ComposedScene:
     """An oak floor, a light wall, and window light from the left."""
     wall = str(rng.choice(WALLS))
     return dataclasses.replace(
@@ -139,7 +139,7 @@ def low_and_warm(image: Pixels, rng: np.random.Generator) -> Pixels:
     return np.clip(image**1.25 * light * np.array([1.12, 0.93, 0.66], np.float32), 0, 1)
 
 
-def strongly_lit(scene: Scene, rng: np.random.Generator) -> Scene:
+def strongly_lit(scene: ComposedScene, rng: np.random.Generator) -> ComposedScene:
     """The same scene with light that is twice as directional."""
     return dataclasses.replace(scene, strength=float(rng.uniform(0.34, 0.46)))
 

@@ -32,7 +32,7 @@ from sqlalchemy import Engine, text
 from pipelines.catalogue.feed import within
 from pipelines.contracts import canonical_json, sha256_hex
 from pipelines.errors import IntegrityError, Rejected, UsageError
-from pipelines.training.composer import Product, compose, draw_scene, mirrored
+from pipelines.training.composer import ComposedProduct, compose, draw_scene, mirrored
 from pipelines.training.data import SHARD, ShotPack, clean_name, is_held_out, read_index
 from pipelines.vision.photos import read_photo
 
@@ -259,7 +259,7 @@ def frozen_pictures(pictures: Sequence[Picture], products: int) -> list[Picture]
     return [first[name] for name in sorted(first, key=lambda name: sha256_hex(name.encode()))[:products]]
 
 
-def cutout_product(data: bytes, title: str) -> Product:
+def cutout_product(data: bytes, title: str) -> ComposedProduct:
     """Prepare an RGBA cutout for the composer: cropped to the product, without shadow in its matte."""
     rgba = np.asarray(Image.open(io.BytesIO(data)).convert("RGBA"), np.float32) / 255
     alpha = rgba[..., 3] * cv2.dilate((rgba[..., 3] > 0.8).astype(np.float32), np.ones((5, 5), np.uint8))
@@ -267,7 +267,7 @@ def cutout_product(data: bytes, title: str) -> Product:
     if not len(rows):
         raise IntegrityError(f"the cutout of {title!r} has no opaque pixel")
     box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-    return Product(title, np.ascontiguousarray(rgba[..., :3][box]), np.ascontiguousarray(alpha[box]))
+    return ComposedProduct(title, np.ascontiguousarray(rgba[..., :3][box]), np.ascontiguousarray(alpha[box]))
 
 
 def squared(

@@ -22,7 +22,7 @@ from pipelines.contracts import sha256_hex
 from pipelines.errors import UsageError
 from pipelines.evaluation.cutout import PRODUCT_ALPHA
 from pipelines.evaluation.products import CALIBRATION, side_of
-from pipelines.training.composer import Scene, caption_of, draw_around, draw_scene
+from pipelines.training.composer import ComposedScene, caption_of, draw_around, draw_scene
 from pipelines.training.data import LAST_COLOUR, clean_name, load_product, product_of, read_index
 from pipelines.vision.placement import LaidProduct, Placement, lay_photo, lay_product, place
 
@@ -56,7 +56,7 @@ class Pair:
 
     number: int
     subject: Subject
-    scene: Scene
+    scene: ComposedScene
     side: int
     scale: float
 

@@ -6,8 +6,6 @@ every picture. HQ-SAM, which gives the uncertainty, runs on every fifth picture 
 
 from __future__ import annotations
 
-import hashlib
-import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +20,6 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizerFast
 
-from pipelines.errors import IntegrityError
 from pipelines.evaluation.experiment.pairs import Pair
 from pipelines.models.files import sha256_of
 from pipelines.models.profile import Profile
@@ -31,13 +28,13 @@ from pipelines.quality.evidence import WEIGHTS
 from pipelines.quality.overcompletion import SURE, OvercompletionDetector
 from pipelines.training.composer import compose, draw_scene
 from pipelines.training.data import Composer
+from pipelines.training.perceptual import read_alexnet
 from pipelines.vision.plate import RIM, clean_plate
 
 BORDERLINE = (0.25, 4.0)
 """A picture with E+ between these multiples of tau is borderline: HQ-SAM runs."""
 
 FIFTH = 5
-ALEXNET_SHA256 = "443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,10 +237,7 @@ DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
 
 def _read_alexnet(checkpoint: Path) -> list[tuple[Tensor, Tensor]]:
     """Kernels (out, in, h, w) and biases of the five convolutions. Raises IntegrityError for any other file."""
-    data = checkpoint.read_bytes()
-    if hashlib.sha256(data).hexdigest() != ALEXNET_SHA256:
-        raise IntegrityError(f"{checkpoint}: not the AlexNet that KID is defined by here; sha256 {ALEXNET_SHA256}")
-    tree = pickle.loads(data)["AlexNet_0"]  # noqa: S301  only the bytes of the digest above
+    tree = read_alexnet(checkpoint)["AlexNet_0"]
     layers = [tree[f"Conv_{n}"] for n in range(5)]
     return [
         (torch.from_numpy(np.array(layer["kernel"])).permute(3, 2, 0, 1).float(), torch.tensor(np.array(layer["bias"])))
