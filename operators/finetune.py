@@ -6,14 +6,13 @@ worker. Checkpoints lie in the worker's state directory: a retry there goes on, 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.sdk import BaseOperator, ExceptionRetryPolicy
 
-from operators.base import RETRY_POLICY, Services, open_services
+from operators.base import RETRY_POLICY, Services, listed, open_services
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -96,8 +95,8 @@ class GatherPicturesOperator(FinetuneOperator):
         self,
         *,
         source: str = "{{ params.source }}",
-        folder: str = "{{ params.folder }}",
-        salient_folder: str = "{{ params.salient_folder }}",
+        folder: str = "{{ params.folder or '' }}",
+        salient_folder: str = "{{ params.salient_folder or '' }}",
         scenes: Sequence[str] | str = "{{ params.scenes | tojson }}",
         categories: Sequence[str] | str = "{{ params.categories | tojson }}",
         execution_timeout: timedelta | None = timedelta(hours=1),
@@ -134,8 +133,8 @@ class GatherPicturesOperator(FinetuneOperator):
                     services.store,
                     services.settings,
                     _options(services).data,
-                    tuple(_listed(self.scenes)),
-                    tuple(_listed(self.categories)),
+                    tuple(listed(self.scenes)),
+                    tuple(listed(self.categories)),
                 )
                 self.log.info("pictures of stage %s: %s", stage, found or source)
         return digests
@@ -348,11 +347,6 @@ def _evaluator(job: Finetune, services: Services, profile: Profile, out: Path, p
         max_megapixels=services.settings.photo_max_megapixels,
         compute=services.settings.compute(),
     )
-
-
-def _listed(value: Sequence[str] | str) -> list[str]:
-    """A list, or its JSON as a template rendered it."""
-    return [str(item) for item in (json.loads(value or "[]") if isinstance(value, str) else value)]
 
 
 def _whole(value: int | str) -> int | None:

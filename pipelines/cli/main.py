@@ -467,7 +467,7 @@ def _show_report(found: Report) -> None:
     )  # fmt: skip
     out.print(Text.assemble(*counts), soft_wrap=True)
     if found.problem:
-        out.print("publication was stopped", style="red", end=": ")
+        out.print("the run was stopped", style="red", end=": ")
         out.print(found.problem["reason"], soft_wrap=True)
     table = Table("stage", "computed", "reused", "seconds")
     for name, count in found.steps.items():

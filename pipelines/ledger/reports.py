@@ -197,14 +197,15 @@ def is_planned(engine: Engine, run: str) -> bool:
 def feed_for(engine: Engine, run: str) -> str:
     """What a run that names no feed refreshes: a manifest's digest, a path or an address; "" where there is none.
 
-    A run that was planned before keeps its manifest. Else it is the feed that was named last, so that an address is
-    read again. A manifest of which only a part was put into the store (`packshot run --limit`) is no shop's feed.
+    A run that was planned before keeps its manifest. Else it is the feed that was named last and could be read: an
+    address is read again. A manifest of which only a part was put into the store (`packshot run --limit`) is no shop's
+    feed.
     """
     own = select(runs.c.feed).where(runs.c.id == run)
     named, limit = func.btrim(runs.c.params["feed"].astext, " \t\r\n"), runs.c.params["limit"].astext
     last = (
         select(named)
-        .where(named != "", or_(limit.is_(None), ~named.regexp_match("^[0-9a-f]{64}$")))
+        .where(named != "", runs.c.feed != "", or_(limit.is_(None), ~named.regexp_match("^[0-9a-f]{64}$")))
         .order_by(runs.c.started_at.desc())
         .limit(1)
     )

@@ -13,7 +13,7 @@ BUDGET = {"salient_minutes": "0", "salient_steps": "", "minutes": "30.0", "steps
 
 
 def gathering(**changed: Any) -> GatherPicturesOperator:
-    asked = {"source": "ledger", "folder": "", "salient_folder": "", "scenes": "[]", "categories": "[]"}
+    asked = {"source": "ledger", "folder": "", "salient_folder": "", "scenes": "null", "categories": '[""]'}
     return GatherPicturesOperator(task_id="gather", **(asked | BUDGET | changed))
 
 
