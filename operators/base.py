@@ -6,6 +6,7 @@ Operators know Airflow and no pixels. A parsed DAG file imports these modules, s
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -92,6 +93,13 @@ def open_services() -> Services:
 
     settings = get_settings()
     return Services(settings, PostgresLedger(connect(settings.database_url)), S3Store(settings))
+
+
+def listed(value: Sequence[str] | str | None) -> list[str]:
+    """A list of names, or its JSON as a template rendered it. A form sends the empty lines of its field too: they are
+    no names, and neither is the space around one."""
+    items = json.loads(value or "[]") if isinstance(value, str) else value
+    return [name for name in (str(item).strip() for item in items or []) if name]
 
 
 class PackshotOperator(BaseOperator):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from airflow.sdk import task
 
-from operators.base import RETRY_POLICY, Services, open_services
+from operators.base import RETRY_POLICY, Services, listed, open_services
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -96,7 +96,7 @@ def gather(params: Mapping[str, Any] | None = None) -> dict[str, str]:
     planned = form.job(wanted, active_profile())
     if planned.instance.skipped:
         raise UsageError("stage 2 has nothing to do: give it minutes or steps")
-    data, limits = _options(services).data, (tuple(form.scenes), tuple(form.categories))
+    data, limits = _options(services).data, (tuple(listed(form.scenes)), tuple(listed(form.categories)))
     digests: dict[str, str] = {}
     for stage, source in wanted.items():
         digests[stage] = TRAINING

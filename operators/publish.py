@@ -120,10 +120,10 @@ class PublishOperator(PackshotOperator):
 class SummaryOperator(PackshotOperator):
     """Closes the run in the ledger and logs the outcome of every shot.
 
-    The task, and with it the run, fails if a shot failed or publication was stopped. Rejected and held shots are
+    The task, and with it the run, fails if a shot failed or something stopped the run. Rejected and held shots are
     ordinary outcomes.
 
-    :param checks: ids of the tasks that may have stopped publication.
+    :param checks: ids of the tasks that may have stopped the run or its publication.
     """
 
     ui_color = "#f4ecd8"
@@ -148,7 +148,7 @@ class SummaryOperator(PackshotOperator):
         found = report(ledger.engine, self.run)
         self.log.info("what became of run %s\n%s", self.run, as_table(found))
         if problem:
-            raise AirflowFailException(f"publication was stopped: {problem['reason']}")
+            raise AirflowFailException(f"the run was stopped: {problem['reason']}")
         if failed:
             raise AirflowFailException(f"{found.failed} of {found.products} shots failed; the log has a table of them")
         return {name: value for name, value in found.to_json().items() if name not in ("shots", "params")}

@@ -196,14 +196,14 @@ def is_planned(engine: Engine, run: str) -> bool:
 def feed_for(engine: Engine, run: str) -> str:
     """The feed of a run that names none: a manifest's digest, a path or an address; "" if there is none.
 
-    A run that was planned before keeps its manifest. Another run takes the feed that was named last, and reads an
-    address again. A manifest of `packshot run --limit` does not count: it has only a part of the shop's products.
+    A run that was planned before keeps its manifest. Another run takes the feed that was named last and could be read,
+    and reads an address again. A manifest of `packshot run --limit` does not count: it has only a part of the products.
     """
     own = select(runs.c.feed).where(runs.c.id == run)
     named, limit = func.btrim(runs.c.params["feed"].astext, " \t\r\n"), runs.c.params["limit"].astext
     last = (
         select(named)
-        .where(named != "", or_(limit.is_(None), ~named.regexp_match("^[0-9a-f]{64}$")))
+        .where(named != "", runs.c.feed != "", or_(limit.is_(None), ~named.regexp_match("^[0-9a-f]{64}$")))
         .order_by(runs.c.started_at.desc())
         .limit(1)
     )

@@ -205,6 +205,19 @@ def scene_names(folder: Path = FOLDER) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
+def scene_titles(folder: Path = FOLDER) -> dict[str, str]:
+    """Title by name, as a form shows them; the name where a file has no title that can be read. Nothing else of the
+    files is checked, so that a DAG file can be read while a scene is being edited."""
+    titles = {}
+    for name in scene_names(folder):
+        try:
+            document = yaml.safe_load((folder / f"{name}.yaml").read_text("utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+            document = None
+        titles[name] = str(document.get("title", name)) if isinstance(document, dict) else name
+    return titles
+
+
 def load_scene(name: str, folder: Path = FOLDER) -> Scene:
     """One scene by name. Raises UsageError where there is none, naming those that there are."""
     path = folder / f"{name}.yaml"

@@ -50,6 +50,7 @@ class Installation:
     s3_secret_key: str = field(default_factory=_password)
     airflow_port: int = field(default_factory=free_port)
     admin_password: str = field(default_factory=_password)
+    merchandiser_password: str = field(default_factory=_password)
     viewer_password: str = field(default_factory=_password)
     fernet_key: str = field(default_factory=lambda: urlsafe_b64encode(secrets.token_bytes(32)).decode())
     api_secret_key: str = field(default_factory=_password)

@@ -14,14 +14,15 @@ from sqlalchemy.engine import make_url
 
 from pipelines.ledger.schema import migrate
 from pipelines.services.airflow_client import Airflow
-from pipelines.services.airflow_server import API_SERVER, DAG_PROCESSOR, SCHEDULER, health, start_airflow
+from pipelines.services.airflow_server import API_SERVER, DAG_PROCESSOR, SCHEDULER, TRIGGERER, health, start_airflow
 from pipelines.services.daemons import ServiceFailed, ask_to_stop, log_file, process, stop
 from pipelines.services.installation import Installation, free_port, port_is_free, write_private
 from pipelines.services.postgres import database_answers, have_airflow_database, host, start_postgres
 from pipelines.services.s3 import start_store, store_answers, store_client
 from pipelines.settings import Settings, environment_file, get_settings
 
-DAEMONS = ("postgres", "s3", API_SERVER, SCHEDULER, DAG_PROCESSOR)
+AIRFLOW = (API_SERVER, SCHEDULER, DAG_PROCESSOR, TRIGGERER)
+DAEMONS = ("postgres", "s3", *AIRFLOW)
 
 Report = Callable[[str], None]
 
@@ -104,8 +105,8 @@ def down(settings: Settings, *, report: Report = lambda line: None) -> None:
     if not settings.state_dir.exists():
         return
     with _one_at_a_time(settings.state_dir):
-        # Airflow's three at once: each takes seconds
-        asked = [name for name in (API_SERVER, SCHEDULER, DAG_PROCESSOR) if ask_to_stop(settings.state_dir, name)]
+        # Airflow's own at once: each takes seconds
+        asked = [name for name in AIRFLOW if ask_to_stop(settings.state_dir, name)]
         for name in reversed(DAEMONS):
             if stop(settings.state_dir, name) or name in asked:
                 report(name)
@@ -141,11 +142,14 @@ def status(settings: Settings, *, airflow: bool = True) -> Status:
         with Airflow(settings, timeout=10) as api:
             found = health(api)
             read = f"{len(api.dag_ids())} DAGs, {len(api.import_errors())} import errors" if found else ""
-        for name, component, detail in (
+        components = [
             (API_SERVER, "metadatabase", ""),
             (SCHEDULER, "scheduler", ""),
             (DAG_PROCESSOR, "dag_processor", read),
-        ):
+        ]
+        if "airflow" in embedded:  # somebody else's may have none: no DAG of packshot's defers a task
+            components.append((TRIGGERER, "triggerer", ""))
+        for name, component, detail in components:
             answers = found.get(component) == "healthy"
             services.append(service(name, "airflow" in embedded, settings.airflow_url, answers, detail))
     passwords = state_dir / "airflow" / "passwords.json" if "airflow" in embedded else None
