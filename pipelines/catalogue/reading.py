@@ -38,7 +38,7 @@ INVISIBLE = re.compile("[\u200b\u2060\ufeff\u200e\u200f\u202a-\u202e\u2066-\u206
 JOINERS = re.compile("[\u200c\u200d\u00ad]")
 """Invisible too, but part of some scripts' spelling and of emoji: removed from names and ids only."""
 
-CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+CONTROLS = re.compile(r" *[\x00-\x1f\x7f-\x9f\u2028\u2029]+ *")
 
 ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 """An HTML entity with its semicolon. Without one it is part of an address: `&copy=1`."""
