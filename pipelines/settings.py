@@ -32,6 +32,7 @@ class Settings(BaseSettings):
     # Where things are kept
     state_dir: Path = Field(ROOT / ".packshot", description="Data, logs and credentials of the embedded services.")
     models_dir: Path | None = Field(None, description="Folder of published checkpoints, for profiles beside `mini`.")
+    scenes_dir: Path | None = Field(None, description="Folder of a shop's own scenes; they join the bundled ones.")
 
     # Postgres
     database_url: str = Field("", repr=False, description="Postgres for the ledger; empty: the embedded one.")

@@ -1,0 +1,96 @@
+"""Light without detail: carry the shadow and the tint of a small painted picture to a backdrop of any size.
+
+A shadow is smooth, a plank is not. What a diffusion model paints at its own size is too coarse for a page, but the
+quotient of its picture and the picture that it began from is light alone: 1 where nothing changed, below 1 in a shadow.
+The dividend is decoded by the same autoencoder as the painted picture, so that its errors cancel. The quotient is
+enlarged smoothly and multiplied into the backdrop, whose texture stays what it is.
+
+    light = light_between(painted, round_trip)       # at the model's size
+    scene = relight(backdrop, light)                 # at the channel's size
+
+Values are those of sRGB: a factor on them keeps hue and saturation, as a shadow on a real floor nearly does.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+SIGMA = 1.6 / 256
+"""Blur of both pictures before they are divided, as a share of the shorter side."""
+
+OFFSET = 8.0
+"""Levels added to both, so that near black a grey level more or less is no light."""
+
+COLOUR_SHARE = 0.25
+"""How much of a channel's own quotient goes in; the rest is the luminance's, which carries no colour noise."""
+
+DARKEST, BRIGHTEST = 0.25, 1.6
+"""Bounds of the light. What is beyond them was painted there and is no light."""
+
+REACH = 0.14
+"""How far from the product light changes, as a share of the shorter side: there half of what was painted counts.
+Further out the product changes nothing, and what a small model paints there is its opinion of the backdrop."""
+
+UNIT = 32768
+"""The 16-bit value that stands for light 1."""
+
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+
+
+def light_between(
+    painted: np.ndarray, before: np.ndarray, matte: np.ndarray, *, sigma: float = SIGMA, reach: float = REACH
+) -> np.ndarray:
+    """The light that was painted: by which factor each pixel's neighbourhood became darker or brighter.
+
+    Args:
+        painted: (H, W, 3) uint8, the painted scene without the product.
+        before: (H, W, 3) uint8, the scene that the painting began from, through the same autoencoder, likewise.
+        matte: (H, W) uint8, 255 = product.
+        sigma: Blur, as a share of the shorter side.
+        reach: See `REACH`.
+
+    Returns:
+        (H, W, 3) float32, DARKEST..BRIGHTEST, 1 = unchanged.
+    """
+    width = sigma * min(painted.shape[:2])
+    after, first = (cv2.GaussianBlur(p.astype(np.float32), (0, 0), width) + OFFSET for p in (painted, before))
+    luminance = ((after @ LUMA) / (first @ LUMA))[..., None]
+    light = np.clip((1 - COLOUR_SHARE) * luminance + COLOUR_SHARE * after / first, DARKEST, BRIGHTEST)
+    return 1 + (light - 1) * _near(matte, reach * min(matte.shape))[..., None]
+
+
+def _near(matte: np.ndarray, reach: float) -> np.ndarray:
+    """1 at the product, half at `reach` px from it, 0 from three times that on: (H, W) float32."""
+    if not (matte >= 128).any():
+        return np.ones(matte.shape, np.float32)
+    away = cv2.distanceTransform((matte < 128).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE) / reach
+    return np.where(away < 3, 0.5 ** (away**2), 0).astype(np.float32)
+
+
+def enlarge(light: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Light (h, w, 3) at `size` (width, height), (H, W, 3) float32: smooth, and exactly 1 where it was."""
+    offset = cv2.resize(light - 1, size, interpolation=cv2.INTER_CUBIC)
+    return np.clip(1 + offset, DARKEST, BRIGHTEST)
+
+
+def relight(backdrop: np.ndarray, light: np.ndarray) -> np.ndarray:
+    """A backdrop (H, W, 3) uint8 under another light: (h, w, 3) of any size, or (H, W, 1) float32.
+
+    Where the light is 1 the pixels are the backdrop's own.
+    """
+    height, width = backdrop.shape[:2]
+    full = light if light.shape[:2] == (height, width) else enlarge(light, (width, height))
+    return np.clip(np.rint(backdrop * full), 0, 255).astype(np.uint8)
+
+
+def light_png(light: np.ndarray) -> bytes:
+    """Light (H, W, 3) as a PNG of 16 bits a channel, `UNIT` = 1."""
+    levels = np.clip(np.rint(light * UNIT), 0, 65535).astype(np.uint16)
+    return cv2.imencode(".png", levels[..., ::-1])[1].tobytes()
+
+
+def read_light(data: bytes) -> np.ndarray:
+    """The inverse of `light_png`, (H, W, 3) float32."""
+    levels = np.asarray(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED))
+    return levels[..., ::-1].astype(np.float32) / UNIT
