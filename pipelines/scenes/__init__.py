@@ -194,7 +194,7 @@ class Backdrop(_Part):
     @property
     def noise(self) -> float:
         """`strength`, or what suits the mode."""
-        return self.strength or {"lock": 1.0, "adjust": 0.6, "transform": 0.9}[self.mode]
+        return self.strength or {"lock": 1.0, "adjust": 0.45, "transform": 0.9}[self.mode]
 
     def picture_for(self, sku: str) -> BackdropPicture:
         """The picture for a product, always the same one."""

@@ -234,8 +234,8 @@ def _sample(
 class _Reduced:
     """The placed product at the model's size: colour RGB, matte L, and the matte as (1, 1, H, W) float, 1 = product.
 
-    `where` is its placement at full size. `photo` (RGB) is the photo around it, and `pose` the keypoints (people, 18,
-    3) if there are any, placed alike. `backdrop` (RGB) is the scene's, with the product's drawn shadow, if there is one.
+    `where` is its placement at full size. `photo` (RGB) is the photo around it, `pose` the keypoints (people, 18,
+    3) if there are any, placed alike. `backdrop` (RGB) is the scene's, with the drawn shadow, if there is one.
     """
 
     where: Placement

@@ -16,7 +16,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-SIGMA = 1.6 / 256
+SIGMA = 3 / 256
 """Blur of both pictures before they are divided, as a share of the shorter side."""
 
 OFFSET = 8.0
@@ -25,12 +25,15 @@ OFFSET = 8.0
 COLOUR_SHARE = 0.25
 """How much of a channel's own quotient goes in; the rest is the luminance's, which carries no colour noise."""
 
-DARKEST, BRIGHTEST = 0.25, 1.6
+DARKEST, BRIGHTEST = 0.25, 1.3
 """Bounds of the light. What is beyond them was painted there and is no light."""
 
 REACH = 0.14
 """How far from the product light changes, as a share of the shorter side: there half of what was painted counts.
-Further out the product changes nothing, and what a small model paints there is its opinion of the backdrop."""
+Beyond three times that the product changes nothing: what a model paints there is its opinion of the backdrop."""
+
+DOUBT = 1.5
+"""How much of that opinion (its root mean square) is taken off everywhere: what is no stronger is not believed."""
 
 UNIT = 32768
 """The 16-bit value that stands for light 1."""
@@ -56,16 +59,14 @@ def light_between(
     width = sigma * min(painted.shape[:2])
     after, first = (cv2.GaussianBlur(p.astype(np.float32), (0, 0), width) + OFFSET for p in (painted, before))
     luminance = ((after @ LUMA) / (first @ LUMA))[..., None]
-    light = np.clip((1 - COLOUR_SHARE) * luminance + COLOUR_SHARE * after / first, DARKEST, BRIGHTEST)
-    return 1 + (light - 1) * _near(matte, reach * min(matte.shape))[..., None]
-
-
-def _near(matte: np.ndarray, reach: float) -> np.ndarray:
-    """1 at the product, half at `reach` px from it, 0 from three times that on: (H, W) float32."""
+    change = np.clip((1 - COLOUR_SHARE) * luminance + COLOUR_SHARE * after / first, DARKEST, BRIGHTEST) - 1
     if not (matte >= 128).any():
-        return np.ones(matte.shape, np.float32)
-    away = cv2.distanceTransform((matte < 128).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE) / reach
-    return np.where(away < 3, 0.5 ** (away**2), 0).astype(np.float32)
+        return 1 + change
+    away = cv2.distanceTransform((matte < 128).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    away = away[..., None] / (reach * min(matte.shape))
+    doubt = DOUBT * np.sqrt((change**2).mean(where=away > 3)) if (away > 3).any() else 0.0
+    believed = np.sign(change) * np.maximum(np.abs(change) - doubt, 0)
+    return (1 + believed * np.where(away < 3, 0.5 ** (away**2), 0)).astype(np.float32)
 
 
 def enlarge(light: np.ndarray, size: tuple[int, int]) -> np.ndarray:
