@@ -13,7 +13,7 @@ from typer.main import get_command
 from pipelines.cli.main import app
 from pipelines.evaluation.detector.calibrate import DetectorMeasure
 from pipelines.models.profile import load_profile
-from pipelines.scenes import Channel, Checks, Control, Scene, ScenePlacement
+from pipelines.scenes import Backdrop, BackdropPicture, Channel, Checks, Control, Scene, ScenePlacement
 from pipelines.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,6 +36,8 @@ def test_no_setting_is_documented_that_is_not_there():
     [
         ("scene", Scene),
         ("of each of `controls`", Control),
+        ("of `backdrop`", Backdrop),
+        ("of each of `pictures`", BackdropPicture),
         ("of `placement`", ScenePlacement),
         ("of `channel`", Channel),
         ("of `checks`", Checks),
