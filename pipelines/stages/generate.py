@@ -255,12 +255,13 @@ class _Reduced:
         cutout = Image.open(io.BytesIO(work.inputs["cutout"]))
         matte = np.asarray(cutout.getchannel("A"))
         asked = work.job.parameters["placement"]
-        line, ground, laid = asked["ground_line"], (0.0, 1.0), None
+        line, ground, wall, laid = asked["ground_line"], (0.0, 1.0), 1.0, None
         if "backdrop" in work.inputs:
             settings = BackdropSettings.from_parameters(work.job.parameters["backdrop"])
             laid = lay_backdrop(work.inputs["backdrop"], canvas, settings)
-            line, ground = laid.line / canvas[1], (laid.foot[0] / canvas[0], laid.foot[1] / canvas[0])
-        where = place(matte, canvas, asked["scale"], asked["anchor"], line, ground)
+            line, wall = laid.line / canvas[1], laid.wall / canvas[1]
+            ground = (laid.foot[0] / canvas[0], laid.foot[1] / canvas[0])
+        where = place(matte, canvas, asked["scale"], asked["anchor"], line, ground, wall)
         product = lay_product(photo, cutout, where)
         colour, small = product.reduced(width, height)
         return cls(

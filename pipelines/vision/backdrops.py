@@ -49,7 +49,7 @@ class LaidBackdrop:
     """A backdrop at canvas size.
 
     pixels: (H, W, 3) uint8. ground: (H, W) float32, 1 = ground that a shadow may fall on. line: the ground line, px
-    from the top. foot: from where to where the ground reaches on that line, px.
+    from the top. foot: from where to where the ground reaches on that line, px. wall: where the wall behind ends, px.
     """
 
     settings: BackdropSettings
@@ -57,6 +57,7 @@ class LaidBackdrop:
     ground: np.ndarray
     line: float
     foot: tuple[float, float]
+    wall: float
 
     def shaded(self, product: LaidProduct, anchor: str) -> LaidBackdrop:
         """The backdrop with the shadow that the product casts, and its reflection where the ground is glossy.
@@ -98,21 +99,29 @@ def lay_backdrop(data: bytes, canvas: tuple[int, int], settings: BackdropSetting
         corners = [((x * image.width - left) * scale, (y * image.height - top) * scale) for x, y in settings.ground]
         ends = [min(max((x * image.width - left) * scale, 0.0), float(canvas[0])) for x in settings.foot]
     line = (line - top) * scale
-    return LaidBackdrop(settings, pixels, _ground(canvas, corners, line), line, (ends[0], ends[1]))
+    corners = corners or _unknown_ground(canvas, line)
+    wall = max(min(y for _, y in corners), WALL * canvas[1])
+    return LaidBackdrop(settings, pixels, _ground(canvas, corners), line, (ends[0], ends[1]), wall)
 
 
 UNKNOWN_DEPTH = 0.2
 """Where no polygon says how far the ground reaches: above the ground line by this share of the height."""
 
+WALL = 0.4
+"""A wall that ends further up than this is too low to hang something on: the product hangs before the ground too."""
+
 SOFT_EDGE = 0.004
 """Over such a share of the shorter side the ground's edge fades: no shadow ends in a hard line there."""
 
 
-def _ground(canvas: tuple[int, int], corners: Sequence[tuple[float, float]], line: float) -> np.ndarray:
+def _unknown_ground(canvas: tuple[int, int], line: float) -> list[tuple[float, float]]:
     width, height = canvas
-    if not corners:
-        top = line - UNKNOWN_DEPTH * height
-        corners = [(0, top), (width, top), (width, height), (0, height)]
+    top = line - UNKNOWN_DEPTH * height
+    return [(0, top), (width, top), (width, height), (0, height)]
+
+
+def _ground(canvas: tuple[int, int], corners: Sequence[tuple[float, float]]) -> np.ndarray:
+    width, height = canvas
     mask = np.zeros((height, width), np.uint8)
     cv2.fillPoly(mask, [np.rint(np.array(corners) * 16).astype(np.int32)], 255, cv2.LINE_AA, shift=4)
     return cv2.GaussianBlur(mask, (0, 0), SOFT_EDGE * min(canvas), borderType=cv2.BORDER_REPLICATE) / np.float32(255)
