@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pipelines.errors import UsageError
@@ -88,6 +88,12 @@ class Settings(BaseSettings):
         MAX_MEGAPIXELS, gt=0, description="Largest photo, in megapixels, known before decoding."
     )
     photo_timeout_seconds: float = Field(20, gt=0, description="Time limit of one photo's download, in seconds.")
+
+    @field_validator("scenes_dir")
+    @classmethod
+    def _absolute(cls, folder: Path | None) -> Path | None:
+        """Airflow's tasks work in another folder than the command that starts them."""
+        return folder and folder.absolute()
 
     def environment(self) -> dict[str, str]:
         """What differs from the defaults, as PACKSHOT_* variables for a child process. Secrets are in clear."""

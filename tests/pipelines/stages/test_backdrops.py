@@ -13,14 +13,16 @@ import pytest
 import yaml
 from PIL import Image
 
-from pipelines.contracts import Artifact, Job, Made, Product, Shot, State, Step, sha256_hex
+from pipelines.contracts import Artifact, Job, Made, Product, Shot, ShotStep, State, Step, sha256_hex
+from pipelines.ledger.memory import MemoryLedger
 from pipelines.models.profile import load_profile
 from pipelines.quality.overcompletion import OvercompletionDetector
 from pipelines.scenes import Scene, check_scene
 from pipelines.stages import generate, upscale
+from pipelines.store import FolderStore
 from pipelines.vision.photos import png_bytes
 from pipelines.vision.placement import OPAQUE
-from pipelines.workflow import Recipe, Work
+from pipelines.workflow import Recipe, Work, run_stage
 
 SIDE, FULL = 200, 512
 BOX = np.s_[40:180, 60:140]
@@ -278,3 +280,19 @@ def test_other_shapes_of_channel_show_the_ground_line(tmp_path, detector, size) 
     placement = found.made.facts["placement"]
     assert found.pictures["final"].shape == (height, width, 3)
     assert 0.5 * height < placement["top"] + placement["height"] <= height
+
+
+def test_the_backdrop_is_an_artifact_in_the_store_and_in_the_steps_inputs(tmp_path) -> None:
+    store, ledger = FolderStore(tmp_path / "store"), MemoryLedger()
+    used, given = recipe(scene_file(tmp_path, "lock")), inputs()
+    for data in given.values():
+        store.put(data, "image/png")
+    before = [ShotStep(step, False) for step in upstream(given).values()]
+    ledger.use("run", [(shot(), before)])
+    for _ in range(2):
+        summary = run_stage(generate.STAGE, "run", [shot()], used, ledger, store)
+    assert (summary.computed, summary.reused) == (0, 1)
+    step = ledger.chosen("run", [shot()])["box"]["generate"]
+    assert step.state is State.DONE, step.reason
+    assert store.get(step.job.inputs["backdrop"]) == (tmp_path / "sets" / "noise.png").read_bytes()
+    assert store.stat(step.job.inputs["backdrop"]).media_type == "image/png"
