@@ -28,13 +28,14 @@ class Feet:
     """Where a product touches the ground, by column of its picture.
 
     columns: (n,) int, those that the product has pixels in. base: (n,) float, the row of the ground below it. touch:
-    (n,) float, 1 = it stands there, 0 = it is above the ground. width: of the product, px.
+    (n,) float, 1 = it stands there, 0 = it is above the ground. width, tall: of the product, px.
     """
 
     columns: np.ndarray
     base: np.ndarray
     touch: np.ndarray
     width: float
+    tall: float
 
 
 def find_feet(matte: np.ndarray) -> Feet | None:
@@ -66,7 +67,7 @@ def find_feet(matte: np.ndarray) -> Feet | None:
     touch = _smooth(touch, 0.006 * width)
     stands = touch > 0.5
     base = np.interp(columns, columns[stands], lowest[stands])
-    return Feet(columns, np.maximum(base, lowest), touch, width)
+    return Feet(columns, np.maximum(base, lowest), touch, width, tall)
 
 
 def _smooth(values: np.ndarray, width: float) -> np.ndarray:
@@ -112,7 +113,7 @@ def standing_shadow(
     feet = find_feet(matte)
     if feet is None:
         return np.ones(matte.shape, np.float32)
-    far = 1 - strength * 0.42 * _cast(matte, feet, light_from, elevation)
+    far = 1 - strength * 0.5 * _cast(matte, feet, light_from, elevation)
     ambient = 1 - strength * 0.45 * _ambient(matte, feet, light_from)
     light = far * ambient
     if ground is not None:
@@ -125,11 +126,10 @@ def hanging_shadow(matte: np.ndarray, light_from: str, strength: float = 1.0) ->
     """The shadow of a product that hangs before a wall or lies below the camera; see `standing_shadow`."""
     side = min(matte.shape)
     alpha = matte.astype(np.float32) / 255
-    wide, near = 0.016 * side, 0.004 * side
     away = SIDES[light_from]
-    soft = _moved(cv2.GaussianBlur(alpha, (0, 0), wide), 0.016 * side * away, 0.014 * side)
-    close = _moved(cv2.GaussianBlur(alpha, (0, 0), near), 0.003 * side * away, 0.004 * side)
-    return ((1 - strength * 0.34 * soft) * (1 - strength * 0.22 * close)).astype(np.float32)
+    soft = _moved(cv2.GaussianBlur(alpha, (0, 0), 0.014 * side), 0.018 * side * away, 0.02 * side)
+    close = _moved(cv2.GaussianBlur(alpha, (0, 0), 0.003 * side), 0.003 * side * away, 0.005 * side)
+    return ((1 - strength * 0.36 * soft) * (1 - strength * 0.2 * close)).astype(np.float32)
 
 
 def _moved(values: np.ndarray, x: float, y: float) -> np.ndarray:
@@ -181,7 +181,7 @@ def _ambient(matte: np.ndarray, feet: Feet, light_from: str) -> np.ndarray:
     rows = np.rint(_lowest(matte, feet)).astype(int)
     for offset in range(max(2, round(0.012 * feet.width))):
         touching[np.maximum(rows - offset, 0), feet.columns] = feet.touch
-    spread = 0.05 * feet.width + 0.008 * min(matte.shape)
+    spread = 0.05 * min(feet.width, feet.tall) + 0.006 * min(matte.shape)
     wide = _blurred(covered, spread, spread * 0.45)
     close = _blurred(touching, spread * 0.3, spread * 0.16)
     moved = _moved(np.maximum(wide, close), 0.3 * spread * SIDES[light_from], 0.15 * spread)
@@ -223,7 +223,7 @@ def _cast(matte: np.ndarray, feet: Feet, light_from: str, elevation: float) -> n
         middle = float(heights.mean()) if heights.size else 0.0
         blur = 0.7 + 0.012 * width + 0.09 * reach * middle
         soft = cv2.GaussianBlur(drawn, (0, 0), sigmaX=blur, sigmaY=max(0.6, 0.35 * blur))
-        layers = np.maximum(layers, soft * math.exp(-middle / (0.75 * max(tall, 1))))
+        layers = np.maximum(layers, soft * math.exp(-middle / (0.9 * max(tall, 1))))
     layers = cv2.GaussianBlur(layers, (0, 0), 1.2)
     return cv2.resize(layers, matte.shape[::-1], interpolation=cv2.INTER_CUBIC).clip(0, 1)
 
