@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 from pipelines.contracts import canonical_json, sha256_hex
 from pipelines.diffusion.control_kinds import REFUSED_KINDS, Kind
 from pipelines.errors import UsageError
-from pipelines.settings import get_settings
+from pipelines.settings import MAX_MEGAPIXELS, get_settings
 
 FOLDER = Path(__file__).resolve().parent
 PLACEHOLDERS = ("product", "tags", "colour", "category")
@@ -29,8 +29,8 @@ PLACEHOLDERS = ("product", "tags", "colour", "category")
 LIGHT = "light"
 """What it may ask of the backdrop: the side from which its light comes."""
 
-LARGEST_BACKDROP = 64
-"""Megapixels of a backdrop at most."""
+ORIENTATION = 0x0112
+"""EXIF's tag; from 5 on the picture lies on its side."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Point = tuple[Share, Share]
@@ -403,14 +403,16 @@ def check_backdrop_file(path: Path, channel: Channel) -> tuple[int, int]:
     try:
         with Image.open(path, formats=("JPEG", "PNG", "WEBP")) as image:
             width, height = image.size
+            if image.getexif().get(ORIENTATION, 1) >= 5:
+                width, height = height, width
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
         said = getattr(error, "strerror", None) or "not a JPEG, PNG or WebP picture"
         raise UsageError(f"{path}: {said}") from error
     if width < channel.width or height < channel.height:
         wanted = f"channel {channel.name} needs {channel.width}×{channel.height} px or more"
         raise UsageError(f"{path.name} is {width}×{height} px, which is too small: {wanted}")
-    if width * height > LARGEST_BACKDROP * 1e6:
-        raise UsageError(f"{path.name} has {width * height / 1e6:.0f} megapixels: at most {LARGEST_BACKDROP}")
+    if width * height > MAX_MEGAPIXELS * 1e6:
+        raise UsageError(f"{path.name} has {width * height / 1e6:.0f} megapixels: at most {MAX_MEGAPIXELS}")
     return width, height
 
 

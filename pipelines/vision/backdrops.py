@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from pipelines.vision.light import relight
+from pipelines.vision.photos import read_photo
 from pipelines.vision.placement import LaidProduct
 from pipelines.vision.shadow import hanging_shadow, reflection, standing_shadow
 
@@ -85,19 +85,18 @@ def lay_backdrop(data: bytes, canvas: tuple[int, int], settings: BackdropSetting
     """Fill a canvas of (width, height) px with a backdrop's file: as much of it as the canvas's shape allows.
 
     The middle of the ground is in the middle where the picture is wide enough; the ground line where the scene wants it
-    where the picture is high enough.
+    where the picture is high enough. Raises Rejected where the file is no picture.
     """
-    with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
-        scale = max(canvas[0] / image.width, canvas[1] / image.height)
-        shown = canvas[0] / scale, canvas[1] / scale
-        middle = (settings.foot[0] + settings.foot[1]) / 2 * image.width
-        line = settings.ground_line * image.height
-        left = min(max(middle - shown[0] / 2, 0), image.width - shown[0])
-        top = min(max(line - settings.wanted_line * shown[1], 0), image.height - shown[1])
-        box = (left, top, left + shown[0], top + shown[1])
-        pixels = np.asarray(image.convert("RGB").resize(canvas, Image.Resampling.LANCZOS, box))
-        corners = [((x * image.width - left) * scale, (y * image.height - top) * scale) for x, y in settings.ground]
-        ends = [min(max((x * image.width - left) * scale, 0.0), float(canvas[0])) for x in settings.foot]
+    image = read_photo(data).image()
+    scale = max(canvas[0] / image.width, canvas[1] / image.height)
+    shown = canvas[0] / scale, canvas[1] / scale
+    middle = (settings.foot[0] + settings.foot[1]) / 2 * image.width
+    line = settings.ground_line * image.height
+    left = min(max(middle - shown[0] / 2, 0), image.width - shown[0])
+    top = min(max(line - settings.wanted_line * shown[1], 0), image.height - shown[1])
+    pixels = np.asarray(image.resize(canvas, Image.Resampling.LANCZOS, (left, top, left + shown[0], top + shown[1])))
+    corners = [((x * image.width - left) * scale, (y * image.height - top) * scale) for x, y in settings.ground]
+    ends = [min(max((x * image.width - left) * scale, 0.0), float(canvas[0])) for x in settings.foot]
     line = (line - top) * scale
     corners = corners or _unknown_ground(canvas, line)
     wall = max(min(y for _, y in corners), WALL * canvas[1])

@@ -95,6 +95,17 @@ def test_what_is_wrong_with_a_new_scene_is_one_sentence_and_leaves_no_file(
     assert list(tmp_path.glob("*.yaml")) == []
 
 
+def test_a_phones_picture_is_measured_upright(tmp_path: Path) -> None:
+    upright = Image.new("RGB", (600, 1400), "white")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "loft.jpg", exif=exif)
+    write_scene(NewScene("loft", tmp_path / "loft.jpg", "own photograph", width=600, height=1400))
+    (tmp_path / "loft.yaml").unlink()
+    with pytest.raises(UsageError, match="600×1400 px, which is too small"):
+        write_scene(NewScene("loft", tmp_path / "loft.jpg", "own photograph", width=1400, height=600))
+
+
 def test_a_picture_that_is_no_picture_and_a_scene_that_is_there_are_refused(tmp_path: Path) -> None:
     (tmp_path / "loft.jpg").write_bytes(b"no picture")
     with pytest.raises(UsageError, match="not a JPEG, PNG or WebP picture"):
