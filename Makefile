@@ -12,7 +12,10 @@ LIMIT ?=
 JOBS ?= $(or $(shell nproc 2>/dev/null),1)
 OUT ?= $(STATE)/demo
 
-.PHONY: help venv demo pictures test lint unit chromium bench experiment down clean resolve-312
+# What imports no diffusers and starts no service. A single test: make quick QUICK=tests/pipelines/test_scenes.py
+QUICK ?= $(addprefix tests/pipelines/,catalogue cli quality runs vision) $(wildcard tests/pipelines/test_*.py) tests/test_docs.py
+
+.PHONY: help venv demo pictures test lint unit quick chromium bench experiment down clean resolve-312
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 14
@@ -51,6 +54,9 @@ lint: $(INSTALLED)  ## ruff, mypy, import-linter
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy pipelines operators dags plugins benchmarks
 	PYTHONPATH=plugins $(BIN)/lint-imports
+
+quick: $(INSTALLED)  ## the inner loop: hundreds of tests in under a minute, without services, training and diffusion
+	$(BIN)/pytest -m "not slow and not medium and not services and not airflow and not browser" $(QUICK)
 
 unit: $(INSTALLED)  ## the tests that take less than ten seconds each
 	$(BIN)/pytest -m "not slow"

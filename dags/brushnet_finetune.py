@@ -26,14 +26,8 @@ from datetime import datetime, timedelta
 from airflow.sdk import Param, dag
 
 from operators.base import GPU_POOL
-from operators.finetune import (
-    GatherPicturesOperator,
-    PromoteRevisionOperator,
-    RegisterRevisionOperator,
-    TrainStageOperator,
-)
-from operators.policy import DEFAULT_ARGS, Tag
-from pipelines.scenes import scene_names
+from operators.finetune import gather, promote, register, train
+from operators.policy import DEFAULT_ARGS, SELDOM, Tag, names_param, scenes_param
 
 MOST_MINUTES = 330
 """A stage's task may take six hours, and encodes its pictures first."""
@@ -52,13 +46,8 @@ def steps_param(title: str) -> Param:
         minimum=1,
         title=title,
         description="Instead of minutes: a killed training then resumes to the bit.",
-        section="Details",
+        section=SELDOM,
     )
-
-
-def names_param(title: str, description: str, **items: object) -> Param:
-    """A list of names, all when empty."""
-    return Param([], type="array", items={"type": "string", **items}, title=title, description=description)
 
 
 @dag(
@@ -85,15 +74,17 @@ def names_param(title: str, description: str, **items: object) -> Param:
             },
             description="Where whole products with their masks come from.",
         ),
-        "folder": Param("", type="string", title="Folder", description="With images/ and masks/; for source folder."),
+        "folder": Param(
+            None, type=["null", "string"], title="Folder", description="With images/ and masks/; for source folder."
+        ),
         "salient_folder": Param(
-            "",
-            type="string",
+            None,
+            type=["null", "string"],
             title="Folder of stage 1",
             description="Salient objects, likewise. Empty: the bundled models' training pictures.",
         ),
-        "scenes": names_param("Scenes", "Of the ledger, only these scenes' shots. Empty: all.", enum=scene_names()),
-        "categories": names_param("Categories", "Of the ledger, only products in these. Empty: all.", minLength=1),
+        "scenes": scenes_param("Of the ledger, only these scenes' shots. Empty: all."),
+        "categories": names_param("Categories", "Of the ledger, only products in these, one a line. Empty: all."),
         "salient_minutes": minutes_param("Minutes of stage 1", "Salient objects. 0: left out."),
         "minutes": minutes_param("Minutes of stage 2", "E-commerce products."),
         "promote": Param(
@@ -108,16 +99,16 @@ def names_param(title: str, description: str, **items: object) -> Param:
             minimum=1,
             title="Products that judge",
             description="Held-out products, at most so many; below 8 nothing is promoted.",
-            section="Details",
+            section=SELDOM,
         ),
-        "seeds": Param(2, type="integer", minimum=1, title="Pictures of each", description="Seeds.", section="Details"),
+        "seeds": Param(2, type="integer", minimum=1, title="Pictures of each", description="Seeds.", section=SELDOM),
         "evaluate_minutes": Param(
             10.0,
             type="number",
             minimum=0,
             title="Judge every so many minutes",
             description="While it trains, into overcompletion.csv of its work folder. 0: only at the end.",
-            section="Details",
+            section=SELDOM,
         ),
         "salient_steps": steps_param("Steps of stage 1"),
         "steps": steps_param("Steps of stage 2"),
@@ -127,25 +118,16 @@ def names_param(title: str, description: str, **items: object) -> Param:
             enum=[None, 64, 128, 256, 512],
             title="Side",
             description="Width and height of the training pictures, px. Empty: the profile's own.",
-            section="Details",
+            section=SELDOM,
         ),
     },
 )
 def brushnet_finetune() -> None:
     """Gather, train both stages, judge and register, promote."""
-    gather = GatherPicturesOperator(task_id="gather")
-    salient = TrainStageOperator(task_id="salient", stage="salient", pictures=gather.output, pool=GPU_POOL)
-    instance = TrainStageOperator(
-        task_id="instance", stage="instance", pictures=gather.output, before=salient.output, pool=GPU_POOL
-    )
-    register = RegisterRevisionOperator(
-        task_id="register",
-        pictures=gather.output,
-        salient=salient.output,
-        instance=instance.output,
-        pool=GPU_POOL,
-    )
-    PromoteRevisionOperator(task_id="promote", revision=register.output)
+    pictures = gather()
+    salient = train.override(task_id="salient", pool=GPU_POOL)("salient", pictures)
+    instance = train.override(task_id="instance", pool=GPU_POOL)("instance", pictures, salient)
+    promote(register.override(pool=GPU_POOL)(pictures, salient, instance))
 
 
 brushnet_finetune()

@@ -3,55 +3,57 @@
 A run covers the products that were new or changed on its day, or the SKUs that are named. It reuses the cutouts and
 descriptions of every earlier run; what a new scene costs is generating, upscaling and inspecting.
 
-**Starting it.** `packshot campaign --scene S --from DATE --to DATE`, `POST /api/v2/backfills`, `airflow backfill
-create`, or here: *Trigger → Backfill*. In that dialog tick **Override parameters on existing runs**, otherwise Airflow
-does not send the form, and choose **All runs** where the days had a campaign before. Both days are included and must
-not lie in the future. Airflow runs one backfill of a DAG at a time.
+**Products, whenever they changed.** *Trigger → Single Run*: choose a scene, name categories or SKUs, *Trigger*.
+
+**Products that were new or changed on some days.** *Trigger → Backfill*: choose the days, tick **Override parameters on
+existing runs**, choose a scene, *Run Backfill*. Without the tick Airflow does not send the form, and the runs end in
+`plan`, because no scene was chosen. Choose **All Runs** where the days had a campaign before. Both days are included.
+Airflow runs one backfill of a DAG at a time.
+
+**From outside.** `packshot campaign --scene S --from DATE --to DATE`, `POST /api/v2/backfills` or `airflow backfill
+create`.
 
 **Dry run.** Counts shots, steps that are there already and the seconds that the rest takes at measured rates; computes
 nothing. The numbers are in the XCom `forecast` of `plan` and in the run's record.
 
-**Why it looks scheduled.** Airflow backfills only DAGs with a periodic timetable. This one ends on the day it begins,
-long past, so the scheduler never starts a run of it. A plain trigger is refused, because Airflow would leave the tasks
-of a run dated after that end waiting for ever.
+**Why it has a schedule.** Airflow backfills only DAGs with a periodic timetable. This one's is packshot's own: it has
+a day for every backfill, and proposes no run.
 """
 
 from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from airflow.sdk import CronPartitionTimetable, Param, TriggerRule, dag
+from airflow.sdk import Param, TriggerRule, dag
+from packshot_timetable import ByHandOrBackfill
 
 from operators.plan import PlanCampaignOperator
-from operators.policy import DEFAULT_ARGS, Tag, scene_param, selection_params
+from operators.policy import DEFAULT_ARGS, TICK, Tag, limit_param, scene_param, selection_params
 from operators.publish import CheckTableOperator, PublishOperator, SummaryOperator
 from operators.shots import shots_of
-
-ONE_PAST_DAY = datetime(2020, 1, 1)
 
 
 @dag(
     dag_id="campaign_backfill",
     description="One scene over products that are known already, by day or by SKU; reuses cutouts and descriptions.",
     doc_md=__doc__,
-    schedule=CronPartitionTimetable("0 0 * * *", timezone="UTC", key_format="%Y-%m-%d"),
-    start_date=ONE_PAST_DAY,
-    end_date=ONE_PAST_DAY,
-    allowed_run_types=["scheduled", "backfill"],  # type: ignore[list-item]  # their enum is not public
+    schedule=ByHandOrBackfill(),
+    start_date=datetime(2020, 1, 1),
     catchup=False,
     max_active_runs=1,
     dagrun_timeout=timedelta(days=7),
     default_args=DEFAULT_ARGS,
     tags=[Tag.PACKSHOT, Tag.CAMPAIGN, Tag.GPU],
     params={
-        "scene": scene_param(),
+        "scene": scene_param(hint=f"In a backfill, tick '{TICK}' above, or Airflow does not send this form."),
         **selection_params(),
         "dry_run": Param(
             False,
-            type="boolean",
+            type=["null", "boolean"],
             title="Dry run",
             description="Count shots, reuse and the time expected; compute nothing.",
         ),
+        "limit": limit_param(),
     },
 )
 def campaign_backfill() -> None:
@@ -62,7 +64,9 @@ def campaign_backfill() -> None:
         task_id="check_scores", table="scores", trigger_rule=TriggerRule.ALL_DONE_MIN_ONE_SUCCESS
     )
     publish = PublishOperator(task_id="publish")
-    summary = SummaryOperator(task_id="summary", checks=["check_scores", "publish"], trigger_rule=TriggerRule.ALL_DONE)
+    summary = SummaryOperator(
+        task_id="summary", checks=["plan", "check_scores", "publish"], trigger_rule=TriggerRule.ALL_DONE
+    )
 
     shots >> check_scores >> publish >> summary
 

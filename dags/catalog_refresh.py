@@ -3,9 +3,9 @@
 `plan` reads the feed and cuts shards; each shard goes through cutout → describe → generate → upscale → inspect in pool
 `gpu`; what passed its checks is published as one set, or not at all.
 
-**Starting it.** The form above, or `packshot run CATALOG --scene S`, which puts feed and photos into the store first.
-*Feed* is the digest of a manifest in the store, a CSV or TSV file or an address that a worker can read, or empty: the
-feed that was named last; a file or an address is read again.
+**Starting it.** *Trigger*, choose a scene, *Trigger*; or `packshot run CATALOG --scene S`, which puts feed and photos
+into the store first. *Feed* (under *Seldom needed*) is the digest of a manifest in the store, a CSV or TSV file or an
+address that a worker can read, or empty: the feed that was named last; a file or an address is read again.
 
 **Nightly.** Set `PACKSHOT_NIGHTLY_SCHEDULE` to a cron such as `0 3 * * *` (`@daily` works too) where Airflow runs, and
 the refresh of the last feed is scheduled daily, in scene `PACKSHOT_NIGHTLY_SCENE`. It is off until then. An unchanged
@@ -23,9 +23,10 @@ from datetime import datetime, timedelta
 from airflow.sdk import Param, TriggerRule, dag
 
 from operators.plan import PlanRefreshOperator
-from operators.policy import DEFAULT_ARGS, Tag, scene_param, selection_params
+from operators.policy import DEFAULT_ARGS, SELDOM, Tag, limit_param, scene_param, selection_params
 from operators.publish import CheckTableOperator, PublishOperator, SummaryOperator
 from operators.shots import shots_of
+from pipelines.scenes import scene_names
 from pipelines.settings import get_settings
 
 settings = get_settings()
@@ -43,14 +44,16 @@ settings = get_settings()
     default_args=DEFAULT_ARGS,
     tags=[Tag.PACKSHOT, Tag.NIGHTLY, Tag.GPU],
     params={
+        "scene": scene_param(settings.nightly_scene or scene_names()[0]),
+        **selection_params(),
         "feed": Param(
-            "",
-            type="string",
+            None,
+            type=["null", "string"],
             title="Feed",
             description="Digest of a manifest, a CSV or TSV file, or an http(s) address. Empty: the one named last.",
+            section=SELDOM,
         ),
-        "scene": scene_param(settings.nightly_scene),
-        **selection_params(),
+        "limit": limit_param(),
     },
 )
 def catalog_refresh() -> None:
@@ -64,7 +67,9 @@ def catalog_refresh() -> None:
     )
     publish = PublishOperator(task_id="publish")
     summary = SummaryOperator(
-        task_id="summary", checks=["check_catalogue", "check_scores", "publish"], trigger_rule=TriggerRule.ALL_DONE
+        task_id="summary",
+        checks=["plan", "check_catalogue", "check_scores", "publish"],
+        trigger_rule=TriggerRule.ALL_DONE,
     )
 
     plan >> check_catalogue

@@ -1,11 +1,12 @@
-"""What all operators share: which errors are worth another try, the services, and the link to the run's pictures.
+"""What all operators share: the retry policy, the services, and the link to the run's pictures.
 
-Operators know Airflow and no pixels. This module and its neighbours are imported whenever a DAG file is parsed, so
-everything heavy is imported inside `execute`.
+Operators know Airflow and no pixels. A parsed DAG file imports these modules, so they import heavy libraries inside
+`execute`.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,12 +14,14 @@ from urllib.parse import quote, urlsplit
 
 from airflow.sdk import BaseOperator, BaseOperatorLink, ExceptionRetryPolicy, RetryAction, RetryRule, conf
 
+from pipelines.contracts import Reprocess
 from pipelines.errors import IntegrityError, UsageError
 
 if TYPE_CHECKING:
     from airflow.sdk.types import TaskInstanceKey
 
     from pipelines.ledger.postgres import PostgresLedger
+    from pipelines.models.profile import Profile
     from pipelines.settings import Settings
     from pipelines.store import S3Store
     from pipelines.workflow import Recipe
@@ -35,11 +38,11 @@ RETRY_POLICY = ExceptionRetryPolicy(
         RetryRule(exception=IntegrityError, action=RetryAction.FAIL, reason="bytes or records contradict each other"),
     ]
 )
-"""Whatever is not listed is taken for broken infrastructure and tried again, as often as the DAG allows."""
+"""Any other error counts as broken infrastructure and is retried, as often as the DAG allows."""
 
 
 class RunPage(BaseOperatorLink):
-    """The run's shots as pictures, in the operators' page of the plugin. Computed in the task, kept as an XCom."""
+    """Link to the run's pictures, in the plugin's page for operators. The task computes it and keeps it as an XCom."""
 
     name = "Pictures of this run"
 
@@ -51,26 +54,32 @@ class RunPage(BaseOperatorLink):
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What a task works with."""
+    """Settings, ledger and store of a task."""
 
     settings: Settings
     ledger: PostgresLedger
     store: S3Store
 
-    def recipe(self, scene: str, attempt: str = "") -> Recipe:
-        """Profile, with the revisions that are promoted, and device of the settings, and this scene. Raises UsageError
-        for a scene that is not there."""
+    def profile(self) -> Profile:
+        """The profile of the settings, with the promoted revisions."""
         from pipelines.models.profile import load_profile
         from pipelines.revisions.registry import install
+
+        install(self.ledger.engine, self.store, self.settings.profile, self.settings.state_dir)
+        return load_profile(self.settings.profile, self.settings.models_dir)
+
+    def recipe(self, scene: str, reprocess: str, run: str) -> Recipe:
+        """Profile and device of the settings, and this scene. Raises UsageError for an unknown scene.
+
+        A forced recomputation (`reprocess`) adds the run's id to every key of the run.
+        """
         from pipelines.scenes import load_scene
         from pipelines.workflow import Recipe
 
-        install(self.ledger.engine, self.store, self.settings.profile, self.settings.state_dir)
-        profile = load_profile(self.settings.profile, self.settings.models_dir)
         return Recipe(
-            profile,
+            self.profile(),
             load_scene(scene),
-            attempt=attempt,
+            attempt=Reprocess(reprocess).attempt(run),
             compute=self.settings.compute(),
             max_megapixels=self.settings.photo_max_megapixels,
         )
@@ -86,13 +95,15 @@ def open_services() -> Services:
     return Services(settings, PostgresLedger(connect(settings.database_url)), S3Store(settings))
 
 
-def attempt_of(reprocess: str, run: str) -> str:
-    """What a forced recomputation adds to every key of the run: nothing for `missing`, the run's id otherwise."""
-    return "" if reprocess == "missing" else run
+def listed(value: Sequence[str] | str | None) -> list[str]:
+    """A list of names, or its JSON as a template rendered it. A form sends the empty lines of its field too: they are
+    no names, and neither is the space around one."""
+    items = json.loads(value or "[]") if isinstance(value, str) else value
+    return [name for name in (str(item).strip() for item in items or []) if name]
 
 
 class PackshotOperator(BaseOperator):
-    """Base of the operators: errors that no retry can mend fail at once, and every task links to the run's pictures.
+    """Base of the operators: bad parameters and damaged data fail without a retry; every task links to the pictures.
 
     :param run: id of the run in the ledger; Airflow's own.
     """
@@ -100,7 +111,7 @@ class PackshotOperator(BaseOperator):
     template_fields: Sequence[str] = ("run",)
     operator_extra_links = (RunPage(),)
 
-    # A policy built in the body would be lost when the operator is mapped; a signature's default is kept.
+    # A mapped operator keeps a default of the signature, but loses a policy that the body sets.
     def __init__(
         self, *, run: str = "{{ run_id }}", retry_policy: ExceptionRetryPolicy = RETRY_POLICY, **kwargs: Any
     ) -> None:

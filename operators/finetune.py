@@ -1,330 +1,200 @@
-"""Fine-tune BrushNet: freeze the pictures, train two stages, judge and register, promote what is better.
+"""The tasks of `brushnet_finetune`: freeze the pictures, train two stages, evaluate and register, promote.
 
-What passes between the tasks is digests: pictures and weights lie in the object store, so each task may run on another
-worker. Checkpoints lie in the worker's state directory: a retry there goes on, one elsewhere begins its stage anew.
+Tasks pass digests to one another. Pictures and weights lie in the object store, so each task may run on another worker.
+Checkpoints lie in the worker's state directory: a retry on the same worker resumes, another worker restarts the stage.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self
 
-from airflow.sdk import BaseOperator, ExceptionRetryPolicy
+from airflow.sdk import task
 
-from operators.base import RETRY_POLICY, Services, open_services
+from operators.base import RETRY_POLICY, Services, listed, open_services
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from airflow.sdk import Context
-
     from pipelines.models.profile import Profile
-    from pipelines.training.evaluate import Exam
+    from pipelines.training.evaluate import Evaluator
     from pipelines.training.finetune import Finetune, StageName, Trained
     from pipelines.training.loop import TrainOptions
 
+log = logging.getLogger(__name__)
 
-class FinetuneOperator(BaseOperator):
-    """Base of the fine-tune's operators: the budgets, which all of them must agree on.
+finetune_task = partial(task, multiple_outputs=False, retry_policy=RETRY_POLICY)
 
-    Numbers arrive from templates as their text.
 
-    :param salient_minutes: training time of stage 1; 0 leaves it out, and stage 2 begins from the weights in use.
-    :param salient_steps: steps instead of minutes; empty for none. In steps, a killed training resumes to the bit.
-    :param minutes: training time of stage 2.
-    :param steps: likewise.
-    :param side: width and height of the training pictures, px; empty for the profile's own.
+@dataclass(frozen=True, slots=True)
+class Form:
+    """The fields of the DAG's form.
+
+    `source` of stage 2's pictures: `ledger`, approved cutouts of the shop's own catalogue; `folder`; or `training`.
+    `folder` has `images/` and `masks/`, on this worker; `salient_folder` likewise, for stage 1; empty: the bundled
+    models' training pictures. `scenes` and `categories` limit the ledger's cutouts; empty: all.
+    `salient_minutes` and `minutes` are the training time of stages 1 and 2; 0 leaves a stage out. Steps replace minutes
+    where given: a killed training then resumes to the bit. `side` of the pictures, px; None: the profile's own.
+    `products` are held-out products that evaluate the model with `seeds` pictures each, every `evaluate_minutes` of
+    training (0: only at the end). `promote`: use the revision if it is better.
     """
 
-    template_fields: Sequence[str] = ("salient_minutes", "salient_steps", "minutes", "steps", "side")
-    ui_color = "#efe6fa"
+    source: str
+    folder: str
+    salient_folder: str
+    scenes: list[str]
+    categories: list[str]
+    salient_minutes: float
+    salient_steps: int | None
+    minutes: float
+    steps: int | None
+    side: int | None
+    products: int
+    seeds: int
+    evaluate_minutes: float
+    promote: bool
 
-    def __init__(
-        self,
-        *,
-        salient_minutes: float | str = "{{ params.salient_minutes }}",
-        salient_steps: int | str = "{{ params.salient_steps or '' }}",
-        minutes: float | str = "{{ params.minutes }}",
-        steps: int | str = "{{ params.steps or '' }}",
-        side: int | str = "{{ params.side or '' }}",
-        retry_policy: ExceptionRetryPolicy = RETRY_POLICY,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(retry_policy=retry_policy, **kwargs)
-        self.salient_minutes = salient_minutes
-        self.salient_steps = salient_steps
-        self.minutes = minutes
-        self.steps = steps
-        self.side = side
+    @classmethod
+    def of(cls, params: Mapping[str, Any]) -> Self:
+        """The form of a run."""
+        return cls(**{field.name: params[field.name] for field in fields(cls)})
 
-    def job(self, pictures: Mapping[Any, str]) -> Finetune:
+    def job(self, pictures: Mapping[Any, str], profile: Profile) -> Finetune:
         """The fine-tune of these data sets, by stage."""
-        from pipelines.models.profile import load_profile
-        from pipelines.settings import get_settings
-        from pipelines.training.finetune import Finetune, Stage
+        from pipelines.training.finetune import Finetune, TrainingStage
 
-        settings = get_settings()
-        return Finetune(
-            Stage(pictures["salient"], float(self.salient_minutes), _whole(self.salient_steps)),
-            Stage(pictures["instance"], float(self.minutes), _whole(self.steps)),
-            side=_whole(self.side) or load_profile(settings.profile, settings.models_dir).native_size,
+        return Finetune(  # float: the form's 30 and 30.0 are one fine-tune, with one work folder
+            TrainingStage(pictures["salient"], float(self.salient_minutes), self.salient_steps),
+            TrainingStage(pictures["instance"], float(self.minutes), self.steps),
+            side=self.side or profile.native_size,
         )
 
 
-class GatherPicturesOperator(FinetuneOperator):
+@finetune_task(execution_timeout=timedelta(hours=1))
+def gather(params: Mapping[str, Any] | None = None) -> dict[str, str]:
     """Freeze the pictures of both stages in the store; returns their data sets' digests by stage.
 
-    :param source: of stage 2: `ledger`, approved cutouts of the shop's own catalogue; or `folder`.
-    :param folder: on this worker, with `images/` and `masks/`; for `folder`.
-    :param salient_folder: of stage 1, likewise; empty: the bundled models' training pictures.
-    :param scenes: only cutouts of these scenes' shots. All when empty.
-    :param categories: only products of these categories. All when empty.
+    Raises UsageError for a wrong parameter, and where there is nothing to learn from.
     """
+    from pipelines.errors import UsageError
+    from pipelines.models.profile import active_profile
+    from pipelines.training.finetune import TRAINING
+    from pipelines.training.finetune import gather as freeze
 
-    template_fields: Sequence[str] = (
-        *FinetuneOperator.template_fields,
-        "source",
-        "folder",
-        "salient_folder",
-        "scenes",
-        "categories",
-    )
-
-    def __init__(
-        self,
-        *,
-        source: str = "{{ params.source }}",
-        folder: str = "{{ params.folder }}",
-        salient_folder: str = "{{ params.salient_folder }}",
-        scenes: Sequence[str] | str = "{{ params.scenes | tojson }}",
-        categories: Sequence[str] | str = "{{ params.categories | tojson }}",
-        execution_timeout: timedelta | None = timedelta(hours=1),
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(execution_timeout=execution_timeout, **kwargs)
-        self.source = source
-        self.folder = folder
-        self.salient_folder = salient_folder
-        self.scenes = scenes
-        self.categories = categories
-
-    def execute(self, context: Context) -> dict[str, str]:
-        """Gather; a parameter that is wrong, or nothing to learn from, fails the task at once."""
-        from pipelines.errors import UsageError
-        from pipelines.training.finetune import TRAINING, gather
-
-        if self.source == "folder" and not self.folder:
-            raise UsageError("source is folder: name the folder")
-        services = open_services()
-        wanted: dict[StageName, str] = {
-            "salient": self.salient_folder or TRAINING,
-            "instance": self.folder if self.source == "folder" else self.source,
-        }
-        planned = self.job(wanted)
-        if planned.instance.skipped:
-            raise UsageError("stage 2 has nothing to do: give it minutes or steps")
-        digests: dict[str, str] = {}
-        for stage, source in wanted.items():
-            digests[stage] = TRAINING
-            if not planned.stage(stage).skipped:
-                digests[stage], found = gather(
-                    source,
-                    services.store,
-                    services.settings,
-                    _options(services).data,
-                    tuple(_listed(self.scenes)),
-                    tuple(_listed(self.categories)),
-                )
-                self.log.info("pictures of stage %s: %s", stage, found or source)
-        return digests
+    form = Form.of(params or {})
+    if form.source == "folder" and not form.folder:
+        raise UsageError("source is folder: name the folder")
+    services = open_services()
+    wanted: dict[StageName, str] = {
+        "salient": form.salient_folder or TRAINING,
+        "instance": form.folder if form.source == "folder" else form.source,
+    }
+    planned = form.job(wanted, active_profile())
+    if planned.instance.skipped:
+        raise UsageError("stage 2 has nothing to do: give it minutes or steps")
+    data, limits = _options(services).data, (tuple(listed(form.scenes)), tuple(listed(form.categories)))
+    digests: dict[str, str] = {}
+    for stage, source in wanted.items():
+        digests[stage] = TRAINING
+        if not planned.stage(stage).skipped:
+            digests[stage], found = freeze(source, services.store, services.settings, data, *limits)
+            log.info("pictures of stage %s: %s", stage, found or source)
+    return digests
 
 
-class TrainStageOperator(FinetuneOperator):
-    """Train one stage; returns its figures, and its weights as digests: {} where it is left out.
+@finetune_task(execution_timeout=timedelta(hours=6))
+def train(
+    stage: StageName, pictures: Any, before: Any = None, params: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Train one stage, or resume it; returns its figures, and its weights as digests: {} where it is left out.
 
-    :param stage: `salient` or `instance`.
-    :param pictures: what `gather` returned.
-    :param before: what the stage before returned; its weights are where this one begins.
-    :param products: held-out products that judge the model while it trains.
-    :param seeds: pictures of each.
-    :param evaluate_minutes: how often they do; 0: not while it trains.
+    `pictures` is what `gather` returned, `before` what the stage before returned: this stage begins from its weights.
     """
+    from pipelines.revisions.registry import bring_files, keep_files
+    from pipelines.training.finetune import PARTS, begin, train_stage, watching
 
-    template_fields: Sequence[str] = (
-        *FinetuneOperator.template_fields,
-        "pictures",
-        "before",
-        "products",
-        "seeds",
-        "evaluate_minutes",
-    )
-
-    def __init__(
-        self,
-        *,
-        stage: Literal["salient", "instance"],
-        pictures: Any,
-        before: Any = None,
-        products: int | str = "{{ params.products }}",
-        seeds: int | str = "{{ params.seeds }}",
-        evaluate_minutes: float | str = "{{ params.evaluate_minutes }}",
-        execution_timeout: timedelta | None = timedelta(hours=6),
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(execution_timeout=execution_timeout, **kwargs)
-        self.stage = stage
-        self.pictures = pictures
-        self.before = before
-        self.products = products
-        self.seeds = seeds
-        self.evaluate_minutes = evaluate_minutes
-
-    def execute(self, context: Context) -> dict[str, Any]:
-        """Train, or go on where a killed try stopped."""
-        from pipelines.revisions.registry import bring_files, keep_files
-        from pipelines.training.finetune import PARTS, begin, run_stage, watching
-
-        job = self.job(self.pictures)
-        if job.stage(self.stage).skipped:
-            self.log.info("left out: the next stage begins from the weights in use")
-            return {}
-        services = open_services()
-        profile = _profile(services)
-        folder = job.folder(profile, services.settings.state_dir)
-        models = begin(job, profile, folder)
-        if self.before:
-            bring_files(services.store, self.before["files"], models / PARTS["salient"])
-        exam = _exam(job, services, profile, folder, int(self.products), int(self.seeds))
-        trained = run_stage(
-            self.stage,
-            job,
-            folder,
-            services.store,
-            _options(services),
-            services.settings.photo_max_megapixels,
-            watching(exam, self.stage, folder, float(self.evaluate_minutes)),
-        )
-        self.log.info("stage %s: %s", self.stage, dict(trained.figures))
-        return {"figures": dict(trained.figures), "files": keep_files(services.store, trained.folder)}
+    form, services = Form.of(params or {}), open_services()
+    profile = services.profile()
+    job = form.job(pictures, profile)
+    if job.stage(stage).skipped:
+        log.info("left out: the next stage begins from the weights in use")
+        return {}
+    folder = job.folder(profile, services.settings.state_dir)
+    models = begin(job, profile, folder)
+    if before:
+        bring_files(services.store, before["files"], models / PARTS["salient"])
+    evaluator = _evaluator(form, job, services, profile, folder)
+    watch = watching(evaluator, stage, folder, float(form.evaluate_minutes))
+    limit = services.settings.photo_max_megapixels
+    trained = train_stage(stage, job, folder, services.store, _options(services), limit, watch)
+    log.info("stage %s: %s", stage, dict(trained.figures))
+    return {"figures": dict(trained.figures), "files": keep_files(services.store, trained.folder)}
 
 
-class RegisterRevisionOperator(FinetuneOperator):
-    """Judge the trained model and the one in use on the same held-out pictures, and register it with both figures.
+@finetune_task(execution_timeout=timedelta(hours=6))
+def register(
+    pictures: Any,
+    salient: Any,
+    instance: Any,
+    params: Mapping[str, Any] | None = None,
+    dag: Any = None,
+    run_id: Any = None,
+) -> dict[str, Any]:
+    """Evaluate the trained model and the one in use on the same held-out pictures; returns the registered revision.
 
-    :param pictures: what `gather` returned.
-    :param salient: what stage 1 returned.
-    :param instance: what stage 2 returned.
-    :param products: held-out products.
-    :param seeds: pictures of each.
+    `pictures` is what `gather` returned, `salient` and `instance` what the two stages returned.
     """
+    from pipelines.revisions.registry import bring_files
+    from pipelines.training.finetune import PARTS, Trained, register_finetune
 
-    template_fields: Sequence[str] = (
-        *FinetuneOperator.template_fields,
-        "pictures",
-        "salient",
-        "instance",
-        "products",
-        "seeds",
-    )
-
-    def __init__(
-        self,
-        *,
-        pictures: Any,
-        salient: Any,
-        instance: Any,
-        products: int | str = "{{ params.products }}",
-        seeds: int | str = "{{ params.seeds }}",
-        execution_timeout: timedelta | None = timedelta(hours=6),
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(execution_timeout=execution_timeout, **kwargs)
-        self.pictures = pictures
-        self.salient = salient
-        self.instance = instance
-        self.products = products
-        self.seeds = seeds
-
-    def execute(self, context: Context) -> dict[str, Any]:
-        """Judge and register; returns the revision with its figures."""
-        from pipelines.revisions.registry import bring_files
-        from pipelines.training.finetune import PARTS, Trained, register_finetune
-
-        services = open_services()
-        profile = _profile(services)
-        job = self.job(self.pictures)
-        folder = job.folder(profile, services.settings.state_dir)
-        returned: dict[StageName, Any] = {"salient": self.salient, "instance": self.instance}
-        trained: dict[StageName, Trained] = {}
-        for stage, made in returned.items():
-            if made:
-                export = folder / "models" / PARTS[stage]
-                bring_files(services.store, made["files"], export)
-                trained[stage] = Trained(export, made["figures"])
-        exam = _exam(job, services, profile, folder, int(self.products), int(self.seeds))
-        by = f"{context['dag'].dag_id} {context['run_id']}"
-        revision = register_finetune(job, profile, trained, exam, services.ledger.engine, services.store, by)
-        self.log.info("revision %s: %s", revision.revision, revision.comparison)
-        return revision.to_json()
+    form, services = Form.of(params or {}), open_services()
+    profile = services.profile()
+    job = form.job(pictures, profile)
+    folder = job.folder(profile, services.settings.state_dir)
+    returned: dict[StageName, Any] = {"salient": salient, "instance": instance}
+    trained: dict[StageName, Trained] = {}
+    for stage, made in returned.items():
+        if made:
+            export = folder / "models" / PARTS[stage]
+            bring_files(services.store, made["files"], export)
+            trained[stage] = Trained(export, made["figures"])
+    evaluator = _evaluator(form, job, services, profile, folder)
+    by = f"{dag.dag_id} {run_id}"
+    revision = register_finetune(job, profile, trained, evaluator, services.ledger.engine, services.store, by)
+    log.info("revision %s: %s", revision.revision, revision.comparison)
+    return revision.to_json()
 
 
-class PromoteRevisionOperator(BaseOperator):
-    """Use the revision from the next task on, where it is better beyond its confidence interval.
+@finetune_task(execution_timeout=timedelta(minutes=10))
+def promote(
+    revision: Any, params: Mapping[str, Any] | None = None, dag: Any = None, run_id: Any = None
+) -> dict[str, Any]:
+    """Use the revision from the next task on, if it is better beyond its confidence interval.
 
-    One that is not stays registered, and that is no failure: a person may promote it with `packshot models promote`.
-
-    :param revision: what `register` returned.
-    :param wanted: whether to promote at all.
+    Otherwise it stays registered, which is no failure: a person may promote it with `packshot models promote`.
+    Returns whether it was promoted, and why.
     """
+    from pipelines.revisions.registry import NotBetter, install
+    from pipelines.revisions.registry import promote as promote_revision
 
-    template_fields: Sequence[str] = ("revision", "wanted")
-    ui_color = "#efe6fa"
-
-    def __init__(
-        self,
-        *,
-        revision: Any,
-        wanted: bool | str = "{{ params.promote }}",
-        retry_policy: ExceptionRetryPolicy = RETRY_POLICY,
-        execution_timeout: timedelta | None = timedelta(minutes=10),
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(retry_policy=retry_policy, execution_timeout=execution_timeout, **kwargs)
-        self.revision = revision
-        self.wanted = wanted
-
-    def execute(self, context: Context) -> dict[str, Any]:
-        """Promote; returns whether it was, and why not."""
-        from pipelines.revisions.registry import NotBetter, install, promote
-
-        if str(self.wanted) != "True":
-            return {"promoted": False, "reason": "not asked for"}
-        services = open_services()
-        profile = _profile(services)
-        part, revision = self.revision["part"], self.revision["sha256"]
-        if profile.ref(part).sha256 == revision:
-            return {"promoted": True, "reason": "it was already"}  # the task's earlier try
-        try:
-            made = promote(
-                services.ledger.engine, profile, part, revision, f"{context['dag'].dag_id} {context['run_id']}"
-            )
-        except NotBetter as refusal:
-            self.log.warning("%s", refusal)
-            return {"promoted": False, "reason": str(refusal)}
-        install(services.ledger.engine, services.store, profile.name, services.settings.state_dir)
-        return {"promoted": True, "reason": str(made.comparison)}
-
-
-def _profile(services: Services) -> Profile:
-    """The profile with what is promoted."""
-    from pipelines.models.profile import load_profile
-    from pipelines.revisions.registry import install
-
-    settings = services.settings
-    install(services.ledger.engine, services.store, settings.profile, settings.state_dir)
-    return load_profile(settings.profile, settings.models_dir)
+    if not (params or {})["promote"]:
+        return {"promoted": False, "reason": "not asked for"}
+    services = open_services()
+    profile, engine = services.profile(), services.ledger.engine
+    part, sha256 = revision["part"], revision["sha256"]
+    if profile.ref(part).sha256 == sha256:
+        return {"promoted": True, "reason": "it was already"}  # the task's earlier try
+    try:
+        made = promote_revision(engine, profile, part, sha256, f"{dag.dag_id} {run_id}")
+    except NotBetter as refusal:
+        log.warning("%s", refusal)
+        return {"promoted": False, "reason": str(refusal)}
+    install(engine, services.store, profile.name, services.settings.state_dir)
+    return {"promoted": True, "reason": str(made.comparison)}
 
 
 def _options(services: Services) -> TrainOptions:
@@ -334,26 +204,17 @@ def _options(services: Services) -> TrainOptions:
     return TrainOptions("brushnet", device=settings.compute().device, profile=settings.profile)
 
 
-def _exam(job: Finetune, services: Services, profile: Profile, folder: Path, products: int, seeds: int) -> Exam:
-    from pipelines.training.evaluate import Exam
+def _evaluator(form: Form, job: Finetune, services: Services, profile: Profile, folder: Path) -> Evaluator:
+    from pipelines.training.evaluate import Evaluator
     from pipelines.training.finetune import held_out
 
-    return Exam.prepare(
+    return Evaluator.prepare(
         folder / "frozen",
         held_out(job, services.store, _options(services).data),
         services.store,
         profile,
-        products=products,
-        seeds=seeds,
+        products=form.products,
+        seeds=form.seeds,
         max_megapixels=services.settings.photo_max_megapixels,
         compute=services.settings.compute(),
     )
-
-
-def _listed(value: Sequence[str] | str) -> list[str]:
-    """A list, or its JSON as a template rendered it."""
-    return [str(item) for item in (json.loads(value or "[]") if isinstance(value, str) else value)]
-
-
-def _whole(value: int | str) -> int | None:
-    return int(value) if value != "" else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
@@ -11,7 +10,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from operators.base import PackshotOperator, Services, attempt_of, open_services
+from operators.base import PROBLEM, PackshotOperator, Services, listed, open_services
+from operators.policy import TICK
+from pipelines.contracts import Reprocess
 from pipelines.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,11 +31,22 @@ FEED_SUFFIXES = (".csv", ".tsv", ".txt")
 FORECAST = "forecast"
 """XCom key of a dry run's outcome."""
 
+WHO = "{{ params.get('triggered_by') or dag_run.triggering_user_name or dag_run.run_type.value }}"
+"""Template: what a caller of the API says of itself (`packshot run` does), else who started the run."""
+
+NO_SCENE = (
+    f"no scene was chosen: start it again and choose one; Airflow's Backfill dialog sends the form only where '{TICK}' "
+    "is ticked"
+)
+
 
 class PlanOperator(PackshotOperator):
     """Open the run in the ledger, select its shots, cut shards; returns the list of shard numbers to map over.
 
     Lists arrive as JSON from a template, because a rendered template is text; numbers and flags as their text.
+
+    Where a parameter or the feed is wrong, the run is in the ledger too, as failed and with the reason: `packshot
+    report` and the run's page tell it.
 
     :param scene: the scene's name.
     :param categories: product categories to keep: a whole category, or the beginning of its path. All when empty.
@@ -61,13 +73,13 @@ class PlanOperator(PackshotOperator):
     def __init__(
         self,
         *,
-        scene: str = "{{ params.scene }}",
+        scene: str = "{{ params.scene or '' }}",
         categories: Sequence[str] | str = "{{ params.categories | tojson }}",
         skus: Sequence[str] | str = "{{ params.skus | tojson }}",
         limit: int | str | None = "{{ params.limit or '' }}",
         reprocess: str = "{{ params.reprocess }}",
         forecast_only: bool | str = False,
-        triggered_by: str = "{{ params.triggered_by }}",
+        triggered_by: str = WHO,
         execution_timeout: timedelta | None = timedelta(hours=1),
         **kwargs: Any,
     ) -> None:
@@ -85,15 +97,34 @@ class PlanOperator(PackshotOperator):
         """Digest of the feed's manifest ("" where there is none) and the products to choose from, in feed order."""
 
     def execute(self, context: Context) -> list[int]:
-        """Plan the run."""
+        """Plan the run. Raises UsageError where a parameter or the feed is wrong."""
+        services = open_services()
+        try:
+            return self._plan(services, context)
+        except UsageError as error:
+            self._tell(services, context, str(error))
+            raise
+
+    def _tell(self, services: Services, context: Context, reason: str) -> None:
+        """Keep the reason why nothing can be made: with the run, and for its summary."""
+        from pipelines.ledger.reports import is_planned
+
+        if not is_planned(services.ledger.engine, self.run):  # else its plan was cleared: what it made is kept
+            dag_id, params = context["dag"].dag_id, dict(context["params"])
+            services.ledger.start_run(self.run, dag_id, self.scene, "", params=params, triggered_by=self.triggered_by)
+        services.ledger.finish_run(self.run, "failed", {"reason": reason})
+        context["ti"].xcom_push(key=PROBLEM, value={"reason": reason})
+
+    def _plan(self, services: Services, context: Context) -> list[int]:
         from pipelines.contracts import Shot
         from pipelines.scenes import load_scene
 
-        services = open_services()
+        if not self.scene:
+            raise UsageError(NO_SCENE)
         scene = load_scene(self.scene)
         feed, products = self.products(services)
-        products = choose(products, _listed(self.categories), _listed(self.skus))
-        if self.reprocess == "failed":
+        products = choose(products, listed(self.categories), listed(self.skus))
+        if self.reprocess == Reprocess.FAILED:
             products = self._unfinished(services, scene, products)
         shots = [Shot(product, scene.name, scene.channel.name) for product in products[: _number(self.limit)]]
 
@@ -133,7 +164,7 @@ class PlanOperator(PackshotOperator):
         from pipelines.runs.forecast import forecast
         from pipelines.stages import stage
 
-        recipe = services.recipe(self.scene, attempt_of(self.reprocess, self.run))
+        recipe = services.recipe(self.scene, self.reprocess, self.run)
         stages = [stage(name) for name in STAGES]
         return asdict(forecast(stages, shots, recipe, services.ledger, services.ledger.rates()))
 
@@ -189,7 +220,7 @@ class PlanCampaignOperator(PlanOperator):
     def products(self, services: Services) -> tuple[str, list[Product]]:
         """Ask the ledger."""
         start, end = window(self.day)
-        return "", services.ledger.products_changed_between(start, end, skus=_listed(self.skus))
+        return "", services.ledger.products_changed_between(start, end, skus=listed(self.skus))
 
 
 def _feed_file(name: str) -> Path:
@@ -221,12 +252,6 @@ def choose(products: Iterable[Product], categories: Sequence[str], skus: Sequenc
         if (not wanted or product.sku in wanted)
         and (not categories or any(within(product.category, category) for category in categories))
     ]
-
-
-def _listed(value: Sequence[str] | str | None) -> list[str]:
-    """A list, or its JSON as a template rendered it."""
-    items = json.loads(value or "[]") if isinstance(value, str) else value
-    return [str(item) for item in items or []]
 
 
 def _number(value: int | str | None) -> int | None:

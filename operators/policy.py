@@ -1,4 +1,8 @@
-"""Policy that the DAGs share: owner, retries, tags, and the fields of their forms."""
+"""Policy that the DAGs share: owner, retries, tags, and the fields of their forms.
+
+A field that may be left empty has the type `null` beside its own: without it Airflow's form calls an empty field an
+error, marks it with a star, and does not let the run start.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,8 @@ from typing import Any
 
 from airflow.sdk import Param
 
-from pipelines.scenes import scene_names
+from pipelines.contracts import Reprocess
+from pipelines.scenes import scene_titles
 
 OWNER = "catalogue-team"
 
@@ -23,6 +28,13 @@ DEFAULT_ARGS: dict[str, Any] = {
 once: the operators' retry policy.)"""
 
 
+TICK = "Override parameters on existing runs"
+"""The box in Airflow's Backfill dialog without which the form's values are not sent, not even for new runs."""
+
+SELDOM = "Seldom needed"
+"""A folded section of a form."""
+
+
 class Tag(StrEnum):
     """Every tag there is."""
 
@@ -33,46 +45,64 @@ class Tag(StrEnum):
     GPU = "gpu"
 
 
-def scene_param(default: str = "") -> Param:
-    """A choice of the scenes that there are. Reads file names only."""
-    names = scene_names()
+def scene_param(default: str | None = None, hint: str = "") -> Param:
+    """A choice of the scenes that there are, by their titles. Without a default somebody has to choose, and
+    `operators.plan` fails where nobody did: a field that must be filled in would open as an error."""
+    titles = scene_titles()
+    about: dict[str, Any] = {"type": "string", "enum": list(titles), "values_display": titles}
+    description = f"The look: prompt, inpainting method, controls, LoRA, placement, channel and checks. {hint}".strip()
+    if default is None:
+        about = {
+            "type": ["null", "string"],
+            "enum": [None, *titles],
+            "values_display": {"null": "Choose a scene", **titles},
+        }
+    return Param(default, title="Scene", description=description, **about)
+
+
+def scenes_param(description: str) -> Param:
+    """Some of the scenes that there are, by their titles. Empty means all."""
+    titles = scene_titles()
     return Param(
-        default or names[0],
-        type="string",
-        enum=names,
-        title="Scene",
-        description="The look: prompt, inpainting method, controls, LoRA, placement, channel and checks.",
+        None,
+        type=["null", "array"],
+        items={"type": "string", "enum": list(titles)},
+        examples=list(titles),  # the choices that the form offers
+        values_display=titles,
+        title="Scenes",
+        description=description,
+    )
+
+
+def names_param(title: str, description: str) -> Param:
+    """A list of names, one a line. Empty lines are none (`operators.base.listed`); an empty list means all."""
+    return Param(None, type=["null", "array"], items={"type": "string"}, title=title, description=description)
+
+
+def limit_param() -> Param:
+    """For a try: the first few products."""
+    return Param(
+        None,
+        type=["null", "integer"],
+        minimum=1,
+        title="Limit",
+        description="At most that many products, in feed order. Empty: no limit.",
+        section=SELDOM,
     )
 
 
 def selection_params() -> dict[str, Param]:
     """Which products, and what to do about steps that are there already."""
     return {
-        "categories": Param(
-            [],
-            type="array",
-            items={"type": "string", "minLength": 1},
-            title="Categories",
-            description="One a line, as in the feed's product_type; a category holds those below it. Empty: all.",
+        "categories": names_param(
+            "Categories",
+            "One a line, as in the feed's product_type; a category holds those below it. Empty: all.",
         ),
-        "skus": Param(
-            [],
-            type="array",
-            items={"type": "string", "minLength": 1},
-            title="SKUs",
-            description="One a line. Empty: all.",
-        ),
-        "limit": Param(
-            None,
-            type=["null", "integer"],
-            minimum=1,
-            title="Limit",
-            description="At most that many products, in feed order. Empty: no limit.",
-        ),
+        "skus": names_param("SKUs", "One a line. Empty: all."),
         "reprocess": Param(
-            "missing",
+            Reprocess.MISSING.value,
             type="string",
-            enum=["missing", "failed", "all"],
+            enum=[one.value for one in Reprocess],
             title="Reprocess",
             values_display={
                 "missing": "missing: walk all, reuse every finished step",
@@ -80,12 +110,5 @@ def selection_params() -> dict[str, Param]:
                 "all": "all: compute everything anew",
             },
             description="What happens to steps that are in the ledger already.",
-        ),
-        "triggered_by": Param(
-            "",
-            type="string",
-            title="Asked for by",
-            description="Kept with the run.",
-            section="Bookkeeping",
         ),
     }

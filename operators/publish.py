@@ -1,4 +1,4 @@
-"""Check the tables, publish the set as a whole, sum the run up."""
+"""Check the tables, publish the images as one set, report on the run."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.sdk.exceptions import AirflowFailException
 
-from operators.base import PROBLEM, PackshotOperator, attempt_of, open_services
+from operators.base import PROBLEM, PackshotOperator, open_services
 from operators.tables import (
     catalogue_rows,
     check_table,
-    feed_csv,
     grounds_for_publication,
     publication_rows,
     score_rows,
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class CheckTableOperator(PackshotOperator):
-    """Hold one table of the run against its suite of expectations; a failed critical one stops its publication.
+    """Validates one table of the run against its suite; a failed critical expectation stops publication.
 
     :param table: `catalogue`, the products as they were read; or `scores`, every verdict of the run.
     """
@@ -55,10 +54,10 @@ class CheckTableOperator(PackshotOperator):
 
 
 class PublishOperator(PackshotOperator):
-    """Encode what passed its checks or was approved by a person, check the set, make it the shop's in one transaction.
+    """Encodes images that passed their checks or were approved, checks them as one set, publishes all or none.
 
-    Where the set is defective nothing of it is published, and no retry is spent on it: once the cause is mended, clear
-    this task, or start another run. Either finds the encoded images by their keys.
+    From a defective set nothing is published, and the task is not retried. After the cause is removed, clear this task
+    or start another run: both find the encoded images by their keys.
     """
 
     template_fields: Sequence[str] = ("run", "scene", "reprocess")
@@ -78,13 +77,15 @@ class PublishOperator(PackshotOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Publish; returns how many images the set has, and how many of them are new."""
+        from pipelines.catalogue.feed import published_feed
         from pipelines.contracts import Artifact, Publication, State
         from pipelines.stages import stage
+        from pipelines.store import object_name
         from pipelines.workflow import Limits, run_stage
 
         services = open_services()
         ledger = services.ledger
-        recipe = services.recipe(self.scene, attempt_of(self.reprocess, self.run))
+        recipe = services.recipe(self.scene, self.reprocess, self.run)
 
         # 1. What may be shown
         shots = ledger.shots(self.run)
@@ -102,7 +103,11 @@ class PublishOperator(PackshotOperator):
         checked = check_table(self, services, context, "publication", rows)
 
         # 4. Show it, all at once
-        feed = feed_csv(encoded, rows, services.settings.s3_bucket)
+        titles, bucket = {shot.sku: shot.product.title for shot in encoded}, services.settings.s3_bucket
+        feed = published_feed(
+            (row["sku"], titles[row["sku"]], f"s3://{bucket}/{object_name(row['digest'])}", row["digest"])
+            for row in rows
+        )
         digest = services.store.put(feed, "text/csv")
         new = ledger.publish(
             self.run, [Publication(row["sku"], row["scene"], row["channel"], row["digest"]) for row in rows]
@@ -113,12 +118,12 @@ class PublishOperator(PackshotOperator):
 
 
 class SummaryOperator(PackshotOperator):
-    """Close the run in the ledger and log what became of every shot.
+    """Closes the run in the ledger and logs the outcome of every shot.
 
-    Fails, and with it the run, when a shot failed or publication was stopped. Rejected and held shots are ordinary
-    outcomes.
+    The task, and with it the run, fails if a shot failed or something stopped the run. Rejected and held shots are
+    ordinary outcomes.
 
-    :param checks: ids of the tasks that may have stopped publication.
+    :param checks: ids of the tasks that may have stopped the run or its publication.
     """
 
     ui_color = "#f4ecd8"
@@ -143,7 +148,7 @@ class SummaryOperator(PackshotOperator):
         found = report(ledger.engine, self.run)
         self.log.info("what became of run %s\n%s", self.run, as_table(found))
         if problem:
-            raise AirflowFailException(f"publication was stopped: {problem['reason']}")
+            raise AirflowFailException(f"the run was stopped: {problem['reason']}")
         if failed:
             raise AirflowFailException(f"{found.failed} of {found.products} shots failed; the log has a table of them")
         return {name: value for name, value in found.to_json().items() if name not in ("shots", "params")}

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 
 def shots_of(shards: XComArg) -> TaskGroup:
-    """Map cutout → describe → generate → upscale → inspect over the shards.
+    """Maps cutout → describe → generate → upscale → inspect over the shards.
 
-    The pool stands in the group's defaults: there it holds for every mapped task.
+    The pool is in the group's default arguments, which reach every mapped task.
     """
 
     @task_group(group_id="shots", default_args={"pool": GPU_POOL, "pool_slots": 1}, tooltip="One shard, all its stages")

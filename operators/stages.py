@@ -1,7 +1,7 @@
-"""One operator a stage: a shard in, a summary out. Models are loaded once a shard, and only where something is missing.
+"""One operator a stage: a shard in, a summary out. Models are loaded once a shard, and only if a step is missing.
 
-A photo that cannot be used or a shot that runs past its time costs that shot. Only broken infrastructure fails the
-task; on the next try every step that was finished is found by its key.
+An unusable photo or a shot past its time limit costs that shot only. Broken infrastructure fails the task; the retry
+finds every finished step by its key.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import asdict
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from operators.base import PackshotOperator, attempt_of, open_services
+from operators.base import PackshotOperator, open_services
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     from pipelines.contracts import Shot, Step
 
 REASONS_KEPT = 20
-"""Reasons that a summary carries; the ledger has all of them."""
+"""Most frequent reasons in a summary; the ledger has all of them."""
 
 
 class StageOperator(PackshotOperator):
-    """Bring one shard of the run through one stage.
+    """Brings one shard of the run through one stage.
 
     :param shard: number of the shard, as `plan` cut them.
     :param scene: the scene's name.
-    :param reprocess: `missing` reuses every step that is there; `failed` and `all` compute anew.
-    :param batch_size: shots computed at once, where the stage can; the setting by default.
-    :param shot_seconds: time limit of one shot, in seconds; the setting by default. A shot past it ends as `failed`
-        and the shard goes on. ``execution_timeout`` is for the whole shard, and fails the task.
+    :param reprocess: `missing` reuses every finished step; `failed` and `all` compute again (`Reprocess`).
+    :param batch_size: shots computed at once, if the stage supports it; the setting by default.
+    :param shot_seconds: time limit of one shot, in seconds; the setting by default. A shot past it ends as `failed`,
+        and the shard continues. ``execution_timeout`` is for the whole shard, and fails the task.
     """
 
     template_fields: Sequence[str] = ("run", "shard", "scene", "reprocess")
@@ -76,7 +76,7 @@ class StageOperator(PackshotOperator):
             load_stage(self.stage),
             self.run,
             shots,
-            services.recipe(self.scene, attempt_of(self.reprocess, self.run)),
+            services.recipe(self.scene, self.reprocess, self.run),
             services.ledger,
             services.store,
             limits,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -85,10 +83,10 @@ def publication_rows(
 def grounds_for_publication(
     services: Services, shots: Sequence[Shot], steps: Mapping[str, Mapping[str, Step]]
 ) -> dict[str, str | None]:
-    """SKU → why its image may be published, for every image that nothing speaks against.
+    """SKU → why its image may be published, for every image without an objection.
 
-    `approved` where a person approved it, `passed` where every verdict on it passed. None where there is no verdict at
-    all: such a row belongs to the set, for the table check to stop it.
+    `approved` if a person approved it, `passed` if all its verdicts passed. None if it has no verdict: it stays in the
+    set, so that the table check stops the set.
     """
     from pipelines.contracts import State
 
@@ -105,27 +103,13 @@ def grounds_for_publication(
     return grounds
 
 
-def feed_csv(shots: Iterable[Shot], rows: Iterable[Row], bucket: str) -> bytes:
-    """The published images as a feed: Google Merchant's `id`, `title`, `image_link`, and the image's sha256."""
-    from pipelines.store import object_name
-
-    titles = {shot.sku: shot.product.title for shot in shots}
-    out = io.StringIO(newline="")
-    feed = csv.writer(out)
-    feed.writerow(["id", "title", "image_link", "sha256"])
-    for row in rows:
-        link = f"s3://{bucket}/{object_name(row['digest'])}"
-        feed.writerow([row["sku"], titles[row["sku"]], link, row["digest"]])
-    return out.getvalue().encode()
-
-
 def check_table(
     task: PackshotOperator, services: Services, context: Context, table: Table, rows: Sequence[Row]
 ) -> dict[str, Any]:
-    """Hold `rows` against the suite of `table`; keep the validation document beside the run; returns its digest.
+    """Validates `rows` against the suite of `table`, and attaches the document to the run; returns its digest.
 
-    A failed critical expectation is written into the run, with the rows, and raised as AirflowFailException: the same
-    rows would fail again. A failed warning is logged.
+    A failed critical expectation is recorded in the run, with its rows, and raised as AirflowFailException, because a
+    retry would fail again. A failed warning is logged.
     """
     from pipelines.contracts import Artifact
     from pipelines.quality.tables import validate
@@ -164,6 +148,6 @@ def check_table(
 
 
 def _said(failure: Failure) -> str:
-    """What was expected, and the rows that it does not hold for, on one line."""
+    """The expectation and the rows that violate it, on one line."""
     named = ", ".join(failure.rows[:5]) + (", …" if len(failure.rows) > 5 else "")
     return f"{failure.reason} ({failure.expectation} on {failure.column or 'the table'})" + (named and f": {named}")

@@ -2,8 +2,8 @@
 
     key = sha256(stage, its version, input artifact digests, parameters, model revisions, seed)
 
-Two steps with one key are the same step, whoever runs them and when (design, "The one idea"). A forced recomputation
-has a key of its own; what it makes supersedes what was found under the key without it (`Job.base`).
+Two steps with one key are the same step, whoever runs them and when (docs/explanation/keys-and-lineage.md). A forced
+recomputation has a key of its own; what it makes supersedes what was found under the key without it (`Job.base`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Every setting of packshot, with its default. The environment decides: PACKSHOT_<NAME>.
+"""Every setting of packshot, with its default. The variable PACKSHOT_<NAME> sets it.
 
-`packshot up` writes where its embedded services are into `<state_dir>/environment` (mode 0600), so that every later
-command and every Airflow task finds them; a variable in the process environment wins over that file.
+`packshot up` writes the addresses of its embedded services into `<state_dir>/environment` (mode 0600) for later
+commands and Airflow tasks. A variable in the process environment has precedence over that file.
 """
 
 from __future__ import annotations
@@ -21,71 +21,87 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 MAX_MEGAPIXELS = 50
-"""Of a photo, where not told otherwise: the cutout of one that large takes under 2 GB beside the models."""
+"""Default limit of a photo. The cutout of a photo of this size takes under 2 GB besides the models."""
 
 
 class Settings(BaseSettings):
-    """All of it. Read it with `get_settings()`; build one by hand only in tests."""
+    """All settings. Read them with `get_settings()`; construct them only in tests."""
 
     model_config = SettingsConfigDict(env_prefix="PACKSHOT_", extra="ignore", frozen=True)
 
     # Where things are kept
     state_dir: Path = Field(ROOT / ".packshot", description="Data, logs and credentials of the embedded services.")
-    models_dir: Path | None = Field(None, description="Folder of published checkpoints, for profiles beside `mini`.")
+    models_dir: Path | None = Field(
+        None, description="Folder of published checkpoints, for profiles other than `mini`."
+    )
     scenes_dir: Path | None = Field(None, description="Folder of a shop's own scenes; they join the bundled ones.")
 
     # Postgres
-    database_url: str = Field("", repr=False, description="Postgres for the ledger; empty: the embedded one.")
+    database_url: str = Field(
+        "", repr=False, description="SQLAlchemy URL of the ledger's Postgres. Empty: the embedded server."
+    )
     airflow_database_url: str = Field(
-        "", repr=False, description="Postgres for Airflow's metadata; empty: database `airflow` on the same server."
+        "",
+        repr=False,
+        description="SQLAlchemy URL of Airflow's metadata database. Empty: database `airflow` on the ledger's server.",
     )
 
     # S3
-    s3_endpoint: str = Field("", description="host:port of an S3 store; empty: the embedded SeaweedFS.")
+    s3_endpoint: str = Field("", description="host:port of an S3 store. Empty: the embedded SeaweedFS.")
     s3_access_key: str = Field("", description="Access key of the store.")
     s3_secret_key: SecretStr = Field(SecretStr(""), description="Secret key of the store.")
-    s3_bucket: str = Field("packshot", description="Bucket that holds every artifact; made when it is not there.")
-    s3_region: str = Field("us-east-1", description="Region that requests are signed for.")
-    s3_secure: bool = Field(False, description="Speak https to the store.")
+    s3_bucket: str = Field(
+        "packshot", description="Bucket that holds every artifact. It is created if it does not exist."
+    )
+    s3_region: str = Field("us-east-1", description="Region in the request signature.")
+    s3_secure: bool = Field(False, description="Use https for the store.")
 
     # Airflow
-    airflow_url: str = Field("", description="Base URL of Airflow's API and UI; empty: the embedded one.")
-    airflow_user: str = Field("admin", description="User that `packshot run` and `packshot campaign` log in as.")
+    airflow_url: str = Field("", description="Base URL of Airflow's API and UI. Empty: the embedded server.")
+    airflow_user: str = Field("admin", description="Airflow user for `packshot run` and `packshot campaign`.")
     airflow_password: SecretStr = Field(SecretStr(""), description="That user's password.")
-    airflow_parallelism: int = Field(3, ge=1, description="Tasks that the embedded Airflow runs at once, of all pools.")
-    gpu_slots: int = Field(1, ge=1, description="Slots of pool `gpu`: one per accelerator (or per CPU-only machine).")
-    nightly_schedule: str = Field(
-        "", description="Cron of the nightly catalog_refresh, such as `0 3 * * *`; empty: off."
+    airflow_parallelism: int = Field(
+        3, ge=1, description="Tasks that the embedded Airflow runs at the same time, over all pools."
     )
-    nightly_scene: str = Field("", description="Scene of the nightly catalog_refresh; empty: the first one by name.")
+    gpu_slots: int = Field(
+        1, ge=1, description="Slots of pool `gpu`: one per accelerator, or one per machine without one."
+    )
+    nightly_schedule: str = Field(
+        "", description="Cron of the nightly catalog_refresh, such as `0 3 * * *`. Empty: off."
+    )
+    nightly_scene: str = Field("", description="Scene of the nightly catalog_refresh. Empty: the first scene by name.")
 
     # Work
-    profile: str = Field("mini", description="Which models: `mini` (bundled), `sd15`, `sdxl`.")
-    shard_size: int = Field(8, ge=1, description="Shots that one task handles; 64 to 256 where a GPU makes them quick.")
-    batch_size: int = Field(4, ge=1, description="Images denoised at once; halved when the accelerator is full.")
+    profile: str = Field("mini", description="Model profile: `mini` (bundled), `sd15` or `sdxl`.")
+    shard_size: int = Field(8, ge=1, description="Shots per task. With a fast GPU, use 64 to 256.")
+    batch_size: int = Field(
+        4,
+        ge=1,
+        description="Shots per batch in `describe` and `generate`. The batch is halved if it does not fit into memory.",
+    )
     shot_seconds: float = Field(300, gt=0, description="Time limit of one shot in one stage, in seconds.")
     device: str = Field("auto", description="`auto`, `cpu`, `cuda` or `cuda:<n>`.")
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
-        "auto", description="Precision of the diffusion models: `auto`, `float32`, `float16`, `bfloat16`."
+        "auto", description="Precision of the diffusion models: `auto`, `float32`, `float16` or `bfloat16`."
     )
     offload: Literal["auto", "on", "off"] = Field(
         "auto",
-        description="VAE and text encoder leave the GPU while it denoises: `auto` (under 12 GiB), `on`, `off`.",
+        description="Move VAE and text encoder off the GPU during denoising: `auto` (below 12 GiB), `on` or `off`.",
     )
     vae_tiling: bool = Field(
-        False, description="Decode large pictures tile by tile: less memory, pixels differ slightly where tiles meet."
+        False, description="Decode large images in tiles: less memory, and slightly different pixels at tile borders."
     )
 
     # Trust
-    trust_unpinned: bool = Field(False, description="Load weights whose sha256 the profile does not name.")
-    trust_pickle: bool = Field(False, description="Read legacy torch files (with weights_only) that are not pinned.")
-    allow_private_links: bool = Field(False, description="Fetch photos from addresses that are not public.")
+    trust_unpinned: bool = Field(False, description="Load weights for which the profile names no sha256.")
+    trust_pickle: bool = Field(False, description="Read legacy torch files without a pinned sha256, with weights_only.")
+    allow_private_links: bool = Field(False, description="Fetch photos from private network addresses.")
 
     # Limits on what a catalogue may bring
     feed_max_bytes: int = Field(256 * 2**20, gt=0, description="Largest catalogue file, in bytes.")
     photo_max_bytes: int = Field(64 * 2**20, gt=0, description="Largest photo file, in bytes.")
     photo_max_megapixels: float = Field(
-        MAX_MEGAPIXELS, gt=0, description="Largest photo, in megapixels, known before decoding."
+        MAX_MEGAPIXELS, gt=0, description="Largest photo, in megapixels. It is checked before decoding."
     )
     photo_timeout_seconds: float = Field(20, gt=0, description="Time limit of one photo's download, in seconds.")
 
@@ -96,7 +112,7 @@ class Settings(BaseSettings):
         return folder and folder.absolute()
 
     def environment(self) -> dict[str, str]:
-        """What differs from the defaults, as PACKSHOT_* variables for a child process. Secrets are in clear."""
+        """Settings that differ from the defaults, as PACKSHOT_* variables for a child process. Secrets are in clear."""
         variables = {}
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)
@@ -106,7 +122,7 @@ class Settings(BaseSettings):
         return variables
 
     def compute(self) -> Compute:
-        """The device and precision that models run with here. Imports torch."""
+        """Device and precision of the models on this machine. Imports torch."""
         import torch
 
         device, why = self.device, "PACKSHOT_DEVICE"
@@ -138,7 +154,7 @@ SMALL_GPU = 12
 
 @dataclass(frozen=True, slots=True)
 class Compute:
-    """Device and precision (a torch dtype's name) of a run, how it saves memory, and why it is so."""
+    """Device, precision (a torch dtype's name) and memory savings of a run, and the reason for this choice."""
 
     device: str = "cpu"
     dtype: str = "float32"
@@ -152,11 +168,11 @@ class Compute:
 
 
 CPU = Compute()
-"""What runs anywhere."""
+"""Runs on every machine."""
 
 
 def environment_file(state_dir: Path) -> Path:
-    """Where `packshot up` leaves the addresses and credentials of the services that it started."""
+    """The file with addresses and credentials of the services that `packshot up` started."""
     return state_dir / "environment"
 
 

@@ -106,9 +106,9 @@ class S3Store:
                 raise
 
     def put(self, data: bytes, media_type: str) -> str:
-        """Store `data` under its sha256 and return that; nothing is sent where the server has these bytes already.
+        """Stores `data` under its sha256 and returns that. Bytes that the server already has are not sent again.
 
-        It says so by the ETag, which is the MD5 (not where it encrypts with keys of its own: there they are sent).
+        They are compared by the ETag, which is the MD5, except on a server that encrypts with its own keys.
         """
         digest = sha256_hex(data)
         present = self._find(digest)
@@ -124,7 +124,7 @@ class S3Store:
         return digest
 
     def get(self, digest: str) -> bytes:
-        """The bytes. Raises KeyError where there are none, IntegrityError where they are not what their name says."""
+        """The bytes. Raises KeyError if the object is missing, IntegrityError if its sha256 is not its name."""
         return _verified(digest, self._read(object_name(digest)))
 
     def has(self, digest: str) -> bool:
@@ -132,7 +132,7 @@ class S3Store:
         return self._find(digest) is not None
 
     def stat(self, digest: str) -> Stat:
-        """Media type and size. Raises KeyError where there is no such object."""
+        """Media type and size. Raises KeyError if the object is missing."""
         found = self._find(digest)
         if found is None:
             raise KeyError(digest)
@@ -167,7 +167,7 @@ class S3Store:
 
 
 class FolderStore:
-    """Artifacts as files. A file appears by rename, so that no reader sees half of one."""
+    """Artifacts as files. A file appears by rename, so that no reader sees a part of it."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -177,7 +177,7 @@ class FolderStore:
         self.path.mkdir(parents=True, exist_ok=True)
 
     def put(self, data: bytes, media_type: str) -> str:
-        """Store `data` under its sha256 and return that; nothing is written where the object is there already."""
+        """Stores `data` under its sha256 and returns that. An object that exists is not written again."""
         digest = sha256_hex(data)
         target = self.path / object_name(digest)
         if not target.exists() or target.read_bytes() != data:
@@ -187,7 +187,7 @@ class FolderStore:
         return digest
 
     def get(self, digest: str) -> bytes:
-        """The bytes. Raises KeyError where there are none, IntegrityError where they are not what their name says."""
+        """The bytes. Raises KeyError if the object is missing, IntegrityError if its sha256 is not its name."""
         try:
             return _verified(digest, (self.path / object_name(digest)).read_bytes())
         except FileNotFoundError as error:
@@ -198,7 +198,7 @@ class FolderStore:
         return (self.path / object_name(digest)).exists()
 
     def stat(self, digest: str) -> Stat:
-        """Media type and size. Raises KeyError where there is no such object."""
+        """Media type and size. Raises KeyError if the object is missing."""
         target = self.path / object_name(digest)
         if not target.exists():
             raise KeyError(digest)
@@ -217,7 +217,7 @@ class FolderStore:
 
 
 def _write(target: Path, data: bytes) -> None:
-    """Write, flush to disk, rename: after a crash there is a whole file or none."""
+    """Writes, flushes to disk, renames: after a crash the file is whole or missing."""
     with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".", delete=False) as file:
         try:
             file.write(data)

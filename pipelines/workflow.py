@@ -1,7 +1,7 @@
-"""One stage over many shots: find, claim, compute, store, record. The only place where steps come to be.
+"""One stage over many shots: find, claim, compute, store, record. Steps are made nowhere else.
 
 Operators call `run_stage` with the Postgres ledger and the S3 store, `packshot shoot` with a ledger in memory and a
-folder; the stages cannot tell the difference.
+folder. A stage does not know which.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from more_itertools import chunked
 
 from pipelines.contracts import Artifact, Job, Ledger, Made, Shot, ShotStep, State, Step, Store
 from pipelines.errors import IntegrityError, OutOfMemory, Rejected, ShotTimeout
@@ -28,7 +30,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Everything besides the shot that decides what is made: it ends up in keys through the stages' parameters."""
+    """Everything besides the shot that decides the result. It enters the keys through the stages' parameters."""
 
     profile: Profile
     scene: Scene
@@ -81,7 +83,7 @@ class Stage:
 
 @dataclass(slots=True)
 class StageSummary:
-    """What one stage did to one shard; JSON through `dataclasses.asdict`. `reasons` says how often each was given."""
+    """What one stage did to one shard; JSON through `dataclasses.asdict`. `reasons` counts each reason."""
 
     stage: str
     shots: int = 0
@@ -96,7 +98,7 @@ class StageSummary:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much is done at once and for how long. `shot_seconds` is for one shot; a batch gets it once per shot."""
+    """Shots computed at once, and seconds for one shot; a batch has that time for each of its shots."""
 
     batch_size: int = 4
     shot_seconds: float = 300.0
@@ -112,12 +114,13 @@ def run_stage(
     limits: Limits = Limits(),
     progress: Callable[[Shot, Step], None] | None = None,
 ) -> StageSummary:
-    """Bring every shot of a shard through one stage.
+    """Brings every shot of a shard through one stage.
 
-    Shots whose upstream step is not `done` are skipped. Steps that the ledger has are reused; the rest are claimed,
-    computed and recorded one batch at a time, so a killed task loses one batch at most.
+    A shot whose upstream step is not `done` is skipped. Finished steps are reused. The others are claimed, computed
+    and recorded batch by batch, so that a killed task loses one batch at most.
 
-    Raises whatever store and ledger raise (the task is retried); bad input ends as `rejected`, a bug as `failed` step.
+    Bad input ends as a `rejected` step, a bug as a `failed` one. Errors of store and ledger are raised: the task is
+    retried.
     """
     summary = StageSummary(stage.name, shots=len(shots))
     upstream = ledger.chosen(run, shots)
@@ -148,12 +151,12 @@ def is_ready(stage: Stage, upstream: Mapping[str, Step]) -> bool:
 
 
 def is_settled(stage: Stage, step: Step, recipe: Recipe) -> bool:
-    """No further seed would help: it passed, or its input is bad, or the code is broken."""
+    """Whether no further seed can help: the step passed, was rejected or failed."""
     return step.state is not State.DONE or stage.passes(step, recipe)
 
 
 def choose(stage: Stage, steps: Sequence[Step], recipe: Recipe) -> Step:
-    """The first that passes, else the best of those that were made, else the last attempt."""
+    """The first step that passes, else the done step with the best score, else the last step."""
     done = [step for step in steps if step.state is State.DONE]
     if not done:
         return steps[-1]
@@ -185,14 +188,15 @@ def _resolve(
     store: Store,
     limits: Limits,
 ) -> Iterator[tuple[Shot, ShotStep]]:
-    """Reuse what is there; of the rest, batch after batch, claim, look again (somebody may have finished while we
-    waited) and compute what is still missing."""
+    """Reuses finished steps. Claims the others batch by batch, looks them up again, and computes what is missing.
+
+    The second look-up finds steps that another worker finished while this one waited for the claim."""
     known = ledger.find([job.key for _, job in jobs])
     for shot, job in jobs:
         if job.key in known:
             yield shot, ShotStep(known[job.key], reused=True)
     missing = [(shot, job) for shot, job in jobs if job.key not in known]
-    for batch in _batches(missing, limits.batch_size if stage.batched else 1):
+    for batch in chunked(missing, limits.batch_size if stage.batched else 1):
         wanted = {job.key: job for _, job in batch}
         with ledger.claim(sorted(wanted)):
             there = ledger.find(sorted(wanted))
@@ -211,7 +215,7 @@ def _resolve(
 def _compute(
     stage: Stage, jobs: Sequence[Job], recipe: Recipe, models: _Once, store: Store, limits: Limits
 ) -> list[Step]:
-    """Compute jobs as one batch; where that does not fit or does not end, as two halves (on one: fail it alone)."""
+    """Computes jobs as one batch; if that fails, as two halves. A single job that fails is a failed step."""
     if not jobs:
         return []
     read = [_read(job, store, recipe.device) for job in jobs]
@@ -243,7 +247,7 @@ def _compute(
 
 
 def _read(job: Job, store: Store, device: str) -> Work | Step:
-    """A job with its inputs; a failed step where one of them is damaged or gone, which is that shot's problem alone."""
+    """A job with its inputs, or a failed step if an input is damaged or missing: that costs one shot only."""
     inputs = {}
     for role, digest in job.inputs.items():
         try:
@@ -257,7 +261,7 @@ def _read(job: Job, store: Store, device: str) -> Work | Step:
 
 
 def _finish(job: Job, result: Made | Rejected, store: Store, seconds: float, device: str) -> Step:
-    """The objects are durable before the row that names them is written."""
+    """Stores the outputs first, so that a recorded step never names a missing object."""
     if isinstance(result, Rejected):
         return Step(job.key, job, State.REJECTED, reason=result.reason, seconds=seconds, device=device)
     outputs = tuple(
@@ -267,7 +271,7 @@ def _finish(job: Job, result: Made | Rejected, store: Store, seconds: float, dev
 
 
 class _Once:
-    """Models are loaded when first needed: a shard that reuses everything loads none."""
+    """Loads models at first use: a shard that reuses every step loads none."""
 
     def __init__(self, load: Callable[[], Any]):
         self._load = load
@@ -279,16 +283,12 @@ class _Once:
         return self._loaded[0]
 
 
-def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
-
-
 @contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
-    """Raise ShotTimeout after `seconds`. Only the main thread can be interrupted; elsewhere there is no limit.
+    """Raises ShotTimeout after `seconds`. In other threads than the main one there is no limit.
 
-    The process has one alarm clock and Airflow's execution_timeout uses it too: what is left of that is given back.
+    A process has one interval timer, and Airflow's execution_timeout uses it too. Its handler and its remaining time
+    are restored.
     """
     outer = signal.getitimer(signal.ITIMER_REAL)[0]
     if threading.current_thread() is not threading.main_thread() or 0 < outer <= seconds:
@@ -311,7 +311,7 @@ def _time_limit(seconds: float) -> Iterator[None]:
 
 
 def _device_is_lost(error: Exception) -> bool:
-    """Whether the accelerator's context is broken: until the process ends, every call of it fails."""
+    """Whether the accelerator's context is broken: then every later call in this process fails."""
     return isinstance(error, RuntimeError) and (
         type(error).__name__ == "AcceleratorError" or str(error).startswith(("CUDA error", "HIP error"))
     )
@@ -319,7 +319,7 @@ def _device_is_lost(error: Exception) -> bool:
 
 @contextmanager
 def _torch_out_of_memory() -> Iterator[None]:
-    """Translate torch's out-of-memory error at its border, so that nothing else needs to know torch."""
+    """Turns torch's out-of-memory error into OutOfMemory, so that callers need not import torch."""
     try:
         yield
     except RuntimeError as error:

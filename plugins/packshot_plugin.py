@@ -1,4 +1,5 @@
-"""The operators' page in Airflow: a menu entry, a tab on every run, and the web app behind them.
+"""What packshot adds to Airflow: the operators' page (a menu entry, a tab on every run, the web app behind them) and
+the campaign's timetable.
 
 This module is imported in every Airflow process, tasks included; the web app only where it is served.
 """
@@ -11,6 +12,7 @@ from urllib.parse import urlsplit
 
 from airflow.configuration import conf
 from airflow.plugins_manager import AirflowPlugin
+from packshot_timetable import ByHandOrBackfill
 
 PREFIX = "/packshot"
 
@@ -19,6 +21,7 @@ class PackshotPlugin(AirflowPlugin):
     """Read-only pages about runs; review and dashboards can join them here."""
 
     name = "packshot"
+    timetables = [ByHandOrBackfill]  # noqa: RUF012  # no ClassVar, because Airflow's own class has none
 
     @cached_property
     def fastapi_apps(self) -> list[dict[str, Any]]:  # type: ignore[override]

@@ -45,6 +45,10 @@ IN_PROCESS_AIRFLOW = {
 os.environ.update(IN_PROCESS_AIRFLOW)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--docs-pictures", action="store_true", help="write the docs' screenshots into docs/pictures")
+
+
 def pytest_sessionstart() -> None:
     """A `kill` or a time limit stops the services too, as Ctrl-C does."""
     signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
@@ -147,6 +151,28 @@ def airflow_db(services: Settings) -> Settings:
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return services
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    """A headless Chromium."""
+    path = shutil.which("chromium")
+    if path is None:
+        pytest.skip("needs Debian's chromium: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="session")
+def pictures(pytestconfig: pytest.Config) -> Path:
+    """Where screenshots go: `docs/pictures` with --docs-pictures, else `build/pictures`."""
+    folder = ROOT / ("docs" if pytestconfig.getoption("--docs-pictures") else "build") / "pictures"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session")

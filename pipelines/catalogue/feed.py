@@ -1,26 +1,25 @@
-"""The catalogue contract: a CSV or TSV with Google Merchant's column names, read into products.
+"""The catalogue contract: a CSV, TSV or XML with Google Merchant's names, read into products.
 
-Every row is one product. What is wrong with a row is said in that row's product, as the reason that it will be
-rejected with; only a file that cannot be read as a catalogue at all is an error. Feed and photos go into the store
-first (`ingest`), so that whoever works on them, anywhere, reads the same bytes.
+Every row is one product. A product carries the problem of its row, and is rejected with it later. Only a file that is
+no catalogue at all is an error. `ingest` first puts feed and photos into the store, so that every worker reads the same
+bytes.
 """
 
 from __future__ import annotations
 
 import asyncio
-import codecs
 import csv
-import html
 import io
 import json
 import mimetypes
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipelines.catalogue.links import Fetched, Unreachable, fetch, is_web, read_beside
+from pipelines.catalogue.reading import REQUIRED, Record, clean, clean_name, read_table
 from pipelines.contracts import Product, canonical_json
 from pipelines.errors import Rejected, Unavailable, UsageError
 
@@ -28,30 +27,25 @@ if TYPE_CHECKING:
     from pipelines.contracts import Store
     from pipelines.settings import Settings
 
-REQUIRED = ("id", "title", "image_link")
 NAMED = (*REQUIRED, "product_type", "item_group_id")
 """Columns that products have fields for; all others are kept in `extra`."""
 
-DELIMITERS = ("\t", ",", ";", "|")
 MANIFEST = "packshot-manifest-1"
 DOWNLOADS = 8
 """Photos fetched at once."""
 
 MANY = 10
-"""Photos of which most cannot be reached from where it is the network's fault and not theirs."""
+"""If at least this many photos, and more than half of all, are unreachable, we assume a network outage."""
 
-MAX_FIELD = 2**20
-"""Characters in one field: a quote that was left open must not swallow the file."""
+FORMULA = re.compile(r"[=@]|[+-](?![\d.]+$)")
+"""How a cell begins that a spreadsheet would compute. A signed number is harmless."""
 
 MAX_ID = 200
-"""Characters in an id: Google Merchant takes 50, and the ledger's indexes no more than some hundreds."""
+"""Characters in an id. Google Merchant allows 50, the ledger's indexes a few hundred."""
 
 MAX_TITLE, MAX_CATEGORY = 150, 750
-"""Characters that Google Merchant takes of a title and of a product_type. What is longer is cut: the stages read them
-word by word. The whole of it is in the feed, which the store keeps."""
-
-SHOWN_COLUMN = re.compile(r"[a-z][a-z_ ]{0,31}")
-"""What is repeated of the header of a file that is no catalogue: it may be any file, one of secrets too."""
+"""Characters that Google Merchant allows in a title and in a product_type. Longer values are cut, because the stages
+read them word by word. The feed in the store keeps them whole."""
 
 
 def within(category: str, wanted: str) -> bool:
@@ -66,63 +60,43 @@ def _path(category: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
-    """A catalogue as read: one product a row, none with a photo yet. `row` counts as a spreadsheet does: the header is
-    row 1. A row that cannot be used has its reason in `photo_problem`."""
+    """A catalogue as read: one product a row, without photos. `row` counts as in a spreadsheet: the header is row 1.
+    `photo_problem` says why a row cannot be used."""
 
     source: str
     rows: tuple[Product, ...]
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """What is wrong with the rows that cannot be used."""
+        """The problems of unusable rows."""
         return tuple(product.photo_problem for product in self.rows if product.photo_problem)
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One row of the file before it is a product. `closed` is False where a quote was left open."""
-
-    number: int
-    fields: Sequence[str]
-    closed: bool
-
-
 def read_catalogue(path: Path, settings: Settings | None = None) -> Catalogue:
-    """Read a catalogue file. Raises UsageError, one line with file and remedy, where it is none."""
+    """Reads a catalogue file. Raises UsageError, with file and remedy, if it is no catalogue."""
     return parse_catalogue(str(path), _read_file(path, settings))
 
 
 def parse_catalogue(source: str, data: bytes) -> Catalogue:
     """Read a catalogue from its bytes; `source` names it in errors. Raises UsageError where it is none."""
-    # not str.splitlines: it also cuts at characters that are text to a CSV, such as U+2028 out of a web page
-    lines = io.StringIO(_decode(source, data), newline="").readlines()
-    if not any(line.strip() for line in lines):
-        raise UsageError(f"{source}: the file is empty: give a CSV or TSV with the columns {', '.join(REQUIRED)}")
-    delimiter = _delimiter(lines)
-    records = _records(lines, delimiter)
-    columns = [_column_name(field) for field in next(records).fields]
-    for name in REQUIRED:
-        if columns.count(name) != 1:
-            found = ", ".join(filter(SHOWN_COLUMN.fullmatch, columns)) or "nothing like a column's name"
-            many = "no column" if name not in columns else "more than one column"
-            raise UsageError(f"{source}: {many} {name!r} in its header (found: {found}): rename or add it")
-    products = [_product(record, columns) for record in records]
+    table = read_table(source, data)
+    products = [_product(record, table.columns) for record in table.records]
     if not products:
         raise UsageError(f"{source}: no product below its header")
     return Catalogue(source, tuple(_unique(products)))
 
 
 def ingest(source: Path | str, store: Store, settings: Settings, limit: int | None = None) -> str:
-    """Put a catalogue (a file, or an http(s) address) and its photos into the store; returns its manifest's digest.
+    """Puts a catalogue (a file, or an http(s) address) and its photos into the store; returns its manifest's digest.
 
-    The manifest is JSON: the products, each with its photo's digest or the reason why there is none. Same files, same
-    digest. With `limit`, the first so many rows. Raises UsageError where the source is no catalogue.
+    The manifest is JSON: each product with its photo's digest, or the reason why it has none. Equal files give an equal
+    digest. `limit` keeps the first rows. Raises UsageError if the source is no catalogue, Unavailable in an outage.
     """
     return asyncio.run(_ingest(source, store, settings, limit))
 
 
 def load_manifest(store: Store, digest: str) -> list[Product]:
-    """The products of a manifest that `ingest` made. Raises UsageError where the store has none of that digest."""
+    """The products of a manifest that `ingest` made. Raises UsageError if the store has no manifest of that digest."""
     try:
         document = json.loads(store.get(digest))
     except (KeyError, ValueError) as error:
@@ -130,6 +104,23 @@ def load_manifest(store: Store, digest: str) -> list[Product]:
     if not isinstance(document, dict) or document.get("kind") != MANIFEST:
         raise UsageError(f"the object {digest} is no feed that `packshot run` put there")
     return [Product(**product) for product in document["products"]]
+
+
+def published_feed(images: Iterable[tuple[str, str, str, str]]) -> bytes:
+    """Published images as a feed: a CSV with Google Merchant's `id`, `title`, `image_link`, and with `sha256`.
+
+    `images` are rows of these four.
+    """
+    out = io.StringIO(newline="")
+    writer = csv.writer(out)
+    writer.writerow(["id", "title", "image_link", "sha256"])
+    writer.writerows([_no_formula(str(cell)) for cell in image] for image in images)
+    return out.getvalue().encode()
+
+
+def _no_formula(cell: str) -> str:
+    """A cell that no spreadsheet computes (OWASP, CSV injection): `'` before what begins like a formula."""
+    return f"'{cell}" if FORMULA.match(cell) else cell
 
 
 # ------------------------------------------------------------------- reading a file
@@ -149,87 +140,22 @@ def _read_file(path: Path, settings: Settings | None) -> bytes:
         raise UsageError(f"{path}: cannot be read ({error.strerror}): {remedy}") from error
 
 
-def _decode(source: str, data: bytes) -> str:
-    """UTF-8 or UTF-16 by its mark, else UTF-8, else what spreadsheets in Europe write."""
-    encodings = ["utf-8-sig", "cp1252"]
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        encodings = ["utf-16"]
-    for encoding in encodings:
-        try:
-            return data.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-    raise UsageError(f"{source}: not readable as text: save it as CSV in UTF-8")
-
-
-def _delimiter(lines: Sequence[str]) -> str:
-    """The delimiter that finds most of the required columns, then the one that finds most columns."""
-
-    def columns(delimiter: str) -> tuple[int, int]:
-        header = next(_records(lines, delimiter)).fields
-        return len(set(REQUIRED) & {_column_name(field) for field in header}), len(header)
-
-    return max(DELIMITERS, key=columns)
-
-
-def _column_name(field: str) -> str:
-    return "_".join(field.strip().lower().split())
-
-
-def _records(lines: Sequence[str], delimiter: str) -> Iterator[Record]:
-    """Every row that is not blank; the first is the header.
-
-    A quote that is never closed, or only by a later row's, would swallow products: a record over several lines that
-    does not have the header's columns ends with its first line, and reading goes on with the next.
-    """
-    csv.field_size_limit(MAX_FIELD)
-    position, number, width = 0, 0, None
-    while position < len(lines):
-        fields, taken, closed = _record(lines, position, delimiter)
-        if not closed or (taken > 1 and width not in (None, len(fields))):
-            fields, taken, closed = lines[position].replace('"', "").split(delimiter), 1, False
-        position += taken
-        number += 1
-        if any(field.strip() for field in fields):
-            width = width or len(fields)
-            yield Record(number, fields, closed)
-
-
-def _record(lines: Sequence[str], start: int, delimiter: str) -> tuple[list[str], int, bool]:
-    """The record that starts at a line, how many lines it takes, and whether its quotes are sound."""
-
-    def reader(strict: bool) -> Any:
-        return csv.reader((lines[n] for n in range(start, len(lines))), delimiter=delimiter, strict=strict)
-
-    lenient = reader(strict=False)
-    try:
-        fields: list[str] = next(lenient, [])
-        if lenient.line_num > 1:  # within one line, a stray quote is taken as it is: 12" plate
-            next(reader(strict=True))
-    except csv.Error:
-        return [], max(lenient.line_num, 2), False
-    return fields, max(lenient.line_num, 1), True
-
-
 # ------------------------------------------------------------------ rows to products
 
 
 def _product(record: Record, columns: Sequence[str]) -> Product:
     """One row; its `photo_problem` says what is wrong with it."""
-    number, fields = record.number, record.fields
+    number = record.number
     values: dict[str, str] = {}
-    for name, field in zip(columns, fields, strict=False):
-        value = html.unescape(field).replace("\x00", "").strip()
+    for name, field in zip(columns, record.fields, strict=False):
+        value = clean_name(field) if name in ("id", "image_link") else clean(field)
         # Merchant feeds may repeat a column, such as additional_image_link
         values[name] = ", ".join(filter(None, (values.get(name), value)))
-    problem = ""
-    if not record.closed:
-        problem = f"row {number} has a quote that is not closed: close it, or double the quotes inside a field"
-    elif len(fields) != len(columns):
-        problem = (
-            f"row {number} has {len(fields)} columns, the header {len(columns)}: quote fields that hold a delimiter"
-        )
-    elif any("\x00" in field for field in fields):
+    values["image_link"] = first_link(values["image_link"])
+    problem = record.problem
+    if problem:
+        pass
+    elif any("\x00" in field for field in record.fields):
         problem = f"row {number} holds a NUL character: save the file as text"
     elif not values["id"]:
         problem = f"row {number} has no id"
@@ -250,8 +176,13 @@ def _product(record: Record, columns: Sequence[str]) -> Product:
     )
 
 
+def first_link(field: str) -> str:
+    """The first address of a field that holds several, as some tools export all photos of a product; else the field."""
+    return re.split(r"[\s,;|]+(?=https?://)", field, maxsplit=1)[0] if is_web(field) else field
+
+
 def _unique(products: Sequence[Product]) -> Iterator[Product]:
-    """The first usable row of a SKU has it; the others are shown as `SKU#row` with the reason."""
+    """The first usable row of a SKU keeps it; other rows become `SKU#row`, with a reason."""
     owners: dict[str, int] = {}
     for product in sorted(products, key=lambda p: bool(p.photo_problem)):
         owners.setdefault(product.sku, product.row)
@@ -301,9 +232,9 @@ async def _feed(source: Path | str, settings: Settings) -> bytes:
 async def _photos(
     products: Sequence[Product], folder: Path | None, store: Store, settings: Settings
 ) -> dict[str, str | Rejected]:
-    """Link → digest in the store, or why there is none. Each link is read once, some at a time.
+    """Link → digest in the store, or why there is none. Each link is read once, `DOWNLOADS` at a time.
 
-    Raises Unavailable where most of many cannot be reached: then it is not the rows that are wrong.
+    Raises Unavailable in a network outage: `MANY` photos, and more than half of all, are unreachable.
     """
     turns = asyncio.Semaphore(DOWNLOADS)
     away: list[Unreachable] = []
@@ -327,7 +258,7 @@ async def _photos(
 
 
 async def _photo(link: str, folder: Path | None, settings: Settings, patient: bool) -> Fetched:
-    """The bytes behind a link. They are not decoded here: whether they are a picture is the cutout stage's business."""
+    """The bytes behind a link. The cutout stage decodes them and rejects what is no picture."""
     media_type = mimetypes.guess_type(link)[0] or "application/octet-stream"
     if is_web(link):
         seconds, private = settings.photo_timeout_seconds, settings.allow_private_links

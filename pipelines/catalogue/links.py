@@ -1,9 +1,8 @@
 """The bytes behind a catalogue's links: a file beside the catalogue, or a page at a public address. Nothing else.
 
-A catalogue comes from outside. Its paths may not leave its folder, by `..`, by root or by symlink; its addresses may
-not reach into the network that this program runs in (server-side request forgery): every address that a name resolves
-to is checked, at every redirect, and the connection goes to the address that was checked, so that a second answer of
-the name server changes nothing.
+A catalogue comes from outside. Its paths may not leave its folder, by `..`, by root or by symlink. Its addresses
+must not lead into this program's network (server-side request forgery): every resolved address is checked, at every
+redirect. The connection goes to the checked address, so that a second answer of the name server changes nothing.
 """
 
 from __future__ import annotations
@@ -12,12 +11,17 @@ import asyncio
 import errno
 import ipaddress
 import os
+import re
 import socket
 import ssl
 import stat
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from itertools import islice
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from unicodedata import normalize
+from urllib.parse import unquote
 
 import httpx
 
@@ -25,8 +29,13 @@ from pipelines.errors import Rejected
 
 MAX_REDIRECTS = 5
 PAUSES = (1.0, 4.0)
-"""Seconds after which an address that could not be reached is asked again."""
+"""Seconds before each retry of an unreachable address."""
 USER_AGENT = "packshot"
+
+MEDIA_TYPE = re.compile(r"[a-z0-9!#$&^_.+-]{1,64}/[a-z0-9!#$&^_.+-]{1,64}")
+
+MOST_NAMES = 10_000
+"""Names of a folder that are searched for one like a missing file's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,28 +56,48 @@ def is_web(link: str) -> bool:
 
 
 def read_beside(folder: Path, link: str, max_bytes: int) -> bytes:
-    """The file at `link`, relative to `folder` and inside of it. Raises Rejected with the reason it cannot be had."""
-    if PurePosixPath(link).is_absolute():
-        raise Rejected(f"{link} is an absolute path: name the file relative to the catalogue")
-    try:
-        target = Path(os.path.realpath(folder / link))
-        if not target.is_relative_to(os.path.realpath(folder)):
-            raise Rejected(f"{link} leaves the catalogue's folder: put the file into it")
-        # resolved, so it is no link; should it become one now, or a pipe, it is not followed and not waited for
-        descriptor = os.open(target, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        with open(descriptor, "rb") as file:
-            found = os.fstat(descriptor)
-            if not stat.S_ISREG(found.st_mode):
-                raise Rejected(f"{link} is no file")
-            _check_size(link, found.st_size, max_bytes)
-            return file.read()
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise Rejected(_why_unreadable(link, error)) from error
+    """The file at `link`, relative to `folder` and inside of it. Raises Rejected with the reason it cannot be had.
+
+    Tools spell one path in several ways. Those are tried in this order: as written, with `%20` and its like decoded,
+    with `/` for `\\`, and each in both normal forms of Unicode.
+    """
+    failed: OSError | ValueError | None = None
+    for spelling in _spellings(link):
+        if PurePosixPath(spelling).is_absolute() or PureWindowsPath(spelling).drive:
+            raise Rejected(f"{link} is an absolute path: name the file relative to the catalogue")
+        try:
+            return _read_inside(folder, spelling, max_bytes)
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+            failed = failed or error
+    assert failed is not None  # a link has one spelling at least
+    raise Rejected(_why_unreadable(folder, link, failed)) from failed
 
 
-def _why_unreadable(link: str, error: OSError | ValueError) -> str:
+def _spellings(link: str) -> list[str]:
+    written = [link, unquote(link), link.replace("\\", "/"), unquote(link).replace("\\", "/")]
+    forms = [normal for name in written for normal in (name, normalize("NFC", name), normalize("NFD", name))]
+    return list(dict.fromkeys(forms))
+
+
+def _read_inside(folder: Path, link: str, max_bytes: int) -> bytes:
+    target = Path(os.path.realpath(folder / link))
+    if not target.is_relative_to(os.path.realpath(folder)):
+        raise Rejected(f"{link} leaves the catalogue's folder: put the file into it")
+    # resolved, so it is no link; should it become one now, or a pipe, it is not followed and not waited for
+    descriptor = os.open(target, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with open(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise Rejected(f"{link} is no file")
+        _check_size(link, found.st_size, max_bytes)
+        return file.read()
+
+
+def _why_unreadable(folder: Path, link: str, error: OSError | ValueError) -> str:
     if isinstance(error, FileNotFoundError | NotADirectoryError):
-        return f"{link} is not there: put the file into the catalogue's folder or correct the path"
+        near = _near_name(folder, link)
+        remedy = f"is it {near}?" if near else "put the file into the catalogue's folder or correct the path"
+        return f"{link} is not there: {remedy}"
     if isinstance(error, IsADirectoryError):
         return f"{link} is no file"
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
@@ -76,13 +105,24 @@ def _why_unreadable(link: str, error: OSError | ValueError) -> str:
     return f"{link!r} cannot be read: {getattr(error, 'strerror', None) or error}"
 
 
+def _near_name(folder: Path, link: str) -> str:
+    """A file beside the missing one whose name is nearly its name, as a link; "" where there is none."""
+    parent = Path(os.path.realpath(folder / _spellings(link)[-1])).parent
+    if not parent.is_relative_to(os.path.realpath(folder)) or not parent.is_dir():
+        return ""
+    names = {normalize("NFC", name).casefold(): name for name in islice(os.listdir(parent), MOST_NAMES)}
+    wanted = normalize("NFC", PurePosixPath(_spellings(link)[-1]).name).casefold()
+    close = get_close_matches(wanted, names, n=1, cutoff=0.8)
+    return str((parent / names[close[0]]).relative_to(os.path.realpath(folder))) if close else ""
+
+
 async def fetch(
     link: str, max_bytes: int, seconds: float, allow_private: bool = False, patient: bool = True
 ) -> Fetched:
-    """What an http(s) address answers, within `seconds` in all, redirects included.
+    """Downloads an http(s) address within `seconds` in all, redirects and, if `patient`, retries included.
 
-    Raises Rejected with the reason where it is no public address, too large, or answers with an error, and Unreachable
-    where it could not be reached, asked again in that time if `patient`, or was too slow.
+    Raises Rejected for an address that is not public, a file that is too large and an error of the server; Unreachable
+    if the address does not answer in time.
     """
     failed = None
     try:
@@ -132,12 +172,18 @@ async def _follow(link: str, max_bytes: int, seconds: float, allow_private: bool
                     kind = Unreachable if _for_now(response.status_code) else Rejected
                     raise kind(f"{link} answers {response.status_code} {response.reason_phrase}".strip())
                 data = await _body(link, response, max_bytes)
-                return Fetched(data, response.headers.get("Content-Type", "").partition(";")[0].strip())
+                return Fetched(data, media_type_of(response.headers.get("Content-Type", "")))
             except httpx.TransportError as error:
                 raise _unreachable(link, error) from error
             finally:
                 await response.aclose()
     raise Rejected(f"{link} redirects more than {MAX_REDIRECTS} times")
+
+
+def media_type_of(header: str) -> str:
+    """The media type of a Content-Type header; "" where it is none. It goes into a signed header of the store."""
+    media_type = header.partition(";")[0].strip().lower()
+    return media_type if MEDIA_TYPE.fullmatch(media_type) else ""
 
 
 def _for_now(status: int) -> bool:
@@ -151,7 +197,7 @@ def _unreachable(link: str, error: httpx.TransportError) -> Rejected:
 
 @lru_cache
 def _certificates() -> ssl.SSLContext:
-    """Read once: it takes longer than a small photo."""
+    """Cached: reading them takes longer than a small photo."""
     return httpx.create_ssl_context(trust_env=False)
 
 
@@ -167,6 +213,13 @@ async def _body(link: str, response: httpx.Response, max_bytes: int) -> bytes:
 def _check_size(link: str, size: int, max_bytes: int) -> None:
     if size > max_bytes:
         raise Rejected(f"{link} is larger than {max_bytes / 2**20:g} MiB")
+
+
+NOT_PUBLIC = tuple(
+    map(ipaddress.ip_network, ("192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32", "fec0::/10", "64:ff9b:1::/48"))
+)
+"""Networks that Python counts as global and that are none: IETF assignments, the old 6to4 relays, Azure's host,
+site-local addresses, and a local use of NAT64."""
 
 
 async def _checked_address(url: httpx.URL, allow_private: bool) -> str:
@@ -188,10 +241,15 @@ def is_public(address: str) -> bool:
     """Whether an IP address is one of the internet at large, also when it is written into an IPv6 address (mapped,
     6to4, Teredo, NAT64)."""
     ip = ipaddress.ip_address(address.partition("%")[0])
+    if any(ip in network for network in NOT_PUBLIC if network.version == ip.version):
+        return False
     if isinstance(ip, ipaddress.IPv6Address):
         embedded = [ip.ipv4_mapped, ip.sixtofour, *(ip.teredo or ())]
+        low = int(ip) & 0xFFFFFFFF
         if ip in ipaddress.ip_network("64:ff9b::/96") or ip in ipaddress.ip_network("::/96"):
-            embedded.append(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF))
+            embedded.append(ipaddress.IPv4Address(low))
+        if (int(ip) >> 32) & 0xFDFFFFFF == 0x00005EFE:  # ISATAP (RFC 5214): an interface id of 0[2]00:5efe:IPv4
+            embedded.append(ipaddress.IPv4Address(low))
         if any(inner is not None and not is_public(str(inner)) for inner in embedded):
             return False
         if ip.ipv4_mapped is not None:

@@ -88,11 +88,11 @@ def detector(
     as_json: AsJson = False,
 ) -> None:
     """Accuracy of the overcompletion detector, on composites of known truth. Tau was set on other products."""
-    from pipelines.evaluation.detector import calibrate
+    from pipelines.evaluation.detector import measure
     from pipelines.models.profile import active_profile
     from pipelines.scenes import Checks
 
-    found = calibrate.measure_detector(shared, active_profile(), Checks().overcompletion, limit)
+    found = measure.measure_detector(shared, active_profile(), Checks().overcompletion, limit)
     of = {"noticed": f"{found.lacking} photos whose cutout lacks a part"}
     of |= dict.fromkeys(("alarms", "false_alarms"), f"{found.photos} photos")
     rows = [

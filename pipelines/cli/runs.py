@@ -182,7 +182,7 @@ def _as_text(found: Report) -> list[Text | Table]:
         )
     ]  # fmt: skip
     if found.problem:
-        parts.append(line(("publication was stopped", "red"), f": {found.problem['reason']}"))
+        parts.append(line(("the run was stopped", "red"), f": {found.problem['reason']}"))
     stages = [
         (name, count.computed, count.reused, f"{found.seconds.get(name, 0):.1f}") for name, count in found.steps.items()
     ]

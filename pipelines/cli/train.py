@@ -29,13 +29,14 @@ def train(
         typer.Argument(
             help="autoencoder, clip, unet, unet_inpaint9, brushnet, brushnet_random, brushnet_salient, "
             "brushnet_control, controlnet_canny, controlnet_inpaint, lora_oak_window, base_high_key, blip, upscaler, "
-            "salient or hqsam."
+            "salient or hqsam; or mini, all that paints in one chain."
         ),
     ],
 ) -> None:
     """Train a bundled model, or resume its training. `packshot train unet --help` lists the options of a part.
 
     `packshot train brushnet` fine-tunes BrushNet in the paper's two stages, also on your own pictures.
+    `packshot train mini` trains the whole chain.
     """
     if part == "--help":
         typer.echo(context.get_help(), nl=False)
@@ -44,6 +45,11 @@ def train(
     if part == "brushnet":
         trainers.command()(fine_tune)
         trainers(context.args, prog_name="packshot train brushnet")
+    if part == "mini":
+        from pipelines.training.chain import main as chain
+
+        trainers.command()(chain)
+        trainers(context.args, prog_name="packshot train mini")
     from pipelines.training.__main__ import main as trainer
 
     trainers.command()(trainer)
@@ -94,19 +100,19 @@ def fine_tune(
     from pipelines.revisions.registry import install, promote
     from pipelines.settings import get_settings
     from pipelines.store import FolderStore, S3Store
-    from pipelines.training.evaluate import Exam
+    from pipelines.training.evaluate import Evaluator
     from pipelines.training.finetune import (
         PARTS,
         Finetune,
-        Stage,
         StageName,
         Trained,
+        TrainingStage,
         begin,
         check_learnable,
         gather,
         held_out,
         register_finetune,
-        run_stage,
+        train_stage,
         watching,
     )  # fmt: skip
     from pipelines.training.loop import PROFILE, TrainOptions, together
@@ -126,53 +132,53 @@ def fine_tune(
     )
     if not registered and out is None and profile.name != PROFILE.name:
         raise UsageError("say where the trained model goes: --out FOLDER, or --register")
-    crew, limit = together(options), settings.photo_max_megapixels
+    state, limit = together(options), settings.photo_max_megapixels
 
     # 1. Freeze the pictures
-    def frozen(stage: Stage) -> Stage:
+    def frozen(stage: TrainingStage) -> TrainingStage:
         if stage.skipped:
             return stage
         digest, found = gather(stage.pictures, store, settings, data, tuple(scene or ()), tuple(category or ()))
-        if found is not None and crew.is_main_process:
+        if found is not None and state.is_main_process:
             typer.echo(str(found))
         return replace(stage, pictures=digest)
 
-    second = Stage(instances, minutes, steps)
+    second = TrainingStage(instances, minutes, steps)
     if second.skipped:
         raise UsageError("stage 2 has nothing to do: give it --minutes or --steps")
-    first = Stage(salient, salient_minutes, salient_steps)
+    first = TrainingStage(salient, salient_minutes, salient_steps)
     check_learnable(Finetune(first, second), profile)
     job = Finetune(frozen(first), frozen(second), side=size or profile.native_size, batch=batch, lr=lr)
     folder = job.folder(profile, settings.state_dir)
 
     # 2. Train, evaluating now and then
-    with crew.main_process_first():
+    with state.main_process_first():
         begin(job, profile, folder)
-    exam = None
-    judges = held_out(job, store, data) if crew.is_main_process else []
-    if crew.is_main_process and (registered or (judges and evaluate_minutes)):
-        exam = Exam.prepare(
+    evaluator = None
+    judges = held_out(job, store, data) if state.is_main_process else []
+    if state.is_main_process and (registered or (judges and evaluate_minutes)):
+        evaluator = Evaluator.prepare(
             folder / "frozen", judges, store, profile, products=products, seeds=seeds,
             max_megapixels=limit, compute=replace(compute, device=options.device),
         )  # fmt: skip
     trained: dict[StageName, Trained] = {}
     for name in PARTS:
         if not job.stage(name).skipped:
-            watch = watching(exam, name, folder, evaluate_minutes) if exam is not None else None
-            trained[name] = run_stage(name, job, folder, store, options, limit, watch)
-            if crew.is_main_process:
+            watch = watching(evaluator, name, folder, evaluate_minutes) if evaluator is not None else None
+            trained[name] = train_stage(name, job, folder, store, options, limit, watch)
+            if state.is_main_process:
                 typer.echo(f"{name}: {json.dumps(trained[name].figures)}")
-    if not crew.is_main_process:
+    if not state.is_main_process:
         return
 
     # 3. Export, or register and promote
-    if exam is None or not registered:
+    if evaluator is None or not registered:
         for made in trained.values():
             exported = (out or PROFILE) / made.folder.name
             shutil.copytree(made.folder, exported, dirs_exist_ok=True)
             typer.echo(str(exported))
         return
-    revision = register_finetune(job, profile, trained, exam, engine, store, getpass.getuser())
+    revision = register_finetune(job, profile, trained, evaluator, engine, store, getpass.getuser())
     typer.echo(f"revision {revision.revision}: {revision.comparison}")
     if promoted:
         promote(engine, profile, revision.part, revision.revision, getpass.getuser())

@@ -1,1 +1,1 @@
-"""The paper's method: one sampler, its branches, its blends, BrushNet and mask guidance."""
+"""The inpainting sampler: methods, branches, blends, BrushNet, mask guidance and LoRAs."""

@@ -1,4 +1,4 @@
-"""Blends: how the picture that is kept and the picture that is made become one, in latent space, at every step."""
+"""Blends: combine the original and the generated picture in latent space at every step."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ class SoftBlend:
     detail: float = 4.0
 
 
-WEB_UI = SoftBlend()
-"""stable-diffusion-webui's own settings."""
+DEFAULT_SOFT_BLEND = SoftBlend()
+"""The default settings of stable-diffusion-webui."""
 
 
 def hard_blend(original: Tensor, generated: Tensor, product_mask: Tensor) -> Tensor:
-    """Keep the original where the product is, the generated elsewhere.
+    """Keep the original where the product is, and the generated latents elsewhere.
 
-    Avrahami et al., "Blended Latent Diffusion", 2023, algorithm 1: after every step the original, noised to that step's
-    level, is put back ("standard inpainting" in the paper, section 2.1).
+    After every step the original is put back, with noise of that step's level. See Avrahami et al., "Blended Latent
+    Diffusion", 2023, algorithm 1 ("standard inpainting" in the paper, section 2.1).
 
     Args:
         original: Latents (B, C, h, w) at the same noise level as `generated`.
@@ -44,20 +44,20 @@ def soft_blend(
     detail: float,
     sigma: float,
 ) -> Tensor:
-    """Mix by a grey mask and keep the magnitude, as stable-diffusion-webui's soft inpainting does (the paper, 2.1).
+    """Mix two latents by a soft mask and keep their magnitude, as stable-diffusion-webui does (the paper, section 2.1).
 
-    The share of the generated picture is t = (1 - mask)^(sigma^power * scale): late steps (small sigma) let less of the
-    original through. A plain mix of two latents is shorter than either, which shows as a washed-out rim; its length at
-    each pixel is therefore replaced by the power mean of the two lengths.
+    The share of the generated picture is t = (1 - mask)^(sigma^power * scale). Late steps (small sigma) keep less of
+    the original. A plain mix of two latents has a smaller norm than either, which shows as a washed-out edge. So the
+    norm at each pixel is replaced by the power mean of both norms.
 
     Args:
         original: Latents (B, C, h, w).
         generated: Latents (B, C, h, w).
         product_mask: (B, 1, h, w), 0..1, 1 = product.
-        power: How the mask's transition narrows with the noise level; 1 is the usual value.
-        scale: Factor on that exponent; 0.5 is the usual value.
-        detail: Exponent of the power mean; the larger, the more contrast stays. 4 is the usual value.
-        sigma: Noise level of the step, as a deviation beside a signal of 1.
+        power: How fast the transition of the mask narrows with the noise level; usually 1.
+        scale: Factor on that exponent; usually 0.5.
+        detail: Exponent of the power mean. A larger one keeps more contrast; usually 4.
+        sigma: Noise level of the step: standard deviation relative to a signal of 1.
     """
     share = (1 - product_mask) ** (sigma**power * scale)
     mixed = original * (1 - share) + generated * share
@@ -77,14 +77,14 @@ def blend_prediction(
     signal: float,
     settings: SoftBlend,
 ) -> Tensor:
-    """Blend the picture that a UNet predicts softly, and say what it would have predicted for the blend.
+    """Blend the picture that a UNet predicts, and return the prediction for the blended picture.
 
-    Works on the prediction, before the scheduler's step, so that any scheduler will do.
+    It changes the prediction before the scheduler's step, so it works with any scheduler.
 
     Args:
         prediction: (B, C, h, w), the UNet's, after guidance.
         sample: (B, C, h, w), the UNet's input, sqrt(signal) * picture + sqrt(1 - signal) * noise.
-        original: Latents (B, C, h, w), free of noise.
+        original: Latents (B, C, h, w) without noise.
         product_mask: (B, 1, h, w), 0..1, 1 = product.
         kind: What the UNet predicts: "epsilon", "v_prediction" or "sample".
         signal: Share of the picture in the sample's variance (alpha-bar), 0..1.

@@ -1,4 +1,4 @@
-"""Load what sees the masked image beside the UNet: BrushNet, a ControlNet, Fooocus' head and patch."""
+"""Load the branch that reads the masked image: BrushNet, a ControlNet, or Fooocus' head and patch."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from pipelines.models.profile import Profile
 
 
 def load_branch(profile: Profile, name: str, unet: UNet2DConditionModel) -> dict[str, Any]:
-    """Load a method's branch, as the keyword argument of `InpaintingPipeline` that takes it; Fooocus patches the UNet.
+    """Load a method's branch and return it as a keyword argument of `InpaintingPipeline`. Fooocus also patches the
+    UNet.
 
-    Raises UsageError where files are missing, IntegrityError where they are not what the profile says or not for this
-    UNet, ValueError for Fooocus with a UNet of SD 1.5.
+    Raises UsageError if files are missing, IntegrityError if they differ from the profile or do not fit this UNet,
+    ValueError for Fooocus with a UNet of SD 1.5.
     """
     branch = method_named(name).branch
     if branch == "brushnet":
@@ -33,7 +34,7 @@ def load_branch(profile: Profile, name: str, unet: UNet2DConditionModel) -> dict
 
 
 def load_branch_net(profile: Profile, key: str, model: Any, unet: UNet2DConditionModel, expected: str) -> Any:
-    """Load a BrushNet or ControlNet of a profile for a UNet. Raises as `load_branch`."""
+    """Load a BrushNet or ControlNet of a profile for a UNet. Raises as `load_branch` does."""
     part = profile.part(key).check()
     net = load_net(model, part, expected)
     check_fits(part.path, net, unet, expected)

@@ -1,12 +1,11 @@
-"""BrushNet: a second branch that reads the masked image and steers a frozen UNet, layer by layer.
+"""BrushNet: a second branch that reads the masked image and adds its features to a frozen UNet, layer by layer.
 
 Ju et al., "BrushNet: A Plug-and-Play Image Inpainting Model with Decomposed Dual-Branch Diffusion", 2024
-(https://huggingface.co/papers/2403.06976), section 4; the paper packshot follows chooses it in its section 3.1.1.
+(https://huggingface.co/papers/2403.06976), section 4. The paper that packshot follows chooses it in section 3.1.1.
 
-Two things live here. `BrushNetModel` is the branch: a copy of the UNet's convolutions without attention and without
-text, whose state dict and config are those of the released checkpoints. `inject` adds its outputs to a *stock*
-`UNet2DConditionModel` for the length of a `with` block, by forward hooks, so that any diffusers call works with it and
-no fork of diffusers is needed.
+`BrushNetModel` is the branch: a copy of the UNet's convolutions without attention and text. Its state dict and config
+are those of the released checkpoints. `inject` adds its outputs to a stock `UNet2DConditionModel` inside a `with`
+block. It uses forward hooks, so any diffusers call works and no fork of diffusers is needed.
 """
 
 from __future__ import annotations
@@ -27,12 +26,12 @@ from torch import Tensor, nn
 
 @dataclass
 class BrushNetOutput(BaseOutput):
-    """What BrushNet adds to a UNet, in the order in which the UNet computes.
+    """What BrushNet adds to a UNet, in the UNet's order of computation.
 
     Attributes:
-        down: 12 tensors for SD 1.5, 9 for SDXL: after `conv_in`, then after each layer and each down-sampler.
-        mid: one tensor, after the mid block.
-        up: 15 tensors for SD 1.5, 11 for SDXL: after each layer and each up-sampler.
+        down: After `conv_in`, then after each layer and each down-sampler. 12 tensors for SD 1.5, 9 for SDXL.
+        mid: After the mid block; one tensor.
+        up: After each layer and each up-sampler. 15 tensors for SD 1.5, 11 for SDXL.
     """
 
     down: tuple[Tensor, ...]
@@ -41,14 +40,14 @@ class BrushNetOutput(BaseOutput):
 
 
 class BrushNetModel(ModelMixin, ConfigMixin):
-    """The branch that reads [noisy latents | masked-image latents | mask] and sees no text.
+    """The branch that reads [noisy latents | masked-image latents | mask] and no text.
 
-    Loads released checkpoints as they are (`from_pretrained`), or starts from a UNet's weights (`from_unet`). The block
-    types and every argument about attention and text are part of the released `config.json` and kept for that reason
-    only: all blocks are `DownBlock2D`, `MidBlock2D` and `UpBlock2D`, whatever the UNet has in their place.
+    Load a released checkpoint with `from_pretrained`, or start from a UNet's weights with `from_unet`. Block types and
+    attention arguments are in the released `config.json` and are kept for that reason only. All blocks are
+    `DownBlock2D`, `MidBlock2D` and `UpBlock2D`, whatever the UNet uses.
 
     Raises:
-        ValueError: the configuration asks for other blocks, or for an embedding that no BrushNet has.
+        ValueError: the configuration names other blocks, or an embedding that BrushNet does not have.
     """
 
     _supports_gradient_checkpointing = True
@@ -118,7 +117,7 @@ class BrushNetModel(ModelMixin, ConfigMixin):
             "resnet_time_scale_shift": resnet_time_scale_shift,
         }
 
-        # down: one zero convolution for conv_in, then one a layer and one a down-sampler
+        # down: one zero convolution for conv_in, then one per layer and down-sampler
         self.down_blocks = nn.ModuleList()
         self.brushnet_down_blocks = nn.ModuleList([_zero_conv(block_out_channels[0])])
         channels = block_out_channels[0]
@@ -170,14 +169,14 @@ class BrushNetModel(ModelMixin, ConfigMixin):
         brushnet_conditioning_channel_order: str = "rgb",
         conditioning_embedding_out_channels: tuple[int, ...] | None = (16, 32, 96, 256),
     ) -> BrushNetModel:
-        """Make the branch of a UNet: its sizes, its convolutions copied, its attention left out, all outputs zero.
+        """Create the branch of a UNet: the same sizes, copied convolutions, no attention, all outputs zero.
 
         Args:
             unet: An SD 1.5 or SDXL UNet of any size with 4 input channels.
-            load_weights_from_unet: Copy the weights, too. The input convolution reads the masked-image latents through
-                the same kernel as the noisy latents and does not look at the mask yet.
-            conditioning_channels: Masked-image latents and mask.
-            brushnet_conditioning_channel_order: Written into the config, as in the released ones.
+            load_weights_from_unet: Copy the weights too. The input convolution then reads the masked-image latents with
+                the kernel of the noisy latents, and ignores the mask.
+            conditioning_channels: Number of channels of masked-image latents and mask.
+            brushnet_conditioning_channel_order: Written to the config, as in the released ones.
             conditioning_embedding_out_channels: Likewise.
         """
         config = {name: unet.config[name] for name in _SHARED_WITH_UNET}
@@ -208,7 +207,7 @@ class BrushNetModel(ModelMixin, ConfigMixin):
 
     @property
     def sees_text(self) -> bool:
-        """Whether the pooled text enters (SDXL). Where it does not, one call serves both guidance halves."""
+        """Whether the branch reads the pooled text (SDXL). If not, one call serves both guidance halves."""
         return self.config.addition_embed_type is not None
 
     def forward(
@@ -225,15 +224,15 @@ class BrushNetModel(ModelMixin, ConfigMixin):
         """Compute what to add to the UNet at each of its layers.
 
         Args:
-            sample: Noisy latents (B, 4, h, w), scaled as the UNet gets them.
+            sample: Noisy latents (B, 4, h, w), scaled as for the UNet.
             timestep: One for all, or (B,).
-            encoder_hidden_states: Not read; taken so that a call looks like a UNet's.
-            brushnet_cond: (B, 5, h, w): latents of the image with everything outside the product blackened, then the
-                mask, **1 = kept** (the released checkpoints mean the same, though their scripts take the opposite).
+            encoder_hidden_states: Ignored; present so that the call matches a UNet's.
+            brushnet_cond: (B, 5, h, w): latents of the image with black outside the product, then the mask, **1 =
+                kept**. The released checkpoints use the same polarity, although their scripts take the opposite.
             conditioning_scale: Factor on all outputs.
             added_cond_kwargs: SDXL's `text_embeds` (B, D) and `time_ids` (B, 6).
             guess_mode: Scale the outputs from 0.1 to 1 along the net, as the released code does.
-            return_dict: Return a `BrushNetOutput` and not a tuple.
+            return_dict: Return a `BrushNetOutput` instead of a tuple.
 
         Returns:
             `(down, mid, up)`; see `BrushNetOutput`.
@@ -252,7 +251,7 @@ class BrushNetModel(ModelMixin, ConfigMixin):
         sample = self.conv_in_condition(torch.cat([sample, brushnet_cond], dim=1))
 
         # 3. down
-        block: Any  # nn.ModuleList forgets what it holds
+        block: Any  # nn.ModuleList is untyped
         skips: list[Tensor] = [sample]
         for block in self.down_blocks:
             sample, states = block(sample, emb)
@@ -263,7 +262,7 @@ class BrushNetModel(ModelMixin, ConfigMixin):
         sample = self.mid_block(sample, emb)
         mid = self.brushnet_mid_block(sample)
 
-        # 5. up: `UpBlock2D.forward` keeps its inner states to itself, so its layers are called one by one
+        # 5. up: `UpBlock2D.forward` does not return its inner states, so its layers are called one by one
         states = []
         for block in self.up_blocks:
             for resnet in block.resnets:
@@ -298,22 +297,22 @@ class BrushNetModel(ModelMixin, ConfigMixin):
 def inject(
     unet: UNet2DConditionModel, down: Sequence[Tensor], mid: Tensor, up: Sequence[Tensor]
 ) -> Iterator[UNet2DConditionModel]:
-    """Add BrushNet's outputs inside a stock UNet, for every call made in the `with` block.
+    """Add BrushNet's outputs inside a stock UNet, for every call in the `with` block.
 
-    The first of `down` is added after `conv_in` on the main path only (the first skip connection is taken before it);
-    every other one after a layer (resnet, and attention where there is one) or a sampler, so that the skips carry it;
-    `mid` after the mid block. ControlNet residuals of the same call are added as always. Gradients flow. The hooks go
-    when the block is left, by an exception, too; with gradient checkpointing `backward` belongs inside the block, as
-    the recomputation needs them.
+    The first of `down` is added after `conv_in` on the main path only, because the first skip connection is taken
+    before it. Each other one is added after a layer or a sampler, so the skip connections carry it. `mid` is added
+    after the mid block. ControlNet residuals of the same call are added as usual. Gradients flow. The hooks are removed
+    at the end of the block, also after an exception. With gradient checkpointing, call `backward` inside the block: the
+    recomputation needs the hooks.
 
     Args:
         unet: The model itself, not a wrapper around it.
         down: As `BrushNetModel` returns them.
         mid: Likewise.
-        up: Likewise. A batch of B serves a UNet's batch of n·B, as when one pass serves both guidance halves.
+        up: Likewise. A batch of B serves a UNet's batch of n·B, for example both guidance halves.
 
     Raises:
-        ValueError: the UNet has not as many places as there are tensors.
+        ValueError: the number of tensors does not match the UNet's layers.
     """
     down_places = [layer for block in unet.down_blocks for layer in _layers(block, "downsamplers")]
     up_places = [layer for block in unet.up_blocks for layer in _layers(block, "upsamplers")]
@@ -322,7 +321,7 @@ def inject(
         raise ValueError(f"The UNet has {places} places on its way down and up, but BrushNet gave {given} tensors.")
 
     with ExitStack() as hooks:
-        # `conv_in`'s output itself must stay as it is: it is also the first skip connection
+        # `conv_in`'s output must not change: it is also the first skip connection
         first = unet.down_blocks[0].register_forward_pre_hook(_add_to_input(down[0]), with_kwargs=True)
         hooks.callback(first.remove)
         for place, residual in zip([*down_places, unet.mid_block, *up_places], [*down[1:], mid, *up], strict=True):
@@ -364,29 +363,10 @@ def _zero_conv(channels: int) -> nn.Conv2d:
 
 
 _SHARED_WITH_UNET = (
-    "in_channels",
-    "flip_sin_to_cos",
-    "freq_shift",
-    "only_cross_attention",
-    "block_out_channels",
-    "layers_per_block",
-    "downsample_padding",
-    "mid_block_scale_factor",
-    "act_fn",
-    "norm_num_groups",
-    "norm_eps",
-    "cross_attention_dim",
-    "transformer_layers_per_block",
-    "encoder_hid_dim",
-    "encoder_hid_dim_type",
-    "attention_head_dim",
-    "num_attention_heads",
-    "use_linear_projection",
-    "class_embed_type",
-    "addition_embed_type",
-    "addition_time_embed_dim",
-    "num_class_embeds",
-    "upcast_attention",
-    "resnet_time_scale_shift",
+    "in_channels", "flip_sin_to_cos", "freq_shift", "only_cross_attention", "block_out_channels", "layers_per_block",
+    "downsample_padding", "mid_block_scale_factor", "act_fn", "norm_num_groups", "norm_eps", "cross_attention_dim",
+    "transformer_layers_per_block", "encoder_hid_dim", "encoder_hid_dim_type", "attention_head_dim",
+    "num_attention_heads", "use_linear_projection", "class_embed_type", "addition_embed_type",
+    "addition_time_embed_dim", "num_class_embeds", "upcast_attention", "resnet_time_scale_shift",
     "projection_class_embeddings_input_dim",
-)
+)  # fmt: skip

@@ -1,4 +1,4 @@
-"""What the UNet and its branches are told in words and sizes: SD 1.5's one text encoder, SDXL's two and its sizes."""
+"""Text and size conditioning of UNet and branches: SD 1.5's one text encoder, SDXL's two encoders and its sizes."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from pipelines.diffusion.inputs import Layout
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What SDXL is told of the picture's size, px (Podell et al. 2023, section 2.2); SD 1.5 is told nothing.
+    """SDXL's size conditioning, px (Podell et al. 2023, section 2.2). SD 1.5 has none.
 
     Attributes:
-        original: (height, width) that the photo had before it was brought to size. Left out: what is sampled. A small
-            one asks for the look of an enlarged photo.
-        crop: (top, left) of the part that was cut out of it; (0, 0) asks for a product in the middle.
-        target: (height, width) that the picture stands for. Left out: what is sampled.
+        original: (height, width) of the photo before resizing; default: the sampled size. A small one gives the look of
+            an enlarged photo.
+        crop: (top, left) of the crop; (0, 0) asks for a centred product.
+        target: (height, width) that the picture stands for; default: the sampled size.
     """
 
     original: tuple[int, int] | None = None
@@ -30,12 +30,12 @@ class Sizes:
     target: tuple[int, int] | None = None
 
     def time_ids(self, sampled: tuple[int, int]) -> Tensor:
-        """(1, 6), in the order in which SDXL reads them, for a picture sampled at (height, width)."""
+        """Return (1, 6) in SDXL's order, for a picture sampled at (height, width)."""
         return torch.tensor([[*(self.original or sampled), *self.crop, *(self.target or sampled)]])
 
 
 AS_SAMPLED = Sizes()
-"""A whole photo of the size that is sampled."""
+"""A whole photo of the sampled size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Encoder:
     tokenizer: CLIPTokenizer
 
     def tokens(self, texts: Sequence[str]) -> Tensor:
-        """(B, L), padded and cut to what the encoder reads."""
+        """Return token ids (B, L), padded and truncated to the encoder's length."""
         length = min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings)
         ids: Tensor = self.tokenizer(
             list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
@@ -56,7 +56,7 @@ class Encoder:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Encoded texts: `embeds` (B, L, D), which cross-attention reads, and SDXL's `pooled` (B, P)."""
+    """Encoded texts: `embeds` (B, L, D) for cross-attention, and SDXL's `pooled` (B, P)."""
 
     embeds: Tensor
     pooled: Tensor | None = None
@@ -64,7 +64,8 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Conditioning:
-    """For the UNet's whole batch: `embeds` (n, L, D), and SDXL's `added` (`text_embeds` (n, P), `time_ids` (n, 6))."""
+    """Conditioning of the UNet's whole batch: `embeds` (n, L, D), and SDXL's `added`: `text_embeds` (n, P) and
+    `time_ids` (n, 6)."""
 
     embeds: Tensor
     added: dict[str, Any] | None
@@ -78,16 +79,11 @@ def encode_texts(
     working: Callable[[Any], AbstractContextManager[None]],
     empty_is_zero: bool = False,
 ) -> Text:
-    """Encode texts as SD 1.5 (one encoder, its last layer) or as SDXL (two, each's last but one layer, side by side).
+    """Encode texts as SD 1.5 does (last layer of one encoder) or as SDXL does (second to last layers of two,
+    concatenated).
 
-    Args:
-        texts: One an entry.
-        encoders: One, or SDXL's two in order.
-        device: Where the tokens go.
-        dtype: What the UNet computes in.
-        working: Keeps a module on the device for as long as it works.
-        empty_is_zero: An empty text of SDXL's is all zeros, as `force_zeros_for_empty_prompt` of its published
-            configuration says: what "no text" was in its training.
+    `working` keeps a module on the device while it runs. With `empty_is_zero` SDXL's empty text becomes zeros, as in
+    its training; its published configuration calls this `force_zeros_for_empty_prompt`.
     """
     if len(encoders) == 1:
         [encoder] = encoders
@@ -98,7 +94,7 @@ def encode_texts(
         with working(encoder.model):
             output = encoder.model(encoder.tokens(texts).to(device), output_hidden_states=True)
         hidden.append(output.hidden_states[-2])
-        pooled = output[0]  # of the last: the second one's projection
+        pooled = output[0]  # ends as the second encoder's projection
     embeds = torch.cat(hidden, dim=-1).to(dtype)
     assert pooled is not None
     pooled = pooled.to(dtype)
@@ -109,17 +105,17 @@ def encode_texts(
 
 
 def condition(text: Text, negative: Text | None, layout: Layout, time_ids: Tensor) -> Conditioning:
-    """Lay texts and sizes out for the UNet's batch: the guidance halves are [without, with]."""
+    """Arrange texts and sizes for the UNet's batch: the guidance halves are [without, with] prompt."""
     embeds = layout.by_half(negative.embeds if negative else None, text.embeds)
     if text.pooled is None:
         return Conditioning(embeds, None)
     pooled = layout.by_half(negative.pooled if negative else None, text.pooled)
-    sizes = layout.in_both_halves(time_ids.to(pooled))
+    sizes = layout.for_both_halves(time_ids.to(pooled))
     return Conditioning(embeds, {"text_embeds": pooled, "time_ids": sizes})
 
 
 def check_sizes(unet: Any, second: CLIPTextModelWithProjection | None) -> None:
-    """Raise ValueError where a UNet wants other things to be told than these encoders and sizes are."""
+    """Raise ValueError if a UNet needs other conditioning than these encoders and sizes give."""
     config = unet.config
     if config.addition_embed_type is None:
         return

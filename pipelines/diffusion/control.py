@@ -1,7 +1,7 @@
-"""Control images: what a ControlNet is shown of the product. Black means 'no control' in all of them.
+"""Draw control images of a product for ControlNets. In all of them black means "no control".
 
-`canny_edges` and `line_art` draw a photo or a cutout; `pose_map` draws the keypoints of a person who wears or holds the
-product, given with it (`read_pose`). None of them needs weights.
+`canny_edges` and `line_art` draw a photo or a cutout. `pose_map` draws the keypoints of a person who wears or holds the
+product; `read_pose` reads them. None of these needs weights.
 """
 
 from __future__ import annotations
@@ -16,42 +16,42 @@ from torch import Tensor
 from pipelines.errors import Rejected
 
 BLUR = 5
-"""Side of the gaussian that takes grain and print screens off a photo before its edges are looked for, px."""
+"""Side of the Gaussian that removes grain and print screens from a photo before edge detection, px."""
 
 LINE_SIGMA = 1.2
-"""Width of a line, as the deviation of the narrower gaussian of `line_art`, px."""
+"""Line width: standard deviation of the narrower Gaussian of `line_art`, px."""
 
 LINE_RATIO = 1.6
-"""The wider gaussian to the narrower: the difference is then close to a laplacian of a gaussian (Marr, Hildreth)."""
+"""Ratio of the two Gaussians: their difference then approximates a Laplacian of a Gaussian (Marr, Hildreth)."""
 
 STEP_RESPONSE = 0.1117
-"""What that difference is, at most, beside a step of height 1: the maximum of Φ(x / 1.6) - Φ(x)."""
+"""Maximum of that difference at a step of height 1: the maximum of Φ(x / 1.6) - Φ(x)."""
 
 KEYPOINTS = (
     "nose", "neck", "right shoulder", "right elbow", "right wrist", "left shoulder", "left elbow", "left wrist",
     "right hip", "right knee", "right ankle", "left hip", "left knee", "left ankle",
     "right eye", "left eye", "right ear", "left ear",
 )  # fmt: skip
-"""OpenPose's COCO model: the keypoints of a person, in order."""
+"""Keypoints of a person in OpenPose's COCO model, in order."""
 
 LIMBS = (
     (1, 2), (1, 5), (2, 3), (3, 4), (5, 6), (6, 7), (1, 8), (8, 9), (9, 10), (1, 11), (11, 12), (12, 13),
     (1, 0), (0, 14), (14, 16), (0, 15), (15, 17),
 )  # fmt: skip
-"""Which keypoints are joined, in the order in which they are drawn."""
+"""Pairs of connected keypoints, in drawing order."""
 
 POSE_COLOURS = (
     (255, 0, 0), (255, 85, 0), (255, 170, 0), (255, 255, 0), (170, 255, 0), (85, 255, 0), (0, 255, 0), (0, 255, 85),
     (0, 255, 170), (0, 255, 255), (0, 170, 255), (0, 85, 255), (0, 0, 255), (85, 0, 255), (170, 0, 255),
     (255, 0, 255), (255, 0, 170), (255, 0, 85),
 )  # fmt: skip
-"""RGB: of the n-th keypoint, and at 60 % of the n-th limb, as OpenPose ControlNets were trained on them."""
+"""RGB of the n-th keypoint, and at 60 % of the n-th limb, as in the training of OpenPose ControlNets."""
 
 POSE_SIDE = 512
-"""At this shorter side, px, sticks are drawn 8 px wide and joints with a radius of 4 px, as the published maps are."""
+"""At this shorter side, px, limbs are 8 px wide and joints have a radius of 4 px, as in the published maps."""
 
 MAX_COORDINATE = 1e5
-"""Keypoints farther out than this are in no photo, px."""
+"""Keypoints beyond this coordinate are not in the photo, px."""
 
 
 def canny_edges(
@@ -60,25 +60,25 @@ def canny_edges(
     low: int = 60,
     high: int = 140,
 ) -> Image.Image:
-    """Draw the edges of a photo in white on black, as canny ControlNets expect them.
+    """Draw the edges of a photo in white on black, as canny ControlNets expect.
 
     Args:
-        image: uint8. RGB, the source photo placed as the product is; or RGBA, the cutout alone on a flat ground, whose
-            silhouette is an edge whatever colour the ground has.
-        product_mask: Edges outside of it are dropped; PIL "L", or (..., H, W) 0..1, 1 = product. None keeps all.
-        low: Gradient from which an edge is followed, 0..255.
-        high: Gradient at which an edge begins, 0..255.
+        image: uint8. RGB: the source photo, placed like the product. RGBA: the cutout alone, whose silhouette is an
+            edge on any background colour.
+        product_mask: Edges outside are removed; PIL "L", or (..., H, W) 0..1, 1 = product. None keeps all edges.
+        low: Gradient down to which an edge is followed, 0..255.
+        high: Gradient at which an edge starts, 0..255.
 
     Returns:
         RGB of the image's size.
 
     Raises:
-        ValueError: the mask has another size than the image.
+        ValueError: the mask and the image differ in size.
     """
     if isinstance(image, Image.Image) and image.mode != "RGBA":
         image = image.convert("RGB")
     pixels = np.asarray(image)
-    # of several channels Canny takes the steepest at every pixel, so that alpha's edge is one line with the colours'
+    # Canny uses the steepest channel at each pixel, so the edges of alpha and colours become one line
     edges = cv2.Canny(cv2.GaussianBlur(pixels, (BLUR, BLUR), 0), low, high)
     return _drawing(edges, product_mask)
 
@@ -89,23 +89,24 @@ def line_art(
     low: int = 8,
     high: int = 64,
 ) -> Image.Image:
-    """Draw a photo's lines in white on black, soft as a pencil's, as lineart ControlNets expect them; no weights.
+    """Draw a photo's lines in white on black, soft like pencil lines, as lineart ControlNets expect. It needs no
+    weights.
 
-    A difference of gaussians of the luminance with a soft threshold (Winnemöller et al., "XDoG", 2012), of which the
-    darker side is kept: a dark line is one line, and an edge is a line on its darker side.
+    It is a difference of Gaussians of the luminance with a soft threshold (Winnemöller et al., "XDoG", 2012). Only the
+    darker side is kept: a dark line gives one line, and an edge gives a line on its darker side.
 
     Args:
-        image: uint8. RGB, the source photo placed as the product is; or RGBA, the cutout alone, whose silhouette is a
-            line just inside of it, whatever colour product and ground have.
-        product_mask: Lines outside of it are dropped; PIL "L", or (..., H, W) 0..1, 1 = product. None keeps all.
-        low: Contrast of an edge up to which nothing is drawn, 0..255.
+        image: uint8. RGB: the source photo, placed like the product. RGBA: the cutout alone, whose silhouette is a line
+            just inside it on any background colour.
+        product_mask: Lines outside are removed; PIL "L", or (..., H, W) 0..1, 1 = product. None keeps all lines.
+        low: Contrast up to which an edge is not drawn, 0..255.
         high: Contrast from which its line is white, 0..255.
 
     Returns:
         RGB of the image's size.
 
     Raises:
-        ValueError: the mask has another size than the image.
+        ValueError: the mask and the image differ in size.
     """
     if isinstance(image, Image.Image) and image.mode != "RGBA":
         image = image.convert("RGB")
@@ -113,23 +114,23 @@ def line_art(
     response = _darker_than_around(cv2.cvtColor(pixels[..., :3], cv2.COLOR_RGB2GRAY))
     if pixels.shape[-1] == 4:
         alpha = pixels[..., 3]
-        # the ground's colour is arbitrary, and so is any edge against it: the silhouette is drawn from alpha
+        # the background's colour is arbitrary, so the silhouette is drawn from alpha
         response = np.maximum(response * alpha / 255, _darker_than_around(255 - alpha))
     lines = np.clip((response / STEP_RESPONSE - low) / (high - low), 0, 1) * 255
     return _drawing(np.rint(lines).astype(np.uint8), product_mask)
 
 
 def read_pose(text: str) -> np.ndarray:
-    """Read a pose as OpenPose writes it: `{"people": [{"pose_keypoints_2d": [x, y, confidence, ...]}]}`.
+    """Read a pose in OpenPose's format: `{"people": [{"pose_keypoints_2d": [x, y, confidence, ...]}]}`.
 
     Args:
-        text: JSON; 18 keypoints a person (`KEYPOINTS`), x and y in px of the photo, confidence 0 where not seen.
+        text: JSON with 18 keypoints per person (`KEYPOINTS`): x and y in px of the photo, confidence 0 for hidden ones.
 
     Returns:
         (people, 18, 3) float32: x, y, confidence.
 
     Raises:
-        Rejected: no such document.
+        Rejected: the text is not such a document.
     """
     expected = f"OpenPose's JSON with {len(KEYPOINTS)} keypoints (x, y, confidence) a person"
     try:
@@ -143,10 +144,10 @@ def read_pose(text: str) -> np.ndarray:
 
 
 def pose_map(keypoints: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    """Draw people's keypoints and limbs on black, as openpose ControlNets expect them (Zhang et al. 2023).
+    """Draw people's keypoints and limbs on black, as openpose ControlNets expect (Zhang et al. 2023).
 
     Args:
-        keypoints: (people, 18, 3): x, y in px of the drawing, and confidence, 0 where not seen; see `KEYPOINTS`.
+        keypoints: (people, 18, 3): x and y in px of the drawing, and confidence, 0 for hidden ones; see `KEYPOINTS`.
         size: Width and height of the drawing, px.
 
     Returns:
@@ -176,7 +177,7 @@ def _darker_than_around(channel: np.ndarray) -> np.ndarray:
 
 
 def _drawing(lines: np.ndarray, product_mask: Image.Image | np.ndarray | Tensor | None) -> Image.Image:
-    """(H, W) uint8 as RGB, black outside the product."""
+    """Return (H, W) uint8 as RGB, black outside the product."""
     if product_mask is not None:
         inside = _as_array(product_mask) >= 0.5
         if inside.shape != lines.shape:

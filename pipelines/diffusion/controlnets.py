@@ -1,4 +1,4 @@
-"""ControlNets in the sampler: each with its mask, scale, start and end; and the one that inpaints."""
+"""ControlNets in the sampler: each with its mask, scale, start and end; and the inpainting ControlNet."""
 
 from __future__ import annotations
 
@@ -13,17 +13,34 @@ from torch import Tensor
 from pipelines.diffusion.conditioning import Conditioning
 from pipelines.diffusion.inputs import Images, Layout, Masks, as_masks, as_pixels, image_list
 from pipelines.diffusion.mask_guidance import MaskGuidedControlNet, Resize, without_embedding
-from pipelines.diffusion.schedule import within
+from pipelines.diffusion.schedule import check_range, step_in_range
 
 
 @dataclass(frozen=True, slots=True)
-class Control:
-    """One ControlNet, ready for the loop: it takes `embedding`, computed once, in the control image's place.
+class ControlInput:
+    """What one ControlNet gets in a call of the sampler.
 
     Attributes:
-        start: Share of the steps from which it is on.
-        end: Share of the steps up to which it is on; it costs nothing outside.
+        images: One control image for all shots, or one per shot.
+        mask: Its product mask, one for all shots or one per shot. None: the net is not masked.
+        scale: Factor on its outputs.
+        start: Share of the steps from which it runs.
+        end: Share of the steps up to which it runs. Outside these steps it costs nothing.
     """
+
+    images: Images
+    mask: Masks | None = None
+    scale: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_range("A control's start and end", self.start, self.end)
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedControl:
+    """A ControlNet for the denoising loop. It takes `embedding` instead of the control image; see `ControlInput`."""
 
     net: ControlNetModel
     embedding: Tensor
@@ -31,82 +48,78 @@ class Control:
     start: float = 0.0
     end: float = 1.0
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.start <= self.end <= 1:
-            raise ValueError(
-                f"A control's start and end are shares of the steps, 0 <= start <= end <= 1, "
-                f"got {self.start} and {self.end}."
-            )
-
     def active(self, step: int, steps: int) -> bool:
-        """Whether the net runs in step 0, 1, … of `steps`."""
-        return self.scale != 0 and within(step, steps, self.start, self.end)
+        """Return whether the net runs in step 0, 1, … of `steps`."""
+        return self.scale != 0 and step_in_range(step, steps, self.start, self.end)
 
 
-def prepare_controls(
-    nets: Sequence[ControlNetModel],
-    kinds: Sequence[str],
-    images: Sequence[Images],
-    masks: Sequence[Masks | None] | None,
-    scales: Sequence[float] | None,
-    starts: Sequence[float] | None,
-    ends: Sequence[float] | None,
-    product_mask: Tensor | None,
-    layout: Layout,
-    size: tuple[int, int],
-    resize: Resize,
-) -> list[Control]:
-    """Mask each net and embed its images once; see `InpaintingPipeline.__call__` for what may be given.
+def control_inputs(
+    count: int, images: Sequence[Images], product_mask: Tensor | None, **options: Sequence[Any] | None
+) -> list[ControlInput]:
+    """Combine the sampler's lists into one entry per ControlNet; without images no ControlNet runs.
 
-    `product_mask` (shots, 1, H, W) guides the nets that have no mask of their own; None: no net is masked. A net that
-    came masked stays so, with its own options. `kinds`: what the nets were trained on, where known. Raises ValueError
-    where the numbers do not fit together, or a net's kind suits no mask.
+    `product_mask` masks every net, unless `masks` are given; None: no net is masked. `options` are `masks`, `scales`,
+    `starts` and `ends`, one entry per net each, or None for the defaults. Raises ValueError if a list has another
+    length.
     """
     if isinstance(images, Image.Image):
         raise ValueError("control_images has one entry a ControlNet: give one image as [image].")
     if not images:
         return []
-    given = {"images": images, "masks": masks, "scales": scales, "starts": starts, "ends": ends}
-    for name, values in given.items():
-        if values is not None and len(values) != len(nets):
-            raise ValueError(f"There are {len(nets)} ControlNets, but control_{name} has {len(values)} entries.")
+    for name, values in {"images": images, **options}.items():
+        if values is not None and len(values) != count:
+            raise ValueError(f"There are {count} ControlNets, but control_{name} has {len(values)} entries.")
+    if product_mask is None or options["masks"] is None:
+        options["masks"] = [product_mask] * count
+    given = {name.removesuffix("s"): values for name, values in options.items() if values is not None}
+    return [
+        ControlInput(shown, **{name: values[i] for name, values in given.items()}) for i, shown in enumerate(images)
+    ]
+
+
+def prepare_controls(
+    nets: Sequence[ControlNetModel],
+    kinds: Sequence[str],
+    inputs: Sequence[ControlInput],
+    layout: Layout,
+    size: tuple[int, int],
+    resize: Resize,
+) -> list[PreparedControl]:
+    """Mask each net and embed its control images once, for a sampled size (height, width).
+
+    A `MaskGuidedControlNet` keeps its own mask and options. `kinds` are what the first nets were trained on, as far as
+    known. Raises ValueError if the number of images or masks does not fit, or a kind does not suit a mask.
+    """
     controls = []
-    for i, net in enumerate(nets):
-        of_shots = image_list(images[i])
-        if len(of_shots) not in (1, layout.shots):
-            raise ValueError(f"{layout.shots} shots need one control image or {layout.shots}, got {len(of_shots)}.")
-        pixels = ((as_pixels(of_shots, size) + 1) / 2).to(net.device, net.dtype)
-        embedding = layout.in_both_halves(net.controlnet_cond_embedding(pixels))
-        own = product_mask if masks is None else masks[i]
-        if product_mask is not None and own is not None and not isinstance(net, MaskGuidedControlNet):
-            mask = as_masks(own, layout.shots, size).to(net.device)
+    for i, (net, control) in enumerate(zip(nets, inputs, strict=False)):
+        images = image_list(control.images)
+        if len(images) not in (1, layout.shots):
+            raise ValueError(f"{layout.shots} shots need one control image or {layout.shots}, got {len(images)}.")
+        pixels = ((as_pixels(images, size) + 1) / 2).to(net.device, net.dtype)
+        embedding = layout.for_both_halves(net.controlnet_cond_embedding(pixels))
+        if control.mask is not None and not isinstance(net, MaskGuidedControlNet):
+            mask = as_masks(control.mask, layout.shots, size).to(net.device)
             kind = kinds[i] if i < len(kinds) else None
-            net = MaskGuidedControlNet(net, layout.a_picture(mask), kind=kind, resize=resize)
-        controls.append(
-            Control(
-                without_embedding(net),
-                embedding,
-                scale=scales[i] if scales is not None else 1.0,
-                start=starts[i] if starts is not None else 0.0,
-                end=ends[i] if ends is not None else 1.0,
-            )
-        )
+            net = MaskGuidedControlNet(net, layout.per_image(mask), kind=kind, resize=resize)
+        controls.append(PreparedControl(without_embedding(net), embedding, control.scale, control.start, control.end))
     return controls
 
 
-def inpaint_control(net: ControlNetModel, seen: Tensor, scale: float, layout: Layout) -> Control:
-    """The net that inpaints, shown the masked image `seen` (1 or shots, 3, H, W): 0..1, and -1 where it is to paint.
+def inpaint_control(net: ControlNetModel, seen: Tensor, scale: float, layout: Layout) -> PreparedControl:
+    """Prepare the inpainting ControlNet for the masked image `seen` (1 or shots, 3, H, W): 0..1, and -1 where it
+    paints.
 
-    So lllyasviel/control_v11p_sd15_inpaint was trained. No mask guides it: its black is a colour, and -1 means 'paint'.
+    lllyasviel/control_v11p_sd15_inpaint was trained like this. It is never masked: its black is a colour, and -1 means
+    "paint here".
     """
-    embedding = layout.in_both_halves(net.controlnet_cond_embedding(seen.to(net.device, net.dtype)))
-    return Control(without_embedding(net), embedding, scale)
+    embedding = layout.for_both_halves(net.controlnet_cond_embedding(seen.to(net.device, net.dtype)))
+    return PreparedControl(without_embedding(net), embedding, scale)
 
 
 def residuals(
-    controls: Sequence[Control], step: int, steps: int, sample: Tensor, t: Tensor, conditioning: Conditioning
+    controls: Sequence[PreparedControl], step: int, steps: int, sample: Tensor, t: Tensor, conditioning: Conditioning
 ) -> dict[str, Any]:
-    """What the active nets give the UNet, added up, as its keyword arguments; nothing where none is active."""
+    """Run the active nets and return their summed outputs as keyword arguments of the UNet; empty if none is active."""
     down_sum: list[Tensor] = []
     mid_sum: Tensor | None = None
     for control in controls:

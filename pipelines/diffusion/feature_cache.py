@@ -1,9 +1,9 @@
-"""Feature caching: the deep part of a UNet runs every n-th step, and in between its features are recalled.
+"""Feature caching: the deep part of a UNet runs every n-th step; other steps reuse its features.
 
 Ma, Fang and Wang, "DeepCache: Accelerating Diffusion Models for Free", CVPR 2024
-(https://huggingface.co/papers/2312.00858): from one step to the next the deep features hardly change. What is kept is
-the input of the last up block; a step in between runs the first down block and the last up block alone. DeepCache knows
-no branches: here they run in whole steps only, and what they add to the two blocks is recalled, too.
+(https://huggingface.co/papers/2312.00858): deep features change little from step to step. The cache keeps the input of
+the last up block. A shallow step runs only the first down block and the last up block. DeepCache has no branches. Here
+branches run in whole steps only, and their outputs for those two blocks are cached too.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True, slots=True)
-class Added:
+class BranchResiduals:
     """What the branches add to a UNet in a step.
 
     Attributes:
         injections: BrushNet's `(down, mid, up)`; see `pipelines.diffusion.brushnet.inject`.
-        controls: The ControlNets' sum, as the UNet's keyword arguments; empty where none is on.
+        controls: The ControlNets' sum, as the UNet's keyword arguments; empty if none is active.
     """
 
     injections: tuple[Sequence[Tensor], Tensor, Sequence[Tensor]] | None = None
     controls: dict[str, Any] = field(default_factory=dict)
 
-    def to_the_shallowest(self, unet: UNet2DConditionModel) -> Added:
-        """Of it, what a UNet's first down block and last up block are given: nothing is added to what is recalled."""
+    def for_shallow_step(self, unet: UNet2DConditionModel) -> BranchResiduals:
+        """Return the residuals of the first down block and the last up block. Cached features get zeros."""
         first, last = _outermost(unet)
         down_count, up_count = 1 + len(first.resnets), len(last.resnets)
         injections, controls = self.injections, self.controls
@@ -44,29 +44,29 @@ class Added:
                 "down_block_additional_residuals": controls["down_block_additional_residuals"][:down_count],
                 "mid_block_additional_residual": _nothing(controls["mid_block_additional_residual"]),
             }
-        return Added(injections, controls)
+        return BranchResiduals(injections, controls)
 
 
 class FeatureCache:
-    """The deep features of a UNet's last whole step, and a UNet that recalls them.
+    """The deep features of a UNet's last whole step, and a UNet that reuses them.
 
     Attributes:
-        shallow: Shares the UNet's first and last blocks and recalls what the rest gave; takes the same arguments.
+        shallow: Shares the UNet's first and last blocks and reads the rest from the cache. It takes the same arguments.
         added: What the branches added to those two blocks.
 
     Args:
-        unet: Of SD 1.5 or SDXL. It stays as it is.
-        interval: Every how many steps it runs whole.
+        unet: Of SD 1.5 or SDXL. It is not changed.
+        interval: Every how many steps the whole UNet runs.
 
     Raises:
-        ValueError: no such interval.
+        ValueError: the interval is below 1.
     """
 
     def __init__(self, unet: UNet2DConditionModel, interval: int):
         if interval < 1:
             raise ValueError(f"cache_interval is a number of steps, 1 or more, got {interval}.")
         self.unet, self.interval = unet, interval
-        self.added = Added()
+        self.added = BranchResiduals()
         self._deep = _Recalled()
         self._state: tuple[bool, ...] = ()
         self._steps_left = 0
@@ -79,20 +79,20 @@ class FeatureCache:
         self.shallow: UNet2DConditionModel = _with(unet, **blocks)
 
     def recalls(self, state: tuple[bool, ...]) -> bool:
-        """Whether the next step may be a shallow one.
+        """Return whether the next step may be shallow.
 
-        `state` says whether the step is guided and which ControlNets are on: where that changes, the step is whole.
+        `state` says whether the step is guided and which ControlNets are active. If it changes, the step is whole.
         """
         return self._steps_left > 0 and state == self._state
 
-    def recall(self) -> tuple[UNet2DConditionModel, Added]:
-        """The UNet of a shallow step, and what is added to it."""
+    def recall(self) -> tuple[UNet2DConditionModel, BranchResiduals]:
+        """Return the UNet of a shallow step and the residuals to add to it."""
         self._steps_left -= 1
         return self.shallow, self.added
 
     @contextmanager
-    def remember(self, state: tuple[bool, ...], added: Added) -> Iterator[None]:
-        """Keep the deep features of the whole step that is made in the `with` block."""
+    def remember(self, state: tuple[bool, ...], added: BranchResiduals) -> Iterator[None]:
+        """Keep the deep features of the whole step that runs in the `with` block."""
 
         def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self._deep.feature = kwargs["hidden_states"]
@@ -102,12 +102,12 @@ class FeatureCache:
             yield
         finally:
             hook.remove()
-        self.added = added.to_the_shallowest(self.unet)
+        self.added = added.for_shallow_step(self.unet)
         self._state, self._steps_left = state, self.interval - 1
 
 
 class _Recalled(nn.Module):
-    """Stands where the deep blocks were."""
+    """Stands in for the deep blocks."""
 
     feature: Tensor
 
@@ -120,12 +120,12 @@ def _outermost(unet: UNet2DConditionModel) -> tuple[Any, Any]:
 
 
 def _with(module: Any, **children: nn.Module | None) -> Any:
-    """A view of a module with other children; all else is shared."""
+    """Return a view of a module with other children; it shares all else."""
     view = copy.copy(module)
     view._modules = {**module._modules, **children}
     return view
 
 
 def _nothing(residual: Tensor) -> Tensor:
-    """A zero for each entry of the batch, to be broadcast."""
+    """Return a zero per entry of the batch, for broadcasting."""
     return torch.zeros_like(residual[:, :1, :1, :1])

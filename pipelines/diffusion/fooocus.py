@@ -1,8 +1,8 @@
 """Fooocus' inpainting for SDXL: a small head that reads the masked image, and a patch of the UNet's weights.
 
-lllyasviel/Fooocus, 2023 (the paper, section 2.1). A UNet of 4 channels becomes an inpainting model: the *head*, one
-convolution, turns mask and masked-image latents into a feature that is added to the UNet's first one; the *patch*, 8
-bits a weight, is added to the weights of any descendant of SDXL. Both files are read as they were published.
+lllyasviel/Fooocus, 2023 (the paper, section 2.1) turns a UNet of 4 channels into an inpainting model. The head is one
+convolution. It maps mask and masked-image latents to a feature that is added to the UNet's first feature map. The patch
+has 8 bits per weight and is added to the weights of any descendant of SDXL. Both published files are read unchanged.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from pipelines.errors import IntegrityError
 from pipelines.models.weights import read_weights, reading
 
 LATENTS = 4
-"""Channels of SDXL's latents; the head reads the mask before them."""
+"""Channels of SDXL's latents; the mask comes before them in the head's input."""
 
 PREFIX = "diffusion_model."
-"""What the patch calls a UNet's weights, before their original names."""
+"""Prefix of the UNet's original weight names in the patch."""
 
 
 class InpaintHead(nn.Module):
-    """Mask and masked-image latents to what is added to the UNet's first feature map.
+    """Maps mask and masked-image latents to a residual of the UNet's first feature map.
 
     Args:
-        weight: (C, 5, 3, 3), C being the UNet's first width (320 for SDXL).
+        weight: (C, 5, 3, 3); C is the UNet's first width (320 for SDXL).
 
     Raises:
-        ValueError: a weight of another shape.
+        ValueError: the weight has another shape.
     """
 
     def __init__(self, weight: Tensor):
@@ -47,7 +47,7 @@ class InpaintHead(nn.Module):
     def from_file(cls, path: Path) -> InpaintHead:
         """Read the published `fooocus_inpaint_head.pth` (`{"head": weight}`), float32, as tensors only, never as code.
 
-        Who takes files from elsewhere checks them first: `Part.check`. Raises IntegrityError naming the file.
+        Check files from elsewhere first with `ModelPart.check`. Raises IntegrityError, which names the file.
         """
         weights = read_weights(path, expected := "Fooocus' inpaint head")
         with reading(path, expected):
@@ -58,21 +58,21 @@ class InpaintHead(nn.Module):
 
         Args:
             product_mask: (B, 1, h, w) at latent size, 1 = product; see `kept_mask`.
-            masked_image_latents: (B, 4, h, w), normalised: of the image with everything outside the product greyed.
+            masked_image_latents: (B, 4, h, w), normalised latents of the image with grey outside the product.
 
         Returns:
             (B, C, h, w), in the latents' dtype.
         """
         hole = (1 - product_mask).to(masked_image_latents.dtype)
-        # the convolution sees the border's values go on, and not zeros
+        # pad with the border's values, not with zeros
         seen = F.pad(torch.cat([hole, masked_image_latents], dim=1), (1, 1, 1, 1), mode="replicate")
         return F.conv2d(seen, self.weight.to(seen.dtype))
 
 
 def kept_mask(product_mask: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bring a product mask (B, 1, H, W) to latent size (h, w) as Fooocus does: binary, 1 = product.
+    """Resize a product mask (B, 1, H, W) to latent size (h, w) as Fooocus does: binary, 1 = product.
 
-    A latent that the hole touches is hole: its mask is pooled by the maximum.
+    A latent that touches the hole belongs to it: the hole's mask is max-pooled.
     """
     hole = (product_mask < 0.5).to(product_mask.dtype)
     return 1 - F.adaptive_max_pool2d(hole, size)
@@ -80,9 +80,10 @@ def kept_mask(product_mask: Tensor, size: tuple[int, int]) -> Tensor:
 
 @contextmanager
 def add_feature(unet: UNet2DConditionModel, feature: Tensor) -> Iterator[UNet2DConditionModel]:
-    """Add the head's feature to the output of `conv_in`, for every call made in the `with` block.
+    """Add the head's feature to the output of `conv_in`, for every call in the `with` block.
 
-    Main path and first skip connection both carry it. A batch of B serves a UNet's batch of n·B, as guidance halves do.
+    Main path and first skip connection both get it. A batch of B serves a UNet's batch of n·B, for example both
+    guidance halves.
     """
 
     def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
@@ -96,28 +97,28 @@ def add_feature(unet: UNet2DConditionModel, feature: Tensor) -> Iterator[UNet2DC
 
 
 def check_unet(unet: UNet2DConditionModel) -> None:
-    """Raise ValueError where a UNet is none of SDXL's: neither head nor patch was made for any other."""
+    """Raise ValueError if a UNet is not SDXL's: head and patch fit no other."""
     if unet.config.addition_embed_type != "text_time":
         raise ValueError("Fooocus' inpainting was made for SDXL: its head and patch do not fit a UNet of SD 1.5.")
 
 
 @torch.no_grad()
 def apply_patch(unet: UNet2DConditionModel, path: Path) -> UNet2DConditionModel:
-    """Add a published patch (`inpaint_v26.fooocus.patch`) to an SDXL UNet's weights, in place; said once.
+    """Add a published patch (`inpaint_v26.fooocus.patch`) to an SDXL UNet's weights, in place. Call it once.
 
-    The file is `{original name: (uint8 weights, min, max)}`; what is added is `uint8 / 255 · (max - min) + min`. It is
-    read as tensors only, never as code; who takes files from elsewhere checks them first: `Part.check`. A LoRA may be
-    loaded already or come later.
+    The file is `{original name: (uint8 weights, min, max)}`. It adds `uint8 / 255 · (max - min) + min`. It is read as
+    tensors only, never as code. Check files from elsewhere first with `ModelPart.check`. A LoRA may be loaded before or
+    after.
 
     Args:
-        unet: SDXL's, or any descendant's, of 4 channels. Changed, unless the file is refused.
+        unet: SDXL's or a descendant's, of 4 channels. It is changed, unless the file is refused.
         path: The patch.
 
     Returns:
         The UNet itself.
 
     Raises:
-        IntegrityError: the file is no such patch, or one for another UNet. Nothing was changed then.
+        IntegrityError: the file is not a patch, or is one for another UNet. Then nothing was changed.
     """
     expected = "a Fooocus patch for this UNet"
     with reading(path, "a Fooocus patch"):
@@ -145,7 +146,7 @@ def _widened(weights: Tensor, low: Tensor, high: Tensor) -> Tensor:
 
 
 def _by_original_name(unet: UNet2DConditionModel) -> dict[str, nn.Parameter]:
-    """The UNet's parameters by the names of Stability's own code, by which the patch calls them."""
+    """Return the UNet's parameters by the names in Stability's own code, which the patch uses."""
     places = {
         "conv_in": "input_blocks.0.0",
         "time_embedding.linear_1": "time_embed.0",
@@ -158,7 +159,7 @@ def _by_original_name(unet: UNet2DConditionModel) -> dict[str, nn.Parameter]:
         "conv_norm_out": "out.0",
         "conv_out": "out.2",
     }
-    block: Any  # nn.ModuleList forgets what it holds
+    block: Any  # nn.ModuleList is untyped
     count = 1
     for level, block in enumerate(unet.down_blocks):
         for layer in range(len(block.resnets)):
@@ -183,7 +184,7 @@ _IN_RESNET = {
     "norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",
     "conv2": "out_layers.3", "conv_shortcut": "skip_connection",
 }  # fmt: skip
-"""What the original code calls the layers of a resnet."""
+"""Names of a resnet's layers in the original code."""
 
 
 def _original(name: str, places: Mapping[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""What a caller of the sampler may pass, brought to tensors with one entry a shot, and how a batch is laid out."""
+"""Convert the sampler's arguments to tensors with one entry per shot, and arrange the batch."""
 
 from __future__ import annotations
 
@@ -21,44 +21,44 @@ Masks = Mask | Sequence[Mask]
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How a batch is laid out: guidance halves outermost, then shots, then each shot's pictures."""
+    """Order of a batch: guidance halves outermost, then shots, then each shot's images."""
 
     shots: int
     pictures: int
     halves: int
 
-    def a_picture(self, values: Tensor) -> Tensor:
-        """(1 or shots, ...) to one entry a picture."""
+    def per_image(self, values: Tensor) -> Tensor:
+        """Expand (1 or shots, ...) to one entry per image."""
         return values.expand(self.shots, *values.shape[1:]).repeat_interleave(self.pictures, 0)
 
-    def in_both_halves(self, values: Tensor) -> Tensor:
-        """(1 or shots, ...) to one entry a picture and half, as the UNet gets them."""
-        return torch.cat([self.a_picture(values)] * self.halves)
+    def for_both_halves(self, values: Tensor) -> Tensor:
+        """Expand (1 or shots, ...) to one entry per image and guidance half, as the UNet expects."""
+        return torch.cat([self.per_image(values)] * self.halves)
 
     def by_half(self, without: Tensor | None, with_it: Tensor) -> Tensor:
-        """Two of (1 or shots, ...) to one entry a picture and half; where nothing is guided `without` is not read."""
+        """Expand two of (1 or shots, ...) to one entry per image and half. Without guidance `without` is ignored."""
         halves = [with_it] if without is None or self.halves == 1 else [without, with_it]
-        return torch.cat([self.a_picture(half) for half in halves])
+        return torch.cat([self.per_image(half) for half in halves])
 
-    def prompted(self, values: Any) -> Any:
-        """Of tensors with one entry a picture and half, or lists and dicts of such: what the half with the prompt gets.
+    def prompted_half(self, values: Any) -> Any:
+        """Return the prompted half of tensors with one entry per image and half, or of lists and dicts of them.
 
-        What has one entry a picture stays as it is.
+        Tensors with one entry per image are returned unchanged.
         """
         if isinstance(values, Tensor):
             return values[-self.shots * self.pictures :]
         if isinstance(values, dict):
-            return {name: self.prompted(value) for name, value in values.items()}
-        return values if values is None else [self.prompted(value) for value in values]
+            return {name: self.prompted_half(value) for name, value in values.items()}
+        return values if values is None else [self.prompted_half(value) for value in values]
 
 
 def image_list(images: Images) -> list[Image.Image]:
-    """One image or several, as a list."""
+    """Return one or several images as a list."""
     return [images] if isinstance(images, Image.Image) else list(images)
 
 
 def as_pixels(images: Sequence[Image.Image], size: tuple[int, int]) -> Tensor:
-    """Images as (B, 3, H, W), -1..1, resampled where they have another size."""
+    """Convert images to (B, 3, H, W), -1..1, resized if necessary."""
     height, width = size
     arrays = []
     for image in images:
@@ -70,9 +70,9 @@ def as_pixels(images: Sequence[Image.Image], size: tuple[int, int]) -> Tensor:
 
 
 def as_masks(masks: Masks, shots: int, size: tuple[int, int]) -> Tensor:
-    """Masks as (shots, 1, H, W), 0..1, resampled by area where they have another size; one for all is repeated.
+    """Convert masks to (shots, 1, H, W), 0..1, resized by area if necessary. A single mask is repeated.
 
-    Raises ValueError at another number of them, or at values outside of 0..1.
+    Raises ValueError if their number or their values are wrong.
     """
     given = [masks] if isinstance(masks, Image.Image | np.ndarray | Tensor) else list(masks)
     if not given:
@@ -93,18 +93,19 @@ def as_masks(masks: Masks, shots: int, size: tuple[int, int]) -> Tensor:
     return stacked.expand(shots, -1, -1, -1)
 
 
-def text_a_shot(texts: str | Sequence[str], shots: int, name: str) -> list[str]:
-    """One text for all shots, or one a shot, as a list. Raises ValueError at another number of them."""
+def prompt_per_shot(texts: str | Sequence[str], shots: int, name: str) -> list[str]:
+    """Return one text per shot. A single text is repeated. Raises ValueError if their number is wrong."""
     listed = [texts] * shots if isinstance(texts, str) else list(texts)
     if len(listed) != shots:
         raise ValueError(f"{shots} shots need one {name} or {shots}, got {len(listed)}.")
     return listed
 
 
-def generator_a_picture(
+def generator_per_image(
     generators: torch.Generator | Sequence[torch.Generator] | None, shots: int, pictures: int
 ) -> list[torch.Generator] | None:
-    """Each shot's generator, once a picture. Raises ValueError where shots would share one, or it is not on the CPU."""
+    """Return each shot's generator, once per image. Raises ValueError if their number is wrong, or one is not on the
+    CPU."""
     if generators is None:
         return None
     listed = [generators] if isinstance(generators, torch.Generator) else list(generators)

@@ -1,9 +1,10 @@
-"""IP-Adapter: a picture beside the prompt, heard only where its mask is.
+"""IP-Adapter: an image prompt in addition to the text, limited by a mask. Library surface: no scene or command uses it
+yet.
 
 Ye et al., "IP-Adapter: Text Compatible Image Prompt Adapter for Text-to-Image Diffusion Models", 2023
-(https://huggingface.co/papers/2308.06721): each cross-attention of the UNet attends to a few tokens of an image, too,
-and what it finds there is multiplied by a mask before it is added. That masking is where the paper's mask guidance
-comes from (section 2.2). Attention and masks are diffusers' own; this module reads the files and feeds them.
+(https://huggingface.co/papers/2308.06721). Each cross-attention of the UNet also attends to a few image tokens. Its
+result is multiplied by a mask before it is added. The paper's mask guidance comes from there (section 2.2). Attention
+and masks are diffusers' own; this module reads the files and prepares the inputs.
 """
 
 from __future__ import annotations
@@ -32,29 +33,29 @@ Weights = Mapping[str, Mapping[str, Tensor]]
 """`{"image_proj": tensors, "ip_adapter": tensors}`, under their published names."""
 
 _READS = {"proj.weight": "proj.weight", "latents": "proj_in.weight", "proj.3.weight": "proj.0.weight"}
-"""Published projections of an image, told by a tensor of theirs, and the tensor whose input is the image's code:
-the plain one, "plus", "full face"."""
+"""Published image projections: a tensor that identifies each kind, and the tensor whose input is the image embedding.
+In order: plain, "plus", "full face"."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImagePrompt:
-    """For the UNet's whole batch: `embeds`, its `image_embeds`; `attention`, its `cross_attention_kwargs`."""
+    """Inputs of the UNet's whole batch: `embeds` are its `image_embeds`, `attention` its `cross_attention_kwargs`."""
 
     embeds: list[Tensor]
     attention: dict[str, Any] | None
 
 
 class IPAdapter:
-    """An adapter in a UNet, and the encoder of its images. Silent until `prompt` sets its scale.
+    """An adapter in a UNet, and its image encoder. It has no effect until `prompt` sets its scale.
 
     Args:
         unet: Of the base that the adapter was trained for. Its cross-attentions get diffusers'
-            `IPAdapterAttnProcessor2_0`; `remove` takes them out again.
+            `IPAdapterAttnProcessor2_0`; `remove` restores them.
         image_encoder: CLIP's vision tower that the adapter was trained with.
         weights: Its tensors, see `Weights`.
 
     Raises:
-        ValueError: the weights are for another UNet or image encoder, or of a kind that is not known.
+        ValueError: the weights are for another UNet or image encoder, or of an unknown kind.
     """
 
     def __init__(self, unet: UNet2DConditionModel, image_encoder: CLIPVisionModelWithProjection, weights: Weights):
@@ -66,7 +67,7 @@ class IPAdapter:
         _check(weights, unet, image_encoder)
         self._before = dict(unet.attn_processors)
         try:
-            # not by way of meta tensors: those hide what is missing
+            # without meta tensors, which hide missing weights
             unet._load_ip_adapter_weights([weights], low_cpu_mem_usage=False)
         except BaseException:
             self.remove()
@@ -81,16 +82,17 @@ class IPAdapter:
         image_encoder: Path,
         encoder_weights: Collection[Path] | None = None,
     ) -> IPAdapter:
-        """Put a published adapter into a UNet. Who takes files from elsewhere checks them first: `Part.check`.
+        """Load a published adapter into a UNet. Check files from elsewhere first with `ModelPart.check`.
 
         Args:
             unet: See the class.
-            path: `ip-adapter_sd15.safetensors` and its like; a legacy `.bin` is read as tensors only, never as code.
+            path: `ip-adapter_sd15.safetensors` or a similar file. A legacy `.bin` is read as tensors only, never as
+                code.
             image_encoder: A folder with CLIP's vision tower.
-            encoder_weights: The files of it to read; see `load_transformer`.
+            encoder_weights: Which of its files to read; see `load_transformer`.
 
         Raises:
-            IntegrityError: a file is broken, or for another base or encoder; it is named.
+            IntegrityError: a file is broken, or for another base or encoder; the message names it.
         """
         encoder = load_transformer(CLIPVisionModelWithProjection, image_encoder, "CLIP's vision tower", encoder_weights)
         with reading(path, "an IP-Adapter for this base"):
@@ -105,40 +107,40 @@ class IPAdapter:
         layout: Layout,
         latent_size: tuple[int, int],
     ) -> ImagePrompt:
-        """Encode images for a batch, bring masks to diffusers' form and set the adapter's scale.
+        """Encode images for a batch, convert masks to diffusers' format and set the adapter's scale.
 
         Args:
-            images: One for all shots, or one a shot. None of them: the adapter is silent, as at scale 0.
-            masks: (shots, 1, H, W), 0..1, 1 = where the adapter is heard; None: everywhere.
-            scale: Its strength beside the prompt's, which is 1.
+            images: One for all shots, or one per shot. Empty: the adapter has no effect, as at scale 0.
+            masks: (shots, 1, H, W), 0..1, 1 = where the adapter has an effect; None: everywhere.
+            scale: Its weight; the text's is 1.
             layout: Of the batch.
-            latent_size: (h, w) that is sampled.
+            latent_size: Sampled (h, w).
 
         Raises:
-            ValueError: another number of images, or a size at which diffusers would put a mask in the wrong place.
+            ValueError: the number of images is wrong, or diffusers would misplace a mask at this size.
         """
         self._set_scale(scale if images else 0.0)
         if not images:
-            return ImagePrompt([layout.in_both_halves(self._nothing())], None)
+            return ImagePrompt([layout.for_both_halves(self._nothing())], None)
         if len(images) not in (1, layout.shots):
             raise ValueError(f"{layout.shots} shots need one ip_adapter_image or {layout.shots}, got {len(images)}.")
         embeds = layout.by_half(*self._encode(images))
         if masks is None:
             return ImagePrompt([embeds], None)
         self._check_size(latent_size)
-        # a binary mask a picture and half; diffusers' downsampling takes them as they come
+        # one binary mask per image and half, which diffusers' downsampling uses unchanged
         binary = self._masks.preprocess(masks.clone())
-        return ImagePrompt([embeds], {"ip_adapter_masks": [layout.in_both_halves(binary.to(embeds))]})
+        return ImagePrompt([embeds], {"ip_adapter_masks": [layout.for_both_halves(binary.to(embeds))]})
 
     def remove(self) -> None:
-        """Take the adapter out: the UNet is the one that it was before."""
-        self.unet.encoder_hid_proj = None  # first: the resampler of "plus" has attention of its own
+        """Remove the adapter and restore the UNet."""
+        self.unet.encoder_hid_proj = None  # first: the resampler of "plus" has its own attention
         self.unet.config.encoder_hid_dim_type = None
-        self.unet.set_attn_processor(dict(self._before))  # it empties what it is given
+        self.unet.set_attn_processor(dict(self._before))  # it empties its argument
 
     def _encode(self, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
-        """(without, with): no image's code and each image's, (B, 1, D), or (B, 1, tokens, D) of the last but one layer,
-        which all but the plain adapter read."""
+        """Return embeddings (without, with) the images: (B, 1, D), or (B, 1, tokens, D) of the second to last layer.
+        Only the plain adapter reads the former."""
         encoder = self.image_encoder
         pixels = self._pixels(images=[image.convert("RGB") for image in images], return_tensors="pt").pixel_values
         pixels = pixels.to(encoder.device, encoder.dtype)
@@ -152,7 +154,7 @@ class IPAdapter:
         return without, code
 
     def _nothing(self) -> Tensor:
-        """A code of the right shape, which nobody looks at."""
+        """Return an unused embedding of the right shape."""
         config = self.image_encoder.config
         shape = (1, 1, config.projection_dim) if self._reads_pooled else (1, 1, 1, config.hidden_size)
         return torch.zeros(shape, device=self.unet.device, dtype=self.unet.dtype)
@@ -167,8 +169,8 @@ class IPAdapter:
                 processor.scale = [scale]
 
     def _check_size(self, latent_size: tuple[int, int]) -> None:
-        """Refuse sizes at which diffusers' attention misplaces masks: it guesses a feature map's height from the number
-        of its cells."""
+        """Raise ValueError for sizes at which diffusers' attention misplaces masks. It derives a feature map's height
+        from its number of cells."""
         down: Any = self.unet.down_blocks
         for level, block in enumerate(down):
             if not (hasattr(block, "attentions") or level == len(down) - 1):
@@ -195,7 +197,7 @@ def _read(path: Path) -> Weights:
 
 
 def _check(weights: Weights, unet: Any, image_encoder: Any) -> None:
-    """Raise ValueError where weights are for another UNet or image encoder, or of a kind that is not known."""
+    """Raise ValueError if weights are for another UNet or image encoder, or of an unknown kind."""
     projection, attention = weights["image_proj"], weights["ip_adapter"]
     kinds = [kind for kind in _READS if kind in projection]
     if not kinds:

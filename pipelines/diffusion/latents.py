@@ -1,4 +1,4 @@
-"""Pictures to latents and back, normalised as the UNet was trained on them, whatever the autoencoder's config says."""
+"""Encode pictures to latents and decode them, normalised as in the UNet's training, for any autoencoder's config."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def encode(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
-    """Encode (B, 3, H, W) in -1..1 to normalised latents; the distribution's mode, so that nothing is drawn."""
+    """Encode (B, 3, H, W) in -1..1 to normalised latents. It takes the distribution's mode, so nothing is random."""
     latents = vae.encode(pixels).latent_dist.mode()
     shift, factor = _normalisation(vae, latents)
     return (latents - shift) * factor

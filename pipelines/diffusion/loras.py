@@ -22,7 +22,7 @@ from pipelines.models.checkpoints import check_lora
 from pipelines.models.weights import reading
 
 _OF_ENCODER = (("lora_te_", "lora_te1_", "text_encoder."), ("lora_te2_", "text_encoder_2."))
-"""What tensors of the first and of SDXL's second text encoder begin with, in kohya's format and in PEFT's."""
+"""Prefixes of tensors of the first and second text encoder, in kohya's format and in PEFT's."""
 
 _UP = re.compile(r"lora[._](up|B)\b")
 """The second matrix of a layer, in any of the formats."""
@@ -33,20 +33,20 @@ _TENSOR = re.compile(r"(?P<module>.+)\.(?:(?:lora_(?P<kind>down|up|A|B)(?:\.defa
 def add_lora(
     unet: UNet2DConditionModel, path: Path, name: str | None = None, text_encoders: Sequence[nn.Module] = ()
 ) -> str:
-    """Load a LoRA (PEFT's or kohya's format) beside those that are there.
+    """Load a LoRA (PEFT's or kohya's format) in addition to those already loaded.
 
     Args:
         unet: Of SD 1.5 or SDXL.
         path: A safetensors file, or a folder that holds one.
-        name: What to call it; by default as its file.
-        text_encoders: CLIP's, SDXL's two in order; each takes its half, where the file has one.
+        name: Its name; default: the file's.
+        text_encoders: CLIP's; SDXL's two in order. Each gets its part, if the file has one.
 
     Returns:
         Its name.
 
     Raises:
-        ValueError: not one safetensors file, one with nothing for the UNet, or a name that is taken.
-        IntegrityError: a file that is no LoRA, or one for another base or text encoder. Nothing was changed then.
+        ValueError: not one safetensors file, a file without weights for the UNet, or a name in use.
+        IntegrityError: the file is not a LoRA, or is one for another base or text encoder. Then nothing was changed.
     """
     files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
     if len(files) != 1:
@@ -77,9 +77,9 @@ def add_lora(
 
 
 def set_scales(unet: Any, scales: Mapping[str, float], text_encoders: Sequence[nn.Module] = ()) -> None:
-    """Say how strongly each LoRA speaks, in UNet and text encoders alike: 1 as trained, 0 not at all.
+    """Set the scale of each LoRA, in UNet and text encoders: 1 as trained, 0 off.
 
-    Those not named are off. Raises ValueError at a name that is not there.
+    LoRAs without an entry are off. Raises ValueError for an unknown name.
     """
     there = _names(unet)
     unknown = [name for name in scales if name not in there]
@@ -93,7 +93,7 @@ def set_scales(unet: Any, scales: Mapping[str, float], text_encoders: Sequence[n
 
 
 def remove_loras(unet: UNet2DConditionModel, text_encoders: Sequence[nn.Module] = ()) -> None:
-    """Take all LoRAs out again: UNet and text encoders are those that they were before."""
+    """Remove all LoRAs and restore UNet and text encoders."""
     unet.unload_lora()
     for encoder in text_encoders:
         if _names(encoder):
@@ -102,7 +102,7 @@ def remove_loras(unet: UNet2DConditionModel, text_encoders: Sequence[nn.Module] 
 
 
 def _load_into(unet: UNet2DConditionModel, stored: dict[str, Tensor], name: str, settings: Any) -> None:
-    """Load a UNet's half by diffusers' own loader."""
+    """Load the UNet's part with diffusers' own loader."""
     state_dict, alphas = StableDiffusionLoraLoaderMixin.lora_state_dict(stored, unet_config=unet.config)
     # UNet2DConditionModel.save_lora_adapter writes no prefix, the pipelines' save_lora_weights writes "unet."
     prefix = "unet" if any(key.startswith("unet.") for key in state_dict) else None
@@ -115,7 +115,7 @@ def _names(model: Any) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class _TextHalf:
-    """A LoRA's half for one text encoder: PEFT's config, and tensors by the encoder's own names."""
+    """A LoRA's part for one text encoder: PEFT's config, and tensors by the encoder's own names."""
 
     encoder: nn.Module
     config: LoraConfig
@@ -131,10 +131,9 @@ class _TextHalf:
 def _text_halves(
     file: Path, stored: Mapping[str, Tensor], encoders: Sequence[nn.Module], settings: Mapping[str, Any]
 ) -> list[_TextHalf]:
-    """Sort out what a file has for text encoders. Raises IntegrityError where it does not fit them.
+    """Collect a file's parts for the text encoders. Raises IntegrityError if one does not fit.
 
-    Not by diffusers' loader: 0.42's gets kohya's alphas wrong where they differ from place to place, and skips places
-    that an encoder has not.
+    It does not use diffusers' loader: version 0.42 mixes up kohya's alphas if they differ, and skips unknown layers.
     """
     halves = []
     for n, prefixes in enumerate(_OF_ENCODER):
@@ -193,12 +192,12 @@ def _text_half(
 
 
 def _alpha_of(place: str, settings: Mapping[str, Any], rank: int) -> float:
-    """A place's alpha as the file's metadata say it; a file without says nothing, and means its rank."""
+    """Return a layer's alpha from the file's metadata; without metadata it is the rank."""
     patterns: Mapping[str, float] = settings.get("alpha_pattern") or {}
     own = (alpha for pattern, alpha in patterns.items() if _plain(place).endswith(_plain(pattern)))
     return next(own, settings.get("lora_alpha", rank))
 
 
 def _plain(module: str) -> str:
-    """A module's name as kohya writes it, without the prefix that recent transformers have dropped."""
+    """Return a module's name as kohya writes it, without the prefix that recent transformers have dropped."""
     return module.replace(".", "_").removeprefix("text_model_")

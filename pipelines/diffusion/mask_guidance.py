@@ -1,9 +1,10 @@
-"""Mask guidance: a ControlNet that speaks only where the product is (the paper, section 3.2).
+"""Mask guidance: limit a ControlNet to the product (the paper, section 3.2).
 
-The product mask, refined by closing, opening and dilation, is multiplied into every output of the ControlNet's encoder
-at that output's own resolution, before the UNet's decoder sees it and before several nets are summed. No training.
+The product mask is refined by closing, opening and dilation. It is multiplied into every output of the ControlNet's
+encoder at that output's own resolution. This happens before the UNet's decoder reads the outputs and before several
+nets are summed. It needs no training.
 
-`MaskGuidedControlNet` *is* a diffusers `ControlNetModel`: it drops into any stock ControlNet pipeline.
+`MaskGuidedControlNet` *is* a diffusers `ControlNetModel`, so it works in any stock ControlNet pipeline.
 """
 
 from __future__ import annotations
@@ -24,25 +25,25 @@ from pipelines.diffusion.control_kinds import REFUSED_KINDS
 Resize = Literal["area", "max", "bilinear"]
 
 TRAINED_TIMESTEPS = 1000
-"""Timesteps that SD 1.5 and SDXL were trained on: the last is pure noise, 0 the finished picture."""
+"""Number of timesteps that SD 1.5 and SDXL were trained on. The last is pure noise, 0 the finished picture."""
 
 
 def refine_mask(mask: Tensor, closing: int = 0, opening: int = 0, dilation: int = 0) -> Tensor:
-    """Fill small holes, drop specks, widen the edge: closing, then opening, then dilation by discs.
+    """Fill small holes, remove specks, widen the edge: closing, then opening, then dilation by discs.
 
-    The picture's border is no edge: a product that is cut by the frame keeps its cut side.
+    The picture's border is no edge: a product that the frame cuts keeps its cut side.
 
     Args:
         mask: (B, 1, H, W), floating point, 0..1, 1 = product. Soft masks stay soft (grey-level morphology).
-        closing: Diameter of the disc, px; holes and gaps narrower than that are filled. 0 = off.
-        opening: Diameter, px; specks and hairs narrower than that are dropped. 0 = off.
-        dilation: Diameter, px; the product grows by half of it on every side. 0 = off.
+        closing: Diameter of the disc, px. It fills narrower holes and gaps. 0 = off.
+        opening: Diameter, px. It removes narrower specks and hairs. 0 = off.
+        dilation: Diameter, px. The product grows by half of it on every side. 0 = off.
 
     Returns:
         The refined mask: same shape, dtype and device.
 
     Raises:
-        ValueError: another shape or dtype, or a negative diameter.
+        ValueError: wrong shape or dtype, or a negative diameter.
     """
     if mask.ndim != 4 or mask.shape[1] != 1 or not mask.is_floating_point():
         raise ValueError(f"Expected a floating point mask (B, 1, H, W), got {tuple(mask.shape)} of {mask.dtype}.")
@@ -59,44 +60,44 @@ def _check_resize(resize: str) -> None:
 
 
 def resize_mask(mask: Tensor, size: tuple[int, int], resize: Resize = "area") -> Tensor:
-    """Bring a mask (B, 1, H, W) to a feature map's size (h, w); a mask of ones or zeros stays exactly that.
+    """Resize a mask (B, 1, H, W) to a feature map's size (h, w). A mask of ones or zeros stays exact.
 
-    A product that is thin beside a feature map's cell (64 px at 8x8 for SD 1.5) survives as the share of the cell that
-    it covers ("area") or with full strength ("max"). "bilinear", what the web UIs do, looks at four pixels a cell and
-    can miss it altogether. Raises ValueError at any other name.
+    A feature map's cell can be wider than a thin product (64 px at 8x8 for SD 1.5). "area" keeps the product as its
+    share of the cell, "max" with full strength. "bilinear", the web UIs' choice, reads four pixels per cell and can
+    miss it. Raises ValueError for any other name.
     """
     _check_resize(resize)
     if resize == "area":
         return F.adaptive_avg_pool2d(mask, size)
     if resize == "max":
         return F.adaptive_max_pool2d(mask, size)
-    # float64: the weights of a mask of ones then sum to 1 to the last bit of a float32
+    # in float64 the weights of a mask of ones sum to exactly 1 in float32
     return F.interpolate(mask.double(), size, mode="bilinear", align_corners=False).to(mask.dtype)
 
 
 class MaskGuidedControlNet(ControlNetModel):
     """A ControlNet whose outputs are multiplied by the product mask (the paper, section 3.2).
 
-    Shares the modules of the net it wraps (no copy of the weights) and keeps its config, dtype, device and mode. With a
-    mask of ones it gives the very bytes of that net, with a mask of zeros those of scale 0. A mask belongs to a
-    picture: `save_pretrained` writes the net without it, and `ControlNetModel.from_pretrained` reads that.
+    It shares the modules of the net that it wraps, and keeps its config, dtype, device and mode. A mask of ones gives
+    the very bytes of that net, a mask of zeros those of scale 0. `save_pretrained` writes the net without the mask, and
+    `ControlNetModel.from_pretrained` reads it.
 
     Args:
         controlnet: Any ControlNet of SD 1.5 or SDXL.
-        mask: (B, 1, H, W), 0..1, 1 = product. Taken as it is (see `refine_mask`). One mask serves the whole batch; B of
-            them, one a picture, serve a batch of n·B whose n parts follow one another, as the guidance halves do. A
-            stock pipeline's batch holds each prompt's `num_images_per_prompt` pictures side by side, and so must B.
-        kind: What the net was trained on ("canny", "lineart", "openpose", ...), where known.
-        resize: How the mask comes to each output's resolution; see `resize_mask`.
-        masked_layers: Whether the mask bounds an output, shallow to deep, the mid block's last (13 for SD 1.5, 10 for
-            SDXL). The paper masks all.
-        layer_weights: One factor an output, in the same order. The paper's are all 1.
-        timestep_weights: A factor on all outputs, at pure noise and at the finished picture, linear in the timestep in
-            between. The paper's are 1.
+        mask: (B, 1, H, W), 0..1, 1 = product; used without refinement (see `refine_mask`). One mask serves the whole
+            batch. B masks, one per image, serve a batch of n·B whose n parts follow one another, like guidance halves.
+            A stock pipeline's batch holds each prompt's `num_images_per_prompt` images side by side, and so must B.
+        kind: What the net was trained on ("canny", "lineart", "openpose", ...), if known.
+        resize: How the mask is resized to each output; see `resize_mask`.
+        masked_layers: Whether each output is masked, shallow to deep, the mid block last (13 for SD 1.5, 10 for SDXL).
+            The paper masks all.
+        layer_weights: One factor per output, in the same order. The paper's are all 1.
+        timestep_weights: A factor on all outputs at pure noise and at the finished picture, linear in the timestep
+            between them. The paper's are 1.
 
     Raises:
-        ValueError: a kind that mask guidance does not suit, a net with pooled outputs or with a mask already, a mask of
-            another shape or range, or as many weights as there are no outputs.
+        ValueError: an unsuitable kind, a net with pooled outputs or with a mask already, a mask of wrong shape or
+            range, or a wrong number of weights.
     """
 
     def __init__(
@@ -127,11 +128,11 @@ class MaskGuidedControlNet(ControlNetModel):
         for name, values in (("layer weights", layer_weights), ("masked layers", masked_layers)):
             if values is not None and len(values) != outputs:
                 raise ValueError(f"This ControlNet has {outputs} outputs, but got {len(values)} {name}.")
-        # not ControlNetModel's constructor: it would make new weights, where this net shares the given one's
+        # ControlNetModel's constructor would create new weights; this net shares the given one's
         ModelMixin.__init__(self)
         for name, module in controlnet.named_children():
             self.add_module(name, module)
-        for name in ("class_embedding", "encoder_hid_proj"):  # no children where they are None, but read all the same
+        for name in ("class_embedding", "encoder_hid_proj"):  # read even if None, and then not children
             setattr(self, name, getattr(controlnet, name))
         self._internal_dict = controlnet._internal_dict
         self.training = controlnet.training
@@ -140,12 +141,12 @@ class MaskGuidedControlNet(ControlNetModel):
         self.masked_layers = tuple(masked_layers or (True,) * outputs)
         self.layer_weights = tuple(layer_weights or (1.0,) * outputs)
         self.timestep_weights = timestep_weights
-        self._unmasked = (controlnet,)  # in a tuple: as a submodule all weights would be there twice
+        self._unmasked = (controlnet,)  # in a tuple: as a submodule it would duplicate all weights
 
     def forward(
         self, sample: Tensor, timestep: Tensor | float | int, *args: Any, return_dict: bool = True, **kwargs: Any
     ) -> Any:
-        """Call the net, then mask its outputs; arguments and result are `ControlNetModel`'s."""
+        """Run the net and mask its outputs. Arguments and result are those of `ControlNetModel`."""
         down, mid = super().forward(sample, timestep, *args, return_dict=False, **kwargs)
         strength = self._strength(timestep)
         sizes = {(output.shape[-2], output.shape[-1]) for output in [*down, mid]}
@@ -159,7 +160,7 @@ class MaskGuidedControlNet(ControlNetModel):
         return ControlNetOutput(down_block_res_samples=tuple(guided[:-1]), mid_block_res_sample=guided[-1])
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """Save the net without its mask, as the `ControlNetModel` that it is then."""
+        """Save the net without its mask, as a `ControlNetModel`."""
         self._unmasked[0].save_pretrained(*args, **kwargs)
 
     @classmethod
@@ -175,7 +176,7 @@ class MaskGuidedControlNet(ControlNetModel):
         )
 
     def _strength(self, timestep: Tensor | float | int) -> Tensor | float:
-        """The timestep's factor, for all or (B, 1, 1, 1)."""
+        """Return the timestep's factor: one for all, or (B, 1, 1, 1)."""
         noise, picture = self.timestep_weights
         if noise == picture:
             return noise
@@ -190,10 +191,10 @@ class MaskGuidedControlNet(ControlNetModel):
 
 
 def without_embedding(controlnet: ControlNetModel) -> ControlNetModel:
-    """Return a view of a ControlNet that takes the control image's embedding in the image's place.
+    """Return a view of a ControlNet that takes the embedding of the control image instead of the image.
 
-    The embedding (eight convolutions, at the image's full resolution) depends on the image alone: computed once by
-    `controlnet.controlnet_cond_embedding(image)`, it serves every step. The view shares all weights.
+    The embedding (eight convolutions at full resolution) depends on the image alone.
+    `controlnet.controlnet_cond_embedding(image)` computes it once for all steps. The view shares all weights.
     """
     view = copy.copy(controlnet)
     view._modules = {**controlnet._modules, "controlnet_cond_embedding": nn.Identity()}
@@ -201,7 +202,8 @@ def without_embedding(controlnet: ControlNetModel) -> ControlNetModel:
 
 
 def _dilate(mask: Tensor, diameter: int) -> Tensor:
-    """Maximum over the disc of all (dy, dx) with dy² + dx² ≤ (diameter / 2)²: a row of the disc at a time."""
+    """Return the maximum over the disc of all (dy, dx) with dy² + dx² ≤ (diameter / 2)², one row of the disc at a
+    time."""
     radius = diameter / 2
     result = mask
     for dy in range(min(int(radius), mask.shape[-2] - 1) + 1):

@@ -1,4 +1,4 @@
-"""The masked image and its mask, as each kind of branch was trained to see them."""
+"""The masked image and its mask, as each kind of branch was trained to read them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 
 def masked_image(pixels: Tensor, product_mask: Tensor, fill: float = -1.0) -> Tensor:
-    """Blank out what is not the product: black for BrushNet, grey (`fill` 0) for 9-channel UNets and Fooocus.
+    """Fill everything outside the product: black for BrushNet, grey (`fill` 0) for 9-channel UNets and Fooocus.
 
     pixels (B, 3, H, W), -1..1; mask (B, 1, H, W), 1 = product.
     """
@@ -20,10 +20,10 @@ def masked_image(pixels: Tensor, product_mask: Tensor, fill: float = -1.0) -> Te
 def latent_mask(
     product_mask: Tensor, size: tuple[int, int], interpolation: Literal["bicubic", "nearest"] = "bicubic"
 ) -> Tensor:
-    """Bring a product mask (B, 1, H, W) to latent size (h, w) for BrushNet: binary, then reduced, 0..1, 1 = kept.
+    """Resize a product mask (B, 1, H, W) to latent size (h, w) for BrushNet: binarised, then reduced, 0..1, 1 = kept.
 
-    Cubic as in the paper (3.1.1), over the whole cell and without overshoot; "nearest" is what the released code does.
-    Raises ValueError at any other name.
+    "bicubic" is the paper's (3.1.1), over the whole cell and without overshoot; "nearest" is the released code's.
+    Raises ValueError for any other name.
     """
     binary = (product_mask >= 0.5).to(product_mask.dtype)
     if interpolation == "nearest":

@@ -1,6 +1,6 @@
-"""The table of inpainting methods (the paper, section 2.1), and what each takes of a profile besides the base.
+"""The table of inpainting methods (the paper, section 2.1), and the parts of a profile that each needs.
 
-Light: commands look into it before any model is loaded.
+It imports no model library, so commands can read it before any model is loaded.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from pipelines.models.profile import Profile
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """What an inpainting method needs: a row of the design's table.
+    """What an inpainting method needs: a row of docs/reference/methods.md.
 
     Attributes:
         unet_channels: Input channels of its UNet.
-        branch: The module besides the UNet that sees the masked image, by its name in `InpaintingPipeline`.
-        blend: How the original's latents come back in, at every step.
-        parts: What it takes of a profile besides the base.
+        branch: The module that reads the masked image, by its name in `InpaintingPipeline`.
+        blend: How the original's latents are blended in, at every step.
+        parts: Parts of a profile that it needs in addition to the base.
     """
 
     unet_channels: int = 4
@@ -40,21 +40,21 @@ METHODS: dict[str, Method] = {
 
 
 def method_named(name: str) -> Method:
-    """A row of the table. Raises ValueError with the names that there are."""
+    """Return a row of the table. Raises ValueError, which lists the known names."""
     if name not in METHODS:
         raise ValueError(f"There is no inpainting method {name!r}; there are {', '.join(METHODS)}.")
     return METHODS[name]
 
 
 def parts_of(profile: Profile, name: str) -> tuple[str, ...]:
-    """The parts of a profile that a method paints with besides the base: what a step's key must say of it."""
+    """Return the parts of a profile that a method uses in addition to the base. They belong in a step's key."""
     method = method_named(name)
     wide = [part for part in _WIDE if profile.has(part)] if method.unet_channels == 9 else []
     return (*wide, *method.parts)
 
 
 def check_parts(profile: Profile, name: str) -> None:
-    """Raise UsageError where a profile lacks what a method needs."""
+    """Raise UsageError if a profile lacks a part that a method needs."""
     method = method_named(name)
     missing = [part for part in method.parts if not profile.has(part)]
     if method.unet_channels == 9 and not any(profile.has(part) for part in _WIDE):
@@ -66,4 +66,4 @@ def check_parts(profile: Profile, name: str) -> None:
 
 
 _WIDE = ("base_inpaint9", "unet_inpaint9")
-"""What a profile may call its UNet of nine channels: within a whole base, or alone."""
+"""Names of a profile's 9-channel UNet: within a whole base, or alone."""

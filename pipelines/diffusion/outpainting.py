@@ -1,10 +1,11 @@
-"""Outpainting: a photo that cuts its product off gets a larger canvas, and the sampler paints what is around.
+"""Outpainting: enlarge the canvas of a photo that cuts its product off, so that the sampler can paint the rest. Library
+surface: no scene or command uses it yet.
 
     grown = grow(photo, top=64, right=128)
     painted = pipeline(grown.image, grown.kept, prompt, ...).images[0]
     finished = grown.lay_back(painted)                   # the photo's pixels, to the byte
 
-The whole photo is kept, so to every method of the sampler it is what a product's mask is: 1 = kept.
+The whole photo is kept: to every method it is what a product mask is, 1 = kept.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ class Grown:
     """A photo on its larger canvas.
 
     Attributes:
-        image: RGB; around the photo its outermost pixels go on, which `strength` < 1 starts from.
+        image: RGB. The photo's outermost pixels are repeated around it; `strength` < 1 starts from them.
         kept: L, 255 = the photo.
         photo: The photo itself, RGB.
-        corner: Where its upper left corner stands, (x, y).
+        corner: Its upper left corner on the canvas, (x, y).
     """
 
     image: Image.Image
@@ -32,7 +33,7 @@ class Grown:
     corner: tuple[int, int]
 
     def lay_back(self, painted: Image.Image) -> Image.Image:
-        """The painted canvas with the photo on it as it was. Raises ValueError for a canvas of another size."""
+        """Return the painted canvas with the photo pasted unchanged. Raises ValueError for a canvas of another size."""
         if painted.size != self.image.size:
             raise ValueError(
                 f"The canvas is {self.image.size}, but what was painted is {painted.size} (width, height)."
@@ -43,18 +44,10 @@ class Grown:
 
 
 def grow(photo: Image.Image, left: int = 0, top: int = 0, right: int = 0, bottom: int = 0, multiple: int = 8) -> Grown:
-    """Grow the canvas of a photo by at least so many px on each side.
+    """Enlarge the canvas of a photo, which is not resampled, by at least the given number of px on each side.
 
-    Args:
-        photo: Any mode; its pixels are not resampled.
-        left: px, and so on.
-        top: Likewise.
-        right: Likewise; a little more where width or height would not be a multiple of `multiple`.
-        bottom: Likewise.
-        multiple: What the sampler's sizes are multiples of: its VAE's factor.
-
-    Raises:
-        ValueError: a negative number of px, or nothing to grow.
+    `right` and `bottom` are rounded up so that the sides are multiples of `multiple`, the factor of the sampler's VAE.
+    Raises ValueError for a negative number of px, or if all are 0.
     """
     if min(left, top, right, bottom) < 0 or not any((left, top, right, bottom)):
         raise ValueError(f"A canvas grows by px >= 0, by some somewhere, got {left=}, {top=}, {right=}, {bottom=}.")

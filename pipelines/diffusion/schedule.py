@@ -1,4 +1,4 @@
-"""Which of diffusers' schedulers suit, and which part of their schedule is run."""
+"""Which of diffusers' schedulers are supported, and which part of their schedule runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 
 def check_scheduler(scheduler: Any) -> None:
-    """Raise ValueError where a scheduler is not for UNets that denoise along a table of timesteps, as SD's do."""
+    """Raise ValueError if a scheduler does not denoise along a table of timesteps, as Stable Diffusion's UNets
+    require."""
     name = type(scheduler).__name__
     suits = "DDIM, DPM++, UniPC, Euler, Euler a, Heun, LCM and their like do"
     missing = [wanted for wanted in ("alphas_cumprod", "add_noise") if not hasattr(scheduler, wanted)]
@@ -31,7 +32,7 @@ def check_scheduler(scheduler: Any) -> None:
 
 
 def start(scheduler: Any, steps: int, strength: float, device: torch.device) -> Tensor:
-    """Set the scheduler's timesteps and return those that are run: the last `strength` of `steps`, at least one."""
+    """Set the scheduler's timesteps and return those that run: the last `strength` of `steps`, at least one."""
     scheduler.set_timesteps(steps, device=device)
     skipped = (steps - max(1, int(steps * strength))) * scheduler.order
     if hasattr(scheduler, "set_begin_index"):
@@ -40,21 +41,27 @@ def start(scheduler: Any, steps: int, strength: float, device: torch.device) -> 
     return timesteps
 
 
-def within(step: int, steps: int, start: float, end: float) -> bool:
-    """Whether all of step 0, 1, … of `steps` lies between two shares of them."""
+def check_range(name: str, start: float, end: float) -> None:
+    """Raise ValueError if start and end, shares of the steps, are not in order or not in 0..1."""
+    if not 0 <= start <= end <= 1:
+        raise ValueError(f"{name} are shares of the steps, 0 <= start <= end <= 1, got {start} and {end}.")
+
+
+def step_in_range(step: int, steps: int, start: float, end: float) -> bool:
+    """Return whether step 0, 1, … of `steps` lies completely between two shares of the steps."""
     return step / steps >= start and (step + 1) / steps <= end
 
 
 def step_options(scheduler: Any, generators: Sequence[torch.Generator] | None) -> dict[str, Any]:
-    """What a scheduler's step takes besides: the pictures' generators, where it draws noise."""
+    """Return further arguments of the scheduler's step: the generators, if it draws noise."""
     if "generator" not in inspect.signature(scheduler.step).parameters:
         return {}
     return {"generator": generators}
 
 
 def signal_at(scheduler: Any, t: Tensor) -> float:
-    """Share of the picture in the variance at timestep `t` (alpha-bar), 0..1; between the table's entries where the
-    scheduler's timesteps are."""
+    """Return the picture's share of the variance at timestep `t` (alpha-bar), 0..1, interpolated between the table's
+    entries."""
     table = scheduler.alphas_cumprod
     lower = int(t)
     upper = min(lower + 1, len(table) - 1)

@@ -1,4 +1,4 @@
-"""Published segmenters that the bundled ones are compared with; no picture is made with them."""
+"""Published segmenters to compare the bundled ones with; shops never use them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class PublishedU2NetP:
     """The published U²-Net-P (Qin et al. 2020) as an ONNX file, read and run by OpenCV."""
 
     def __init__(self, path: Path) -> None:
-        """Raises IntegrityError where the file holds no network."""
+        """Raises IntegrityError if the file holds no network."""
         try:
             self._net = cv2.dnn.readNetFromONNX(str(path))
         except cv2.error as error:

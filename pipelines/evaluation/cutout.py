@@ -22,7 +22,7 @@ from pipelines.vision.photos import Photo, read_photo
 from pipelines.vision.segmenters import HQSamSegmenter, Segmenter, build_mobile_sam
 
 PRODUCT_ALPHA = 0.8
-"""Alpha masks may hold a soft shadow; above this they mean product."""
+"""Alpha above which a pixel is product: masks may hold soft drop shadows below that."""
 
 BOUNDARY_TOLERANCE = 2
 
@@ -32,7 +32,7 @@ MOBILE_SAM = "mobile_sam.pt"
 
 @dataclass(frozen=True, slots=True)
 class ProductCutout:
-    """One product's figures. `path` is how it was cut out, `rejected` where it was not."""
+    """One product's figures. `path` is the cutout stage's path, or "rejected"."""
 
     sku: str
     path: str
@@ -42,7 +42,7 @@ class ProductCutout:
 
 @dataclass(frozen=True, slots=True)
 class BaselineMeasure:
-    """Figures of another way to cut out the same photos; intervals are 95 % bootstraps over products."""
+    """Figures of one method on the same photos; intervals are 95 % bootstraps over products."""
 
     name: str
     mean_iou: float
@@ -54,7 +54,7 @@ class BaselineMeasure:
 
 @dataclass(frozen=True, slots=True)
 class CutoutMeasure:
-    """Figures of a catalogue: means over `n` products, and what the baselines reach on the same photos."""
+    """Figures of a catalogue: means over `n` products, and the baselines' figures on the same photos."""
 
     mean_iou: float
     n: int
@@ -67,7 +67,7 @@ class CutoutMeasure:
 
 @dataclass(frozen=True, slots=True)
 class TrueCutout:
-    """A photo, and which of its pixels `(H, W)` bool are product."""
+    """A photo and its true mask, `(H, W)` bool."""
 
     sku: str
     photo: Photo
@@ -76,7 +76,7 @@ class TrueCutout:
 
 
 Way = Callable[[TrueCutout], tuple[np.ndarray, str]]
-"""Cuts a photo out: the mask `(H, W)` bool, and the path it took."""
+"""Cuts a photo out; returns the mask `(H, W)` bool and the path taken."""
 
 
 def measure_cutouts(
@@ -87,20 +87,20 @@ def measure_cutouts(
     device: str = "cpu",
     baselines: Path | None = None,
 ) -> CutoutMeasure:
-    """Cut out every product whose row names a `ground_truth_alpha`, and compare.
+    """Cut out every product whose row names a `ground_truth_alpha`, and compare with that mask.
 
     Args:
         catalogue: CSV with `id`, `image_link`, `ground_truth_alpha`; paths relative to it.
         path: `auto` or `hqsam`.
-        scenes: a folder of backgrounds. Where given, each photo's background is replaced by one of them through the
-            alpha mask, shadow and all; product n gets the n-th picture.
-        models: a profile, or its segmenters where they are loaded already.
+        scenes: a folder of backgrounds, or None. Product n is put in front of the n-th one by its alpha mask, with its
+            shadow.
+        models: a profile, or its loaded segmenters.
         device: torch device for a profile's segmenters.
-        baselines: a folder with the published `u2netp.onnx` and `mobile_sam.pt`, measured too: the first alone, the
-            second in HQ-SAM's place on the path `hqsam`, prompted as HQ-SAM is.
+        baselines: a folder with the published `u2netp.onnx` and `mobile_sam.pt` to measure too. The first works
+            alone; the second replaces HQ-SAM on the path `hqsam`, with the same prompts.
 
     Raises:
-        UsageError: no such path, catalogue, scene or baseline, or no row that names a mask.
+        UsageError: a path, catalogue, scene or baseline does not exist, or no row names a mask.
     """
     if path not in PATHS:
         raise UsageError(f"--path {path}: there are {', '.join(PATHS)}")
@@ -136,7 +136,7 @@ def measure_cutouts(
 
 
 def _stage(models: CutoutModels, path: str) -> Way:
-    """The cutout stage."""
+    """The cutout stage on one path."""
 
     def way(item: TrueCutout) -> tuple[np.ndarray, str]:
         try:
@@ -149,7 +149,7 @@ def _stage(models: CutoutModels, path: str) -> Way:
 
 
 def _alone(segmenter: Segmenter) -> Way:
-    """A segmenter's own mask, as it is."""
+    """A segmenter's own mask, without the stage."""
     return lambda item: (segmenter.segment(item.photo.rgb) > 0.5, "salient")
 
 
@@ -180,10 +180,10 @@ def _items(catalogue: Path, rows: Sequence[dict[str, str]], backgrounds: Sequenc
 
 
 def over_scene(photo: Photo, alpha: np.ndarray, scene: Image.Image) -> Photo:
-    """A photo taken on white, as if it had been taken before `scene`.
+    """Replace the white background of a photo by `scene`.
 
-    `photo = alpha * product + (1 - alpha) * white`, so adding `(1 - alpha) * (scene - white)` swaps the background
-    exactly, soft shadows included.
+    `photo = alpha * product + (1 - alpha) * white`, so adding `(1 - alpha) * (scene - white)` replaces the
+    background exactly, soft shadows included.
     """
     height, width = alpha.shape
     scale = max(width / scene.width, height / scene.height)
@@ -194,7 +194,7 @@ def over_scene(photo: Photo, alpha: np.ndarray, scene: Image.Image) -> Photo:
 
 
 def iou(found: np.ndarray, truth: np.ndarray) -> float:
-    """Intersection over union of two boolean masks; 1 where both are empty."""
+    """Intersection over union of two boolean masks; 1 if both are empty."""
     union = int((found | truth).sum())
     return float((found & truth).sum() / union) if union else 1.0
 

@@ -1,8 +1,7 @@
-"""Measure what captioner and tagger know (`packshot measure describe`), on photos of products never trained on.
+"""Measure captioner and tagger (`packshot measure describe`) on photos of held-out products.
 
-A photo's true category is what its name in the training folder says. A title that names it is therefore right by
-construction; what a picture adds is for titles that do not, so the title is measured as it is and with those words
-struck out.
+A photo's true category comes from its name in the training folder. A title with that word is therefore right by
+construction. So the title is measured twice: complete, and without the words that name a category.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from pipelines.errors import UsageError
 from pipelines.models.profile import Profile
 from pipelines.quality.intervals import interval
 from pipelines.training.blip import read_rgb
+from pipelines.training.categories import Labelled, labelled
 from pipelines.training.data import product_of
-from pipelines.training.labels import Labelled, labelled
 from pipelines.training.loop import TrainOptions
 from pipelines.vision.captioner import Captioner
 from pipelines.vision.tagger import Tagger
@@ -30,7 +29,7 @@ BATCH = 16
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """How many of the photos one way gets right, 0..1, with its 95 % bootstrap interval over products."""
+    """The share of photos that one method gets right, 0..1, with its 95 % bootstrap interval over products."""
 
     way: str
     value: float
@@ -42,8 +41,8 @@ class DescribeMeasure:
     """Figures over `n` photos of `products` products.
 
     Attributes:
-        category_top1: the category is right: the caption's, the first tag's, the title's, and what the baselines say.
-        tag_recall5: the category is among the first five tags, or among the first five guesses of a baseline.
+        category_top1: how often the category is right: of the caption, the first tag, the title, and the baselines.
+        tag_recall5: how often the category is among the first five tags, or the first five guesses of a baseline.
     """
 
     n: int
@@ -53,9 +52,9 @@ class DescribeMeasure:
 
 
 class TitleRest:
-    """Guesses a category from a title without the words that name one: naive Bayes, add-one smoothed, over words.
+    """Guesses a category from a title without the words that name one: naive Bayes over words, add-one smoothed.
 
-    Where no word of it was seen in training, it says what is most frequent there.
+    If no word of the title occurs in training, the most frequent category comes first.
     """
 
     def __init__(self, train: Sequence[Labelled], vocabulary: Vocabulary) -> None:
@@ -67,7 +66,7 @@ class TitleRest:
         self._known = {word for words in self._words.values() for word in words}
 
     def rest(self, title: str) -> list[str]:
-        """The words of a title that are left when every wording of a category is gone."""
+        """The words of a title without those that name a category."""
         text = plain_words(title)
         while True:
             category, start, end = self._vocabulary.locate(text)
@@ -76,7 +75,7 @@ class TitleRest:
             text = plain_words(f"{text[:start]} {text[end:]}")
 
     def guess(self, title: str) -> list[str]:
-        """All categories of the training photos, the likeliest first."""
+        """All categories of the training photos, the most likely first."""
         words = [word for word in self.rest(title) if word in self._known]
         return sorted(self._photos, key=lambda category: (-self._likelihood(category, words), category))
 
@@ -86,7 +85,7 @@ class TitleRest:
 
 
 def measure_describe(data: Path, profile: Profile, device: str = "cpu") -> DescribeMeasure:
-    """Caption and tag the held-out photos of the training folder, and compare with what their names say.
+    """Caption and tag the held-out photos of the training folder, and compare with the categories in their names.
 
     Args:
         data: the training folder, with `index.csv` and `photos/`.
@@ -94,7 +93,7 @@ def measure_describe(data: Path, profile: Profile, device: str = "cpu") -> Descr
         device: torch device of both models.
 
     Raises:
-        UsageError: there is no such folder, or none of its held-out photos has a name that says a category.
+        UsageError: the folder does not exist, or no name of its held-out photos contains a category.
     """
     vocabulary = load_vocabulary(profile.vocabulary)
     options = TrainOptions("describe", data=data)

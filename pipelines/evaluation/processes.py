@@ -1,4 +1,4 @@
-"""What a process asks of its system."""
+"""Settings of this process: its end and its memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from multiprocessing.process import BaseProcess
 
 
 def end_with_parent() -> None:
-    """Have this process end when the one that began it does: a killed experiment must not leave its workers waiting."""
+    """End this process when its parent ends, so that a killed experiment leaves no workers behind."""
     parent = parent_process()
     if parent is not None:
         threading.Thread(target=_follow, args=(parent,), daemon=True).start()
@@ -26,12 +26,12 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep up to a gigabyte of freed memory, for long work that runs alone.
+    """Let glibc keep up to 1 GiB of freed memory, for long work that runs alone.
 
-    It gives every large tensor back, and the page faults of taking it again are a fifth of the time that scoring takes.
-    Without glibc nothing changes.
+    By default glibc returns each large tensor to the system. The page faults of the next allocation take a fifth of the
+    time of scoring. Without glibc this does nothing.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    # older glibc takes no more than 32 MiB; it tells by nought, and a trim threshold alone would make things worse
+    # older glibc accepts at most 32 MiB and returns 0 otherwise; a trim threshold alone would make it slower
     if mallopt is not None and (mallopt(M_MMAP_THRESHOLD, 2**30) or mallopt(M_MMAP_THRESHOLD, 2**25)):
         mallopt(M_TRIM_THRESHOLD, 2**30)

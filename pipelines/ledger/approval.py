@@ -22,10 +22,10 @@ class Approval:
 
 
 def approve(ledger: PostgresLedger, run: str, sku: str, by: str) -> Approval:
-    """Approve the image that `run` held of product `sku`: from the next publication on nothing speaks against it.
+    """Approves the image of product `sku` that `run` held. The next publication includes it.
 
-    The approval is of these bytes and of no other image of the product. Raises UsageError for a run that the ledger
-    does not know, a product that is not in it or was not held by a check, and one without an image yet.
+    The approval covers these bytes only, no other image of the product. Raises UsageError for an unknown run, a product
+    that is not in it or that no check held, and a product without an image.
     """
     found = next((shot for shot in report(ledger.engine, run).shots if shot.sku == sku), None)
     if found is None:

@@ -21,13 +21,13 @@ class MemoryLedger:
         self._lock = threading.Lock()
 
     def find(self, keys: Sequence[str]) -> dict[str, Step]:
-        """Finished steps by the key that was asked for, the newest attempt where that has none."""
+        """Returns finished steps by requested key. A key without an attempt returns the newest step of its attempts."""
         found = {key: self._newest.get(key) or self._steps.get(key) for key in keys}
         return {key: step for key, step in found.items() if step is not None and step.state in FINISHED}
 
     @contextmanager
     def claim(self, keys: Sequence[str]) -> Iterator[None]:
-        """Hold these keys against the other threads of the process."""
+        """Locks these keys against the other threads of the process."""
         with self._lock:
             locks = [self._claims[key] for key in sorted(set(keys))]
         for lock in locks:
@@ -39,7 +39,7 @@ class MemoryLedger:
                 lock.release()
 
     def record(self, step: Step, run: str = "") -> Step:
-        """Keep a step; the first result of a key wins and is what is returned."""
+        """Stores a step. Returns the first result of its key."""
         with self._lock:
             present = self._steps.get(step.key)
             if present is None or present.state is State.FAILED:
@@ -49,7 +49,7 @@ class MemoryLedger:
             return self._steps[step.key]
 
     def use(self, run: str, uses: Sequence[tuple[Shot, Sequence[ShotStep]]]) -> None:
-        """Note which steps this run used for these shots."""
+        """Records which steps this run used for these shots."""
         for shot, tried in uses:
             for used in tried:
                 if used.chosen:

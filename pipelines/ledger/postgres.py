@@ -1,7 +1,6 @@
-"""The step ledger: which steps ran, which run used them for which shot, and what was published.
+"""The ledger that runs share, in Postgres: steps, the runs that used them, and publications.
 
-`PostgresLedger` is the one that runs share. What people ask it afterwards (reports, lineage) is in
-`pipelines.ledger.reports`.
+Reports and lineage are in `pipelines.ledger.reports`.
 """
 
 from __future__ import annotations
@@ -13,18 +12,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 import psycopg2.errors
-from sqlalchemy import (
-    Connection,
-    Engine,
-    create_engine,
-    delete,
-    exists,
-    func,
-    or_,
-    select,
-    text,
-    update,
-)
+from more_itertools import chunked
+from sqlalchemy import Connection, Engine, create_engine, delete, exists, func, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, OperationalError
@@ -45,27 +34,7 @@ from pipelines.contracts import (
     sha256_hex,
 )
 from pipelines.errors import IntegrityError, UsageError
-from pipelines.ledger import outcomes
-from pipelines.ledger.rows import (
-    add_shots,
-    add_versions,
-    artifact_row,
-    chosen_keys,
-    chunks,
-    current_products,
-    insert_missing,
-    move_rows,
-    newest_keys,
-    note_superseded,
-    place_shots,
-    product_digest,
-    product_of,
-    read_steps,
-    shot_ids,
-    step_row,
-    write_parts,
-    write_uses,
-)
+from pipelines.ledger import outcomes, rows
 from pipelines.ledger.schema import (
     approvals,
     artifacts,
@@ -87,7 +56,7 @@ CLAIM_POLL_MS = 2000
 def connect(url: str) -> Engine:
     """An engine on the ledger's database. Connections are tested before use and carry packshot's name.
 
-    Raises UsageError where `url` is none, as before the first `packshot up`.
+    Raises UsageError if `url` is empty, as before the first `packshot up`, or no address of a database.
     """
     try:
         address = make_url(url)
@@ -124,8 +93,8 @@ class PostgresLedger:
 
     def __init__(self, engine: Engine):
         self.engine = engine
-        # a claim outlives transactions and must die with its holder: a connection of its own, never pooled, whose
-        # other end notices within a minute when the holder's machine is gone
+        # A claim outlives transactions and must end with its holder. It has a connection of its own, never pooled;
+        # keepalives tell Postgres within a minute that the holder's machine is gone.
         self._claims = create_engine(
             engine.url,
             poolclass=NullPool,
@@ -144,30 +113,29 @@ class PostgresLedger:
     # ------------------------------------------------------------------ steps
 
     def find(self, keys: Sequence[str]) -> dict[str, Step]:
-        """Finished steps (`done` and `rejected`) by the key that was asked for: the newest of its attempts where that
-        key has none, else the one of that attempt. A `failed` step is no result and is tried again."""
+        """Returns finished steps (`done` and `rejected`) by requested key. A key without an attempt returns the newest
+        step among all its attempts; a key with an attempt returns only that one."""
         with self.engine.connect() as connection:
-            newest = newest_keys(connection, keys, FINISHED)
-            found = read_steps(connection, sorted(set(newest.values())), FINISHED)
+            newest = rows.newest_keys(connection, keys, FINISHED)
+            found = rows.read_steps(connection, sorted(set(newest.values())), FINISHED)
         return {wanted: found[key] for wanted, key in newest.items()}
 
     @contextmanager
     def claim(self, keys: Sequence[str]) -> Iterator[None]:
-        """Hold these keys: whoever else wants one waits. The claim ends with its holder, however it ends."""
+        """Locks these keys: any other claim on one of them waits. The lock ends with this process at the latest."""
         with self._claims.connect() as connection:
             for lock in sorted({_lock_id(key) for key in keys}):  # one order for everybody: no deadlock
                 _wait_for(connection, lock)
             yield
 
     def record(self, step: Step, run: str = "") -> Step:
-        """Write a step in one transaction, as computed by `run`. The first committed result of a key wins and is what
-        is returned.
+        """Writes a step, as computed by `run`, in one transaction. Returns the first committed result of its key.
 
-        A `failed` row gives way to whatever comes later. Parameters and facts that are no JSON raise ValueError.
+        A later result replaces a `failed` one. Raises ValueError for parameters and facts that are no JSON.
         """
         with self.engine.begin() as connection:
-            insert_missing(connection, artifacts, [artifact_row(artifact) for artifact in step.outputs])
-            row = step_row(step, run)
+            rows.insert_missing(connection, artifacts, [rows.artifact_row(artifact) for artifact in step.outputs])
+            row = rows.step_row(step, run)
             statement = insert(steps).values(row)
             won = connection.execute(
                 statement.on_conflict_do_update(
@@ -177,22 +145,22 @@ class PostgresLedger:
                 ).returning(steps.c.key)
             ).first()
             if won is None:
-                return read_steps(connection, [step.key], tuple(State))[step.key]
-            write_parts(connection, step)
+                return rows.read_steps(connection, [step.key], tuple(State))[step.key]
+            rows.write_parts(connection, step)
         return step
 
     def use(self, run: str, uses: Sequence[tuple[Shot, Sequence[ShotStep]]]) -> None:
-        """Note which steps this run used for these shots (idempotent). What the run computed counts as computed, also
-        where the task that did so was killed and its next try found it."""
+        """Records which steps this run used for these shots (idempotent). A step that this run computed counts as
+        computed, also if the task was killed and its retry found the step."""
         with self.engine.begin() as connection:
-            write_uses(connection, run, [(shot, used) for shot, tried in uses for used in tried])
+            rows.write_uses(connection, run, [(shot, used) for shot, tried in uses for used in tried])
 
     def chosen(self, run: str, shots: Sequence[Shot]) -> dict[str, dict[str, Step]]:
         """SKU → stage → the chosen step of this run."""
         found: dict[str, dict[str, Step]] = defaultdict(dict)
         with self.engine.connect() as connection:
-            keys = chosen_keys(connection, run, shots)
-            by_key = read_steps(connection, sorted({key for _, key in keys}), tuple(State))
+            keys = rows.chosen_keys(connection, run, shots)
+            by_key = rows.read_steps(connection, sorted({key for _, key in keys}), tuple(State))
         for sku, key in keys:
             found[sku][by_key[key].job.stage] = by_key[key]
         return dict(found)
@@ -209,8 +177,7 @@ class PostgresLedger:
         params: Mapping[str, Any] | None = None,
         triggered_by: str = "",
     ) -> None:
-        """Open a run, or open it again where its plan is tried again. Raises IntegrityError where another DAG has
-        the run's id."""
+        """Opens a run, or reopens it when `plan` is retried. Raises IntegrityError if another DAG has the id."""
         row = {
             "id": run,
             "dag_id": dag_id,
@@ -236,9 +203,9 @@ class PostgresLedger:
             raise IntegrityError(f"run {run!r} belongs to another DAG than {dag_id}")
 
     def attach(self, run: str, artifact: Artifact) -> None:
-        """Keep a document beside a run, under its role; a later one of that role takes its place."""
+        """Attaches a document to a run, under its role. A later document replaces one of the same role."""
         with self.engine.begin() as connection:
-            insert_missing(connection, artifacts, [artifact_row(artifact)])
+            rows.insert_missing(connection, artifacts, [rows.artifact_row(artifact)])
             row = {"run": run, "role": artifact.role, "digest": artifact.sha256}
             connection.execute(
                 insert(run_artifacts)
@@ -250,43 +217,43 @@ class PostgresLedger:
             )
 
     def record_scene(self, name: str, definition: Mapping[str, Any]) -> str:
-        """Keep a scene's definition as it was used; returns its digest."""
+        """Stores a scene's definition as it was used; returns its digest."""
         digest = sha256_hex(canonical_json(dict(definition)).encode())
         with self.engine.begin() as connection:
-            insert_missing(connection, scenes, [{"digest": digest, "name": name, "definition": dict(definition)}])
+            rows.insert_missing(connection, scenes, [{"digest": digest, "name": name, "definition": dict(definition)}])
         return digest
 
     def upsert_products(self, items: Sequence[Product], now: datetime | None = None) -> Changes:
-        """Bring the products to what a feed says; a product that differs gets a new version, dated `now`."""
+        """Updates the products to a feed. A product that differs gets a new version, dated `now`."""
         now = now or datetime.now(UTC)
         new = changed = 0
         with self.engine.begin() as connection:
-            for chunk in chunks(sorted(items, key=lambda product: product.sku)):
-                known = current_products(connection, [product.sku for product in chunk])
+            for chunk in chunked(sorted(items, key=lambda product: product.sku), rows.CHUNK):
+                known = rows.current_products(connection, [product.sku for product in chunk])
                 fresh = [product for product in chunk if product.sku not in known]
                 kept = [product for product in chunk if product.sku in known]
-                differing = [product for product in kept if known[product.sku].content != product_digest(product)]
-                add_versions(connection, fresh + differing, now)
-                move_rows(connection, [product for product in kept if known[product.sku].row != product.row])
+                differing = [product for product in kept if known[product.sku].content != rows.product_digest(product)]
+                rows.add_versions(connection, fresh + differing, now)
+                rows.move_rows(connection, [product for product in kept if known[product.sku].row != product.row])
                 new += len(fresh)
                 changed += len(differing)
         return Changes(new, changed, len(items) - new - changed)
 
     def select(self, run: str, selected: Sequence[Shot], shard_size: int) -> int:
-        """Make these shots, in this order, the run's; returns the number of shards of `shard_size` shots.
+        """Selects these shots, in this order, for the run; returns the number of shards of `shard_size` shots.
 
-        Their products must have been upserted (IntegrityError otherwise). A second call replaces the first.
+        Raises IntegrityError for a product that was not upserted. A second call replaces the first.
         """
         with self.engine.begin() as connection:
             connection.execute(delete(run_shots).where(run_shots.c.run == run))
-            add_shots(connection, selected)
-            place_shots(connection, run, selected, shard_size)
-            # of a run that its statistics have not seen, Postgres expects one row, and settles it row by row by row
+            rows.add_shots(connection, selected)
+            rows.place_shots(connection, run, selected, shard_size)
+            # without fresh statistics Postgres expects one row for this run, and settles it with nested loops
             connection.execute(text("ANALYZE run_shots"))
         return -(-len(selected) // shard_size)
 
     def shots(self, run: str, shard: int | None = None) -> list[Shot]:
-        """The run's shots in order (of one shard), with their products as they were when the run began."""
+        """The run's shots (of one shard) in order, with their products as they were when the run began."""
         statement = (
             select(product_versions, run_shots.c.row, shots.c.scene, shots.c.channel)
             .join_from(run_shots, shots, run_shots.c.shot == shots.c.id)
@@ -297,7 +264,7 @@ class PostgresLedger:
         if shard is not None:
             statement = statement.where(run_shots.c.shard == shard)
         with self.engine.connect() as connection:
-            return [Shot(product_of(row), row.scene, row.channel) for row in connection.execute(statement)]
+            return [Shot(rows.product_of(row), row.scene, row.channel) for row in connection.execute(statement)]
 
     def products_changed_between(
         self,
@@ -305,8 +272,8 @@ class PostgresLedger:
         end: datetime,
         skus: Sequence[str] = (),
     ) -> list[Product]:
-        """Products that were new or changed in [start, end), as they are now, in feed order. With `skus`, those,
-        whenever they changed."""
+        """Products that were new or changed in [start, end), in their current version and in feed order. With `skus`,
+        the products of these SKUs, whenever they changed."""
         statement = (
             select(product_versions, products.c.row)
             .join_from(products, product_versions, products.c.version == product_versions.c.id)
@@ -320,10 +287,10 @@ class PostgresLedger:
                 exists().where(then.c.sku == products.c.sku, then.c.changed_at >= start, then.c.changed_at < end)
             )
         with self.engine.connect() as connection:
-            return [product_of(row) for row in connection.execute(statement)]
+            return [rows.product_of(row) for row in connection.execute(statement)]
 
     def last_outcomes(self, scene: str, channel: str, skus: Sequence[str], before: str = "") -> dict[str, ShotState]:
-        """SKU → what became of its shot in the last run that settled it, of those that began before run `before`."""
+        """SKU → state of its shot in the last run that settled it. Only runs that began before run `before` count."""
         began = select(runs.c.started_at).where(runs.c.id == before).scalar_subquery()
         statement = (
             select(shots.c.sku, run_shots.c.state)
@@ -336,37 +303,36 @@ class PostgresLedger:
         )
         found: dict[str, ShotState] = {}
         with self.engine.connect() as connection:
-            for chunk in chunks(skus):
+            for chunk in chunked(skus, rows.CHUNK):
                 for row in connection.execute(statement.where(shots.c.sku.in_(chunk))):
                     found[row.sku] = ShotState(row.state)
         return found
 
     def approve(self, digest: str, by: str) -> str:
-        """Let this `final` image be published whatever its verdicts say. Returns by whom: who said so first stands."""
+        """Approves this `final` image for publication, whatever its verdicts. Returns who approved it first."""
         with self.engine.begin() as connection:
-            insert_missing(connection, approvals, [{"digest": digest, "by": by}])
+            rows.insert_missing(connection, approvals, [{"digest": digest, "by": by}])
             return connection.execute(select(approvals.c.by).where(approvals.c.digest == digest)).scalar_one()
 
     def approved(self, digests: Sequence[str]) -> set[str]:
-        """Those of these `final` images that a person approved."""
+        """The `final` images among these that a person approved."""
         with self.engine.connect() as connection:
             return {
                 digest
-                for chunk in chunks(digests)
+                for chunk in chunked(digests, rows.CHUNK)
                 for digest in connection.scalars(select(approvals.c.digest).where(approvals.c.digest.in_(chunk)))
             }
 
-    def publish(self, run: str, rows: Sequence[Publication]) -> int:
-        """Make these the current images of their shots: all of them or, on any error, none. Returns how many are new;
-        an image that is current already is left as it is.
+    def publish(self, run: str, images: Sequence[Publication]) -> int:
+        """Makes these the current images of their shots: all or, on any error, none. Returns how many are new.
 
-        Runs supersede one another in the order in which they began, whichever ends first: where a later one's image is
-        current it stays so, and this run's is noted as superseded by it.
+        An image that is already current stays. A run supersedes the runs that began before it, in whatever order they
+        end: if a later run's image is current, it stays, and this run's image is recorded as superseded.
         """
         with self.engine.begin() as connection:
-            numbers = shot_ids(connection, rows)
-            wanted = {numbers[row.sku, row.scene, row.channel]: row.digest for row in rows}
-            # one publisher at a time for a shot, in one order for everybody
+            numbers = rows.shot_ids(connection, images)
+            wanted = {numbers[image.sku, image.scene, image.channel]: image.digest for image in images}
+            # one publisher at a time for a shot; the order prevents deadlocks
             connection.execute(select(shots.c.id).where(shots.c.id.in_(wanted)).order_by(shots.c.id).with_for_update())
             began = select(runs.c.started_at).where(runs.c.id == run).scalar_subquery()
             shown = (
@@ -387,19 +353,19 @@ class PostgresLedger:
                 connection.execute(
                     insert(publications), [{"shot": s, "digest": d, "run": run} for s, d in fresh.items()]
                 )
-            note_superseded(connection, run, late)
+            rows.note_superseded(connection, run, late)
         return len(fresh)
 
     def settle(self, run: str) -> None:
-        """Derive every shot's state and reason from the steps, verdicts and publications of the run so far."""
+        """Sets every shot's state and reason from the run's steps, verdicts and publications so far."""
         with self.engine.begin() as connection:
             outcomes.settle(connection, run)
 
     def finish_run(self, run: str, state: str, problem: Mapping[str, Any] | None = None) -> None:
-        """Close a run as `success` or `failed`.
+        """Closes a run as `success` or `failed`.
 
-        `problem` says what stopped its publication and must hold a `reason`; it becomes the reason of the shots that
-        were ready. A shot that is not through all its stages ends as failed.
+        `problem` describes what stopped publication. Its `reason` becomes that of every shot that was ready. A shot
+        that did not pass all stages ends as failed.
         """
         with self.engine.begin() as connection:
             outcomes.settle(connection, run)
@@ -411,8 +377,7 @@ class PostgresLedger:
             )
 
     def rates(self) -> dict[str, float]:
-        """Seconds that a shot costs, by stage: the mean over the last 500 uses that were computed. Passed-over
-        candidates count, as they cost too."""
+        """Mean seconds a shot, by stage, over the last 500 computed steps. Candidates that were not chosen count."""
         with self.engine.connect() as connection:
             return outcomes.rates(connection)
 

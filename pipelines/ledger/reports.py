@@ -53,7 +53,7 @@ class RunRow:
 
 @dataclass(frozen=True, slots=True)
 class ReportedShot:
-    """What became of one catalogue row."""
+    """The outcome of one catalogue row."""
 
     sku: str
     row: int
@@ -63,7 +63,7 @@ class ReportedShot:
 
 @dataclass(frozen=True, slots=True)
 class StageCount:
-    """How many steps of a stage the run computed, and how many it found finished."""
+    """Steps of a stage that the run computed, and finished steps that it reused."""
 
     computed: int = 0
     reused: int = 0
@@ -71,11 +71,10 @@ class StageCount:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What became of every product of a run. The five counts sum to `products`; `pending` is 0 once a run has ended.
+    """The outcome of every product of a run. The five counts sum to `products`; `pending` is 0 after the run's end.
 
-    `seconds` is per stage, of the steps that the run computed. `problem` says what stopped publication: its `reason`
-    and, where it was a failed expectation, which rows. `documents` maps the role of what was kept beside the run, such
-    as `validation/scores`, to its digest.
+    `seconds` are per stage, of computed steps. `problem` says what stopped publication: a `reason` and, for a failed
+    expectation, its rows. `documents` maps the role of a document of the run to its digest.
     """
 
     run: str
@@ -128,7 +127,7 @@ class LineageStep:
 
 @dataclass(frozen=True, slots=True)
 class Lineage:
-    """Where an artifact came from. `photo` is the digest of the photo, None where there was none."""
+    """The origin of an artifact. `photo` is the photo's digest, or None."""
 
     sku: str
     scene: str
@@ -162,15 +161,15 @@ def list_runs(engine: Engine, limit: int = 50) -> list[RunRow]:
 
 
 def remember_latest(state_dir: Path, run: str) -> None:
-    """Note that `packshot run` triggered a run here. Until its plan is made the ledger does not know it."""
+    """Records the run that `packshot run` triggered. The ledger does not know it until it is planned."""
     state_dir.mkdir(parents=True, exist_ok=True)
     (state_dir / LATEST).write_text(run, "utf-8")
 
 
 def latest_run(engine: Engine, state_dir: Path) -> str:
-    """Id of the last run that `packshot run` triggered: the one noted in `state_dir`, else the ledger's last.
+    """Id of the last run that `packshot run` triggered: the one recorded in `state_dir`, else the ledger's last.
 
-    Raises UsageError where there is none, and where the noted one is not planned yet.
+    Raises UsageError if there is none, or if the recorded run is not planned yet.
     """
     note = state_dir / LATEST
     if note.exists():
@@ -189,22 +188,22 @@ def latest_run(engine: Engine, state_dir: Path) -> str:
 
 
 def is_planned(engine: Engine, run: str) -> bool:
-    """Whether the run's plan came as far as the ledger: before that there is nothing to report."""
+    """Whether the ledger knows the run: before that there is nothing to report."""
     with engine.connect() as connection:
         return connection.scalar(select(runs.c.id).where(runs.c.id == run)) is not None
 
 
 def feed_for(engine: Engine, run: str) -> str:
-    """What a run that names no feed refreshes: a manifest's digest, a path or an address; "" where there is none.
+    """The feed of a run that names none: a manifest's digest, a path or an address; "" if there is none.
 
-    A run that was planned before keeps its manifest. Else it is the feed that was named last, so that an address is
-    read again. A manifest of which only a part was put into the store (`packshot run --limit`) is no shop's feed.
+    A run that was planned before keeps its manifest. Another run takes the feed that was named last and could be read,
+    and reads an address again. A manifest of `packshot run --limit` does not count: it has only a part of the products.
     """
     own = select(runs.c.feed).where(runs.c.id == run)
     named, limit = func.btrim(runs.c.params["feed"].astext, " \t\r\n"), runs.c.params["limit"].astext
     last = (
         select(named)
-        .where(named != "", or_(limit.is_(None), ~named.regexp_match("^[0-9a-f]{64}$")))
+        .where(named != "", runs.c.feed != "", or_(limit.is_(None), ~named.regexp_match("^[0-9a-f]{64}$")))
         .order_by(runs.c.started_at.desc())
         .limit(1)
     )
@@ -213,7 +212,7 @@ def feed_for(engine: Engine, run: str) -> str:
 
 
 def report(engine: Engine, run: str) -> Report:
-    """What became of every product of `run`. Raises UsageError for a run that the ledger does not know."""
+    """The outcome of every product of `run`. Raises UsageError for an unknown run."""
     with engine.connect() as connection:
         about = connection.execute(select(runs).where(runs.c.id == run)).first()
         if about is None:
@@ -256,7 +255,7 @@ def report(engine: Engine, run: str) -> Report:
 
 
 def _stages(connection: Connection, run: str) -> tuple[dict[str, StageCount], dict[str, float]]:
-    """Steps and seconds by stage, every stage listed. A step that two shots share is counted once."""
+    """Steps and seconds of every stage. A step that two shots share counts once."""
     used = (
         select(run_steps.c.stage, run_steps.c.key, func.bool_and(run_steps.c.reused).label("reused"))
         .where(run_steps.c.run == run)
@@ -286,7 +285,7 @@ def _stages(connection: Connection, run: str) -> tuple[dict[str, StageCount], di
 
 @dataclass(frozen=True, slots=True)
 class _Origin:
-    """A use of a step by a run: the place in the ledger that a lineage starts from."""
+    """A run's use of a step: where a lineage starts."""
 
     run: str
     shot: int
@@ -295,10 +294,10 @@ class _Origin:
 
 
 def lineage(engine: Engine, sku_or_digest: str, scene: str | None = None) -> Lineage:
-    """Where an artifact came from: for a digest, that artifact; for a SKU, its current image (the newest, or the one in
-    `scene`), else the last thing that was made of it.
+    """The origin of an artifact. A digest names the artifact. A SKU means its current image (the newest, or the one in
+    `scene`), or else its last output.
 
-    Raises UsageError where the ledger knows neither SKU nor artifact of that name.
+    Raises UsageError if the ledger has neither a SKU nor an artifact of that name.
     """
     with engine.connect() as connection:
         origin = _origin_of_digest(connection, sku_or_digest) if DIGEST.fullmatch(sku_or_digest) else None
@@ -378,10 +377,9 @@ def _origin_of_sku(connection: Connection, sku: str, scene: str | None) -> _Orig
 
 
 def _way_to(connection: Connection, origin: _Origin) -> list[Step]:
-    """The chosen steps of the shot in that run before the stage that made the artifact, then the step that made it.
+    """The shot's chosen steps in that run before the stage that made the artifact, then the step that made it.
 
-    Taken from the run and not by following digests: a description has no bytes to follow, yet its words are in the
-    prompt.
+    They come from the run, not from digests: a description is no artifact, but its words are in the prompt.
     """
     rows = connection.execute(
         select(run_steps.c.key, run_steps.c.stage).where(

@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 import socket
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from more_itertools import chunked
 from sqlalchemy import Connection, Row, select, text, tuple_
 from sqlalchemy.dialects.postgresql import insert
 
@@ -51,7 +52,7 @@ CHUNK = 1000
 
 
 def product_digest(product: Product) -> str:
-    """Digest of what a feed says about a product. The row is left out: a product that only moved is unchanged."""
+    """Digest of a product's content in the feed. A product that only changed its row has the same digest."""
     content = {field.name: getattr(product, field.name) for field in fields(product) if field.name != "row"}
     content["extra"] = dict(product.extra)
     return sha256_hex(canonical_json(content).encode())
@@ -63,7 +64,7 @@ def artifact_row(artifact: Artifact) -> dict[str, Any]:
 
 
 def step_row(step: Step, run: str) -> dict[str, Any]:
-    """Row of `steps`, signed by this host and process for the run that it works for."""
+    """Row of `steps`, with this host, process and run as its worker."""
     return {
         "key": step.key,
         "base": step.job.base,
@@ -83,7 +84,7 @@ def step_row(step: Step, run: str) -> dict[str, Any]:
 
 
 def write_parts(connection: Connection, step: Step) -> None:
-    """What hangs on a step: inputs, models, outputs, verdicts."""
+    """Writes a step's inputs, models, outputs and verdicts."""
     key = step.key
     inputs = [{"key": key, "role": role, "digest": digest} for role, digest in step.job.inputs.items()]
     outputs = [
@@ -99,12 +100,11 @@ def write_parts(connection: Connection, step: Step) -> None:
 
 
 def newest_keys(connection: Connection, keys: Sequence[str], states: Sequence[State]) -> dict[str, str]:
-    """Key as asked for → key of the step that answers it: the newest, in these states, of those with that base, or the
-    one with that very key where it is a forced attempt's."""
+    """Requested key → key of the newest step in these states that has it as its base or as its key."""
     return {
         row.wanted: row.key
-        for chunk in chunks(keys)
-        for row in connection.execute(text(_NEWEST), {"keys": list(chunk), "states": list(states)})
+        for chunk in chunked(keys, CHUNK)
+        for row in connection.execute(text(_NEWEST), {"keys": chunk, "states": list(states)})
     }
 
 
@@ -122,9 +122,9 @@ CROSS JOIN LATERAL (
 
 
 def read_steps(connection: Connection, keys: Sequence[str], states: Sequence[State]) -> dict[str, Step]:
-    """Steps in these states, by key, with all that hangs on them."""
+    """Steps in these states, by key, with inputs, models, outputs and verdicts."""
     found: dict[str, Step] = {}
-    for chunk in chunks(keys):
+    for chunk in chunked(keys, CHUNK):
         rows = connection.execute(select(steps).where(steps.c.key.in_(chunk), steps.c.state.in_(states))).all()
         present = [row.key for row in rows]
         inputs = _by_key(connection, select(step_inputs).where(step_inputs.c.key.in_(present)))
@@ -174,7 +174,7 @@ def _by_key(connection: Connection, statement: Any) -> dict[str, list[Row]]:
 
 
 def write_uses(connection: Connection, run: str, uses: Sequence[tuple[Shot, ShotStep]]) -> None:
-    """Write which steps a run used for which shots, in place of those that it used before in the same stages."""
+    """Records which steps a run used for which shots. They replace those that it used before in the same stages."""
     numbers = shot_ids(connection, [shot for shot, _ in uses])
     rows = {
         "run": run,
@@ -215,25 +215,24 @@ def chosen_keys(connection: Connection, run: str, wanted: Sequence[Shot]) -> lis
     )
     return [
         (row.sku, row.key)
-        for chunk in chunks([(s.sku, s.scene, s.channel) for s in wanted])
+        for chunk in chunked([(s.sku, s.scene, s.channel) for s in wanted], CHUNK)
         for row in connection.execute(statement.where(tuple_(shots.c.sku, shots.c.scene, shots.c.channel).in_(chunk)))
     ]
 
 
 def shot_ids(connection: Connection, wanted: Sequence[Shot] | Sequence[Publication]) -> dict[tuple[str, str, str], int]:
-    """The shots' numbers; shots that were never seen before get one."""
+    """The numbers of shots; a new shot gets one."""
     add_shots(connection, wanted)
     return {
         (row.sku, row.scene, row.channel): row.id
-        for chunk in chunks(_names(wanted))
+        for chunk in chunked(_names(wanted), CHUNK)
         for row in connection.execute(text(_NUMBERS), _columns(chunk))
     }
 
 
 def add_shots(connection: Connection, wanted: Sequence[Shot] | Sequence[Publication]) -> None:
-    """Give a number to the shots that were never seen before, in one order for everybody, so that two runs that add
-    the same ones wait and do not deadlock."""
-    for chunk in chunks(_names(wanted)):
+    """Numbers new shots. The order is fixed, so that two runs that add the same shots do not deadlock."""
+    for chunk in chunked(_names(wanted), CHUNK):
         connection.execute(text(_ADD), _columns(chunk))
 
 
@@ -251,7 +250,7 @@ FROM unnest(CAST(:skus AS text[]), CAST(:scenes AS text[]), CAST(:channels AS te
 JOIN shots USING (sku, scene, channel)
 """
 
-# Those that are there are left out first, as a conflict spends a number. "C" is the order that Python sorts in.
+# Known shots are left out first, because a conflict uses up a number. Collation "C" is Python's order.
 _ADD = """
 INSERT INTO shots (sku, scene, channel)
 SELECT sku, scene, channel
@@ -277,7 +276,7 @@ RETURNING position
 
 
 def current_products(connection: Connection, skus: Sequence[str]) -> dict[str, Row]:
-    """SKU → feed row and content digest of its current version; locked, so that two feeds do not cross."""
+    """SKU → feed row and content digest of its current version. The rows are locked against a concurrent feed."""
     rows = connection.execute(
         select(products.c.sku, products.c.row, product_versions.c.content)
         .join_from(products, product_versions, products.c.version == product_versions.c.id)
@@ -320,7 +319,7 @@ def add_versions(connection: Connection, items: Sequence[Product], now: datetime
 
 
 def move_rows(connection: Connection, items: Sequence[Product]) -> None:
-    """Note where in the feed these products are now."""
+    """Updates the feed rows of these products."""
     if not items:
         return
     connection.execute(
@@ -333,10 +332,9 @@ def move_rows(connection: Connection, items: Sequence[Product]) -> None:
 
 
 def place_shots(connection: Connection, run: str, selected: Sequence[Shot], shard_size: int) -> None:
-    """Write the run's shots in this order, each with the newest version that says what its product says. Raises
-    IntegrityError for a product that has none."""
-    for start in range(0, len(selected), CHUNK):
-        chunk = selected[start : start + CHUNK]
+    """Writes the run's shots in this order, each with the newest version of its product's content. Raises
+    IntegrityError for a product without such a version."""
+    for start, chunk in zip(range(0, len(selected), CHUNK), chunked(selected, CHUNK), strict=True):
         placed = connection.execute(
             text(_PLACE),
             {
@@ -354,7 +352,7 @@ def place_shots(connection: Connection, run: str, selected: Sequence[Shot], shar
 
 
 def note_superseded(connection: Connection, run: str, images: Mapping[int, str]) -> None:
-    """Note what a run published for these shots after a later run had: superseded at once, and noted once."""
+    """Records images that a run published after a later run did: they are superseded at once."""
     connection.execute(text(_LATE), {"run": run, "shots": list(images), "digests": list(images.values())})
 
 
@@ -367,7 +365,7 @@ WHERE NOT EXISTS (SELECT FROM publications p WHERE p.shot = late.shot AND p.dige
 
 
 def product_of(row: Row) -> Product:
-    """The product that a row of `product_versions`, with the feed row beside it, stands for."""
+    """The product of a row of `product_versions` joined with its feed row."""
     return Product(
         sku=row.sku,
         row=row.row,
@@ -382,11 +380,6 @@ def product_of(row: Row) -> Product:
 
 
 def insert_missing(connection: Connection, table: Any, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Insert what is not there yet."""
+    """Inserts the rows whose key is new."""
     if rows:
         connection.execute(insert(table).on_conflict_do_nothing(), rows)
-
-
-def chunks(items: Sequence[Any]) -> Iterable[Sequence[Any]]:
-    """Cut into pieces that one statement takes."""
-    return (items[start : start + CHUNK] for start in range(0, len(items), CHUNK))

@@ -1,1 +1,1 @@
-"""The models of a profile: what they are, where their files are, and how they are read."""
+"""Models as files: profiles, digests, downloads, checkpoints."""

@@ -1,8 +1,8 @@
-"""Read published checkpoints, in whichever of the published formats they come, into the classes that packshot uses.
+"""Load published checkpoints, in any of the published formats, into the classes that packshot uses.
 
-A diffusion base is a diffusers folder or a community single-file checkpoint; a net of its own (VAE, BrushNet,
-ControlNet) a diffusers folder, or one file and a configuration of the profile's. A wrong file is told in one line that
-names it: these loaders compare what was read with what the class needs, where the libraries warn and go on with noise.
+A diffusion base is a diffusers folder or a community single-file checkpoint. A single net (VAE, BrushNet, ControlNet)
+is a diffusers folder, or one file with a configuration from the profile. These loaders compare the file with what the
+class needs and name a wrong file in one line. The libraries would warn and continue with random weights.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from transformers.utils import logging as transformers_logging
 from pipelines.errors import IntegrityError
 from pipelines.models.profile import ModelPart, Profile
 from pipelines.models.weights import (
-    header,
+    check_nothing_missing,
     load_transformer,
-    nothing_missing,
     quiet,
     read_weights,
     reading,
-    which_files,
+    tensor_shapes,
+    weight_file_options,
 )
 
 UNET = "model.diffusion_model."
-"""What a single-file checkpoint calls its UNet's tensors."""
+"""Prefix of the UNet's tensors in a single-file checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """A whole diffusion model: float32, on the CPU. The second text encoder and tokenizer are SDXL's, else None."""
+    """A whole diffusion model: float32, on the CPU. Only SDXL has a second text encoder and tokenizer."""
 
     vae: AutoencoderKL
     text_encoder: CLIPTextModel
@@ -52,10 +52,10 @@ class Base:
 
 
 def load_profile_base(profile: Profile, unet_channels: int = 4) -> Base:
-    """The base of a profile, its files checked: whole (`base`, with `autoencoder` in its VAE's place), or in pieces.
+    """Check and load the base of a profile: whole (`base`, whose VAE `autoencoder` may replace), or in pieces.
 
-    For a UNet of 9 input channels it is `base_inpaint9`, or in pieces with `unet_inpaint9`. Raises UsageError where a
-    part or its files are missing, IntegrityError where they are not what the profile says.
+    For a UNet of 9 input channels it is `base_inpaint9`, or in pieces with `unet_inpaint9`. Raises UsageError if a part
+    or its files are missing, IntegrityError if they differ from the profile.
     """
     words = profile.part("clip").check()
     clip = words.path
@@ -75,14 +75,11 @@ def load_profile_base(profile: Profile, unet_channels: int = 4) -> Base:
 
 
 def load_base(part: ModelPart, clip: Path) -> Base:
-    """Load a base: a diffusers folder, or a single file with the configurations of `part.config`.
+    """Load a base: a diffusers folder, or a single file with the configurations of `part.config`; see
+    `ModelPart.check`.
 
-    Args:
-        part: Checked; see `ModelPart.check`.
-        clip: A folder with CLIP's tokenizer, which no single file has in it.
-
-    Raises:
-        IntegrityError: the file is of another architecture than the profile's, or lacks a piece.
+    `clip` is a folder with CLIP's tokenizer, which no single file contains. Raises IntegrityError if the file has
+    another architecture than the profile, or is incomplete.
     """
     return _base_from_file(part, clip) if part.path.is_file() else _base_from_folder(part)
 
@@ -90,8 +87,8 @@ def load_base(part: ModelPart, clip: Path) -> Base:
 def load_net(model_class: Any, part: ModelPart, expected: str) -> Any:
     """Load a VAE, BrushNet, ControlNet or UNet, float32, on the CPU: a diffusers folder, or one file.
 
-    A single file is read with the configuration of `part.config`, under diffusers' names or its publishers' own, which
-    diffusers translates. `expected` says what the profile wants ("a ControlNet"). Raises IntegrityError.
+    A single file is read with the configuration of `part.config`. Its tensors have diffusers' names or the publisher's,
+    which diffusers translates. `expected` names the model for messages ("a ControlNet"). Raises IntegrityError.
     """
     if not part.path.is_file():
         return _from_folder(model_class, part.path, expected, part.weights)
@@ -104,29 +101,29 @@ def load_net(model_class: Any, part: ModelPart, expected: str) -> Any:
             with _translating():
                 translated = model_class.from_single_file(weights, config=str(part.config), local_files_only=True)
             weights = {name: value for name, value in translated.state_dict().items() if not value.is_meta}
-        net.load_state_dict({name: value.float() for name, value in weights.items()})  # what is lacking is named
+        net.load_state_dict({name: value.float() for name, value in weights.items()})  # names missing tensors
         return net.eval()
 
 
 def check_fits(path: Path, net: Any, unet: Any, expected: str) -> None:
-    """Raise IntegrityError where a BrushNet or ControlNet was made for another UNet than this one."""
+    """Raise IntegrityError if a BrushNet or ControlNet was made for another UNet."""
     for name in ("block_out_channels", "layers_per_block", "addition_embed_type", "cross_attention_dim"):
         if name == "cross_attention_dim" and "brushnet" in type(net).__name__.lower():
-            continue  # it has no attention: what its config says of it is left over
+            continue  # it has no attention; its config's value is unused
         wanted, found = (_plain(model.config.get(name)) for model in (unet, net))
         if wanted != found:
             raise IntegrityError(f"{path}: expected {expected} for this base, of {name} {wanted}, found {found}")
 
 
 def check_lora(path: Path, unet: Any) -> None:
-    """Raise IntegrityError where a LoRA file, kohya's or PEFT's, is none, or was trained on another base.
+    """Raise IntegrityError if a file is not a LoRA (kohya's or PEFT's), or was trained on another base.
 
-    Told by the width of the text that its cross-attention reads: 768 for SD 1.5, 1,024 for 2.x, 2,048 for SDXL.
+    The text width of its cross-attention identifies the base: 768 for SD 1.5, 1,024 for 2.x, 2,048 for SDXL.
     """
     wanted = unet.config.cross_attention_dim
     widths = set()
     down = ("lora_down.weight", "lora_A.weight", "lora.down.weight", "lora_A.default.weight")
-    for name, shape in header(path).items():
+    for name, shape in tensor_shapes(path).items():
         if name.endswith(down):
             widths.add(shape[1] if "attn2" in name and ("to_k" in name or "to_v" in name) else 0)
     if not widths:
@@ -148,7 +145,7 @@ def _base_from_file(part: ModelPart, clip: Path) -> Base:
     with reading(part.path, expected), _quiet():
         tokenizers = {"tokenizer": CLIPTokenizer.from_pretrained(clip, local_files_only=True)}
         if "tokenizer_2" in index:
-            # the second encoder was trained with another padding, and else the same words
+            # the second encoder has the same vocabulary, but another padding token
             padding = {"pad_token": "!"}
             tokenizers["tokenizer_2"] = CLIPTokenizer.from_pretrained(clip, local_files_only=True, **padding)
         else:
@@ -168,8 +165,8 @@ def _base_from_file(part: ModelPart, clip: Path) -> Base:
 
 
 def _check_single_file(path: Path, unet: Mapping[str, Any], expected: str) -> int:
-    """Compare a single file's UNet with the configuration; return its input channels, 4 or, for inpainting, 9."""
-    shapes = header(path)
+    """Compare a single file's UNet with the configuration. Return its input channels: 4, or 9 for inpainting."""
+    shapes = tensor_shapes(path)
     first = shapes.get(f"{UNET}input_blocks.0.0.weight")
     texts = {shape[1] for name, shape in shapes.items() if name.startswith(UNET) and name.endswith("attn2.to_k.weight")}
     if first is None or not texts:
@@ -225,7 +222,7 @@ def _base_from_folder(part: ModelPart) -> Base:
 
 
 def _from_folder(model_class: Any, folder: Path, expected: str, weights: Collection[Path]) -> Any:
-    """diffusers' own folder; of its files those that are among `weights`, which the part was checked by."""
+    """Load a diffusers folder, of its files only those in `weights`, which were checked."""
     with reading(folder, expected):
         named = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name")
         if named not in (None, model_class.__name__):
@@ -235,14 +232,14 @@ def _from_folder(model_class: Any, folder: Path, expected: str, weights: Collect
             torch_dtype=torch.float32,
             local_files_only=True,
             output_loading_info=True,
-            **which_files(weights, folder),
+            **weight_file_options(weights, folder),
         )
-        nothing_missing(info)
+        check_nothing_missing(info)
     return model.eval()
 
 
 def _scheduler(folder: Path) -> Any:
-    """The scheduler of the class that its own configuration names."""
+    """Load the scheduler of the class that its own configuration names."""
     config = diffusers.DDIMScheduler.load_config(folder, local_files_only=True)
     return getattr(diffusers, config["_class_name"]).from_config(config)
 
@@ -253,7 +250,7 @@ def _plain(value: Any) -> Any:
 
 @contextmanager
 def _translating() -> Iterator[None]:
-    """diffusers' error of a file that lacks a model is an Exception and nothing closer; here it is a ValueError."""
+    """Convert diffusers' error about a missing model, a plain Exception, to ValueError."""
     try:
         yield
     except SingleFileComponentError as error:
@@ -262,6 +259,6 @@ def _translating() -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the libraries' bars and their reports of weights left unread: what matters is raised."""
+    """Suppress the libraries' progress bars and reports of unused weights; real problems are raised."""
     with quiet(transformers_logging), quiet(diffusers_logging):
         yield

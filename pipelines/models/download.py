@@ -1,7 +1,7 @@
-"""Bring a profile's published files onto this machine: by the hub's own client, or from a plain address.
+"""Download a profile's published files: with the hub's own client, or from a plain URL.
 
-Both go on where a transfer was cut off: the hub's client by its `.incomplete` files, a plain address by a `.part` file
-beside the target and HTTP's Range.
+Both resume an interrupted transfer: the hub's client from its `.incomplete` files, a plain URL from a `.part` file next
+to the target, with HTTP's Range.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from pipelines.models.files import sha256_of
 from pipelines.models.profile import ModelPart
 
 TIMEOUT = httpx.Timeout(30)
-"""Seconds to connect, and between two blocks; a transfer as a whole may take its time."""
+"""Seconds for connecting and between two blocks. The whole transfer has no limit."""
 
 Progress = Callable[[int, int | None], None]
-"""Told the bytes that are there, and those there will be where the server says."""
+"""Called with the bytes received, and the total if the server gives it."""
 
 
 def fetch(part: ModelPart, progress: Progress = lambda done, total: None) -> str:
-    """Put a part's files where the profile looks for them, those that are missing; return the sha256 of its weights.
+    """Download a part's missing files to where the profile expects them. Return the sha256 of its weights.
 
-    Raises UsageError where a part has no address, or its address does not answer (say it again to go on),
-    IntegrityError where the bytes are not those that the profile names.
+    Raises UsageError if a part has no address, or the server does not answer (repeat the command to resume). Raises
+    IntegrityError if the bytes differ from the profile's digest.
     """
     if part.url:
         if not part.path.exists():
@@ -48,10 +48,10 @@ def fetch(part: ModelPart, progress: Progress = lambda done, total: None) -> str
 
 
 def from_url(url: str, target: Path, sha256: str = "", progress: Progress = lambda done, total: None) -> None:
-    """Download `url` to `target`, going on with what an earlier attempt left in `<target>.part`.
+    """Download `url` to `target`; resume from `<target>.part`.
 
-    The target comes to be whole or not at all, and, where `sha256` is given, of those bytes. Raises UsageError where
-    the server does not answer or stops half-way, IntegrityError where it sent other bytes.
+    The target appears only when it is complete and, if `sha256` is given, has that digest. Raises UsageError if the
+    server does not answer or stops, IntegrityError if it sends other bytes.
     """
     partial = target.with_name(f"{target.name}.part")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -59,14 +59,14 @@ def from_url(url: str, target: Path, sha256: str = "", progress: Progress = lamb
     asked = {"Accept-Encoding": "identity", **({"Range": f"bytes={there}-"} if there else {})}
     try:
         with httpx.stream("GET", url, headers=asked, follow_redirects=True, timeout=TIMEOUT) as response:
-            if response.status_code != httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:  # else all of it is there
+            if response.status_code != httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:  # else it is complete
                 response.raise_for_status()
                 if response.status_code != httpx.codes.PARTIAL_CONTENT:
-                    there = 0  # the server begins anew, and so does the file
+                    there = 0  # the server sends it from the beginning
                 length = response.headers.get("Content-Length")
                 total = there + int(length) if length else None
                 with partial.open("ab" if there else "wb") as file:
-                    for block in response.iter_raw():  # as it comes: what was received is kept
+                    for block in response.iter_raw():  # unbuffered, to keep what was received
                         file.write(block)
                         there += len(block)
                         progress(there, total)
@@ -82,13 +82,14 @@ def from_url(url: str, target: Path, sha256: str = "", progress: Progress = lamb
 
 
 def _from_hub_to(part: ModelPart, file: str) -> None:
-    """Put one file of a hub's repository into the models directory; the hub's client shows a bar and resumes."""
+    """Download one file of a hub repository into the models directory. The hub's client shows a progress bar and
+    resumes."""
     from huggingface_hub import hf_hub_download
 
     folder = part.path.parent if part.single_file else part.path
     try:
         fetched = Path(hf_hub_download(part.hub, file, revision=part.ref.revision, local_dir=folder))
-    except OSError as error:  # the client's own errors are OSErrors
+    except OSError as error:  # includes the client's own errors
         first = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise UsageError(f"{part.hub}/{file}: the hub did not give it ({type(error).__name__}: {first})") from error
     if fetched != part.local(file):

@@ -1,30 +1,30 @@
-"""Weight files as bytes: their digests, and whether they are whole. Knows neither torch nor profiles."""
+"""Weight files as bytes: their digests, and whether they are complete. It imports neither torch nor profiles."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import zipfile
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 from pipelines.errors import IntegrityError
 
 LEGACY_SUFFIXES = frozenset({".bin", ".ckpt", ".patch", ".pt", ".pth"})
-"""Files that torch wrote with pickle inside: read with weights_only, and only where pinned or trusted."""
+"""Files that torch wrote with pickle. They are read with weights_only, and only if pinned or trusted."""
 
 WEIGHT_SUFFIXES = LEGACY_SUFFIXES | {".safetensors"}
 
 
 def sha256_of(*files: Path) -> str:
-    """sha256 of files, one after the other; kept as long as their sizes and times of change stay."""
+    """Return the sha256 of files, one after the other. It is cached until a size or modification time changes."""
     return _digest(tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files))
 
 
 @lru_cache(maxsize=256)
 def _digest(files: tuple[tuple[str, int, int], ...]) -> str:
-    """Size and modification time are only there to tell a replaced file from the one that was digested before."""
+    """Size and modification time are cache keys only: they detect a replaced file."""
     digest = hashlib.sha256()
     for path, _, _ in files:
         with Path(path).open("rb") as file:
@@ -33,8 +33,8 @@ def _digest(files: tuple[tuple[str, int, int], ...]) -> str:
     return digest.hexdigest()
 
 
-def check_whole(file: Path) -> None:
-    """Raise IntegrityError where a weight file is of another kind than its name says, or cut short."""
+def check_file_complete(file: Path) -> None:
+    """Raise IntegrityError if a weight file is cut short, or of another kind than its name says."""
     if file.suffix == ".safetensors":
         _check_safetensors(file)
     elif file.suffix in LEGACY_SUFFIXES:
@@ -42,7 +42,8 @@ def check_whole(file: Path) -> None:
 
 
 def _check_torch(file: Path) -> None:
-    """A torch file is a zip archive, whose directory is at its end, or, of old, a bare pickle, which cannot be told."""
+    """Check a torch file: a zip archive, whose directory is at its end, or an old bare pickle, whose end cannot be
+    checked."""
     with file.open("rb") as stream:
         start = stream.read(2)
     if not zipfile.is_zipfile(file) and start[:1] != b"\x80":
@@ -51,17 +52,12 @@ def _check_torch(file: Path) -> None:
 
 
 def _check_safetensors(file: Path) -> None:
-    """Raise IntegrityError where `file` is of another kind or cut short: its header says how long it must be."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        start = stream.read(8)
-        length = int.from_bytes(start, "little")
-        try:
-            header: Any = json.loads(stream.read(length)) if 2 <= length <= size - 8 else None
-            end = max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            pickled = start.startswith((b"PK", b"\x80"))
-            found = "a torch or pickle file" if pickled else "a file that is cut short or of another kind"
-            raise IntegrityError(f"{file}: expected safetensors, found {found}") from error
-    if size != 8 + length + end:
-        raise IntegrityError(f"{file}: expected {8 + length + end:,} bytes as its header says, found {size:,}")
+    """Raise IntegrityError if the header of `file` is not valid, or if the file is shorter or longer than it says."""
+    try:
+        with safe_open(file, framework="np"):
+            pass
+    except SafetensorError as error:
+        with file.open("rb") as stream:
+            pickled = stream.read(2).startswith((b"PK", b"\x80"))
+        found = "a torch or pickle file" if pickled else "a file that is cut short or of another kind"
+        raise IntegrityError(f"{file}: expected safetensors, found {found} ({error})") from error

@@ -1,4 +1,4 @@
-"""The hub's cache on this machine, through the hub's own client."""
+"""The hub's cache on this machine, read with the hub's own client."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def from_hub(repo: str, revision: str, files: Sequence[str], download: bool) -> Path:
-    """Return the path of the first of `files` in the hub's cache; with `download`, missing files are fetched first.
+    """Return the path of the first of `files` in the hub's cache. With `download`, fetch missing files first.
 
     Raises huggingface_hub's errors, which are OSErrors: not cached, offline, gated, no such file.
     """

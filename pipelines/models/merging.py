@@ -1,8 +1,8 @@
-"""Make a 9-channel inpainting model of any base: base + (inpainting - original), as the community does.
+"""Make a 9-channel inpainting model of any base: base + (inpainting - original), a common community method.
 
-What the inpainting model learnt beside the original that it was trained from is added to another descendant of that
-original. The five channels that only it has (mask and masked image) are taken as they are. Tensor by tensor, so that
-memory holds a few of them and never a model.
+It adds the difference between the inpainting model and its original to another descendant of that original. The five
+extra input channels (mask and masked image) are copied. It works tensor by tensor, so memory holds a few tensors and
+never a model.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from safetensors import safe_open
 from torch import Tensor
 
 from pipelines.errors import IntegrityError, UsageError
-from pipelines.models.files import LEGACY_SUFFIXES, check_whole
-from pipelines.models.weights import header, reading
+from pipelines.models.files import LEGACY_SUFFIXES, check_file_complete
+from pipelines.models.weights import reading, tensor_shapes
 
 FIRST = ("model.diffusion_model.input_blocks.0.0.weight", "conv_in.weight")
-"""The convolution that reads the channels: in a single-file checkpoint, and in diffusers' file of a UNet."""
+"""The input convolution: in a single-file checkpoint, and in diffusers' file of a UNet."""
 
 _DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
     torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
     torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
 }  # fmt: skip
-"""What safetensors calls them."""
+"""Their names in safetensors."""
 
 
 class _Source(Protocol):
-    """Tensors of a file by name, each read when it is asked for."""
+    """Tensors of a file by name; each is read on request."""
 
     def keys(self) -> list[str]: ...
 
@@ -43,7 +43,7 @@ class _Source(Protocol):
 
 
 class _Legacy:
-    """A torch file, mapped into memory; only tensors are read of it, never code."""
+    """A torch file, mapped into memory. Only tensors are read, never code."""
 
     def __init__(self, path: Path):
         stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -65,18 +65,18 @@ def merge_inpainting(
     trust: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Write base + (inpainting - original) to `out`, in the base's names, precision and order.
+    """Write base + (inpainting - original) to `out`, with the base's names, precision and order.
 
     Args:
         base: Any descendant of `original`, of 4 channels: safetensors, a single-file checkpoint or a UNet of diffusers.
         inpainting: The published inpainting model, of 9 channels, in the same format.
-        original: What `inpainting` was trained from.
-        out: Must not be there yet; it comes to be whole or not at all.
-        trust: Read torch files, too; safetensors only without it.
-        progress: Told (tensors done, tensors in all).
+        original: The model that `inpainting` was trained from.
+        out: Must not exist. It appears only when it is complete.
+        trust: Read torch files too; default: safetensors only.
+        progress: Called with (tensors done, tensors in all).
 
     Raises:
-        UsageError: `out` is there, has no folder, or is no safetensors file by its name.
+        UsageError: `out` exists, has no folder, or is not named `.safetensors`.
         IntegrityError: a file is broken, not trusted, or of another architecture than the others.
     """
     if out.exists() or out.suffix != ".safetensors":
@@ -122,8 +122,8 @@ def merge_inpainting(
 
 
 def how_to_use(merged: Path, sha256: str) -> str:
-    """What to do with a merged file, for the person who made it: the entry of a profile where it is a whole model."""
-    tensors = header(merged)
+    """Return instructions for using a merged file: a profile's entry if it is a whole model."""
+    tensors = tensor_shapes(merged)
     if FIRST[1] in tensors:
         return (
             "a UNet alone: to use it, copy the inpainting model's diffusers folder into the models directory, put this "
@@ -141,7 +141,7 @@ def how_to_use(merged: Path, sha256: str) -> str:
 def _open(path: Path, trust: bool, stack: ExitStack) -> _Source:
     if not path.is_file():
         raise UsageError(f"{path}: not there")
-    check_whole(path)
+    check_file_complete(path)
     if path.suffix not in LEGACY_SUFFIXES:
         with reading(path, "safetensors"):
             return stack.enter_context(safe_open(path, framework="pt"))
@@ -154,7 +154,7 @@ def _open(path: Path, trust: bool, stack: ExitStack) -> _Source:
 
 
 def _first(path: Path, source: _Source, channels: int, expected: str | None = None) -> str:
-    """Name of the first convolution, of so many channels. Raises IntegrityError where it is another's."""
+    """Return the name of the input convolution. Raises IntegrityError if it has another number of channels."""
     names = source.keys()
     found = next((name for name in FIRST if name in names), None)
     if found is None or expected not in (None, found):
@@ -173,7 +173,7 @@ def _write(
     first: str,
     progress: Callable[[int, int], None],
 ) -> None:
-    """Write safetensors without ever holding all of them: the header needs shapes only, which are the base's."""
+    """Write safetensors with one tensor in memory at a time. The header needs only shapes, which are the base's."""
     head: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name in names:

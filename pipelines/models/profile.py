@@ -1,12 +1,12 @@
-"""Which models a profile is made of, where their files are, and whether those are the files they should be.
+"""Which models a profile consists of, where their files are, and whether these are the right files.
 
-A profile is `profiles/<name>.yaml`. The weights of a bundled profile lie beside it in `profiles/<name>/<part>/`; those
-of the others in a models directory or, second, on the hub. The digests in the YAML are what keys and lineage carry, so
-a part is checked against them before it is loaded. `<models directory>/<name>.yaml` may replace and add parts of a
-profile that is not bundled: a community base, another HQ-SAM, a LoRA. Over all of them go promoted revisions, trained
-on the shop's own pictures: `pipelines.revisions.registry` keeps them in the state directory.
+A profile is `profiles/<name>.yaml`. A bundled profile's weights are in `profiles/<name>/<part>/`. Other profiles'
+weights are in a models directory or in the hub's cache. Keys and lineage carry the digests of the YAML, so each part is
+checked against its digest before it is loaded. `<models directory>/<name>.yaml` may replace and add parts of a profile
+that is not bundled: a community base, another HQ-SAM, a LoRA. Promoted revisions, trained on the shop's own pictures,
+take precedence. `pipelines.revisions.registry` keeps them in the state directory.
 
-    python -m pipelines.models.profile lock mini      write the digests of the files that are there into mini.yaml
+    python -m pipelines.models.profile lock mini      write the digests of the existing files to mini.yaml
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ import yaml
 
 from pipelines.contracts import ModelRef
 from pipelines.errors import IntegrityError, PackshotError, UsageError
-from pipelines.models.files import LEGACY_SUFFIXES, WEIGHT_SUFFIXES, check_whole, sha256_of
+from pipelines.models.files import LEGACY_SUFFIXES, WEIGHT_SUFFIXES, check_file_complete, sha256_of
 from pipelines.models.hub import from_hub
 from pipelines.settings import get_settings
 
 PROFILES = Path(__file__).resolve().parents[1] / "profiles"
 
 _CONFIG_ONLY = frozenset({"scheduler"})
-"""Kinds that have no weights: their configuration is what is digested."""
+"""Kinds without weights: the digest is that of their configuration."""
 
 
 UNPINNED = "unpinned"
-"""What a profile says in a sha256's place where none is published."""
+"""A profile's entry for sha256 if none is published."""
 
 
 BASE_MODELS = ("text_encoder", "text_encoder_2", "unet", "vae")
-"""The folders of a diffusers base that weights are read from, in name order. A safety checker's are not."""
+"""Folders of a diffusers base that hold weights, in name order, without the safety checker's."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelPart:
-    """One model of a profile. `path` is its folder, or its file where it is a single one.
+    """One model of a profile. `path` is its folder, or its file if it is a single one.
 
-    Where it is fetched from: `files` of the hub's repository `hub` at `ref.revision`, or `url`. `config` is a folder of
-    diffusers configurations for a single file, which has none in it. An `optional` part is fetched only when named.
+    Its source is `files` of the hub repository `hub` at `ref.revision`, or `url`. `config` is a folder of diffusers
+    configurations for a single file, which contains none. An `optional` part is fetched only by name.
     """
 
     name: str
@@ -66,19 +66,19 @@ class ModelPart:
 
     @property
     def single_file(self) -> bool:
-        """Whether the part is one file and not a folder, as its path says: it need not be there."""
+        """Whether the part is one file and not a folder. Its path decides; the file need not exist."""
         return self.path.suffix in WEIGHT_SUFFIXES
 
     def local(self, file: str) -> Path:
-        """Where `file` of `files` belongs."""
+        """Return the local path of `file` of `files`."""
         return self.path if self.single_file else self.path / file
 
     @property
     def weights(self) -> tuple[Path, ...]:
-        """The weight files that are loaded, in name order, so what the digest is over: all that the profile lists.
+        """The weight files to load, in name order: all that the profile lists. The digest covers them.
 
-        Where it lists none, each folder's safetensors or, in a folder that has none, its torch files. Raises UsageError
-        where one is missing.
+        Without a list it is each folder's safetensors files, or its torch files if it has none. Raises UsageError if
+        one is missing.
         """
         if self.path.is_file():
             return (self.path,)
@@ -96,7 +96,7 @@ class ModelPart:
         return tuple(file for folder in folders for file in self._found(folder, ".safetensors", ".bin"))
 
     def _found(self, folder: Path, *suffixes: str) -> tuple[Path, ...]:
-        """The files in `folder` with the first of these suffixes that any has."""
+        """Return the files in `folder` with the first of these suffixes that occurs."""
         for suffix in suffixes:
             if files := tuple(sorted(folder.glob(f"*{suffix}"))):
                 return files
@@ -108,18 +108,18 @@ class ModelPart:
 
     @property
     def pinned(self) -> bool:
-        """Whether the profile names the bytes."""
+        """Whether the profile gives a digest."""
         return bool(self.ref.sha256)
 
     def digest(self) -> str:
-        """sha256 of the weight file; of all of them, one after the other in name order, where there are several."""
+        """Return the sha256 of the weight files, one after the other in name order."""
         return sha256_of(*self.weights)
 
     def located(self, download: bool = True) -> ModelPart:
-        """This part with the path where it is: in the models directory, or else in the hub's cache on this machine.
+        """Return this part with its actual path: in the models directory, or else in the hub's cache on this machine.
 
-        Where it is in neither, the hub is asked, unless `download` is False. Raises UsageError naming the file and the
-        command that fetches it where it cannot be had.
+        If it is in neither, it is downloaded from the hub, unless `download` is False. Raises UsageError, which names
+        the file and the command that fetches it.
         """
         if not (self.hub or self.url) or all(self.local(file).exists() for file in self.files or ("",)):
             return self
@@ -127,7 +127,7 @@ class ModelPart:
             try:
                 first = from_hub(self.hub, self.ref.revision, self.files, download)
                 return replace(self, path=first if self.single_file else first.parents[self.files[0].count("/")])
-            except OSError as error:  # huggingface_hub's and its client's errors, offline mode among them, are OSErrors
+            except OSError as error:  # huggingface_hub's errors, offline mode too
                 if not download:
                     raise UsageError(f"{self.local(self.files[0])}: not there{self._remedy}") from error
                 why = f"the hub could not be asked ({type(error).__name__})"
@@ -135,15 +135,15 @@ class ModelPart:
         raise UsageError(f"{self.path}: not there{self._remedy}")
 
     def check(self, download: bool = True) -> ModelPart:
-        """This part, for loading: located, whole, and of the bytes that the profile names.
+        """Return this part for loading: located, complete, and with the profile's digest.
 
-        Without such a name a part is loaded only where PACKSHOT_TRUST_UNPINNED says so, and a legacy torch file only
-        where PACKSHOT_TRUST_PICKLE does. Raises UsageError where files are missing, IntegrityError where they are
-        others or not trusted.
+        A part without a digest is loaded only with PACKSHOT_TRUST_UNPINNED; a legacy torch file without one needs
+        PACKSHOT_TRUST_PICKLE too. Raises UsageError if files are missing, IntegrityError if they are wrong or not
+        trusted.
         """
         part = self.located(download)
         for file in part.weights:
-            check_whole(file)
+            check_file_complete(file)
         actual = part.digest()
         names = ", ".join(str(file) for file in part.weights)
         if part.pinned and actual != part.ref.sha256:
@@ -157,12 +157,12 @@ class ModelPart:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """Every model of the chain.
+    """All models of the pipeline.
 
-    `native_size` is the side, in px, that the diffusion model was trained at. A caption whose probability is at least
-    `caption_confidence` is trusted; below it title and category carry the prompt. `tag_confidence` is the same for
-    CLIP's tags, by kind of word; kinds that are not in it are not asked (both calibrated, see the card of `blip`).
-    `models_dir` is where the files of a profile that is not bundled were looked for.
+    `native_size` is the side, px, that the diffusion model was trained at. A caption is used from the probability
+    `caption_confidence`; below it the prompt uses title and category. `tag_confidence` is the same for CLIP's tags, by
+    kind of word; other kinds are not used (both are calibrated, see the card of `blip`). `models_dir` is the folder of
+    the files of a profile that is not bundled.
     """
 
     name: str
@@ -175,7 +175,7 @@ class Profile:
     models_dir: Path | None = None
 
     def part(self, name: str) -> ModelPart:
-        """The part called `name`. Raises UsageError with the names that there are."""
+        """Return the part called `name`. Raises UsageError, which lists the known names."""
         for part in self.parts:
             if part.name == name:
                 return part
@@ -183,16 +183,16 @@ class Profile:
         raise UsageError(f"profile {self.name} has no model {name!r}; it has {names}")
 
     def has(self, name: str) -> bool:
-        """Whether there is a part called `name`."""
+        """Return whether there is a part called `name`."""
         return any(part.name == name for part in self.parts)
 
     @property
     def sampler_parts(self) -> tuple[str, ...]:
-        """The parts that every inpainting method is made of: a whole `base`, or its pieces."""
+        """The parts that every inpainting method needs: a whole `base`, or its pieces."""
         return tuple(name for name in ("base", "autoencoder", "clip", "unet", "scheduler") if self.has(name))
 
     def ref(self, name: str) -> ModelRef:
-        """What a step's key says about the part called `name`: its digest, also where the profile does not name it."""
+        """Return what a step's key contains about a part: its digest, even if the profile gives none."""
         part = self.part(name)
         if part.pinned or not get_settings().trust_unpinned:
             return part.ref
@@ -201,7 +201,7 @@ class Profile:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """What `verify` found about a part: the digest of the files that are there; `problem` is "" where all is well.
+    """Result of `verify` for a part: `sha256` of its files, and `problem`, "" if there is none.
 
     Both are "" for an optional part that was not fetched.
     """
@@ -217,18 +217,18 @@ class Check:
 
 
 def profile_names() -> list[str]:
-    """The profiles there are."""
+    """Return the names of all profiles."""
     return sorted(path.stem for path in PROFILES.glob("*.yaml"))
 
 
 @lru_cache(maxsize=8)
 def load_profile(name: str, models_dir: Path | None = None, promoted: bool = True) -> Profile:
-    """Read profile `name`. `models_dir` is where the files of a profile that is not bundled are.
+    """Read profile `name`. `models_dir` holds the files of a profile that is not bundled.
 
-    Promoted revisions take the place of the parts that they are of, unless `promoted` is False. A process sees those of
-    when it first asked, so that its keys and its weights are of one revision.
+    Promoted revisions replace their parts, unless `promoted` is False. The result is cached, so a process uses the same
+    revision for keys and weights.
 
-    Raises UsageError where there is no such profile, its file is malformed or it needs a models directory.
+    Raises UsageError if the profile does not exist, is malformed or needs a models directory.
     """
     file = PROFILES / f"{name}.yaml"
     if name not in profile_names():
@@ -264,12 +264,12 @@ def active_profile() -> Profile:
 
 
 def promoted_file(state_dir: Path, profile: str) -> Path:
-    """What says which revisions of this profile's parts were promoted: part to sha256, as JSON."""
+    """Return the path of the JSON file that maps a profile's parts to the sha256 of promoted revisions."""
     return state_dir / "revisions" / f"{profile}.json"
 
 
 def revision_folder(state_dir: Path, profile: str, part: str, sha256: str) -> Path:
-    """Where the files of a revision are kept on this machine."""
+    """Return the folder of a revision's files on this machine."""
     return state_dir / "revisions" / profile / part / sha256[:12]
 
 
@@ -289,29 +289,25 @@ def _with_promoted(profile: str, parts: tuple[ModelPart, ...]) -> tuple[ModelPar
 
 
 def verify(profile: Profile) -> list[Check]:
-    """Digest every part's files and compare. Nothing is raised: `packshot models verify` shows all that is wrong."""
+    """Check the digests of every part's files. It raises nothing, so `packshot models verify` shows all problems."""
     checks = []
     for part in profile.parts:
         sha256, problem = "", ""
         try:
-            try:
-                sha256 = part.located(download=False).digest()
-            except UsageError:
-                if not part.optional:
-                    raise
-            else:
-                part.check(download=False)
+            sha256 = part.located(download=False).digest()
+            part.check(download=False)
         except PackshotError as error:
-            problem = str(error)
+            absent = isinstance(error, UsageError) and not sha256
+            problem = "" if part.optional and absent else str(error)
         checks.append(Check(part, sha256, problem))
     return checks
 
 
 def lock(profile: Profile) -> list[str]:
-    """Write the digests of the files that are there into a bundled profile's YAML, the rest of it untouched.
+    """Write the digests of the existing files to a bundled profile's YAML, and change nothing else in it.
 
-    Returns the names of the parts that changed. Parts without files keep what they have. Raises IntegrityError where a
-    file is no safetensors file, so that a truncated one is never locked.
+    Returns the names of the changed parts. Parts without files keep their digest. Raises IntegrityError for an invalid
+    safetensors file, so a truncated one is never locked.
     """
     file = PROFILES / f"{profile.name}.yaml"
     if not _read_yaml(file)["bundled"]:
@@ -323,22 +319,27 @@ def lock(profile: Profile) -> list[str]:
         except UsageError:
             continue
         for weights in files:
-            check_whole(weights)
+            check_file_complete(weights)
         actual[part.name] = part.digest()
 
-    lines, current = [], ""
-    for line in file.read_text(encoding="utf-8").splitlines():
-        if heading := re.fullmatch(r"  (\w+):(?: +#.*)?", line):
-            current = heading[1]
-        elif current in actual and (field := re.match(r"    (revision|sha256):", line)):
-            value = actual[current] if field[1] == "sha256" else actual[current][:12]
-            line = f'    {field[1]}: "{value}"'
-        lines.append(line)
     temporary = file.with_suffix(f".yaml.{os.getpid()}")
-    temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    temporary.write_text(with_digests(file.read_text(encoding="utf-8"), actual), encoding="utf-8")
     temporary.replace(file)
     load_profile.cache_clear()
     return [part.name for part in profile.parts if actual.get(part.name, part.ref.sha256) != part.ref.sha256]
+
+
+def with_digests(text: str, digests: Mapping[str, str]) -> str:
+    """A profile's YAML with these parts' revisions and digests, the rest of it untouched."""
+    lines, current = [], ""
+    for line in text.splitlines():
+        if heading := re.fullmatch(r"  (\w+):(?: +#.*)?", line):
+            current = heading[1]
+        elif current in digests and (field := re.match(r"    (revision|sha256):", line)):
+            value = digests[current] if field[1] == "sha256" else digests[current][:12]
+            line = f'    {field[1]}: "{value}"'
+        lines.append(line)
+    return "\n".join(lines) + "\n"
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
@@ -353,7 +354,8 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 
 
 def _read_part(profile: str, name: str, entries: Mapping[str, dict[str, Any]], root: Path) -> ModelPart:
-    """The part called `name`; `like: other` is that part under this name, `like: profile/other` another profile's."""
+    """Read the part called `name`. `like: other` copies a part under this name, `like: profile/other` another
+    profile's."""
     entry = entries[name]
     if "like" in entry:
         where, _, other = entry["like"].rpartition("/")
@@ -365,7 +367,7 @@ def _read_part(profile: str, name: str, entries: Mapping[str, dict[str, Any]], r
             else _read_part(profile, other, entries, root)
         )
         return replace(part, name=name, ref=replace(part.ref, name=name), optional=False)
-    # by name alone: links that lead out of a models directory are its owner's
+    # checks the name alone: the owner of a models directory may use links
     path = Path(os.path.normpath(root.absolute() / entry["path"]))
     if not path.is_relative_to(os.path.normpath(root.absolute())):
         raise ValueError(f"{name}: path {entry['path']!r} leaves the profile's folder")
@@ -388,7 +390,7 @@ def _read_part(profile: str, name: str, entries: Mapping[str, dict[str, Any]], r
 
 
 def _check_trusted(part: ModelPart, names: str, actual: str) -> None:
-    """Raise IntegrityError where nobody vouches for the bytes of a part that is not pinned."""
+    """Raise IntegrityError if a part without a digest is not trusted."""
     settings = get_settings()
     trust = "to load it all the same, `packshot --trust …` or"
     if any(file.suffix in LEGACY_SUFFIXES for file in part.weights) and not settings.trust_pickle:

@@ -1,6 +1,6 @@
-"""Read weight files and the folders of transformers' models, and say in one line which file is not what it should be.
+"""Read weight files and transformers' model folders; name a wrong file in one line.
 
-Light on purpose: the stages that segment load no diffusion library.
+It imports no diffusion library, because the segmenting stages need none.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from pipelines.models.files import LEGACY_SUFFIXES
 _UNREADABLE = (
     OSError, ValueError, TypeError, AttributeError, LookupError, RuntimeError, pickle.UnpicklingError, SafetensorError,
 )  # fmt: skip
-"""What the libraries raise at a file that is not what it should be."""
+"""What the libraries raise for a file that they cannot read."""
 
 
 @contextmanager
 def reading(path: Path, expected: str) -> Iterator[None]:
-    """Turn what a library says about a file it cannot read into an IntegrityError of one line that names the file."""
+    """Convert a library's error about an unreadable file to an IntegrityError of one line that names the file."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -40,9 +40,10 @@ def reading(path: Path, expected: str) -> Iterator[None]:
 
 
 def read_weights(path: Path, expected: str) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, or of a legacy torch file (tensors only, never code), by name.
+    """Read the tensors of a safetensors file, or of a legacy torch file (tensors only, never code), by name.
 
-    A torch file may keep them under `params_ema`, `params` or `state_dict`. Raises IntegrityError naming the file.
+    A torch file may hold them under `params_ema`, `params` or `state_dict`. Raises IntegrityError, which names the
+    file.
     """
     with reading(path, expected):
         return load_file(path) if path.suffix not in LEGACY_SUFFIXES else _torch_tensors(path, "cpu")
@@ -57,10 +58,10 @@ def _torch_tensors(path: Path, device: str) -> dict[str, Tensor]:
     return dict(stored)
 
 
-def header(path: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors of a safetensors file, none of which is read, or of a legacy torch file.
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return names and shapes of the tensors of a safetensors or legacy torch file, without reading the tensors.
 
-    Raises IntegrityError naming the file.
+    Raises IntegrityError, which names the file.
     """
     if path.suffix in LEGACY_SUFFIXES:
         with reading(path, "a torch file of tensors"):
@@ -71,10 +72,10 @@ def header(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 _WITHIN = {"clip_text_model": ("clip",)}
-"""Folders of a whole model that a part of it may be read from."""
+"""Whole models from which a part may be read."""
 
 
-def which_files(weights: Collection[Path], folder: Path) -> dict[str, Any]:
+def weight_file_options(weights: Collection[Path], folder: Path) -> dict[str, Any]:
     """Return the `from_pretrained` arguments that make a library read only `weights` (see `ModelPart.weights`)."""
     names = [file for file in weights if file.parent == folder]
     if not names:
@@ -87,9 +88,9 @@ def which_files(weights: Collection[Path], folder: Path) -> dict[str, Any]:
 
 
 def load_transformer(model_class: Any, folder: Path, expected: str, weights: Collection[Path] | None = None) -> Any:
-    """Load a transformers model, float32, on the CPU. Raises IntegrityError where the folder holds another's.
+    """Load a transformers model, float32, on the CPU. Raises IntegrityError if the folder holds another model.
 
-    `weights` are the files to read, as the model's part says; without them it is `model.safetensors`.
+    `weights` are the files to read, as in the model's part; default: `model.safetensors`.
     """
     from transformers.utils import logging
 
@@ -103,14 +104,14 @@ def load_transformer(model_class: Any, folder: Path, expected: str, weights: Col
             local_files_only=True,
             dtype=torch.float32,
             output_loading_info=True,
-            **({"use_safetensors": True} if weights is None else which_files(weights, folder)),
+            **({"use_safetensors": True} if weights is None else weight_file_options(weights, folder)),
         )
-        nothing_missing(info)
+        check_nothing_missing(info)
     return model.eval()
 
 
-def nothing_missing(info: Mapping[str, Any]) -> None:
-    """Raise ValueError where weights that the class needs were not in the file, or had other shapes."""
+def check_nothing_missing(info: Mapping[str, Any]) -> None:
+    """Raise ValueError if the file lacks weights of the class, or has them in other shapes."""
     for kind in ("mismatched_keys", "missing_keys"):
         if keys := sorted(str(key) for key in info.get(kind) or ()):
             raise ValueError(f"{len(keys)} {kind.removesuffix('_keys')} tensors, {keys[0]} among them")
@@ -118,7 +119,8 @@ def nothing_missing(info: Mapping[str, Any]) -> None:
 
 @contextmanager
 def quiet(logging: Any) -> Iterator[None]:
-    """Without a library's bars and its reports of weights left unread: what matters is raised. Takes its `logging`."""
+    """Suppress a library's progress bars and reports of unused weights; real problems are raised. Takes its
+    `logging`."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -1,1 +1,1 @@
-"""What holds an image back: overcompletion, fidelity and table checks."""
+"""Checks: what judges cutouts, images and tables."""

@@ -1,9 +1,9 @@
-"""Is a cutout the whole product? The overcompletion detector, asked of the photo itself, and HQ-SAM asked again.
+"""Is a cutout the whole product? Run the overcompletion detector on the photo itself, and HQ-SAM once more.
 
-Nothing in a photo was generated. Where the detector sees the product go on beyond its cutout there, the cutout lacks a
-part: a sleeve, a strap, a leaf. Published like that the product would be altered, and the scene would be blamed for
-nothing. HQ-SAM is then prompted once more, with points on what is missing too. What it adds is taken if it is no more
-than what was missing asks for, and if the detector finds nothing beyond it. Else a person should look.
+Nothing in a photo was generated. If the detector finds that the product continues beyond its cutout, the cutout lacks a
+part, such as a sleeve, a strap or a leaf. Its image would show an altered product, and the check would blame the scene.
+So HQ-SAM runs once more, with points on the missing part too. Its result is used if it adds no more than the missing
+part suggests, and the detector then finds nothing beyond it. Otherwise a person should check the cutout.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from pipelines.quality.overcompletion import SURE, OvercompletionDetector
 from pipelines.vision.segmenters import STABLE, HQSamSegmenter, Prompt, deepest_points, filled, stability
 
 KEPT = 0.95
-"""The second answer holds at least this share of the first cutout, or it speaks of something else."""
+"""The second result contains at least this share of the first cutout; otherwise it is another object."""
 
 MAX_ADDED = 2.0
-"""It adds at most so many times the area that was seen to be missing: what adds more takes in the scene, and of a mask
-that is large enough the detector finds nothing beyond."""
+"""The second result adds at most this multiple of the missing area. A mask that adds more includes the scene, and a
+large enough mask hides everything from the detector."""
 
 OWN_POINTS, MISSING_PIECES = 3, 3
-"""Points on the cutout, and how many missing pieces get one each, the largest first."""
+"""Number of points on the cutout, and number of missing pieces with one point each, the largest first."""
 
 
 @dataclass(frozen=True, slots=True)
-class Wholeness:
-    """A cutout that was asked about.
+class Completeness:
+    """Result for one cutout.
 
     Attributes:
-        mask: `(H, W)` float32, 0..1: the mask as it was, or with what was missing.
-        e_plus: E+ of the photo with this mask: how much of the product still seems to be missing, in products.
-        where: `(H, W)` float32, 0..1: how sure the detector is of product beyond the mask.
-        mended: whether something was added.
+        mask: `(H, W)` float32, 0..1: the given mask, or the mask with the missing part.
+        e_plus: E+ of the photo with this mask: area of the product that seems to be missing, over the mask's area.
+        where: `(H, W)` float32, 0..1: probability of product beyond the mask.
+        mended: Whether a part was added.
     """
 
     mask: np.ndarray
@@ -44,19 +44,19 @@ class Wholeness:
     mended: bool
 
 
-def check_whole(
+def check_completeness(
     image: np.ndarray, mask: np.ndarray, detector: OvercompletionDetector, tau: float, hqsam: HQSamSegmenter | None
-) -> Wholeness:
-    """Ask of a photo whether its product goes on beyond its cutout, and mend the cutout where HQ-SAM can.
+) -> Completeness:
+    """Check whether a photo's product continues beyond its cutout, and repair the cutout if HQ-SAM can.
 
     Args:
         image: `(H, W, 3)` uint8 RGB, the photo.
         mask: `(H, W)` float, 0..1, the cutout; not empty.
-        detector: Finds what goes on.
+        detector: Finds product beyond the cutout.
         tau: E+ up to which nothing is missing.
-        hqsam: Is asked again; None: only the question is asked.
+        hqsam: Segments once more; None: check only.
     """
-    first = _asked(image, mask, detector)
+    first = _measure(image, mask, detector)
     if first.e_plus <= tau or hqsam is None:
         return first
     cutout, missing = mask > 0.5, first.where > SURE
@@ -65,18 +65,19 @@ def check_whole(
     kept, added = ((second > 0.5) & cutout).sum(), ((second > 0.5) & ~cutout).sum()
     if stability(answer) < STABLE or kept < KEPT * cutout.sum() or added > MAX_ADDED * missing.sum():
         return first
-    both = np.maximum(mask, second)  # a mend adds; what the first answer held stays
-    asked = _asked(image, both, detector)
-    return Wholeness(both, asked.e_plus, asked.where, mended=True) if asked.e_plus <= tau else first
+    both = np.maximum(mask, second)  # the first cutout stays whole
+    repaired = _measure(image, both, detector)
+    return Completeness(both, repaired.e_plus, repaired.where, mended=True) if repaired.e_plus <= tau else first
 
 
-def _asked(image: np.ndarray, mask: np.ndarray, detector: OvercompletionDetector) -> Wholeness:
+def _measure(image: np.ndarray, mask: np.ndarray, detector: OvercompletionDetector) -> Completeness:
     found = detector.measure(image, np.rint(np.clip(mask, 0, 1) * 255).astype(np.uint8))
-    return Wholeness(mask, found.e_plus, found.heat, mended=False)
+    return Completeness(mask, found.e_plus, found.heat, mended=False)
 
 
 def _prompt(cutout: np.ndarray, missing: np.ndarray) -> Prompt:
-    """The box of both, points on the cutout and on each of the largest missing pieces; both `(H, W)` bool."""
+    """Return the box of both masks, with points on the cutout and on each of the largest missing pieces. Both `(H, W)`
+    bool."""
     both = cutout | missing
     rows, columns = np.flatnonzero(both.any(axis=1)), np.flatnonzero(both.any(axis=0))
     box = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32)

@@ -1,8 +1,8 @@
-"""What stands out from the scene around it: cords, handles and other thin parts in whatever colour they come.
+"""Local contrast: find cords, handles and other thin parts of any colour.
 
-The scene as it would be without M and without such parts is estimated by a median over a window wider than they are,
-once M has been filled with what surrounds it. A pixel stands out by its distance to that, measured by how much pixels
-around there stand out as a rule: in a scene full of things little does, on paper the faintest line.
+First M is filled with the colours around it. A median over a window wider than the parts then estimates the scene
+without them. A pixel's local contrast is its distance to that estimate, relative to the usual distance in its
+neighbourhood. In a cluttered scene few pixels have a high contrast; on paper the faintest line has.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ import cv2
 import numpy as np
 
 WINDOWS = (13, 45)
-"""Widths of the median, in px of 320: what is thinner than half of it is taken away."""
+"""Widths of the median, in px of 320. It removes parts thinner than half of it."""
 
 FAINT = 5.0
-"""Distance in 8-bit Lab that noise and grain reach."""
+"""Typical distance in 8-bit Lab of noise and grain."""
 
 
-def standing_out(image: np.ndarray, hidden: np.ndarray) -> list[np.ndarray]:
-    """How far each pixel stands out, for each of WINDOWS: (H, W) float32, from about 1 on it is no grain.
+def local_contrast(image: np.ndarray, hidden: np.ndarray) -> list[np.ndarray]:
+    """Return each pixel's local contrast, for each of WINDOWS: (H, W) float32. Noise stays below about 1.
 
-    image: (H, W, 3) uint8 RGB; hidden: (H, W) bool, M and its unsure edge.
+    image: (H, W, 3) uint8 RGB; hidden: (H, W) bool, M and its uncertain edge.
     """
     lab = cv2.cvtColor(image, cv2.COLOR_RGB2LAB)
-    filled = filled_in(lab, hidden)
+    filled = fill_hidden(lab, hidden)
     open_scene = 1 - hidden.astype(np.float32)
     found = []
     for window in WINDOWS:
@@ -35,8 +35,8 @@ def standing_out(image: np.ndarray, hidden: np.ndarray) -> list[np.ndarray]:
     return found
 
 
-def filled_in(colours: np.ndarray, hidden: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 with what is hidden filled with the mean of what is seen around it, the nearest there is."""
+def fill_hidden(colours: np.ndarray, hidden: np.ndarray) -> np.ndarray:
+    """Fill the hidden part of (H, W, 3) uint8 with the mean of the nearest visible pixels."""
     seen = 1 - hidden.astype(np.float32)
     known = colours.astype(np.float32) * seen[..., None]
     filled, left = known.copy(), hidden.copy()
@@ -50,7 +50,7 @@ def filled_in(colours: np.ndarray, hidden: np.ndarray) -> np.ndarray:
 
 
 def _median(colours: np.ndarray, window: int) -> np.ndarray:
-    """The median over a window, float32; a wide one of the picture at half its size."""
+    """Return the median over a window, float32. A wide one is computed at half size."""
     if window <= 15:
         return cv2.medianBlur(colours, window).astype(np.float32)
     height, width = colours.shape[:2]

@@ -1,10 +1,10 @@
-"""Is the product the photo's, its edge clean, and the scene a picture at all?
+"""Is the product the photo's, its edge clean, and the scene a plausible picture?
 
-Three measures on the finished image, each cheap and each with a picture of where:
+Three fast measures of the finished image, each with a map of where:
 
     fidelity     share of the product's opaque pixels that equal the placed photo's exactly
-    halo         how far the rim just outside of the product differs from the scene a little further out
-    background   does the scene look like a picture: not noise, not flat, not banded, not dead
+    halo         colour difference between the rim just outside the product and the scene further out
+    background   is the scene a picture: not noise, not flat, not banded, not black or clipped
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from scipy import ndimage
 from pipelines.vision.placement import OPAQUE, LaidProduct
 
 SECTORS = 48
-"""The rim is judged in as many directions: a halo is all around, a contact shadow only below."""
+"""Number of directions in which the rim is measured: a halo is all around, a contact shadow only below."""
 
 RIM_SHARES = (0.004, 0.008, 0.016)
-"""Widths of the rims looked for, as shares of the picture's longer side: 4, 8 and 16 px at 1,024."""
+"""Widths of the rims, as shares of the picture's longer side: 4, 8 and 16 px at 1,024."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """A score and where it comes from: `where` is (H, W) float32, 0..1; `reason` says what is wrong, if anything."""
+    """A score with its origin: `where` is (H, W) float32, 0..1; `reason` names the fault, or is ""."""
 
     score: float
     where: np.ndarray
@@ -34,11 +34,11 @@ class Measure:
 
 
 def product_fidelity(image: np.ndarray, product: LaidProduct) -> Measure:
-    """Share of the opaque pixels (matte >= 0.99) whose colour is exactly the placed photo's, 0..1; 1 = all.
+    """Return the share of opaque pixels (matte >= 0.99) with exactly the placed photo's colour, 0..1; 1 = all.
 
     Args:
         image: (H, W, 3) uint8, the finished picture.
-        product: What was to be laid there, derived from the photo anew.
+        product: The placed product, derived from the photo again.
     """
     if image.shape != product.colour.shape:
         size = f"{image.shape[1]} x {image.shape[0]}"
@@ -53,11 +53,11 @@ def product_fidelity(image: np.ndarray, product: LaidProduct) -> Measure:
 
 
 def halo(image: np.ndarray, matte: np.ndarray) -> Measure:
-    """How much a rim around the product stands out from the scene behind it, in colour levels of 0..1.
+    """Measure how much a rim around the product differs from the scene behind it, in colour levels of 0..1.
 
     In each direction the rim's colour is compared with the scene's a little further out. A halo differs the same way in
-    most directions; a contact shadow, a horizon, a prop or a busy scene only in some. The score is what 70 % of the
-    directions differ by at least, in one sense; the worst of three rim widths and three channels.
+    most directions. A contact shadow, a horizon or a prop differs in a few only. The score is the difference that 70 %
+    of the directions reach, with one sign. It is the largest over three rim widths and three channels.
 
     Args:
         image: (H, W, 3) uint8.
@@ -86,11 +86,11 @@ def halo(image: np.ndarray, matte: np.ndarray) -> Measure:
 
 
 def background_quality(image: np.ndarray, matte: np.ndarray) -> Measure:
-    """Does the scene look like a picture? 0..1, the worst of four looks at what is not product; under 0.5 it is broken.
+    """Rate the scene as a picture, 0..1: the lowest of four scores of the background. Below 0.5 it is broken.
 
-    noise: Immerkaer's noise estimate (1996) at full, half, quarter and eighth size; pictures have little of it at any.
-    flat: hardly any light and shade. banding: few of the grey levels between dark and light are used, or light and dark
-    stripes alternate over the whole picture. dead: black, or colours at their limits, over much of it.
+    noise: Immerkaer's noise estimate (1996) at full, half, quarter and eighth size; pictures have little of it. flat:
+    almost no light and shade. banding: few of the grey levels between dark and light occur, or light and dark stripes
+    alternate over the whole picture. dead: much of it is black or clipped.
 
     Args:
         image: (H, W, 3) uint8.
@@ -117,17 +117,17 @@ def background_quality(image: np.ndarray, matte: np.ndarray) -> Measure:
 
 
 NOISE_LEVELS = (20.0, 32.0, 44.0, 56.0)
-"""Noise estimates, in grey levels, at which a picture of full, half, quarter and eighth size counts as noise."""
+"""Noise estimates, in grey levels, from which a picture of full, half, quarter and eighth size is noise."""
 
 FLAT_LEVELS = 1.5
-"""Standard deviation, in levels, under which a scene is flat."""
+"""Standard deviation, in levels, below which a scene is flat."""
 
 STRIPES = 12
-"""So many alternations of light and dark rows or columns are no horizon and no window."""
+"""From this number of alternations of light and dark, rows or columns are stripes and not a horizon or a window."""
 
 
 def _noise(image: np.ndarray, region: np.ndarray) -> float:
-    """1 without noise, 0.5 at the levels above, 0 at twice as much."""
+    """Return 1 without noise, 0.5 at the levels above, 0 at twice these."""
     kernel = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)
     scores = []
     picture: np.ndarray = image.astype(np.float32)
@@ -146,7 +146,8 @@ def _noise(image: np.ndarray, region: np.ndarray) -> float:
 
 
 def _levels_used(grey: np.ndarray, region: np.ndarray) -> float:
-    """Share of the grey levels between the 2nd and 98th percentile that occur; 0.4 of them and less score under 0.5."""
+    """Return a score of the share of grey levels that occur between the 2nd and 98th percentile; 0.4 or less scores
+    under 0.5."""
     values = np.rint(grey[region]).astype(int)
     low, high = np.percentile(values, [2, 98]).astype(int)
     if high - low < 12:
@@ -157,7 +158,8 @@ def _levels_used(grey: np.ndarray, region: np.ndarray) -> float:
 
 
 def _stripes(grey: np.ndarray, region: np.ndarray) -> float:
-    """1 without stripes, under 0.5 from `STRIPES` alternations on that explain most of what the rows (columns) do."""
+    """Return 1 without stripes. Return less than 0.5 from `STRIPES` alternations that explain most of the variance of
+    rows or columns."""
     smooth = cv2.GaussianBlur(grey, (0, 0), 0.03 * max(grey.shape))
     detail = np.where(region, grey - smooth, 0)
     score = 1.0
@@ -173,7 +175,7 @@ def _stripes(grey: np.ndarray, region: np.ndarray) -> float:
 
 
 def _alive(image: np.ndarray, region: np.ndarray) -> float:
-    """1 where no pixel is black or at a colour's limits, 0.5 where half of them are."""
+    """Return 1 if no pixel is black or clipped, 0.5 if half of them are."""
     pixels = image[region].astype(int)
     black = pixels.max(axis=1) <= 4
     limits = (pixels.max(axis=1) >= 253) & (pixels.min(axis=1) <= 2)
@@ -181,7 +183,7 @@ def _alive(image: np.ndarray, region: np.ndarray) -> float:
 
 
 def _sectors(matte: np.ndarray) -> np.ndarray:
-    """Direction of each pixel as seen from the product's middle, 0..SECTORS-1."""
+    """Return each pixel's direction from the product's centre, 0..SECTORS-1."""
     rows, columns = np.nonzero(matte >= 128)
     y, x = np.mgrid[: matte.shape[0], : matte.shape[1]]
     middle = (rows.mean(), columns.mean()) if rows.size else (matte.shape[0] / 2, matte.shape[1] / 2)
@@ -190,7 +192,7 @@ def _sectors(matte: np.ndarray) -> np.ndarray:
 
 
 def _means(image: np.ndarray, region: np.ndarray, sector: np.ndarray) -> np.ndarray:
-    """Mean colour of a region by direction: (SECTORS, 3), NaN where there is none."""
+    """Return a region's mean colour by direction: (SECTORS, 3), NaN for an empty one."""
     where = sector[region]
     counts = np.bincount(where, minlength=SECTORS).astype(float)
     counts[counts == 0] = np.nan

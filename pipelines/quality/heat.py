@@ -1,4 +1,4 @@
-"""Pictures that show where a check found something."""
+"""Pictures that show where a check found a fault."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HEAT_SIDE = 512
 
 
 def heat_picture(role: str, image: np.ndarray, where: np.ndarray) -> Output:
-    """An image (H, W, 3) uint8 in grey with a place in red, `where` (h, w) 0..1 of any size, as WebP."""
+    """Draw an image (H, W, 3) uint8 in grey with `where` (h, w) 0..1, of any size, in red, as WebP."""
     scale = min(1.0, HEAT_SIDE / max(image.shape[:2]))
     size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
     grey = cv2.cvtColor(cv2.resize(image, size, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)

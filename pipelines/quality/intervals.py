@@ -1,7 +1,7 @@
-"""95 % intervals over products: what is resampled is products, never pictures.
+"""95 % intervals over products: the bootstrap resamples products, never pictures.
 
-Pictures of one product hang together, so that many pictures of few products say little (cluster bootstrap, Field and
-Welsh 2007).
+Pictures of one product are correlated, so many pictures of few products carry little information (cluster bootstrap,
+Field and Welsh 2007).
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 RESAMPLES, MANY = 1000, 10_000
-"""How often products are drawn anew: for any figure, and for a mean, which costs less."""
+"""Number of resamples: for any statistic, and for a mean, which is cheaper."""
 
 Interval = tuple[float, float]
 
 
 def interval(products: Sequence[str], values: Sequence[float]) -> Interval:
-    """95 % bootstrap interval of the mean of `values`, one a picture; whole products are drawn with replacement."""
+    """Return the 95 % bootstrap interval of the mean of `values`, one per picture. It resamples whole products."""
     _, group = np.unique(np.asarray(products), return_inverse=True)
     sums = np.bincount(group, weights=np.asarray(values, np.float64))
     counts = np.bincount(group)
@@ -30,11 +30,10 @@ def interval(products: Sequence[str], values: Sequence[float]) -> Interval:
 def clustered(
     products: Sequence[str], figure: Callable[[np.ndarray], float], resamples: int = RESAMPLES
 ) -> tuple[float, Interval]:
-    """A figure and its 95 % interval over products.
+    """Return a statistic and its 95 % interval over products.
 
-    Args:
-        products: the product of each measurement.
-        figure: from the indices of measurements, some of them several times, to the figure. A NaN is left out.
+    `products` has the product of each measurement. `figure` maps indices of measurements, with repetitions, to the
+    statistic; NaN results are ignored.
     """
     names = np.array(products)
     clusters = [np.flatnonzero(names == name) for name in np.unique(names)]

@@ -1,22 +1,22 @@
-"""Overcompletion: did the scene grow the product? (the paper, section 1; the design, "Measuring overcompletion")
+r"""Overcompletion: did the scene grow the product? (the paper, section 1)
 
-With M the placed mask and O what is found in the finished picture, of O only what hangs together with M,
+With M the placed mask and O the part connected to M of what is found in the finished picture,
 
-    E+ = |O \\ dilate(M)| / |M|            an image is overcompleted when E+ > tau
+    E+ = |O \ dilate(M)| / |M|            an image is overcompleted if E+ > tau
 
-Unsigned, so that a shrunken product cannot hide an extension, and normalised by the product, so that small products
-count as much. One finder is one bias, so several look, each by another cue:
+It is unsigned, so a shrunken product cannot hide an extension. It is normalised by the product, so small products count
+as much. A single finder is biased, so several search, each by another cue:
 
-    salient   a salient-object net: what strikes the eye. Also takes shadows and stands for product.
+    salient   a salient-object net. It also takes shadows and stands for product.
     colour    GrabCut (Rother et al. 2004) with M as seed: what looks like the product rather than the scene.
-    sam       HQ-SAM prompted by points on M: what one would cut out. An independent second opinion that has no say in
-              E+. Slow, so `inspect` alone asks for it, and only where one of the others saw something.
+    sam       HQ-SAM prompted by points on M: an independent second opinion that does not change E+. It is slow,
+              so only `inspect` runs it, and only if another finder found something.
 
-Each piece that salient or colour sees beyond M, or that stands out from the scene there (`detail.py`), is weighed by
-`evidence.py`; E+ is the area of those that it is sure enough of. How far the finders disagree is reported as
-uncertainty. tau is set by `calibrate.py`, see `thresholds.yaml`.
+`evidence.py` judges each piece beyond M that salient or colour finds, or that has a high local contrast (`detail.py`).
+E+ is the area of the pieces with a high enough probability. The finders' disagreement is reported as uncertainty.
+`thresholds.yaml` holds tau, from the detector's calibration.
 
-A second product that does not touch the first is no extension of it: D+ is the area of such objects over |M|.
+A second product that does not touch the first is no extension of it. D+ is the area of such objects over |M|.
 """
 
 from __future__ import annotations
@@ -36,37 +36,37 @@ if TYPE_CHECKING:
     from pipelines.models.profile import Profile
 
 SIDE = 320
-"""Pictures are measured with their longer side at this many px: the salient net's own size."""
+"""Pictures are measured with this longer side, px: the salient net's own size."""
 
 MIN_REACH = 2.5
-"""What a single finder sees counts where it reaches at least this many tolerances out of M; thinner rims are an unsure
+"""A single finder's region counts if it extends at least this many tolerances from M. Thinner ones are an uncertain
 edge."""
 
 PLACED = 0.5
 """Matte value from which a pixel belongs to M."""
 
 SURE = 0.55
-"""From this sureness on a piece counts as product: the strictest, in steps of 0.05, at which the recall on the
-calibration products is at least 0.95 (0.952, mean of five fits)."""
+"""Probability from which a piece counts as product. It is the strictest, in steps of 0.05, with a recall of at least
+0.95 on the calibration products (0.952, mean of five fits)."""
 
 ALIKE = 0.5
-"""Two objects are alike where their colours' histograms overlap by this much: of 1, what both have."""
+"""Overlap of two objects' colour histograms, 0..1, from which the objects are alike."""
 
 MIN_OBJECT = 0.03
-"""A detached object has at least this share of M's area; less is a speck."""
+"""A detached object has at least this share of M's area; a smaller one is a speck."""
 
 
 @dataclass(frozen=True, slots=True)
 class Overcompletion:
-    """What was found.
+    """Result for one picture.
 
     Attributes:
-        e_plus: E+ of what is judged to be product, 0 = nothing grew, 1 = as much again as the product.
-        confidence: How sure it is that anything grew, 0..1; pictures are ranked by it.
-        d_plus: Area of objects like the product that do not touch it, over |M|, 0 = there are none.
+        e_plus: E+ of the pieces that are judged to be product; 0 = nothing grew, 1 = as much again as the product.
+        confidence: Probability that anything grew, 0..1; pictures are ranked by it.
+        d_plus: Area of objects like the product that do not touch it, over |M|; 0 = none.
         uncertainty: Largest minus smallest E+ of the single finders, at most 1.
-        by_finder: E+ as each finder alone sees it.
-        heat: (H, W) float32, 0..1, at the picture's size: how sure it is of product beyond M.
+        by_finder: E+ of each finder alone.
+        heat: (H, W) float32, 0..1, at the picture's size: probability of product beyond M.
     """
 
     e_plus: float
@@ -78,8 +78,8 @@ class Overcompletion:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """What a judge is shown: `image` (H, W, 3) uint8 RGB, `placed` M, (H, W) bool, and what each finder has `seen`."""
+class JudgeInput:
+    """Input of a judge: `image` (H, W, 3) uint8 RGB, `placed` M, (H, W) bool, and each finder's result in `seen`."""
 
     image: np.ndarray
     placed: np.ndarray
@@ -87,28 +87,28 @@ class Look:
 
 
 class Finder(Protocol):
-    """Finds the product in a picture, knowing where it was placed."""
+    """Finds the product in a picture, given its placed mask."""
 
     name: str
 
     def find(self, image: np.ndarray, placed: np.ndarray) -> np.ndarray:
-        """Map (H, W, 3) uint8 RGB and M, (H, W) bool, to how sure it is of product, (H, W), 0..1 or bool."""
+        """Map (H, W, 3) uint8 RGB and M, (H, W) bool, to the probability of product, (H, W), 0..1 or bool."""
 
 
 class Judge(Protocol):
-    """Says what of the finders' finds is product that grew."""
+    """Decides which of the finders' regions are grown product."""
 
     def __call__(self, image: np.ndarray, placed: np.ndarray, seen: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Map a picture, M and what each finder saw to how sure it is of product beyond M, (H, W), 0..1."""
+        """Map a picture, M and the finders' results to the probability of product beyond M, (H, W), 0..1."""
 
 
 def majority(image: np.ndarray, placed: np.ndarray, seen: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The judge that needs no weights: what most finders see."""
+    """The judge without weights: what most finders found."""
     return extension(np.mean([one > 0.5 for one in seen.values()], axis=0) > 0.5, placed).astype(np.float64)
 
 
 class SalientFinder:
-    """What strikes the eye."""
+    """Finds what the salient-object net finds."""
 
     name = "salient"
 
@@ -117,14 +117,15 @@ class SalientFinder:
         self._seen: tuple[np.ndarray, np.ndarray] | None = None
 
     def find(self, image: np.ndarray, placed: np.ndarray) -> np.ndarray:
-        """See `Finder.find`. Asked again about the same picture it remembers: M makes no difference here."""
+        """See `Finder.find`. It caches the last picture's result, which does not depend on M."""
         if self._seen is None or self._seen[0] is not image:
             self._seen = image, self._segmenter.segment(image)
         return self._seen[1]
 
 
 class ColourFinder:
-    """What has the product's colours rather than the scene's: GrabCut, seeded by M, judged within reach of it."""
+    """Finds what has the product's colours rather than the scene's: GrabCut, seeded by M, limited to its
+    neighbourhood."""
 
     name = "colour"
 
@@ -155,7 +156,7 @@ class ColourFinder:
 
 
 class SamFinder:
-    """What HQ-SAM cuts out when it is asked for the thing that the middle of M is part of."""
+    """Finds the object that HQ-SAM segments for points in the middle of M."""
 
     name = "sam"
 
@@ -170,7 +171,7 @@ class SamFinder:
             return placed
         height, width = placed.shape
         left, top, right, bottom = prompt.box
-        # room to find more than M: a box that ends where M ends would tell SAM that the product does, too
+        # a margin: with a box of exactly M, SAM would find no more than M
         dx, dy = self._margin * (right - left), self._margin * (bottom - top)
         box = np.array(
             [max(0, left - dx), max(0, top - dy), min(width, right + dx), min(height, bottom + dy)], np.float32
@@ -179,8 +180,8 @@ class SamFinder:
 
 
 class OvercompletionDetector:
-    """Measures E+: several finders look, a judge weighs what they see. A `second_opinion` is slow, has no say in E+ and
-    tells no more than how uncertain that is."""
+    """Measures E+: several finders search, a judge weighs their results. A `second_opinion` is slow and changes only
+    the uncertainty."""
 
     def __init__(self, finders: Sequence[Finder], judge: Judge = majority, second_opinion: Finder | None = None):
         if len(finders) < 2:
@@ -191,7 +192,7 @@ class OvercompletionDetector:
 
     @classmethod
     def from_profile(cls, profile: Profile, thorough: bool = False, device: str = "cpu") -> OvercompletionDetector:
-        """Load the finders of a profile, and the evidence's weights; `thorough` adds HQ-SAM's opinion."""
+        """Load the finders of a profile and the evidence's weights; `thorough` adds HQ-SAM as second opinion."""
         salient = SalientSegmenter.from_profile(profile, device)
         sam = SamFinder(HQSamSegmenter.from_profile(profile, salient, device)) if thorough else None
         return cls([SalientFinder(salient), ColourFinder()], Evidence.read(), sam)
@@ -204,21 +205,21 @@ class OvercompletionDetector:
         Args:
             image: (H, W, 3) uint8 RGB, the product in its scene.
             matte: (H, W) uint8, the placed product, 255 = product.
-            doubtful: at which E+ the second opinion is worth its time. By default wherever a finder saw the product
-                grow, in the judge's eyes or not.
+            doubtful: Maps E+ to whether the second opinion is worth its time. Default: if any finder found growth,
+                whatever the judge says.
 
         Raises:
-            ValueError: sizes that do not fit, or a matte without a product.
+            ValueError: sizes that do not fit, or an empty matte.
         """
-        (look,) = self.looks(image, [matte])
+        (look,) = self.judge_inputs(image, [matte])
         return self._measure(look, image.shape[:2], doubtful)
 
     def measure_all(self, image: np.ndarray, mattes: Sequence[np.ndarray]) -> list[Overcompletion]:
-        """Measure one picture against several mattes, as `measure` does, and quicker than one by one."""
-        return [self._measure(look, image.shape[:2], None) for look in self.looks(image, mattes)]
+        """Measure one picture with several mattes, as `measure` does, but faster."""
+        return [self._measure(look, image.shape[:2], None) for look in self.judge_inputs(image, mattes)]
 
-    def looks(self, image: np.ndarray, mattes: Sequence[np.ndarray]) -> Iterator[Look]:
-        """What the judge is shown of a picture with each of several mattes; see `measure`."""
+    def judge_inputs(self, image: np.ndarray, mattes: Sequence[np.ndarray]) -> Iterator[JudgeInput]:
+        """Yield the judge's input of a picture for each of several mattes; see `measure`."""
         scale = min(1.0, SIDE / max(image.shape[:2]))
         size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
         small = np.ascontiguousarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
@@ -229,12 +230,14 @@ class OvercompletionDetector:
             if not share.any():
                 raise ValueError("The matte is empty: no product was placed.")
             placed = share > 255 * PLACED
-            if not placed.any():  # thinner than a pixel of the reduced picture: where there is most of it
+            if not placed.any():  # thinner than a pixel of the reduced picture: take its maximum
                 placed = share > share.max() / 2
-            yield Look(small, placed, {finder.name: finder.find(small, placed) for finder in self._finders})
+            yield JudgeInput(small, placed, {finder.name: finder.find(small, placed) for finder in self._finders})
 
-    def _measure(self, look: Look, shape: tuple[int, int], doubtful: Callable[[float], bool] | None) -> Overcompletion:
-        image, placed, seen = look.image, look.placed, look.seen
+    def _measure(
+        self, given: JudgeInput, shape: tuple[int, int], doubtful: Callable[[float], bool] | None
+    ) -> Overcompletion:
+        image, placed, seen = given.image, given.placed, given.seen
         sure = self._judge(image, placed, seen)
         grown = {name: extension(one > 0.5, placed) for name, one in seen.items()}
         area = placed.sum()
@@ -256,7 +259,7 @@ class OvercompletionDetector:
 
 
 def extension(found: np.ndarray, placed: np.ndarray) -> np.ndarray:
-    """O \\ dilate(M): what was found beyond M's tolerance, hangs together with M and is more than an unsure rim.
+    r"""Return O \ dilate(M): regions connected to M, beyond its tolerance, that are more than an uncertain rim.
 
     found, placed: (H, W) bool. Returns (H, W) bool.
     """
@@ -268,7 +271,7 @@ def extension(found: np.ndarray, placed: np.ndarray) -> np.ndarray:
 
 
 def detached(found: np.ndarray, image: np.ndarray, placed: np.ndarray) -> np.ndarray:
-    """Objects that are not connected to M and have its colours: a second product.
+    """Return objects that are not connected to M and have its colours: a second product.
 
     found, placed: (H, W) bool; image: (H, W, 3) uint8 RGB. Returns (H, W) bool.
     """
@@ -287,7 +290,7 @@ def detached(found: np.ndarray, image: np.ndarray, placed: np.ndarray) -> np.nda
 
 
 def _colours(pixels: np.ndarray) -> np.ndarray:
-    """Histogram of (N, 3) uint8 RGB, (8, 8, 8), sum 1, smoothed so that light makes little difference."""
+    """Return the histogram of (N, 3) uint8 RGB, (8, 8, 8), sum 1, smoothed against changes of light."""
     counts, _ = np.histogramdd(pixels, bins=8, range=[(0, 256)] * 3)
     smooth: np.ndarray = ndimage.gaussian_filter(counts, 0.7)
     return smooth / smooth.sum()

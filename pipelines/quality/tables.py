@@ -1,8 +1,8 @@
-"""Tables held against expectations: the catalogue as read, the scores of a run, the set about to be published.
+"""Validate tables: the catalogue as read, the scores of a run, the set to publish.
 
-The suites are files in Great Expectations' own format, `suites/<table>.json`; each expectation says in `meta.reason`
-what it is for, and by its severity whether it stops publication. Great Expectations is imported where it is used: it
-takes seconds.
+The suites are files in Great Expectations' own format, `suites/<table>.json`. Each expectation gives its purpose in
+`meta.reason`. Its severity says whether it stops publication. Great Expectations takes seconds to import, so it is
+imported where it is used.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ Table = Literal["catalogue", "scores", "publication"]
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """One expectation that the table does not meet. `rows` names the rows it fails on, in order, each once, by the
-    columns that the suite names them by; it is empty where the table as a whole fails."""
+    """One expectation that the table fails. `rows` names the failing rows, without duplicates, by the suite's naming
+    columns; it is empty if the table as a whole fails."""
 
     expectation: str
     column: str
@@ -37,8 +37,8 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class TableResult:
-    """What a validation found. `success` means that nothing critical failed; `document` is Great Expectations' whole
-    result as JSON, to be kept beside the run."""
+    """Result of a validation. `success`: nothing critical failed. `document`: Great Expectations' whole result as JSON,
+    to be stored with the run."""
 
     success: bool
     failures: tuple[Failure, ...]
@@ -46,7 +46,7 @@ class TableResult:
 
 
 def load_suite(table: Table) -> dict[str, Any]:
-    """The suite of a table as its file has it. Raises ValueError for a table that has none."""
+    """Read the suite of a table. Raises ValueError if there is none."""
     if table not in get_args(Table):
         raise ValueError(f"no suite for table {table!r}: there are {', '.join(get_args(Table))}")
     file = resources.files("pipelines.quality") / "suites" / f"{table}.json"
@@ -54,11 +54,11 @@ def load_suite(table: Table) -> dict[str, Any]:
 
 
 def validate(table: Table, rows: Sequence[Mapping[str, Any]]) -> TableResult:
-    """Hold rows (column → value) against the suite of their table.
+    """Validate rows (column → value) with the suite of their table.
 
-    A column that no row has counts as empty; an empty table meets every expectation on its rows.
+    A column that no row has counts as empty. An empty table meets every expectation on its rows.
     """
-    os.environ["GX_ANALYTICS_ENABLED"] = "false"  # read at import; nothing about a catalogue leaves the machine
+    os.environ["GX_ANALYTICS_ENABLED"] = "false"  # read at import; no catalogue data leaves the machine
     import great_expectations as gx
     import pandas as pd
     from great_expectations.data_context.types.base import ProgressBarsConfig
@@ -99,7 +99,7 @@ def _failure(found: Mapping[str, Any], named_by: Sequence[str]) -> Failure:
 
 
 def _plain(value: Any) -> Any:
-    """JSON without NumPy's numbers, NaN and infinities (those as text)."""
+    """Convert to JSON without NumPy's numbers; NaN and infinities become text."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

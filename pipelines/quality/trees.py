@@ -1,6 +1,6 @@
-"""Boosted trees: fitted by LightGBM (Ke et al. 2017), which calibration needs and a shop does not; asked with NumPy.
+"""Boosted trees: fitted with LightGBM (Ke et al. 2017), evaluated with NumPy, so that only calibration needs LightGBM.
 
-Kept as safetensors, like all weights here, with the names of the figures that the trees ask about.
+They are stored as safetensors, like all weights here, with the names of their features.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ SETTINGS = {
     "num_threads": 1,
     "verbosity": -1,
 }
-"""LightGBM's; of four sets tried, none was less wrong on calibration products that it was not fitted to."""
+"""LightGBM's parameters. Of four sets tried, none had a lower error on held-out calibration products."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trees:
-    """T trees of up to S questions and S + 1 answers; the sum of all trees' answers is the log odds.
+    """T trees of up to S splits and S + 1 leaves. The sum of all trees' leaves is the log odds.
 
     Attributes:
-        figure: (T, S) int16, which figure a question is about.
-        upto: (T, S) float32: is it at most this much?
-        yes: (T, S) int16, the question that comes next if so; where negative, the answer of number -1 - yes.
+        figure: (T, S) int16, the feature of a split.
+        upto: (T, S) float32, its threshold: is the feature at most this?
+        yes: (T, S) int16, the next split if so. Negative: the leaf with index -1 - yes.
         no: (T, S) int16, the same if not.
-        answer: (T, S + 1) float32.
+        answer: (T, S + 1) float32, the leaves.
     """
 
     figure: np.ndarray
@@ -55,7 +55,7 @@ class Trees:
     answer: np.ndarray
 
     def __call__(self, figures: np.ndarray) -> np.ndarray:
-        """Map figures (M, N) to how likely it is, 0..1, (M,)."""
+        """Map features (M, N) to probabilities, 0..1, (M,)."""
         tree, row = np.arange(len(self.answer)), np.arange(len(figures))[:, None]
         at = np.zeros((len(figures), len(tree)), np.int16)
         while (asking := at >= 0).any():
@@ -69,8 +69,8 @@ class Trees:
 
     @classmethod
     def fit(cls, figures: np.ndarray, true: np.ndarray, rounds: int = ROUNDS) -> Trees:
-        """Fit `rounds` trees to figures (M, N) of which `true` (M,) bool says what they are. The same data give the
-        same trees. Raises UsageError where LightGBM is not installed."""
+        """Fit `rounds` trees to features (M, N) with labels `true` (M,) bool. The same data give the same trees. Raises
+        UsageError if LightGBM is not installed."""
         try:
             import lightgbm
         except ImportError as error:
@@ -85,13 +85,13 @@ class Trees:
 
     @classmethod
     def _empty(cls, count: int, questions: int) -> Trees:
-        """Trees that answer 0 whatever they are asked."""
+        """Return trees whose leaves are all 0."""
         shape = count, questions
         figure, upto, answer = np.zeros(shape, np.int16), np.zeros(shape, np.float32), np.zeros((count, questions + 1))
         return cls(figure, upto, np.full(shape, -1, np.int16), np.full(shape, -1, np.int16), answer.astype(np.float32))
 
     def _store(self, tree: int, node: dict[str, Any]) -> int:
-        """Store a node of LightGBM's and what hangs on it; returns where, as `yes` and `no` have it."""
+        """Store a node of LightGBM's and its subtree; return its index in the form of `yes` and `no`."""
         if "leaf_value" in node:
             leaf = int(node.get("leaf_index", 0))
             self.answer[tree, leaf] = node["leaf_value"]
@@ -103,14 +103,15 @@ class Trees:
         return own
 
     def write(self, file: Path, names: Sequence[str], comment: str) -> None:
-        """Write them, with the names of the figures and where they come from."""
+        """Write the trees, with the names of their features and a comment on their origin."""
         tensors = {name: getattr(self, name) for name in self.__slots__}
-        # one entry: of several, safetensors writes now this first and now that, and the digest would change
+        # one entry: safetensors writes several in random order, which would change the digest
         save_file(tensors, file, {"trees": json.dumps({"figures": list(names), "comment": comment})})
 
     @classmethod
     def read(cls, file: Path, names: Sequence[str]) -> Trees:
-        """Read what `write` wrote. Raises IntegrityError where it is no such file, or of other figures than `names`."""
+        """Read what `write` wrote. Raises IntegrityError if the file is not valid, or has other features than
+        `names`."""
         with reading(file, "trees about the figures of this version"), safe_open(file, framework="np") as stored:
             about = json.loads((stored.metadata() or {}).get("trees", "{}"))
             if about.get("figures") != list(names):

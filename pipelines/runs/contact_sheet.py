@@ -1,4 +1,4 @@
-"""The contact sheet: what became of every product in one picture. Photo → cutout → raw → final, verdict and tags."""
+"""The contact sheet: every product in one picture, as photo → cutout → raw → final, with verdict and tags."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ TILE = 240
 GAP, PAD, COLUMN_GAP, HEADER, TEXT = 30, 18, 28, 104, 84
 
 MAX_LETTERS = 400
-"""More than these no line holds; a title may have a million."""
+"""Longest text that is measured: no line holds more, and a title may have a million letters."""
 
 MAX_ROWS = 400
-"""Products drawn at most; more than these are counted in the last line."""
+"""Products drawn at most; the last line counts the others."""
 
 PAPER, CARD, EDGE, INK, QUIET = "#f4f2ee", "#ffffff", "#dedad3", "#22211f", "#77736c"
 STATE_COLOURS = {
@@ -37,7 +37,7 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 @dataclass(frozen=True, slots=True)
 class SheetRow:
-    """One product on the sheet. Pictures of any size and mode, None where the shot did not come that far.
+    """One product on the sheet. Pictures of any size and mode, None for a stage that the shot did not reach.
 
     `subject` is what the prompt calls the product."""
 
@@ -127,7 +127,7 @@ def _card(row: SheetRow, width: int, height: int) -> Image.Image:
 
 
 def _tile(picture: Image.Image | None) -> Image.Image:
-    """`picture` as large as fits a tile, RGB; what is transparent shows a checkerboard."""
+    """`picture` scaled to a tile, RGB; a checkerboard shows through transparent pixels."""
     if picture is None:
         return Image.new("RGB", (TILE, TILE), "#efece6")
     small = ImageOps.contain(picture.convert("RGBA"), (TILE, TILE), Image.Resampling.LANCZOS)
@@ -168,7 +168,7 @@ def _cuts(text: str) -> Iterator[str]:
 
 
 def _font(size: int, bold: bool = False) -> Font:
-    """DejaVu Sans where the machine has it, for it knows most scripts; else the face that Pillow brings."""
+    """DejaVu Sans if installed, because it covers most scripts; otherwise Pillow's default font."""
     try:
         return ImageFont.truetype("DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf", size)
     except OSError:

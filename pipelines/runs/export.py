@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.catalogue.feed import published_feed
 from pipelines.contracts import ShotState
 from pipelines.ledger.postgres import PostgresLedger, connect
 from pipelines.ledger.reports import latest_run, report
@@ -35,9 +35,9 @@ class Export:
 
 
 def export_run(run: str, out: Path, settings: Settings) -> Export:
-    """Write the published images of `run` ("latest": the last that `packshot run` triggered) into `out`.
+    """Writes the published images of `run`, their feed and a contact sheet into `out`.
 
-    The feed is a CSV with id, title, image_link (Google Merchant's names). Raises UsageError for an unknown run.
+    `run` may be "latest", the last one that `packshot run` triggered. Raises UsageError for an unknown run.
     """
     engine = connect(settings.database_url)
     store, ledger = S3Store(settings), PostgresLedger(engine)
@@ -48,17 +48,14 @@ def export_run(run: str, out: Path, settings: Settings) -> Export:
     out.mkdir(parents=True, exist_ok=True)
 
     images = []
-    with (out / "feed.csv").open("w", encoding="utf-8", newline="") as file:
-        feed = csv.writer(file)
-        feed.writerow(["id", "title", "image_link", "sha256"])
-        for shot in shots:
-            if states[shot.sku][0] is not ShotState.PUBLISHED:
-                continue
+    for shot in shots:
+        if states[shot.sku][0] is ShotState.PUBLISHED:
             artifact = next(a for a in steps[shot.sku]["publish"].outputs if a.role == "published")
             name = f"{file_name(shot.sku)}-{artifact.sha256[:12]}.{SUFFIXES[artifact.media_type]}"
             (out / name).write_bytes(store.get(artifact.sha256))
-            feed.writerow([shot.sku, shot.product.title, name, artifact.sha256])
             images.append(ExportedImage(shot.sku, name, artifact.sha256))
+    titles = {shot.sku: shot.product.title for shot in shots}
+    (out / "feed.csv").write_bytes(published_feed((i.sku, titles[i.sku], i.file, i.sha256) for i in images))
     sheet = out / "contact_sheet.png"
     rows = (sheet_row(shot, steps.get(shot.sku, {}), *states[shot.sku], store) for shot in shots)
     contact_sheet(rows, [states[shot.sku][0] for shot in shots], sheet)

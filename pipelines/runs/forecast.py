@@ -1,4 +1,4 @@
-"""What a run would cost, without running it: the stages' keys are made and looked up, nothing is computed."""
+"""The cost of a run before it starts: the keys of its steps are made and looked up; nothing is computed."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from pipelines.workflow import Recipe, Stage, choose, is_ready, is_settled
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """Shots that would be walked, steps of theirs that are there already, and seconds for the rest on one worker.
+    """Shots of the run, their finished steps, and seconds to compute the rest on one worker.
 
-    `reused` and `computed` count by stage; a shot counts once in a stage's `computed`, however many candidates it will
-    take, which is how rates are measured. `unmeasured` names stages to compute whose rate nobody has measured yet:
-    `seconds_expected` leaves them out.
+    A shot counts once in a stage's `computed_by_stage`, for any number of candidates: rates are measured in the same
+    way. `unmeasured` names stages without a measured rate; `seconds_expected` omits them.
     """
 
     shots: int
@@ -34,10 +33,10 @@ def forecast(
     ledger: Ledger,
     rates: Mapping[str, float],
 ) -> Forecast:
-    """Walk the shots through the stages as `run_stage` would, as far as finished steps lead.
+    """Follows the shots through the stages as `run_stage` would, along finished steps.
 
-    Once a shot's step is missing, everything after it is taken for missing too, as its keys are not known yet. A shot
-    ends, and costs nothing more, at a finished step that is a rejection or has a verdict that failed.
+    After a shot's first missing step all later steps count as missing, because their keys are not known yet. A shot
+    costs nothing after a finished step that was rejected or has a failed verdict.
     """
     known: dict[str, dict[str, Step]] = {shot.sku: {} for shot in shots}
     walking, missing = list(shots), 0

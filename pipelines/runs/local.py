@@ -1,7 +1,7 @@
-"""The whole walk of a catalogue in this process: the same stages, a folder for a store, no services.
+"""`packshot shoot`: a catalogue through every stage in one process, with a folder as its store and no services.
 
-For a designer who tries a photo, and for tests. What it computes is kept in memory and, byte for byte, in the output
-folder's `.packshot`; lineage across runs is what the services are for.
+For a designer who tries a photo, and for tests. Steps are kept in memory, artifacts in `.packshot` of the output
+folder. There is no lineage across runs: that needs the services.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 from PIL import Image
 
+from pipelines.catalogue import reading
 from pipelines.catalogue.feed import ingest, load_manifest
 from pipelines.contracts import (
     STAGES,
@@ -33,6 +34,7 @@ from pipelines.contracts import (
 )
 from pipelines.errors import UsageError
 from pipelines.ledger.memory import MemoryLedger
+from pipelines.ledger.outcomes import outcome_of
 from pipelines.runs.contact_sheet import SheetRow, contact_sheet
 from pipelines.settings import Settings
 from pipelines.stages import stage
@@ -51,26 +53,13 @@ NAME_BYTES = 120
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one shot. `picture` is the file that was written, or None."""
+    """The outcome of one shot. `picture` is the file that was written, or None."""
 
     sku: str
     row: int
     state: ShotState
     reason: str
     picture: Path | None
-
-
-def outcome_of(steps: dict[str, Step]) -> tuple[ShotState, str]:
-    """State and reason of a shot from its chosen steps, in the words of `packshot report`."""
-    for step in steps.values():
-        if step.state is State.REJECTED:
-            return ShotState.REJECTED, step.reason
-        if step.state is State.FAILED:
-            return ShotState.FAILED, step.reason
-    failing = [verdict for step in steps.values() for verdict in step.verdicts if not verdict.passed]
-    if failing:
-        return ShotState.HELD, "; ".join(verdict.reason or verdict.check for verdict in failing)
-    return (ShotState.PUBLISHED, "") if "publish" in steps else (ShotState.PENDING, "")
 
 
 def shoot(
@@ -82,15 +71,14 @@ def shoot(
     progress: Callable[[str, Shot, Step], None] | None = None,
     started: Callable[[str, int], None] | None = None,
 ) -> list[Outcome]:
-    """Take one image or a whole catalogue through every stage; write what passes, and a contact sheet, into `out`.
+    """Takes an image or a catalogue through every stage. Writes images that pass, and a contact sheet, into `out`.
 
-    `progress(stage, shot, step)` is called as each step ends, `started(stage, shots)` before each stage.
-    Raises UsageError for a source that is not there or is neither an image nor a catalogue, and where `out` cannot be
-    a folder.
+    `started(stage, shots)` is called before each stage, `progress(stage, shot, step)` after each step. Raises
+    UsageError for a missing source, one that is neither image nor catalogue, and an `out` that cannot be a folder.
     """
     _have_folder(source, out)
     store = FolderStore(out / ".packshot")
-    products = _products(source, store, settings)[:limit]
+    products = _products(source, store, settings, limit)
     shots = [Shot(product, recipe.scene.name, recipe.scene.channel.name) for product in products]
     ledger = MemoryLedger()
     limits = Limits(settings.batch_size, settings.shot_seconds)
@@ -149,7 +137,7 @@ def _have_folder(source: Path, out: Path) -> None:
 
 
 def sheet_row(shot: Shot, steps: dict[str, Step], state: ShotState, reason: str, store: Store) -> SheetRow:
-    """One row of the contact sheet: photo → cutout → raw → final, as far as the shot came."""
+    """One row of the contact sheet: photo → cutout → raw → final, up to the last finished stage."""
 
     def picture(stage_name: str, role: str) -> Image.Image | None:
         step = steps.get(stage_name)
@@ -181,9 +169,9 @@ def _photo(product: Product, steps: dict[str, Step], store: Store) -> Image.Imag
     return read_photo(store.get(product.photo), math.inf).image()  # the cutout held it to the limit
 
 
-def _products(source: Path, store: Store, settings: Settings) -> Sequence[Product]:
-    if source.suffix.lower() in (".csv", ".tsv", ".txt"):
-        return load_manifest(store, ingest(source, store, settings))
+def _products(source: Path, store: Store, settings: Settings, limit: int | None) -> Sequence[Product]:
+    if source.suffix.lower() in reading.SUFFIXES:
+        return load_manifest(store, ingest(source, store, settings, limit))
     photo = store.put(source.read_bytes(), "application/octet-stream")
     return [Product(source.stem, 1, source.stem.replace("_", " ").replace("-", " "), "", photo, image_link=source.name)]
 
@@ -204,8 +192,8 @@ def _write(shot: Shot, steps: dict[str, Step], store: Store, out: Path) -> Outco
 
 
 def file_name(sku: str) -> str:
-    """A SKU as a file name: no separators, no leading dot, short enough. Two SKUs never share one: where the name is
-    not the SKU itself, the SKU's digest is in it."""
+    """A SKU as a short file name without separators and leading dot. It is unique: a name that differs from its SKU
+    contains the SKU's digest."""
     safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in sku).lstrip(".")
     safe = safe.encode()[:NAME_BYTES].decode(errors="ignore")
     return safe if safe == sku else f"{safe or 'product'}-{sha256_hex(sku.encode())[:8]}"

@@ -68,7 +68,7 @@ class Setting:
 
 
 @dataclass(frozen=True, slots=True)
-class Product:
+class RenderedProduct:
     """One product of the sample: what the shop says of it, which model it is, and how it is photographed."""
 
     sku: str
@@ -87,8 +87,8 @@ class Product:
 SWEEP = Setting("sweep")
 
 
-PRODUCTS: tuple[Product, ...] = (
-    Product(
+PRODUCTS: tuple[RenderedProduct, ...] = (
+    RenderedProduct(
         "SMP-001",
         "Brass Mushroom Table Lamp",
         "Home & Garden > Lighting > Lamps > Table Lamps",
@@ -98,7 +98,7 @@ PRODUCTS: tuple[Product, ...] = (
         fill=0.6,
         finishes=(Finish("Material", metallic=1.0, roughness=0.22), Finish("Material.002", roughness=0.35)),
     ),
-    Product(
+    RenderedProduct(
         "SMP-002",
         "Rust Velvet Lounge Armchair",
         "Furniture > Chairs > Armchairs, Recliners & Sleeper Chairs",
@@ -109,7 +109,7 @@ PRODUCTS: tuple[Product, ...] = (
         fill=0.66,
         finishes=(Finish("None", colour=(0.66, 0.36, 0.24), roughness=0.85),),
     ),
-    Product(
+    RenderedProduct(
         "SMP-003",
         "Red Capsule Espresso Machine",
         "Home & Garden > Kitchen & Dining > Kitchen Appliances > Coffee Makers & Espresso Machines",
@@ -122,7 +122,7 @@ PRODUCTS: tuple[Product, ...] = (
             Finish("Glass", colour=(0.42, 0.45, 0.48), roughness=0.25),
         ),
     ),
-    Product(
+    RenderedProduct(
         "SMP-004",
         "Mustard Tilt-Head Stand Mixer",
         "Home & Garden > Kitchen & Dining > Kitchen Appliances > Food Mixers & Blenders",
@@ -136,7 +136,7 @@ PRODUCTS: tuple[Product, ...] = (
             Finish("Kitchenaid_BrushedChrome", colour=(0.75, 0.75, 0.75), metallic=1.0, roughness=0.35),
         ),
     ),
-    Product(
+    RenderedProduct(
         "SMP-005",
         "Burlap Teddy Bear",
         "Toys & Games > Toys > Dolls, Playsets & Toy Figures > Stuffed Animals",
@@ -144,7 +144,7 @@ PRODUCTS: tuple[Product, ...] = (
         Setting("sweep", (0.72, 0.82, 0.88)),
         yaw=-15,
     ),
-    Product(
+    RenderedProduct(
         "SMP-006",
         "Over-Ear Headphones, Black and Red",
         "Electronics > Audio > Audio Components > Headphones",
@@ -153,7 +153,7 @@ PRODUCTS: tuple[Product, ...] = (
         yaw=-25,
         pitch=20,
     ),
-    Product(
+    RenderedProduct(
         "SMP-007",
         "Cream Shoulder Handbag",
         "Apparel & Accessories > Handbags, Wallets & Cases > Handbags",
@@ -161,8 +161,10 @@ PRODUCTS: tuple[Product, ...] = (
         Setting("sweep", (0.78, 0.60, 0.55)),
         yaw=-20,
     ),
-    Product("SMP-008", "Blue Block-Heel Ankle Boots", "Apparel & Accessories > Shoes", "bootie", SWEEP, yaw=-50),
-    Product(
+    RenderedProduct(
+        "SMP-008", "Blue Block-Heel Ankle Boots", "Apparel & Accessories > Shoes", "bootie", SWEEP, yaw=-50
+    ),
+    RenderedProduct(
         "SMP-009",
         "Cactus in Black Pot",
         "Home & Garden > Plants > Indoor Plants",
@@ -171,7 +173,7 @@ PRODUCTS: tuple[Product, ...] = (
         aspect=(4, 5),
         fill=0.58,
     ),
-    Product(
+    RenderedProduct(
         "SMP-010",
         "Striped Canvas Deck Chair",
         "Furniture > Outdoor Furniture > Outdoor Seating > Outdoor Chairs",
@@ -179,7 +181,7 @@ PRODUCTS: tuple[Product, ...] = (
         SWEEP,
         yaw=-32,
     ),
-    Product(
+    RenderedProduct(
         "SMP-011",
         "Porcelain Espresso Cup and Saucer",
         "Home & Garden > Kitchen & Dining > Tableware > Drinkware > Coffee & Tea Cups",
@@ -188,7 +190,7 @@ PRODUCTS: tuple[Product, ...] = (
         yaw=-20,
         pitch=26,
     ),
-    Product(
+    RenderedProduct(
         "SMP-012",
         "Osaka Ash Wood Chair",
         "Furniture > Chairs > Kitchen & Dining Room Chairs",
@@ -197,7 +199,7 @@ PRODUCTS: tuple[Product, ...] = (
         yaw=-30,
         suffix=".png",
     ),
-    Product(
+    RenderedProduct(
         "SMP-013",
         "Leather Basketball, Size 7",
         "Sporting Goods > Athletics > Basketball > Basketballs",
@@ -205,7 +207,7 @@ PRODUCTS: tuple[Product, ...] = (
         SWEEP,
         yaw=-20,
     ),
-    Product(
+    RenderedProduct(
         "SMP-014",
         "Charcoal Leather Briefcase",
         "Luggage & Bags > Briefcases",
@@ -214,7 +216,7 @@ PRODUCTS: tuple[Product, ...] = (
         yaw=-25,
         suffix=".webp",
     ),
-    Product(
+    RenderedProduct(
         "SMP-015",
         "Painted Rocking Horse",
         "Toys & Games > Toys > Riding Toys > Rocking & Spring Riding Toys",
@@ -224,7 +226,7 @@ PRODUCTS: tuple[Product, ...] = (
         aspect=(5, 4),
         fill=0.62,
     ),
-    Product(
+    RenderedProduct(
         "SMP-016",
         "Whole Milk Carton, 1 l",
         "Food, Beverages & Tobacco > Beverages > Milk",
@@ -242,7 +244,7 @@ def linear(colour: Colour) -> tuple[float, float, float, float]:
     return r, g, b, 1.0
 
 
-def import_model(library: Path, product: Product) -> list[bpy.types.Object]:
+def import_model(library: Path, product: RenderedProduct) -> list[bpy.types.Object]:
     """The product's model, scaled so that its longest side is 1, on z = 0, centred on x = y = 0."""
     with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(library) as archive:
         prefix = f"{LIBRARY_FOLDER}/{product.model}/"
@@ -437,7 +439,7 @@ def light_studio(setting: Setting) -> None:
         bpy.context.collection.objects.link(part)
 
 
-def aim_camera(product: Product, parts: list[bpy.types.Object]) -> None:
+def aim_camera(product: RenderedProduct, parts: list[bpy.types.Object]) -> None:
     """Looks down by `pitch` at the product and steps back until it takes `fill` of the frame, sharp all through."""
     lens = bpy.data.cameras.new("camera")
     lens.lens, lens.clip_end = 80.0, 100.0
@@ -460,7 +462,7 @@ def aim_camera(product: Product, parts: list[bpy.types.Object]) -> None:
         lens.dof.aperture_fstop = 0.6  # in units of the product's longest side: softens the wall, not the product
 
 
-def set_up_renderer(product: Product, size: int, samples: int, threads: int) -> None:
+def set_up_renderer(product: RenderedProduct, size: int, samples: int, threads: int) -> None:
     """Cycles on the CPU with OpenImageDenoise; `size` is the long side in pixels."""
     scene = bpy.context.scene
     width, height = product.aspect
@@ -555,7 +557,7 @@ def render_mask(backdrop: list[bpy.types.Object], folder: Path) -> Image.Image:
     return render(folder).getchannel("A")
 
 
-def photograph(library: Path, product: Product, out: Path, size: int, samples: int, threads: int) -> None:
+def photograph(library: Path, product: RenderedProduct, out: Path, size: int, samples: int, threads: int) -> None:
     """Photo into `out/images`, mask into `out/masks`."""
     bpy.ops.wm.read_factory_settings(use_empty=True)
     parts = import_model(library, product)
@@ -578,13 +580,13 @@ def photograph(library: Path, product: Product, out: Path, size: int, samples: i
         photo.convert("RGB").save(image_path, quality=90, optimize=True, subsampling=0)
 
 
-def image_link(product: Product) -> str:
+def image_link(product: RenderedProduct) -> str:
     """Path of the photo, relative to catalog.csv."""
     slug = re.sub(r"[^a-z0-9]+", "-", product.title.lower()).strip("-")
     return f"images/{product.sku.lower()}-{slug}{product.suffix}"
 
 
-def mask_link(product: Product) -> str:
+def mask_link(product: RenderedProduct) -> str:
     """Path of the mask, relative to catalog.csv."""
     return f"masks/{product.sku.lower()}.png"
 

@@ -356,6 +356,19 @@ def scene_names(folder: Path | None = None) -> list[str]:
     return list(scene_files(folder))
 
 
+def scene_titles(folder: Path | None = None) -> dict[str, str]:
+    """Title by name, as a form shows them; the name where a file has no title that can be read. Nothing else of the
+    files is checked, so that a DAG file can be read while a scene is being edited."""
+    titles = {}
+    for name, file in scene_files(folder).items():
+        try:
+            document = yaml.safe_load(file.read_text("utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+            document = None
+        titles[name] = str(document.get("title", name)) if isinstance(document, dict) else name
+    return titles
+
+
 def load_scene(name: str, folder: Path | None = None) -> Scene:
     """One scene by name. Raises UsageError where there is none, naming those that there are."""
     files = scene_files(folder)

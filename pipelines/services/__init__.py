@@ -1,15 +1,15 @@
 """The services that packshot needs, run here without containers: Postgres 18, an S3 store (SeaweedFS) and Airflow.
 
-`up` starts what is not running and repairs what died, `down` stops it and leaves the data, `status` tells. Everything
-is under one folder, `Settings.state_dir`:
+`up` starts or restarts what does not run, `down` stops it and keeps the data, `status` checks it. Everything is under
+one folder, `Settings.state_dir`:
 
     services.json   ports and random credentials, drawn once (0600)
     environment     the same as PACKSHOT_* variables, for every later command (0600)
     postgres/ s3/ airflow/    data;   logs/    one file a service;   run/    one file a running process
 
-A service whose address is in the environment already (PACKSHOT_DATABASE_URL, PACKSHOT_S3_ENDPOINT,
-PACKSHOT_AIRFLOW_URL) is somebody else's: it is used and checked, never started or stopped. The embedded ones listen on
-the loopback interface only and are meant for one machine and its user.
+A service whose address is already in the environment (PACKSHOT_DATABASE_URL, PACKSHOT_S3_ENDPOINT,
+PACKSHOT_AIRFLOW_URL) is external: it is used and checked, never started or stopped. Embedded services listen on the
+loopback interface only. They are meant for one machine and its user.
 """
 
 from pipelines.services.airflow_server import airflow_environment

@@ -1,11 +1,11 @@
-"""Airflow's REST API (/api/v2), as far as the command line needs it: trigger, follow, backfill, pools, health.
+"""The part of Airflow's REST API (/api/v2) that the command line needs: trigger, follow, backfill, pools, health.
 
     with Airflow(get_settings()) as airflow:
         run = airflow.trigger("catalog_refresh", {"feed": digest, "scene": "oak-window"})
         success = airflow.follow("catalog_refresh", run)
 
-A refusal that the user can act on (wrong login, bad parameter, a backfill under way) is a `UsageError` of one line, no
-server `Unavailable`; anything else is left as httpx raises it.
+An error that the user can correct (wrong login, bad parameter, a running backfill) is a `UsageError` of one line. A
+server that does not answer is `Unavailable`. Other errors are httpx's own.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any, Self
 from urllib.parse import quote
 
 import httpx
+from tenacity import Retrying, retry_if_exception_type, retry_if_result, stop_after_delay, wait_fixed
 
 from pipelines.errors import Unavailable, UsageError
 from pipelines.settings import Settings
@@ -38,17 +39,16 @@ REFUSED = frozenset(
 BACKFILL_LAG = 60.0
 """Seconds: Airflow notices a backfill's end up to half a minute late, and refuses another one until then."""
 
-
 PATIENCE = 300.0
 """Seconds for which the API may be away while a run is followed."""
 
 TASKS_A_SECOND = 200
-"""Task instances that are looked at, so that a large run is not slowed by who follows it."""
+"""Task instances polled a second at most, so that following a large run does not slow it down."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunProgress:
-    """How far a run is: its state, and its task instances. `total` grows once, when the shards are known."""
+    """State of a run and of its task instances. `total` grows once, when the shards are known."""
 
     state: str
     done: int
@@ -113,7 +113,7 @@ class Airflow:
         return {name: datetime.fromisoformat(beat) for name, beat in beats.items() if beat}
 
     def warm_up(self) -> None:
-        """Call the Execution API once: its first call takes seconds, which the first task need not pay."""
+        """Calls the Execution API once: its first call takes seconds, which would delay the first task."""
         self._request("GET", "/execution/health", authenticated=False)
 
     def import_errors(self) -> list[str]:
@@ -131,7 +131,7 @@ class Airflow:
         return {pool["name"]: pool["slots"] for pool in answer["pools"]}
 
     def set_pool(self, name: str, slots: int, description: str) -> None:
-        """Make the pool, or give it these slots. A task that names a missing pool would wait for ever, silently."""
+        """Creates or updates the pool. A task in a missing pool waits for ever, without a message."""
         known = self.pools()
         pool = {"name": name, "slots": slots, "description": description, "include_deferred": True}
         if name not in known:
@@ -158,7 +158,7 @@ class Airflow:
         return self._pages(f"{_run_path(dag_id, run_id)}/taskInstances", "task_instances", order_by="id")
 
     def failed(self, dag_id: str, run_id: str) -> list[FailedTask]:
-        """The run's task instances that failed, the first to fail first: what followed it may have failed for it."""
+        """The run's failed task instances, the first to fail first, as it may be the cause of the others."""
         failed = [task for task in self.tasks(dag_id, run_id) if task["state"] == "failed"]
         page = f"{self.page(dag_id, run_id)}/tasks"
         return [
@@ -183,51 +183,49 @@ class Airflow:
     ) -> bool:
         """Wait for the run's end; returns whether it succeeded.
 
-        `progress(done, total, note)` is told at every look: task instances that ended, that there are, and the names
-        of those that run. An API that is away for less than PATIENCE is asked again. Raises TimeoutError past
-        `timeout_seconds`.
+        `progress(done, total, note)` is called at every poll: task instances that ended, all task instances, and the
+        names of those that run. An API that does not answer is polled again for PATIENCE seconds. Raises TimeoutError
+        if the run is not over after `timeout_seconds`.
         """
         deadline = time.monotonic() + timeout_seconds
-        answered, state = time.monotonic(), "not answering"
+        patiently = Retrying(
+            retry=retry_if_exception_type((Unavailable, httpx.HTTPError)),  # the run itself goes on
+            wait=wait_fixed(poll_seconds),
+            stop=stop_after_delay(PATIENCE),
+            reraise=True,
+        )
         while True:
-            try:
-                now = self.progress(dag_id, run_id)
-            except (Unavailable, httpx.HTTPError):  # the run goes on without who looks
-                if time.monotonic() - answered > PATIENCE:
-                    raise
-            else:
-                answered, state = time.monotonic(), now.state
-                if progress is not None:
-                    progress(now.done, now.total, ", ".join(now.running) or now.state)
-                if now.ended:
-                    return now.state == "success"
-                poll_seconds = max(poll_seconds, now.total / TASKS_A_SECOND)
+            now = patiently(self.progress, dag_id, run_id)
+            if progress is not None:
+                progress(now.done, now.total, ", ".join(now.running) or now.state)
+            if now.ended:
+                return now.state == "success"
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{dag_id} {run_id} is {state} after {timeout_seconds:g} s")
-            time.sleep(poll_seconds)
+                raise TimeoutError(f"{dag_id} {run_id} is {now.state} after {timeout_seconds:g} s")
+            time.sleep(max(poll_seconds, now.total / TASKS_A_SECOND))
 
     # ------------------------------------------------------------------------------------------------ backfills
 
     def backfill(self, dag_id: str, first: date, last: date, conf: Mapping[str, Any]) -> Backfill:
-        """Start one run a day from `first` to `last`, both included, one after the other.
+        """Starts one run a day from `first` to `last`, both included, one after the other.
 
-        A day whose last run is still under way gets none. Raises UsageError while another backfill of the DAG is under
-        way, for a range that ends in the future and for bad Params.
+        A day whose last run is still active gets none. Raises UsageError while another backfill of the DAG is active,
+        for a range that ends in the future, and for bad Params.
         """
         today = datetime.now(UTC).date()
         if last > today:
-            # Airflow would take it, hold the later days back until they come, and refuse every other backfill till then
+            # Airflow would accept it, delay the future days, and refuse every other backfill until then
             raise UsageError(f"{last} is in the future (it is {today} in UTC): its products are not known yet")
-        response = self._request("POST", "/api/v2/backfills", json=_backfill_body(dag_id, first, last, conf))
-        patience = time.monotonic() + BACKFILL_LAG
-        while response.status_code == httpx.codes.CONFLICT and time.monotonic() < patience:
-            if self._under_way(dag_id):
-                break
-            time.sleep(2)
-            response = self._request("POST", "/api/v2/backfills", json=_backfill_body(dag_id, first, last, conf))
-        made = _decoded(response)
-        # The API does not say which runs are a backfill's. But a DAG has one active backfill at most, and a partitioned
-        # DAG gets new runs every time: the runs of these days that were queued since are its runs.
+        ended_unnoticed = Retrying(
+            retry=retry_if_result(lambda r: r.status_code == httpx.codes.CONFLICT and not self._under_way(dag_id)),
+            wait=wait_fixed(2),
+            stop=stop_after_delay(BACKFILL_LAG),
+            retry_error_callback=lambda state: state.outcome and state.outcome.result(),
+        )
+        body = _backfill_body(dag_id, first, last, conf)
+        made = _decoded(ended_unnoticed(self._request, "POST", "/api/v2/backfills", json=body))
+        # The API does not list the runs of a backfill. But a DAG has at most one active backfill, and a partitioned DAG
+        # gets new runs every time, so its runs are those of these days that were queued since.
         since = datetime.fromisoformat(made["created_at"])
         days = {"partition_date_gte": first.isoformat(), "partition_date_lte": last.isoformat()}
         runs = self._pages(f"/api/v2/dags/{dag_id}/dagRuns", "dag_runs", run_type="backfill", order_by="id", **days)

@@ -1,4 +1,6 @@
-"""The embedded Airflow: api-server, scheduler with a LocalExecutor, dag-processor; configured by environment alone."""
+"""The embedded Airflow: api-server, scheduler with a LocalExecutor, dag-processor and triggerer; configured by
+environment alone.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +22,16 @@ from pipelines.services.installation import LOOPBACK, Installation, write_privat
 from pipelines.settings import ROOT, Settings
 
 API_SERVER, SCHEDULER, DAG_PROCESSOR = "airflow-api-server", "airflow-scheduler", "airflow-dag-processor"
+TRIGGERER = "airflow-triggerer"
+
+ROLES = {"admin": "admin", "merchandiser": "user", "viewer": "viewer"}
+"""Airflow's role of each account: a `user` may start and stop runs, a `viewer` may look."""
 
 
 def airflow_environment(settings: Settings, installation: Installation) -> dict[str, str]:
     """Airflow's configuration, all of it by environment. `settings` name the services, as after `up`.
 
-    One api-server worker, few task processes and no triggerer, because the whole demo fits in 7 GB.
+    One api-server worker and few task processes, because the whole demo fits in 7 GB.
     """
     home = settings.state_dir / "airflow"
     url = settings.airflow_url or installation.airflow_url
@@ -40,7 +46,7 @@ def airflow_environment(settings: Settings, installation: Installation) -> dict[
             "fernet_key": installation.fernet_key,
             "execution_api_server_url": f"{url}/execution/",
             "auth_manager": "airflow.api_fastapi.auth.managers.simple.simple_auth_manager.SimpleAuthManager",
-            "simple_auth_manager_users": "admin:admin,viewer:viewer",
+            "simple_auth_manager_users": ",".join(f"{name}:{role}" for name, role in ROLES.items()),
             "simple_auth_manager_passwords_file": home / "passwords.json",
         },
         "database": {"sql_alchemy_conn": settings.airflow_database_url},
@@ -73,10 +79,14 @@ def airflow_environment(settings: Settings, installation: Installation) -> dict[
 
 
 def start_airflow(settings: Settings, installation: Installation, report: Callable[[str], None]) -> bool:
-    """Migrate the metadata, start what is not running, have pool `gpu`. True where anything was started."""
+    """Migrates the metadata, starts what does not run, creates pool `gpu`. Returns whether anything was started."""
     home = settings.state_dir / "airflow"
     home.mkdir(mode=0o700, exist_ok=True)
-    passwords = {"admin": installation.admin_password, "viewer": installation.viewer_password}
+    passwords = {
+        "admin": installation.admin_password,
+        "merchandiser": installation.merchandiser_password,
+        "viewer": installation.viewer_password,
+    }
     write_private(home / "passwords.json", json.dumps(passwords))
     env = airflow_environment(settings, installation)
     _migrate_metadata(settings, env, report)
@@ -87,6 +97,7 @@ def start_airflow(settings: Settings, installation: Installation, report: Callab
         Daemon(API_SERVER, [*airflow, *server], env, code=_digest(ROOT / "plugins")),
         Daemon(SCHEDULER, [*airflow, "scheduler", "--skip-serve-logs"], env),
         Daemon(DAG_PROCESSOR, [*airflow, "dag-processor"], env),
+        Daemon(TRIGGERER, [*airflow, "triggerer", "--skip-serve-logs"], env),
     )
     started = [ensure(settings.state_dir, daemon) for daemon in daemons]
     with Airflow(settings) as api:
@@ -95,6 +106,7 @@ def start_airflow(settings: Settings, installation: Installation, report: Callab
         api.set_pool("gpu", settings.gpu_slots, "One slot per GPU")
         wait(settings.state_dir, SCHEDULER, lambda: _beats(api, "scheduler", settings, SCHEDULER), 180)
         wait(settings.state_dir, DAG_PROCESSOR, lambda: _beats(api, "dag_processor", settings, DAG_PROCESSOR), 180)
+        wait(settings.state_dir, TRIGGERER, lambda: _beats(api, "triggerer", settings, TRIGGERER), 180)
         files = len(list((ROOT / "dags").glob("*.py")))  # each is a DAG or an import error, once it was read
         wait(settings.state_dir, DAG_PROCESSOR, lambda: len(api.dag_ids()) + len(api.import_errors()) >= files, 120)
     return any(started)
@@ -109,7 +121,7 @@ def health(api: Airflow) -> dict[str, str]:
 
 
 def _beats(api: Airflow, component: str, settings: Settings, name: str) -> bool:
-    """The component's heartbeat is of the process that runs now, not of one that was killed a moment ago."""
+    """Whether the running process sent the component's last heartbeat, and not a predecessor that was killed."""
     beat, running = api.heartbeats().get(component), process(settings.state_dir, name)
     return beat is not None and running is not None and beat.timestamp() >= running.create_time()
 
@@ -124,7 +136,7 @@ def _digest(folder: Path) -> str:
 
 
 def _migrate_metadata(settings: Settings, env: Mapping[str, str], report: Callable[[str], None]) -> None:
-    """`airflow db migrate`, which takes long enough to be skipped where this version did it to this database."""
+    """Runs `airflow db migrate`, unless this version already migrated this database: it takes many seconds."""
     version = importlib.metadata.version("apache-airflow-core")
     mark = settings.state_dir / "airflow" / "migrated.json"
     done = {"version": version, "database": hashlib.sha256(settings.airflow_database_url.encode()).hexdigest()}

@@ -1,4 +1,4 @@
-"""Processes that outlive the command that started them: one file under `run/` a daemon, one log under `logs/`."""
+"""Processes that outlive the command that started them: each has a file under `run/` and a log under `logs/`."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from pipelines.settings import ROOT
 
 
 class ServiceFailed(PackshotError):
-    """A service did not start or does not answer: one line that names it, and its log where it has one."""
+    """A service did not start or does not answer. One line names it, and its log if it has one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Daemon:
-    """One process to keep: its command, what its environment adds to ours, and the signal that stops it politely."""
+    """One process: its command, additions to our environment, and the signal for a clean stop."""
 
     name: str
     argv: Sequence[str]
@@ -37,13 +37,13 @@ class Daemon:
 
     @property
     def fingerprint(self) -> str:
-        """Changes when a running process no longer is what the settings ask for."""
+        """Changes if a running process no longer matches the settings."""
         what = [list(self.argv), sorted(self.env.items()), self.code]
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()
 
 
 def log_file(state_dir: Path, name: str) -> Path:
-    """Where the service `name` writes what it has to say."""
+    """The log of service `name`."""
     return state_dir / "logs" / f"{name}.log"
 
 
@@ -65,7 +65,7 @@ def _started(pid: int) -> int:
 
 
 def process(state_dir: Path, name: str) -> psutil.Process | None:
-    """The running process of this service. A pid that was recycled by a stranger has another start time."""
+    """The running process of this service. A recycled pid has another start time, and does not count."""
     record = _recorded(state_dir, name)
     if record is None:
         return None
@@ -77,7 +77,7 @@ def process(state_dir: Path, name: str) -> psutil.Process | None:
 
 
 def _session(state_dir: Path, name: str) -> list[psutil.Process]:
-    """Every live process of the service's session: the workers and tasks that outlive a killed leader too."""
+    """Every live process of the service's session, also workers and tasks that outlive a killed leader."""
     record = _recorded(state_dir, name)
     if record is None:
         return []
@@ -121,7 +121,7 @@ def ask_to_stop(state_dir: Path, name: str) -> psutil.Process | None:
 
 
 def stop(state_dir: Path, name: str, seconds: float = 20) -> bool:
-    """Ask, wait, kill; then end what the service left behind. True where anything was running."""
+    """Signals the service, waits, kills what remains of its session. Returns whether anything was running."""
     members = _session(state_dir, name)
     leader = ask_to_stop(state_dir, name)
     if leader is not None:
@@ -136,7 +136,7 @@ def stop(state_dir: Path, name: str, seconds: float = 20) -> bool:
 
 
 def ensure(state_dir: Path, daemon: Daemon) -> bool:
-    """Have `daemon` running exactly as described. True where it had to be started."""
+    """Starts `daemon`, or restarts it if its description changed. Returns whether it was started."""
     record = _recorded(state_dir, daemon.name)
     if record and record["fingerprint"] == daemon.fingerprint and process(state_dir, daemon.name):
         return False
@@ -146,7 +146,7 @@ def ensure(state_dir: Path, daemon: Daemon) -> bool:
 
 
 def wait(state_dir: Path, name: str, ready: Callable[[], bool], seconds: float) -> None:
-    """Until `ready()`. Raises ServiceFailed when the process is gone or the time is over."""
+    """Waits for `ready()`. Raises ServiceFailed if the process ended or `seconds` are over."""
     log, deadline = log_file(state_dir, name), time.monotonic() + seconds
     while not ready():
         if process(state_dir, name) is None:

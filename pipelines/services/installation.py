@@ -1,4 +1,4 @@
-"""What an installation of the embedded services drew once and remembers: ports and random credentials."""
+"""The ports and random credentials of the embedded services, drawn once and kept."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ GRPC_OFFSET = 10_000
 
 
 def free_port() -> int:
-    """A port of PORTS that nobody listens on."""
+    """A free port of PORTS."""
     return next(port for port in random.sample(PORTS, len(PORTS)) if port_is_free(port))
 
 
 def port_is_free(port: int) -> bool:
-    """Nobody listens on `port`, nor on the gRPC port that SeaweedFS would derive from it."""
+    """Whether `port` is free, and the gRPC port that SeaweedFS derives from it."""
     for number in (port, port + GRPC_OFFSET):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -39,7 +39,7 @@ def _password() -> str:
 
 @dataclass(slots=True)
 class Installation:
-    """Ports and credentials of the embedded services: drawn at the first `up`, remembered in `services.json`."""
+    """Ports and credentials of the embedded services: drawn at the first `up`, kept in `services.json`."""
 
     postgres_port: int = field(default_factory=free_port)
     postgres_password: str = field(default_factory=_password)  # of the superuser, for `up` alone
@@ -50,6 +50,7 @@ class Installation:
     s3_secret_key: str = field(default_factory=_password)
     airflow_port: int = field(default_factory=free_port)
     admin_password: str = field(default_factory=_password)
+    merchandiser_password: str = field(default_factory=_password)
     viewer_password: str = field(default_factory=_password)
     fernet_key: str = field(default_factory=lambda: urlsafe_b64encode(secrets.token_bytes(32)).decode())
     api_secret_key: str = field(default_factory=_password)
@@ -57,14 +58,14 @@ class Installation:
 
     @classmethod
     def read(cls, state_dir: Path) -> Installation:
-        """The installation in `state_dir`, or a new one. A field that an older packshot did not draw is drawn now."""
+        """The installation in `state_dir`, or a new one. A field that an older version did not draw is drawn now."""
         path = state_dir / "services.json"
         known = json.loads(path.read_text()) if path.exists() else {}
         names = {f.name for f in fields(cls)}
         return cls(**{name: value for name, value in known.items() if name in names})
 
     def write(self, state_dir: Path) -> None:
-        """Remember it, readable by the owner alone."""
+        """Writes it, readable by the owner only."""
         write_private(state_dir / "services.json", json.dumps(asdict(self), indent=1))
 
     @property

@@ -1,4 +1,4 @@
-"""Start, stop and look at all of it."""
+"""Start, stop and check all services."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from sqlalchemy.engine import make_url
 
 from pipelines.ledger.schema import migrate
 from pipelines.services.airflow_client import Airflow
-from pipelines.services.airflow_server import API_SERVER, DAG_PROCESSOR, SCHEDULER, health, start_airflow
+from pipelines.services.airflow_server import API_SERVER, DAG_PROCESSOR, SCHEDULER, TRIGGERER, health, start_airflow
 from pipelines.services.daemons import ServiceFailed, ask_to_stop, log_file, process, stop
 from pipelines.services.installation import Installation, free_port, port_is_free, write_private
 from pipelines.services.postgres import database_answers, have_airflow_database, host, start_postgres
 from pipelines.services.s3 import start_store, store_answers, store_client
 from pipelines.settings import Settings, environment_file, get_settings
 
-DAEMONS = ("postgres", "s3", API_SERVER, SCHEDULER, DAG_PROCESSOR)
+AIRFLOW = (API_SERVER, SCHEDULER, DAG_PROCESSOR, TRIGGERER)
+DAEMONS = ("postgres", "s3", *AIRFLOW)
 
 Report = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """One service as it is now. `state` is up, down or failing; `embedded` is False for somebody else's."""
+    """The state of one service: up, down or failing. `embedded` is False for an external service."""
 
     name: str
     state: str
@@ -40,7 +41,7 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """All services, and where a person looks and logs in. `passwords` is the file that has them, by user (0600)."""
+    """All services, and where to log in. `passwords` is a file (0600) with the passwords by user."""
 
     services: tuple[Service, ...]
     ui: str
@@ -55,10 +56,10 @@ class Status:
 
 
 def up(settings: Settings, *, airflow: bool = True, report: Report = lambda line: None) -> Status:
-    """Have every service running and ready, start or repair what is not, and the schemas up to date.
+    """Starts or restarts every service that does not run, and migrates the schemas.
 
     `airflow` False leaves Airflow out (tests of the ledger and the store). `report` gets a line a service. Takes
-    seconds where all of it runs. Raises ServiceFailed.
+    seconds if everything runs. Raises ServiceFailed.
     """
     state_dir = settings.state_dir
 
@@ -100,19 +101,19 @@ def up(settings: Settings, *, airflow: bool = True, report: Report = lambda line
 
 
 def down(settings: Settings, *, report: Report = lambda line: None) -> None:
-    """Stop everything that `up` started, last started first. The data stay. `report` gets each service's name."""
+    """Stops everything that `up` started, in reverse order. The data stay. `report` gets each service's name."""
     if not settings.state_dir.exists():
         return
     with _one_at_a_time(settings.state_dir):
-        # Airflow's three at once: each takes seconds
-        asked = [name for name in (API_SERVER, SCHEDULER, DAG_PROCESSOR) if ask_to_stop(settings.state_dir, name)]
+        # Airflow's own at once: each takes seconds
+        asked = [name for name in AIRFLOW if ask_to_stop(settings.state_dir, name)]
         for name in reversed(DAEMONS):
             if stop(settings.state_dir, name) or name in asked:
                 report(name)
 
 
 def status(settings: Settings, *, airflow: bool = True) -> Status:
-    """What answers now, without Airflow where `airflow` is False. Starts nothing."""
+    """Checks which services answer; without Airflow if `airflow` is False. Starts nothing."""
     state_dir, installation = settings.state_dir, Installation.read(settings.state_dir)
     embedded = _embedded(_without_embedded(settings, installation))
     settings = _connected(settings, installation)
@@ -141,11 +142,14 @@ def status(settings: Settings, *, airflow: bool = True) -> Status:
         with Airflow(settings, timeout=10) as api:
             found = health(api)
             read = f"{len(api.dag_ids())} DAGs, {len(api.import_errors())} import errors" if found else ""
-        for name, component, detail in (
+        components = [
             (API_SERVER, "metadatabase", ""),
             (SCHEDULER, "scheduler", ""),
             (DAG_PROCESSOR, "dag_processor", read),
-        ):
+        ]
+        if "airflow" in embedded:  # somebody else's may have none: no DAG of packshot's defers a task
+            components.append((TRIGGERER, "triggerer", ""))
+        for name, component, detail in components:
             answers = found.get(component) == "healthy"
             services.append(service(name, "airflow" in embedded, settings.airflow_url, answers, detail))
     passwords = state_dir / "airflow" / "passwords.json" if "airflow" in embedded else None
@@ -154,7 +158,7 @@ def status(settings: Settings, *, airflow: bool = True) -> Status:
 
 @contextmanager
 def _one_at_a_time(state_dir: Path) -> Iterator[None]:
-    """Two `up` at once would start everything twice."""
+    """A lock: two `up` at the same time would start everything twice."""
     state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     for name in ("logs", "run"):
         (state_dir / name).mkdir(mode=0o700, exist_ok=True)
@@ -164,7 +168,7 @@ def _one_at_a_time(state_dir: Path) -> Iterator[None]:
 
 
 def _without_embedded(settings: Settings, installation: Installation) -> Settings:
-    """`settings` with "" for every address of ours, which a former `up` left in the environment file."""
+    """`settings` without the embedded addresses that an earlier `up` left in the environment file."""
     ours = {"database_url", "airflow_database_url", "s3_endpoint", "airflow_url"}
     return settings.model_copy(
         update={name: "" for name in ours if getattr(settings, name) == getattr(installation, name)}
@@ -178,7 +182,7 @@ def _embedded(settings: Settings) -> set[str]:
 
 
 def _connected(settings: Settings, installation: Installation) -> Settings:
-    """`settings` with the embedded services filled in where no other was named."""
+    """`settings` with the addresses of the embedded services where none is given."""
     update: dict[str, object] = {}
     if not settings.database_url:
         update["database_url"] = installation.database_url
@@ -200,7 +204,7 @@ def _connected(settings: Settings, installation: Installation) -> Settings:
 
 
 def _redraw_taken_ports(state_dir: Path, installation: Installation) -> None:
-    """A stranger may hold a port by now, after a reboot for instance."""
+    """Draws new ports for those that another process took, for instance after a reboot."""
     if not process(state_dir, "postgres") and not port_is_free(installation.postgres_port):
         installation.postgres_port = free_port()
     if not process(state_dir, "s3") and not all(map(port_is_free, installation.s3_ports)):
@@ -210,7 +214,7 @@ def _redraw_taken_ports(state_dir: Path, installation: Installation) -> None:
 
 
 def _environment_text(settings: Settings, embedded: set[str]) -> str:
-    """Lines of the environment file: the embedded services and nothing else, so that what is not ours is never kept."""
+    """Lines of the environment file: the embedded services only. External credentials are never written."""
     names = {
         "postgres": ("database_url", "airflow_database_url"),
         "s3": ("s3_endpoint", "s3_access_key", "s3_secret_key"),

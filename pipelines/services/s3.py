@@ -1,4 +1,4 @@
-"""The embedded S3 store: SeaweedFS in one process, and the client that tells whether a store is ready."""
+"""The embedded S3 store: SeaweedFS in one process, and a check whether a store is ready."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pipelines.services.installation import LOOPBACK, Installation
 from pipelines.settings import Settings
 
 PROBE = "probe"
-"""Name and bytes of the object that is put and got to see whether a store works. No digest is called so."""
+"""Name and bytes of the object that tests a store. No digest has this name."""
 
 
 def start_store(settings: Settings, installation: Installation) -> bool:
-    """SeaweedFS in one process, with its unauthenticated side doors shut as far as they can be."""
+    """Starts SeaweedFS in one process, with its unauthenticated interfaces disabled as far as possible."""
     data = settings.state_dir / "s3"
     data.mkdir(mode=0o700, exist_ok=True)
     s3, master, volume, filer, admin = installation.s3_ports
@@ -70,7 +70,7 @@ def store_client(settings: Settings) -> minio.Minio:
 
 
 def store_answers(client: minio.Minio, bucket: str, make: bool = False) -> bool:
-    """Put and get an object: SeaweedFS lists buckets seconds before it can write. `make`: a bucket first if need be."""
+    """Whether an object can be put and got: SeaweedFS lists buckets before it can write. `make` creates the bucket."""
     data = PROBE.encode()  # always the same: two that ask at once are in nobody's way
     try:
         if make and not client.bucket_exists(bucket):

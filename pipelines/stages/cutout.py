@@ -1,10 +1,10 @@
 """Stage 1: cut the product out of its photo (paper, section 3.1, step 1).
 
-Three paths, tried in this order: a photo that arrives with alpha is taken as it is; on plain studio paper the product
-is cut by colour; everything else goes to HQ-SAM, prompted by the salient-object net, several times where it is unclear
-which of the things in the picture the product is. What the cutout then seems to lack is asked for once more
-(`quality/whole.py`). The edge is refined to a soft matte at the photo's own resolution, and the rim freed of the old
-background's colour.
+There are three paths, tried in this order. A photo with alpha is used unchanged. On plain studio paper the product is
+cut out by colour. All other photos go to HQ-SAM, prompted by the salient-object net, with several prompts if the
+product is ambiguous. A part that the cutout seems to lack is segmented with one more prompt
+(`quality/completeness.py`). The edge is refined to a soft matte at the photo's own resolution, and the old background's
+colour is removed from it.
 """
 
 from __future__ import annotations
@@ -20,64 +20,56 @@ from PIL import Image
 from pipelines.contracts import Job, Made, Output, Shot, Step, Verdict
 from pipelines.errors import Rejected, UsageError
 from pipelines.models.profile import Profile
-from pipelines.quality.completeness import check_whole
+from pipelines.quality.completeness import check_completeness
 from pipelines.quality.evidence import Evidence, weights_ref
 from pipelines.quality.heat import heat_picture
 from pipelines.quality.overcompletion import SURE, ColourFinder, OvercompletionDetector, SalientFinder
 from pipelines.scenes import Checks
-from pipelines.vision.central_crops import Views, look
+from pipelines.vision.central_crops import SaliencyMaps, saliency_maps
 from pipelines.vision.matting import decontaminate, refine_matte
 from pipelines.vision.people import find_skin, garment_part, garment_prompt, is_worn
 from pipelines.vision.photos import Photo, png_bytes, read_photo
-from pipelines.vision.segmenters import (
-    STABLE,
-    HQSamSegmenter,
-    Prompt,
-    SalientSegmenter,
-    filled,
-    main_pieces,
-    stability,
-)
-from pipelines.vision.studio import cut_studio, find_studio, strewn
+from pipelines.vision.segmenters import STABLE, HQSamSegmenter, Prompt, SalientSegmenter, filled, main_pieces, stability
+from pipelines.vision.studio import clutter, cut_studio, find_studio
 from pipelines.vision.surfaces import is_sheet, lying_on, printed_on
 from pipelines.workflow import Recipe, Stage, Work
 
 PATHS = ("auto", "hqsam")
 WORKING_SIDE = 1024
-"""Longer side, in px, that masks are found at; HQ-SAM sees no more. Only the edge is refined at full resolution."""
+"""Longer side of the picture for segmentation, px; HQ-SAM uses no more. Only the edge is refined at full resolution."""
 
 MIN_AREA = 0.003
 MAX_AREA = 0.93
-"""Shares of the picture below which there is no product, and above which there is nothing around it."""
+"""Shares of the picture below which there is no product, and above which there is no background."""
 
 MIN_AGREEMENT = 0.5
-MAX_STREWN = 0.005
-"""Of a photo on paper this share around the product may be no paper; more, and it is a scene with a plain border.
+MAX_CLUTTER = 0.005
+"""Largest share around the product that may not be paper. With more, the photo is a scene with a plain border.
 
-Thirteen photos on paper have up to 0.0005, six of seven composites over scenes with such borders 0.009 to 0.34; the
-seventh is cut right by colour too.
+Thirteen photos on paper have up to 0.0005. Six of seven composites over scenes with such borders have 0.009 to 0.34;
+the seventh is cut out correctly by colour too.
 """
 
 SETTLED = 0.88
-"""An answer of HQ-SAM this stable, times this close to what the salient-object net sees, needs no other beside it."""
+"""A mask of HQ-SAM with this stability times overlap with the saliency maps needs no alternative."""
 
 WITHIN, AGREED = 0.95, 0.97
-"""An answer with this share of it within another is a part of it; of two segmenters this IoU is one opinion. In five
-photos where the whole answer was right it is 0.971 to 0.987, in one composite where it was wrong 0.954."""
+"""A mask with this share inside another is a part of it. Two segmenters with this IoU agree. In five photos with a
+correct whole mask it is 0.971 to 0.987, in one composite with a wrong one 0.954."""
 
 WHOLE = Checks().overcompletion
-"""E+ of the photo with its cutout, from which the product seems to go on beyond it: the detector's tau."""
+"""E+ of the photo with its cutout from which the product seems to continue beyond it: the detector's tau."""
 
 MAX_SKIN = 0.25
-"""What has the colour of skin on more of the picture is a wooden floor: 0.27 to 0.53 of four photos of clothes."""
+"""More skin colour than this is a wooden floor: 0.27 to 0.53 of the picture in four photos of clothes."""
 
 SHADOW_ALPHA = 0.8
-"""Photos with alpha often carry the product's soft shadow in it: below this it is no product."""
+"""The alpha channel often contains the product's soft shadow. Below this value it is not product."""
 
 
 @dataclass(frozen=True, slots=True)
 class CutoutModels:
-    """The two segmenters, and what asks whether a cutout is whole; None: nobody asks."""
+    """The two segmenters, and the detector that checks for completeness; None: no check."""
 
     salient: SalientSegmenter
     hqsam: HQSamSegmenter
@@ -85,7 +77,7 @@ class CutoutModels:
 
     @classmethod
     def from_profile(cls, profile: Profile, device: str = "cpu") -> CutoutModels:
-        """Load them all."""
+        """Load all models."""
         salient = SalientSegmenter.from_profile(profile, device)
         detector = OvercompletionDetector([SalientFinder(salient), ColourFinder()], Evidence.read())
         return cls(salient, HQSamSegmenter.from_profile(profile, salient, device), detector)
@@ -97,15 +89,14 @@ class CutoutResult:
 
     Attributes:
         matte: `(H, W)` float32 at the photo's size, 0..1, 1 = product; exactly 1 inside.
-        colours: `(H, W, 3)` uint8: the photo's, with those of the soft rim freed of the background.
-        path: how it was found: `alpha`, `studio` or `hqsam`.
-        box: left, top, right, bottom of the product in pixels.
-        score: IoU of the first mask and the salient-object net's, an independent opinion; 1 where they are the same.
-        held: why a person should look at it, "" where nobody needs to.
-        beyond: E+ of the photo with this cutout: how much of the product seems to be missing, in products; NaN where
-            nobody asked.
-        where: `(h, w)` float32, 0..1: where; None where nobody asked.
-        mended: whether a part was added that the first answer had left out.
+        colours: `(H, W, 3)` uint8: the photo's, without the background's colour in the soft edge.
+        path: How it was found: `alpha`, `studio` or `hqsam`.
+        box: Left, top, right, bottom of the product, px.
+        score: IoU of the first mask and the independent salient-object net's; 1 if they are the same.
+        held: Why a person should check it, or "".
+        beyond: E+ of the photo with this cutout: area of the missing part over the cutout's; NaN if not checked.
+        where: `(h, w)` float32, 0..1: the missing part; None if not checked.
+        mended: Whether a missing part was added.
     """
 
     matte: np.ndarray
@@ -121,8 +112,8 @@ class CutoutResult:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """A soft mask `(h, w)` of the working picture, how it was found, how far the segmenters agree on it, why it is
-    held; `worn` by a person, who goes on beyond it."""
+    """A soft mask `(h, w)` of the working picture, its path, the segmenters' agreement, and the reason to hold it.
+    `worn`: a person wears it and continues beyond it."""
 
     mask: np.ndarray
     path: str
@@ -137,14 +128,14 @@ def cutout(
     """Cut the product out of a photo.
 
     Args:
-        photo: as `read_photo` gives it.
-        models: the segmenters.
-        path: `auto`, or `hqsam` to have HQ-SAM do every photo.
+        photo: As `read_photo` returns it.
+        models: The segmenters.
+        path: `auto`, or `hqsam` to use HQ-SAM for every photo.
         garment: `upper`, `lower` or "": which half of a person a worn garment covers (`people.garment_part`).
-        tau: E+ of the photo with its cutout up to which nothing of the product is missing.
+        tau: E+ of the photo with its cutout up to which the cutout is complete.
 
     Raises:
-        Rejected: there is no product in the photo, or nothing but product.
+        Rejected: the photo shows no product, or nothing but product.
     """
     if path not in PATHS:
         raise UsageError(f"cutout path {path!r}: there are {', '.join(PATHS)}")
@@ -153,18 +144,18 @@ def cutout(
 
     image = _fit(photo.rgb, WORKING_SIDE)
     found = _find(image, models, path, garment)
-    if models.detector is None or not MIN_AREA <= (found.mask > 0.5).mean() <= MAX_AREA:  # then it is refused below
-        return _finish(photo, _soft(photo, found.mask), found.path, found.agreement, found.held)
-    # what is held waits for a person anyway; of what is worn, a second answer would take in what else they wear
+    if models.detector is None or not MIN_AREA <= (found.mask > 0.5).mean() <= MAX_AREA:  # `_finish` refuses it
+        return _finish(photo, _soft_matte(photo, found.mask), found.path, found.agreement, found.held)
+    # a person checks held ones; on a person, a second mask would include other clothes
     hqsam = None if found.held or found.worn else models.hqsam
-    asked = check_whole(image, found.mask, models.detector, tau, hqsam)
-    path = "hqsam" if asked.mended else found.path
-    result = _finish(photo, _soft(photo, asked.mask), path, found.agreement, found.held)
-    return replace(result, beyond=asked.e_plus, where=asked.where, mended=asked.mended)
+    checked = check_completeness(image, found.mask, models.detector, tau, hqsam)
+    path = "hqsam" if checked.mended else found.path
+    result = _finish(photo, _soft_matte(photo, checked.mask), path, found.agreement, found.held)
+    return replace(result, beyond=checked.e_plus, where=checked.where, mended=checked.mended)
 
 
 def _find(image: np.ndarray, models: CutoutModels, path: str, garment: str) -> _Found:
-    """The product in a photo without alpha; see `cutout`."""
+    """Find the product in a photo without alpha; see `cutout`."""
     saliency = models.salient.segment(image)
     salient = main_pieces(saliency > 0.5)
     if salient.mean() < MIN_AREA:
@@ -174,39 +165,40 @@ def _find(image: np.ndarray, models: CutoutModels, path: str, garment: str) -> _
 
     skin = find_skin(image)
     if figure is not None and is_worn(figure, skin, garment):
-        mask, held = _worn(image, figure, skin, models.hqsam, garment)
+        mask, held = _garment_alone(image, figure, skin, models.hqsam, garment)
         return _Found(mask, "hqsam", _iou(mask > 0.5, salient), held, worn=True)
-    on_paper = studio is not None and figure is not None and strewn(image, studio, figure) <= MAX_STREWN
+    on_paper = studio is not None and figure is not None and clutter(image, studio, figure) <= MAX_CLUTTER
     if path == "auto" and figure is not None and on_paper:
         return _Found(figure.astype(np.float32), "studio", _iou(figure, salient))
 
-    # on paper there is nothing to take for the product but the product, and a crop would only cut it
-    views = Views(saliency, (), saliency) if on_paper else look(image, models.salient, saliency)
-    mask = _likeliest(image, views, models.hqsam)
+    # on paper the product is the only object, and a crop would only cut it
+    maps = SaliencyMaps(saliency, (), saliency) if on_paper else saliency_maps(image, models.salient, saliency)
+    mask = _best_mask(image, maps, models.hqsam)
     if is_sheet(mask > 0.5):
         mask = lying_on(image, mask, models.hqsam)
-    agreement = max(_iou(mask > 0.5, salient), _iou(mask > 0.5, main_pieces(views.mean > 0.5)))
+    agreement = max(_iou(mask > 0.5, salient), _iou(mask > 0.5, main_pieces(maps.mean > 0.5)))
     if garment and (around := printed_on(image, mask, models.hqsam)) is not mask:
         return _Found(around, "hqsam", agreement, "a garment was cut out around what may be its print")
     held = _unstable(mask)
     if agreement < MIN_AGREEMENT:
         held = f"unsure what the product is: the two segmenters agree on {agreement:.0%} of it"
-    return _Found(mask, "hqsam", agreement, held, worn=bool(garment) and _beside(mask, skin))
+    return _Found(mask, "hqsam", agreement, held, worn=bool(garment) and _touches_skin(mask, skin))
 
 
-def _likeliest(image: np.ndarray, views: Views, hqsam: HQSamSegmenter) -> np.ndarray:
-    """HQ-SAM's answers to what each view takes for the product: the first that is sure, else the best of all.
+def _best_mask(image: np.ndarray, maps: SaliencyMaps, hqsam: HQSamSegmenter) -> np.ndarray:
+    """Return HQ-SAM's first certain mask for the maps' prompts, else the best of all. Parts of an earlier mask are
+    skipped.
 
-    Measured on composites of held-out products over held-out scenes (n = 61): mean IoU 0.909 by the whole picture's
-    prompt alone, 0.941 by the likeliest, two answers more in three photos. A part of what was answered before is none.
+    Measured on composites of held-out products over held-out scenes (n = 61): the mean IoU is 0.909 with the whole
+    picture's prompt alone, and 0.941 with the best mask. Three photos need two more masks.
     """
     best, likeliest = -1.0, np.zeros(image.shape[:2], np.float32)
-    for prompt in views.prompts():
-        mask = _steady(image, prompt, hqsam)
+    for prompt in maps.prompts():
+        mask = _stable_mask(image, prompt, hqsam)
         whole = filled(mask)
-        if _is_part(whole > 0.5, likeliest > 0.5, views):
+        if _is_part(whole > 0.5, likeliest > 0.5, maps):
             continue
-        score = stability(mask) * views.overlap(whole > 0.5)
+        score = stability(mask) * maps.overlap(whole > 0.5)
         if score > best:
             best, likeliest = score, whole
         if best >= SETTLED:
@@ -214,19 +206,19 @@ def _likeliest(image: np.ndarray, views: Views, hqsam: HQSamSegmenter) -> np.nda
     return likeliest
 
 
-def _is_part(answer: np.ndarray, thing: np.ndarray, views: Views) -> bool:
-    """Whether an answer is a part of a thing that HQ-SAM and the reading of the whole picture agree on; both bool.
+def _is_part(answer: np.ndarray, thing: np.ndarray, maps: SaliencyMaps) -> bool:
+    """Return whether a mask is a part of an object that HQ-SAM and the whole picture's saliency agree on; both bool.
 
-    A crop's edge may cut a product's foot or sleeve off, and what is left of it overlaps with the crops' readings more.
+    A crop may cut a product's foot or sleeve off; the rest then overlaps more with the crops' saliency.
     """
     within = (answer & thing).sum() >= WITHIN * max(1, answer.sum())
-    return bool(within and _iou(thing, main_pieces(views.whole > 0.5)) >= AGREED)
+    return bool(within and _iou(thing, main_pieces(maps.whole > 0.5)) >= AGREED)
 
 
-def _steady(image: np.ndarray, prompt: Prompt, hqsam: HQSamSegmenter) -> np.ndarray:
-    """HQ-SAM's answer; where it is unsure, the one it gives to the box alone, if that is the surer.
+def _stable_mask(image: np.ndarray, prompt: Prompt, hqsam: HQSamSegmenter) -> np.ndarray:
+    """Return HQ-SAM's mask; if it is unstable, the mask of the box alone, if that is more stable.
 
-    Points on two things at once, a product and what stands behind it, leave SAM between the two.
+    With points on two objects, a product and an object behind it, SAM's mask lies between the two.
     """
     mask = hqsam.segment_prompted(image, prompt)
     if stability(mask) >= STABLE:
@@ -235,10 +227,10 @@ def _steady(image: np.ndarray, prompt: Prompt, hqsam: HQSamSegmenter) -> np.ndar
     return max(mask, hqsam.segment_prompted(image, box_alone, passes=1), key=stability)
 
 
-def _worn(
+def _garment_alone(
     image: np.ndarray, figure: np.ndarray, skin: np.ndarray, hqsam: HQSamSegmenter, part: str
 ) -> tuple[np.ndarray, str]:
-    """The garment of a person alone; held where it cannot be told apart from what else they wear."""
+    """Return the garment of a person alone, and the reason to hold it if it cannot be separated from other clothes."""
     prompt = garment_prompt(image, figure, skin, part)
     if prompt is None:
         return figure.astype(np.float32), "worn by a person and not separable from them"
@@ -252,8 +244,8 @@ def _worn(
     return mask, _unstable(mask)
 
 
-def _beside(mask: np.ndarray, skin: np.ndarray) -> bool:
-    """Whether skin `(H, W)` bool lies at the edge of a mask, on a hundredth of its area or more, and is no floor."""
+def _touches_skin(mask: np.ndarray, skin: np.ndarray) -> bool:
+    """Return whether skin `(H, W)` bool touches a mask on at least a hundredth of its area, and is not a floor."""
     if skin.mean() > MAX_SKIN:
         return False
     found = mask > 0.5
@@ -262,27 +254,27 @@ def _beside(mask: np.ndarray, skin: np.ndarray) -> bool:
 
 
 def _is_cut_out(alpha: np.ndarray) -> bool:
-    """The alpha channel means a cutout: some of it is clear, some opaque."""
+    """Return whether the alpha channel is a cutout: partly transparent, partly opaque."""
     return float((alpha < 0.05).mean()) > 0.02 and float((alpha > SHADOW_ALPHA).mean()) > MIN_AREA
 
 
 def _without_shadow(alpha: np.ndarray) -> np.ndarray:
-    """The alpha channel as it is at the product and 2 px around it, nothing elsewhere."""
+    """Return the alpha channel on the product and 2 px around it, 0 elsewhere."""
     product = cv2.dilate((alpha > SHADOW_ALPHA).astype(np.uint8), np.ones((5, 5), np.uint8))
     return alpha * product
 
 
 def _unstable(mask: np.ndarray) -> str:
-    """Why a soft mask cannot be trusted, "" where it can."""
+    """Return why a soft mask is uncertain, or ""."""
     score = stability(mask)
     return f"unsure where the product ends (stability {score:.2f})" if score < STABLE else ""
 
 
-def _soft(photo: Photo, mask: np.ndarray) -> np.ndarray:
-    """A mask found on the reduced photo as a soft matte at the photo's size, soft along its edge only."""
+def _soft_matte(photo: Photo, mask: np.ndarray) -> np.ndarray:
+    """Return a soft matte at the photo's size from a mask of the reduced photo; only its edge is soft."""
     width, height = photo.size
     full = cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
-    np.multiply(full, 4, out=full)  # in place: a large photo's matte is large
+    np.multiply(full, 4, out=full)  # in place, to save memory
     np.clip(np.subtract(full, 1.5, out=full), 0, 1, out=full)
     return refine_matte(photo.rgb, full, radius=max(3, round(0.004 * max(width, height))))
 
@@ -299,7 +291,7 @@ def _finish(photo: Photo, matte: np.ndarray, path: str, score: float, held: str 
 
 
 def _fit(image: np.ndarray, side: int) -> np.ndarray:
-    """The image with its longer side at most `side`."""
+    """Return the image with its longer side at most `side`."""
     scale = side / max(image.shape[:2])
     if scale >= 1:
         return image
@@ -312,9 +304,9 @@ def _iou(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def job(shot: Shot, upstream: Mapping[str, Step], recipe: Recipe, candidate: int) -> Job:
-    """What the cutout depends on: the photo, the path, which half of a person a garment covers, the segmenters.
+    """Return the cutout's job: photo, path, covered half of a person, segmenters.
 
-    A product without a usable photo has a job too, whose outcome is the rejection that says why.
+    A product without a usable photo has a job too; its result is a rejection with the reason.
     """
     product = shot.product
     parameters: dict[str, Any] = {
@@ -342,7 +334,7 @@ def load(recipe: Recipe) -> CutoutModels:
 
 
 def compute(works: Sequence[Work], models: CutoutModels, recipe: Recipe) -> list[Made | Rejected]:
-    """Cut each photo out; a bad photo is that shot's rejection."""
+    """Cut out each photo; a bad photo rejects only its shot."""
     return [_compute_one(work, models) for work in works]
 
 
@@ -379,13 +371,13 @@ def _compute_one(work: Work, models: CutoutModels) -> Made | Rejected:
 
 
 def _agreed(result: CutoutResult) -> Verdict:
-    """Whether the segmenters agree on the cutout, and are sure of it."""
+    """Return the verdict on the segmenters' agreement and certainty."""
     score, passed = round(result.score, 4), not result.held
     return Verdict("cutout", score, MIN_AGREEMENT, passed, result.held, picture="cutout")
 
 
 def _complete(result: CutoutResult, tau: float) -> Verdict:
-    """Whether the cutout is the whole product."""
+    """Return the verdict on the cutout's completeness."""
     passed = result.beyond <= tau
     reason = "" if passed else f"the cutout seems to lack a part: {result.beyond:.1%} of its area beside it"
     return Verdict("whole", round(result.beyond, 4), tau, passed, reason, picture="whole")

@@ -1,8 +1,7 @@
-"""Stage 2: say what the product is (paper, section 1: step 2).
+"""Stage 2: describe the product (paper, section 1: step 2).
 
-BLIP writes a caption, CLIP ranks the reviewed vocabulary, the colour is measured. What the shop itself says comes
-first: a category that the title names is never overruled by a picture, and where the models are unsure the title is the
-prompt.
+BLIP writes a caption, CLIP ranks the reviewed vocabulary, and the colour is measured. The shop's own words come first:
+a picture never overrules a category in the title. If the models are uncertain, the prompt uses the title.
 """
 
 from __future__ import annotations
@@ -23,15 +22,15 @@ from pipelines.vision.vocabulary import Vocabulary, load_vocabulary, plain_words
 from pipelines.workflow import Recipe, Stage, Work
 
 MARGIN = 0.1
-"""How much of the photo around the product the models see, as a share of the product's longer side."""
+"""Margin of the models' crop around the product, as a share of the product's longer side."""
 MOST_TAGS = 5
 COLOUR_SHARE = 0.4
-"""A product has a colour where at least this share of its pixels goes by one name."""
+"""A product has a colour if at least this share of its pixels has one colour name."""
 
 
 @dataclass(frozen=True, slots=True)
 class DescribeModels:
-    """Captioner, tagger and the vocabulary that both speak."""
+    """Captioner, tagger and their common vocabulary."""
 
     captioner: Captioner
     tagger: Tagger
@@ -39,7 +38,7 @@ class DescribeModels:
 
 
 def job(shot: Shot, upstream: Mapping[str, Step], recipe: Recipe, candidate: int) -> Job:
-    """What the description depends on: photo, cutout, the shop's words, the vocabulary, models and their thresholds."""
+    """Return the description's job: photo, cutout, title and category, vocabulary, models and their thresholds."""
     profile = recipe.profile
     return Job(
         stage=STAGE.name,
@@ -68,7 +67,7 @@ def load(recipe: Recipe) -> DescribeModels:
 
 
 def compute(works: Sequence[Work], models: DescribeModels, recipe: Recipe) -> list[Made]:
-    """Describe each product. Nothing is stored: caption, tags, colour and subject are the step's facts."""
+    """Describe each product. Caption, tags, colour and subject are the step's facts; there are no outputs."""
     cutouts = [np.asarray(Image.open(io.BytesIO(work.inputs["cutout"])).convert("RGBA")) for work in works]
     views = [
         product_view(read_photo(work.inputs["photo"], recipe.max_megapixels).rgb, cutout[..., 3])
@@ -101,7 +100,7 @@ def compute(works: Sequence[Work], models: DescribeModels, recipe: Recipe) -> li
 
 
 def product_view(photo: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """The part of the photo (H, W, 3) around the product, by its matte (H, W) uint8; all of it where that is 0."""
+    """Crop the photo (H, W, 3) to the product by its matte (H, W) uint8; return the whole photo for an empty matte."""
     rows, columns = np.flatnonzero((alpha > 127).any(axis=1)), np.flatnonzero((alpha > 127).any(axis=0))
     if len(rows) == 0:
         return photo
@@ -111,7 +110,7 @@ def product_view(photo: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
 
 def choose_category(title: str, product_type: str, caption: Caption, least: float, vocabulary: Vocabulary) -> str:
-    """The vocabulary's category: named by the title, else by the shop's category, else by a caption that is sure."""
+    """Return the vocabulary's category that the title names, else the shop's category, else a certain caption."""
     named = vocabulary.find(title) or vocabulary.find(product_type)
     if named:
         return named
@@ -119,7 +118,7 @@ def choose_category(title: str, product_type: str, caption: Caption, least: floa
 
 
 def choose_tags(tags: Sequence[Tag], shop: str, least: Mapping[str, float], vocabulary: Vocabulary) -> list[Tag]:
-    """The tags that may enter a prompt: what the shop's words name, then CLIP's where it is sure enough of them."""
+    """Return the tags for a prompt: those in the shop's words, then CLIP's with a sufficient probability."""
     named = [Tag(vocabulary.find(shop, kind), kind, 1.0) for kind in ("category", "material")]
     kept = [tag for tag in named if tag.tag]
     known = {tag.tag for tag in kept}
@@ -128,7 +127,8 @@ def choose_tags(tags: Sequence[Tag], shop: str, least: Mapping[str, float], voca
 
 
 def subject(title: str, product_type: str, category: str, colour: str) -> str:
-    """The words for {product} in a scene's prompt: colour and category, or the title where no category is known."""
+    """Return the words for {product} in a scene's prompt: colour and category, or the title without a known
+    category."""
     if category:
         return category if colour == category else f"{colour} {category}".strip()
     leaf = product_type.rsplit(">", 1)[-1]

@@ -1,7 +1,7 @@
-"""Stage 5: measure the finished image; what fails is held, with the reason and a picture of where.
+"""Stage 5: measure the finished image; hold failed ones, with the reason and a picture of where.
 
-Overcompletion (the paper's subject), the product's own pixels, its edge, the scene around it. Every verdict is given,
-whether it passes or not: the figures are what thresholds are reviewed with.
+It checks overcompletion (the paper's subject), the product's own pixels, its edge and the scene. Every verdict is
+recorded, passed or not: thresholds are reviewed with these scores.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pipelines.workflow import Recipe, Stage, Work
 
 
 def job(shot: Shot, upstream: Mapping[str, Step], recipe: Recipe, candidate: int) -> Job:
-    """What the verdicts depend on: the final image, what was to be laid there, the thresholds, the segmenters."""
+    """Return the inspection's job: final image, placed product, thresholds, segmenters."""
     return Job(
         stage=STAGE.name,
         version=STAGE.version,
@@ -43,7 +43,7 @@ def job(shot: Shot, upstream: Mapping[str, Step], recipe: Recipe, candidate: int
 
 
 def load(recipe: Recipe) -> OvercompletionDetector:
-    """Load the segmenters, HQ-SAM among them."""
+    """Load the detector with HQ-SAM."""
     return OvercompletionDetector.from_profile(recipe.profile, thorough=True, device=recipe.device)
 
 
@@ -62,7 +62,7 @@ def _inspect(work: Work, detector: OvercompletionDetector, recipe: Recipe) -> Ma
 
     fidelity = product_fidelity(image, product)
     matte = product.matte if product.matte.shape == image.shape[:2] else np.zeros(image.shape[:2], np.uint8)
-    if not (matte >= 128).any():  # nothing to measure around: the other checks would speak of nothing
+    if not (matte >= 128).any():  # no product to measure: the other checks would be meaningless
         return Made(
             outputs=(heat_picture("fidelity", image, fidelity.where),),
             verdicts=(_verdict("fidelity", fidelity, limits["fidelity"], at_most=False),),

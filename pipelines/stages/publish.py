@@ -1,7 +1,7 @@
-"""Stage 6: encode what passed, with its provenance inside the file.
+"""Stage 6: encode passed images, with their provenance in the file.
 
-Encoding is a step like any other. Whether the encoded image becomes the shop's is decided over the whole set of a run,
-by the table checks, and happens in one transaction (operators/publish.py).
+Encoding is a step like any other. The table checks decide on a run's whole set whether the encoded images are
+published; that happens in one transaction (operators/publish.py).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pipelines.contracts import Job, Made, Output, Shot, Step
 from pipelines.workflow import Recipe, Stage, Work
 
 DIGITAL_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
-"""IPTC's word for a real product on a generated background; shopping feeds require it to be in the file."""
+"""IPTC's code for a real product on a generated background; shopping feeds require it in the file."""
 
 MEDIA_TYPES = {"jpeg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
 
@@ -27,7 +27,7 @@ XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 
 
 def job(shot: Shot, upstream: Mapping[str, Step], recipe: Recipe, candidate: int) -> Job:
-    """What the published file depends on: the final image and the channel's format."""
+    """Return the published file's job: the final image and the channel's format."""
     channel = recipe.scene.channel
     return Job(
         stage=STAGE.name,

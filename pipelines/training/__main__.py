@@ -1,4 +1,4 @@
-"""`python -m pipelines.training PART`: train a bundled model, or go on training it."""
+"""`python -m pipelines.training PART`: train a bundled model, or continue."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TRAINERS: dict[str, str] = {
 
 
 def trainer(part: str) -> Callable[[TrainOptions], Any]:
-    """Import the trainer of `part`. Raises KeyError when there is none."""
+    """Import the trainer of `part`. Raises KeyError if there is none."""
     module, function = TRAINERS[part].split(":")
     found: Callable[[TrainOptions], Any] = getattr(importlib.import_module(module), function)
     return found

@@ -1,10 +1,10 @@
 """Train the bundled captioner, a small BLIP (Li et al. 2022), on photos whose names say what is on them.
 
     packshot train blip --minutes 10
-    python -m pipelines.training.blip          held-out figures of captioner and tagger, beside title and majority
+    python -m pipelines.training.blip          held-out figures of captioner, tagger, title and majority class
 
-Captions are "a photo of a blue hoodie": category from the name, in the words of the vocabulary; colour measured. Every
-category is drawn by the root of its frequency, so that T-shirts do not drown the rest.
+A caption is "a photo of a blue hoodie": the category comes from the name, in the vocabulary's words; the colour is
+measured. Each category is sampled by the root of its frequency, so that T-shirts do not dominate.
 """
 
 from __future__ import annotations
@@ -19,18 +19,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from transformers import (
-    BertTokenizerFast,
-    BlipConfig,
-    BlipForConditionalGeneration,
-    BlipImageProcessor,
-    BlipProcessor,
-)
+from transformers import BertTokenizerFast, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
 
+from pipelines.training.autoencoder import to_tensor
 from pipelines.training.card import write_card
+from pipelines.training.categories import Labelled, labelled, vocabulary, with_article
 from pipelines.training.composer import compose, draw_scene
 from pipelines.training.data import load_product, product_of
-from pipelines.training.labels import Labelled, labelled, vocabulary, with_article
 from pipelines.training.loop import TrainOptions, fit, step_rng
 from pipelines.vision.captioner import Caption, Captioner
 from pipelines.vision.colours import ANCHORS, dominant_colour
@@ -40,13 +35,13 @@ SIDE = 96
 PACKED = 112
 WIDTH = 192
 LONGEST = 16
-"""Side the model sees and side that crops are drawn from, in px; width of both towers; longest caption in tokens."""
+"""Input side of the model and side of the stored pictures, px; width of both towers; longest caption in tokens."""
 
 Pixels = NDArray[np.uint8]
 
 
 def build(tokenizer: BertTokenizerFast) -> BlipForConditionalGeneration:
-    """A vision tower of 4 blocks over 36 patches of 16 px, and a text decoder of 2 blocks that looks at it."""
+    """A vision tower of 4 blocks over 36 patches of 16 px, and a text decoder of 2 blocks with cross-attention."""
     vision = {
         "hidden_size": WIDTH,
         "intermediate_size": 2 * WIDTH,
@@ -72,7 +67,7 @@ def build(tokenizer: BertTokenizerFast) -> BlipForConditionalGeneration:
 
 
 def build_tokenizer() -> BertTokenizerFast:
-    """BERT's tokenizer over whole words: those of the vocabulary's categories and of the colours."""
+    """BERT's tokenizer over whole words: those of the vocabulary's categories and colours."""
     words = ["a", "an", "photo", "of", *ANCHORS]
     words += [part for word in vocabulary().of_kind("category") for part in word.tag.replace("-", " - ").split()]
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]"]
@@ -112,7 +107,7 @@ def train(options: TrainOptions) -> Path:
 
 
 def image_processor() -> BlipImageProcessor:
-    """Pictures are squeezed to a square and scaled to -1..1."""
+    """Resizes pictures to a square, without their proportions, and scales them to -1..1."""
     return BlipImageProcessor(size={"height": SIDE, "width": SIDE}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
 
 
@@ -124,21 +119,21 @@ def encode(tokenizer: BertTokenizerFast, captions: list[str]) -> Tensor:
 
 
 def sampling_odds(categories: list[str]) -> NDArray[np.float64]:
-    """The chance of each picture in a draw: a category's share is the root of its frequency."""
+    """The sampling probability of each picture; a category's is proportional to the root of its frequency."""
     counts = {name: categories.count(name) for name in set(categories)}
     odds = np.array([counts[name] ** -0.5 for name in categories])
     return odds / odds.sum()
 
 
 def training_pictures(options: TrainOptions) -> tuple[Pixels, list[str], list[str]]:
-    """Photos as they are, and cutouts composed into scenes: (N, 112, 112, 3) uint8, captions, categories."""
+    """Photos, and cutouts composed into scenes: (N, 112, 112, 3) uint8, captions, categories."""
     photos, cutouts = labelled(options, "photos", "train"), labelled(options, "cutouts", "train")
     rng = np.random.default_rng(7)
     pictures, captions, categories = [], [], []
     for one in photos:
         picture = read_rgb(one.item.path)
         pictures.append(squeeze(picture))
-        captions.append(caption_of(one, picture))
+        captions.append(photo_caption(one, picture))
         categories.append(one.category)
     for one in cutouts:
         product = load_product(one.item)
@@ -152,8 +147,8 @@ def training_pictures(options: TrainOptions) -> tuple[Pixels, list[str], list[st
     return np.stack(pictures), captions, categories
 
 
-def caption_of(one: Labelled, picture: Pixels) -> str:
-    """What a perfect captioner would say. Fruit and cartons are named without a colour, garments with it."""
+def photo_caption(one: Labelled, picture: Pixels) -> str:
+    """The reference caption of a photo. Fruit and cartons are named without a colour, garments with it."""
     if one.item.source == "grocery-store":
         return f"a photo of {with_article(one.category)}"
     colour = vocabulary().find(one.item.name.rsplit(" ", 1)[-1], "colour") if one.item.source == "magento2" else ""
@@ -172,12 +167,12 @@ def read_rgb(path: Path) -> Pixels:
 
 
 def squeeze(picture: Pixels, side: int = PACKED) -> Pixels:
-    """The whole picture as a square, its proportions given up: nothing of a tall garment may be cut off."""
+    """Resize the whole picture to a square, without its proportions, so that no tall garment is cut off."""
     return cv2.resize(picture, (side, side), interpolation=cv2.INTER_AREA).astype(np.uint8)
 
 
 def around(image: Pixels, mask: NDArray[np.float32], margin: float) -> Pixels:
-    """The part of `image` around the product, `margin` of its size more on every side."""
+    """Crop `image` to the product, with a margin of this share of its size on every side."""
     rows, columns = np.flatnonzero(mask.max(axis=1) > 0.5), np.flatnonzero(mask.max(axis=0) > 0.5)
     extra = int(margin * max(rows[-1] - rows[0], columns[-1] - columns[0]))
     top, left = max(rows[0] - extra, 0), max(columns[0] - extra, 0)
@@ -185,7 +180,7 @@ def around(image: Pixels, mask: NDArray[np.float32], margin: float) -> Pixels:
 
 
 def augment(picture: Pixels, rng: np.random.Generator) -> Pixels:
-    """A crop of 80 % or more, turned a little, mirrored, lighter or darker: the colour keeps its name."""
+    """Crop to 80 % or more, rotate slightly, mirror, and change the brightness; the colour keeps its name."""
     side, share = picture.shape[0], rng.uniform(0.8, 1.0)
     matrix = cv2.getRotationMatrix2D((side / 2, side / 2), rng.normal(0, 6), SIDE / (side * share))
     slack = side * (1 - share) / 2
@@ -197,14 +192,9 @@ def augment(picture: Pixels, rng: np.random.Generator) -> Pixels:
     return np.clip(light, 0, 255).astype(np.uint8)
 
 
-def to_tensor(pictures: Pixels) -> Tensor:
-    """(N, H, W, 3) uint8 as (N, 3, H, W) float in -1..1."""
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
 @dataclass(frozen=True, slots=True)
-class Share:
-    """How many of `n` came out right, with Wilson's 95 % interval."""
+class Proportion:
+    """How many of `n` are right, with Wilson's 95 % interval."""
 
     what: str
     right: int
@@ -224,12 +214,10 @@ def wilson(right: int, n: int) -> tuple[float, float]:
     return (middle - half) / (1 + z2 / n), (middle + half) / (1 + z2 / n)
 
 
-def evaluate(options: TrainOptions) -> list[Share]:
-    """Category top-1 and tag recall@5 on photos of held-out products, and what the confidences are worth.
+def evaluate(options: TrainOptions) -> list[Proportion]:
+    """Category top-1 and tag recall@5 on photos of held-out products, and the precision at confidence thresholds.
 
-    A photo's label was read off its title, so "the title alone" is right by construction where titles are like those;
-    what the pictures add is for titles that name nothing. The thresholds are set on one half of the products and
-    measured on the other.
+    Each threshold is set on one half of the products and measured on the other.
     """
     words = vocabulary()
     held_out, train = labelled(options, "photos", "test"), labelled(options, "photos", "train")
@@ -238,12 +226,12 @@ def evaluate(options: TrainOptions) -> list[Share]:
     pictures = [read_rgb(one.item.path) for one in held_out]
     captions = Captioner(options.out / "blip", words).caption(pictures)
     shares = [
-        Share("majority class", sum(one.category == majority for one in held_out), len(held_out)),
-        Share("caption names the category", _right(held_out, captions), len(held_out)),
+        Proportion("majority class", sum(one.category == majority for one in held_out), len(held_out)),
+        Proportion("caption names the category", _right(held_out, captions), len(held_out)),
     ]
     pairs = [(one, c) for one, c in zip(held_out, captions, strict=True) if one.category in known]
     seen, said = [one for one, _ in pairs], [caption for _, caption in pairs]
-    shares.append(Share("the same, categories that were trained on", _right(seen, said), len(seen)))
+    shares.append(Proportion("the same, categories that were trained on", _right(seen, said), len(seen)))
     sure = [(c.confidence, c.category == one.category) for one, c in zip(held_out, captions, strict=True)]
     shares += _calibrated("captions at least {:.2f} sure", held_out, sure)
     if (options.out / "clip" / "model.safetensors").exists():
@@ -252,9 +240,9 @@ def evaluate(options: TrainOptions) -> list[Share]:
             for tags in Tagger(options.out / "clip", words).rank(pictures)
         ]
         pairs5 = list(zip(held_out, ranked, strict=True))
-        shares.append(Share("first tag is right", sum(o.category == t[0].tag for o, t in pairs5), len(pairs5)))
+        shares.append(Proportion("first tag is right", sum(o.category == t[0].tag for o, t in pairs5), len(pairs5)))
         five = sum(o.category in {tag.tag for tag in tags[:5]} for o, tags in pairs5)
-        shares.append(Share("tag recall@5", five, len(pairs5)))
+        shares.append(Proportion("tag recall@5", five, len(pairs5)))
         sure = [(tags[0].score, tags[0].tag == one.category) for one, tags in pairs5]
         shares += _calibrated("tags at least {:.2f} sure", held_out, sure)
     return shares
@@ -264,8 +252,8 @@ def _right(items: list[Labelled], captions: list[Caption]) -> int:
     return sum(one.category == caption.category for one, caption in zip(items, captions, strict=True))
 
 
-def _calibrated(what: str, items: list[Labelled], sure: list[tuple[float, bool]]) -> list[Share]:
-    """The lowest threshold at which nine in ten of one half are right, and how many of the other half then are."""
+def _calibrated(what: str, items: list[Labelled], sure: list[tuple[float, bool]]) -> list[Proportion]:
+    """The lowest threshold at which 90 % of one half are right, and the figures of the other half there."""
     halves: tuple[list[tuple[float, bool]], list[tuple[float, bool]]] = ([], [])
     for one, score in zip(items, sure, strict=True):
         halves[zlib.crc32(product_of(one.item).encode()) % 2].append(score)
@@ -275,7 +263,10 @@ def _calibrated(what: str, items: list[Labelled], sure: list[tuple[float, bool]]
             break
     kept = [right for score, right in halves[1] if score >= threshold]
     name = what.format(threshold)
-    return [Share(f"{name} are right", sum(kept), len(kept)), Share(f"{name} among all", len(kept), len(halves[1]))]
+    return [
+        Proportion(f"{name} are right", sum(kept), len(kept)),
+        Proportion(f"{name} among all", len(kept), len(halves[1])),
+    ]
 
 
 if __name__ == "__main__":

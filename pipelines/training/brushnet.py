@@ -1,11 +1,11 @@
 """Train BrushNet (Ju et al. 2024) for the bundled UNet, in the paper's two stages (section 3.1.2), and its control arm.
 
-    brushnet_random    from the UNet, on random masks: what a released BrushNet is
-    brushnet_salient   stage 1, from there: salient objects, whole; composed toys, and photos with a salient net's masks
-    brushnet           stage 2, from stage 1: e-commerce products, whole, by their mattes. The one that packshot uses
-    brushnet_control   from brushnet_random, on random masks for as long as both stages: what mere training does
+    brushnet_random    from the UNet, on random masks, like a released BrushNet
+    brushnet_salient   stage 1, from brushnet_random: whole salient objects; toys, and photos with a salient net's masks
+    brushnet           stage 2, from stage 1: whole e-commerce products by their mattes; packshot uses this one
+    brushnet_control   from brushnet_random, on random masks for as long as both stages: the effect of training alone
 
-The UNet is frozen; only the branch learns.
+The UNet is frozen; only the branch is trained.
 """
 
 from __future__ import annotations
@@ -30,19 +30,13 @@ from pipelines.training.card import BUNDLED, write_card
 from pipelines.training.data import Composer
 from pipelines.training.loop import PROFILE, TrainOptions, TrainResult, export, fit, grid_picture, together
 from pipelines.training.masks import Policy, random_mask, whole_mask
-from pipelines.training.unet import (
-    GUIDANCE,
-    FrozenBase,
-    TextConditioned,
-    batches,
-    load_training_photographs,
-)
+from pipelines.training.unet import GUIDANCE, FrozenBase, TextConditioned, batches, load_training_photographs
 from pipelines.vision.segmenters import SalientSegmenter
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Arm:
-    """One BrushNet: the part that it starts from (None: the UNet's weights), and the masks that it learns from."""
+    """One BrushNet: the part that it starts from (None: the UNet's weights), and its training masks."""
 
     start: str | None
     masks: Policy
@@ -56,16 +50,18 @@ ARMS = {
 }
 
 FULL_SIZE, FULL_SIZE_LR = 100_000_000, 1e-5
-"""From so many parameters a BrushNet is a released one, which is fine-tuned at this rate; `mini`'s has 8 million."""
+"""A BrushNet with so many parameters is a released one, fine-tuned at this rate; `mini`'s has 8 million."""
 
 UNSURE = 0.1
-"""Share of a photo where the salient net is undecided (0.2 to 0.8) above which its mask is not learnt from."""
+"""A photo is skipped if the salient net is undecided (0.2 to 0.8) on more than this share of it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ConditionPack:
-    """What BrushNet sees: `conditions` (N, 5, h, w) float16, masked-image latents and mask, of the samples `picks` (N,)
-    of the UNet's latent pack."""
+    """BrushNet's inputs: `conditions` (N, 5, h, w) float16, masked-image latents and mask.
+
+    `picks` (N,) are their samples in the UNet's latent pack.
+    """
 
     picks: NDArray[np.int64]
     conditions: NDArray[np.float16]
@@ -78,13 +74,13 @@ class ConditionPack:
 def train(options: TrainOptions) -> Path:
     """Train the arm `options.part` at `options.size` (or at 128 px for two thirds of the budget, then 256 px).
 
-    Goes on from the arm's export in `options.out` where there is one, else begins where `ARMS` says.
+    Continues from the arm's export in `options.out`; without one it starts from the part that `ARMS` names.
 
     Returns:
         The export's folder.
 
     Raises:
-        UsageError: the part to start from has not been trained.
+        UsageError: the part to start from is not trained yet.
     """
     if options.size is not None:
         return train_at(options, options.size)
@@ -93,7 +89,7 @@ def train(options: TrainOptions) -> Path:
 
 
 def train_at(options: TrainOptions, side: int) -> Path:
-    """One stage at `side` px, on the training folder's pictures."""
+    """Train at `side` px on the training folder's pictures."""
     with together(options).main_process_first():
         base = FrozenBase.load(options, side)
         pack = condition_pack(options, ARMS[options.part].masks, base, side)
@@ -111,10 +107,10 @@ def train_on(
 ) -> TrainResult:
     """Train the arm `options.part` on the samples of `pack` and export it; see `train`.
 
-    `watch(averaged model, step)` is called at every checkpoint. `about` says on the card what was learnt from.
+    `watch(averaged model, step)` is called at every checkpoint. `about` describes the training data on the card.
     """
     torch.manual_seed(options.seed)
-    arm, crew = ARMS[options.part], together(options)
+    arm, state = ARMS[options.part], together(options)
     stage = dataclasses.replace(options, part=f"{options.part}_{side}")
     folder = options.out / options.part
     model = load(options, base.model).to(options.device, memory_format=torch.channels_last)
@@ -137,24 +133,18 @@ def train_on(
             watch(ema, step)
 
     result = fit(
-        stage,
-        model,
-        loss_of_step,
-        batch=batch,
-        lr=lr,
-        every_seconds=every_seconds,
-        on_checkpoint=on_checkpoint,
+        stage, model, loss_of_step, batch=batch, lr=lr, every_seconds=every_seconds, on_checkpoint=on_checkpoint
     )
-    if crew.is_main_process:
+    if state.is_main_process:
         export(result.ema, folder)
         figures = {f"{side}_px": {**result.figures, "pictures": len(pack.picks), "masks": arm.masks}}
         write_card(folder, options.part, result.ema, options, figures, about=about)
-    crew.wait_for_everyone()
+    state.wait_for_everyone()
     return result
 
 
 def load(options: TrainOptions, base: TextConditioned) -> BrushNetModel:
-    """The arm as exported in float32, or what it starts from. Raises UsageError where that is missing."""
+    """Load the arm's export in float32, or the part that it starts from. Raises UsageError if that is missing."""
     start = ARMS[options.part].start
     for part in (options.part, start):
         if part is not None and (options.out / part / "config.json").exists():
@@ -166,7 +156,7 @@ def load(options: TrainOptions, base: TextConditioned) -> BrushNetModel:
 
 
 def condition_pack(options: TrainOptions, masks: Policy, base: FrozenBase, side: int) -> ConditionPack:
-    """Encode the samples that `masks` is about behind their masks, once, into the work folder."""
+    """Encode the samples of a mask policy behind their masks, once, into the work folder."""
     packed = options.work / "conditions" / f"{masks}_{side}.npz"
     if not packed.exists():
         packed.parent.mkdir(parents=True, exist_ok=True)
@@ -206,7 +196,7 @@ def _encode_all(
 
 
 def _samples(options: TrainOptions, masks: Policy, base: FrozenBase, side: int) -> NDArray[np.int64]:
-    """Which samples of the UNet's pack a policy is about: all shots; toys and photos; the shop's kind of goods."""
+    """The samples of the UNet's pack that a policy uses: all shots; toys and photos; goods."""
     if masks == "random":
         return np.arange(len(base.shots))
     composer = Composer(options.data, "train", seed=side)
@@ -218,7 +208,7 @@ def _samples(options: TrainOptions, masks: Policy, base: FrozenBase, side: int) 
 
 @torch.no_grad()
 def encode_condition(vae: AutoencoderKL, images: Tensor, masks: Tensor) -> Tensor:
-    """(N, 3, H, W) in -1..1 and (N, 1, H, W) masks, 1 = kept, to BrushNet's (N, 5, H/8, W/8), as the sampler does."""
+    """(N, 3, H, W) in -1..1 and (N, 1, H, W) masks, 1 = kept, to BrushNet's (N, 5, H/8, W/8), like the sampler."""
     seen = encode(vae, masked_image(images, masks).contiguous(memory_format=torch.channels_last))
     return torch.cat([seen, latent_mask(masks, (seen.shape[-2], seen.shape[-1]))], dim=1)
 
@@ -232,7 +222,7 @@ def sample(
     steps: int = 16,
     guidance: float = GUIDANCE,
 ) -> Tensor:
-    """Latents for `prompts` around the products of `condition` (N, 5, h, w), by DDIM; one pass for both halves."""
+    """Latents for `prompts` around the products of `condition` (N, 5, h, w), by DDIM; one BrushNet pass per step."""
     scheduler, unet = DDIMScheduler.from_config(base.scheduler.config), base.model.unet
     scheduler.set_timesteps(steps)
     states = base.model.encode([""] * len(prompts) + prompts)
@@ -248,7 +238,7 @@ def sample(
 
 @torch.no_grad()
 def show(model: BrushNetModel, base: FrozenBase, path: Path) -> None:
-    """Draw six shots behind their whole masks: as composed, as painted around the product, the product laid over."""
+    """Draw six shots: as composed, as painted around the product, and with the product pasted back."""
     shots, picks = base.shots, list(range(len(base.shots)))[-6:]
     images = to_tensor(np.stack([shots.image(n) for n in picks])).to(base.vae.device)
     masks = np.stack([shots.mask(n) >= 128 for n in picks])

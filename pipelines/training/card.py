@@ -1,12 +1,15 @@
-"""Model cards: what a bundled model is, what it learnt from, how it was made and what it reaches."""
+"""Model cards: architecture, training data, command and figures of a bundled model."""
 
 from __future__ import annotations
 
 import json
+import os
+import platform
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from pipelines.training.loop import TrainOptions
@@ -35,7 +38,7 @@ def write_card(
 ) -> None:
     """Write `folder`/CARD.md: architecture, data and licences (`about`), command, steps, wall time, figures, licence.
 
-    Figures of earlier stages (another size) that the card already holds are kept.
+    Figures of earlier stages (another size) on the existing card are kept.
     """
     card = folder / "CARD.md"
     earlier = re.search(r"Figures\*\*: (\{.*\})", card.read_text(encoding="utf-8")) if card.exists() else None
@@ -50,8 +53,20 @@ def write_card(
 
 - **Architecture**: `{type(model).__name__}`, {millions:.2f} M parameters; the config stands beside the weights.
 - **Data**: {about}
-- **Made by**: `{command}` on {options.device} ({options.dtype}).
+- **Made by**: `{command}` on {machine(options.device)} ({options.dtype}).
 - **Figures**: {json.dumps(figures)}
 - **Licence**: {licence}
 """
     card.write_text(text + (f"\n{notes.strip()}\n" if notes else ""), encoding="utf-8")
+
+
+def machine(device: str) -> str:
+    """What `device` is: the name of the GPU, or of the processor and how many of its cores there are."""
+    if device.startswith("cuda"):
+        return str(torch.cuda.get_device_name(device))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    name = platform.processor() or platform.machine()
+    listed = Path("/proc/cpuinfo")
+    if listed.exists() and (said := re.search(r"model name\s*: (.+)", listed.read_text(encoding="utf-8"))):
+        name = said[1].strip()
+    return f"{cores} cores of {name}"

@@ -1,8 +1,8 @@
 """Train the bundled CLIP (Radford et al. 2021): its text tower conditions the UNet, both towers rank the vocabulary.
 
-Contrastive over composed scenes with their captions and over labelled photos. Equal captions inside a batch are equally
-right, so the target of a row is spread over them. The text tower is trained with the UNet first (`unet.train_at`);
-whenever an exported model is there, this trainer leaves the text tower alone, or the UNet would not understand it.
+The loss is contrastive over composed scenes with their captions and over labelled photos. A row's target is spread over
+equal captions of the batch. The text tower is first trained with the UNet (`unet.train_at`). If an exported model
+exists, the text tower is frozen here, because the UNet depends on it.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from pipelines.errors import UsageError
+from pipelines.training.autoencoder import to_tensor
 from pipelines.training.card import write_card
-from pipelines.training.composer import COLOURS, MATERIALS, Scene, caption_of
+from pipelines.training.categories import labelled, vocabulary
+from pipelines.training.composer import COLOURS, LIGHTS, MATERIALS, PROPS, ComposedScene, caption_of
 from pipelines.training.data import Composer, load_square, read_index, shot_pack
-from pipelines.training.labels import labelled, vocabulary
 from pipelines.training.loop import TrainOptions, fit, step_rng
 
 CONTEXT = 48
@@ -64,7 +65,7 @@ def build(tokenizer: CLIPTokenizer) -> CLIPModel:
 
 
 def build_tokenizer(texts: Sequence[str]) -> CLIPTokenizer:
-    """Learn byte-pair merges from `texts`; every byte keeps a token, so any catalogue title can be written."""
+    """Learn byte-pair merges from `texts`; every byte keeps a token, so any catalogue title can be encoded."""
     backend = Tokenizer(models.BPE(end_of_word_suffix="</w>", continuing_subword_prefix=""))
     backend.normalizer = normalizers.Lowercase()
     backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(False)])
@@ -74,17 +75,12 @@ def build_tokenizer(texts: Sequence[str]) -> CLIPTokenizer:
         vocab_size=VOCABULARY, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
     )
     backend.train_from_iterator(texts, trainer)
-    merges = [tuple(pair) for pair in _merges(backend)]
+    merges: list[tuple[str, str]] = [tuple(pair) for pair in json.loads(backend.to_str())["model"]["merges"]]
     tokens = [*alphabet, *(f"{letter}</w>" for letter in alphabet), *("".join(pair) for pair in merges)]
     vocabulary = {token: n for n, token in enumerate(dict.fromkeys(tokens))}
     for special in ("<|startoftext|>", "<|endoftext|>"):
         vocabulary[special] = len(vocabulary)
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=CONTEXT)
-
-
-def _merges(backend: Tokenizer) -> list[list[str]]:
-    merges: list[list[str]] = json.loads(backend.to_str())["model"]["merges"]
-    return merges
 
 
 def train(options: TrainOptions) -> Path:
@@ -114,7 +110,7 @@ def train(options: TrainOptions) -> Path:
         logits = model(
             input_ids=tokens.input_ids.to(options.device),
             attention_mask=tokens.attention_mask.to(options.device),
-            pixel_values=_pixels(pictures).to(options.device),
+            pixel_values=to_tensor(pictures).to(options.device),
         ).logits_per_image
         return contrastive_loss(logits, texts)
 
@@ -128,7 +124,7 @@ def train(options: TrainOptions) -> Path:
 
 
 def check_text_tower(checkpoint: Path, model: CLIPModel) -> None:
-    """Raise UsageError where a checkpoint to resume has another text tower than `model`, which the UNet learnt with."""
+    """Raise UsageError if a checkpoint's text tower differs from `model`'s, with which the UNet was trained."""
     if not checkpoint.exists():
         return
     stored = torch.load(checkpoint, weights_only=True, map_location="cpu")["model"]
@@ -149,10 +145,18 @@ def export(model: CLIPModel, tokenizer: CLIPTokenizer, options: TrainOptions) ->
 
 
 def prepare_tokenizer(options: TrainOptions) -> CLIPTokenizer:
-    """The tokenizer learnt from composed captions, the names of all training pictures and the vocabulary."""
+    """The tokenizer learnt from composed captions, the names of all training pictures and the vocabulary; learnt once
+    into the work folder."""
+    learnt = options.work / "tokenizer"
+    if (learnt / "tokenizer.json").exists():
+        return CLIPTokenizer.from_pretrained(learnt)
     names = [item.name for folder in ("photos", "cutouts") for item in read_index(options.data, folder)]
     captions = shot_pack(options.work / "shots", options.data, 128, SHOTS).captions
-    return build_tokenizer([*captions, *every_caption_word(), *every_tag(), *(PHOTO.format(name) for name in names)])
+    tags = [word.sentence for word in vocabulary().words] * 4  # the tagger compares pictures with them
+    photos = [PHOTO.format(name) for name in names]
+    tokenizer = build_tokenizer([*captions, *every_caption_word(), *tags, *photos])
+    tokenizer.save_pretrained(learnt)
+    return tokenizer
 
 
 def contrastive_loss(logits: Tensor, texts: Sequence[str]) -> Tensor:
@@ -163,7 +167,7 @@ def contrastive_loss(logits: Tensor, texts: Sequence[str]) -> Tensor:
 
 
 def shorten(caption: str, rng: np.random.Generator) -> str:
-    """Drop clauses of a composed caption at random, so that short prompts are in the language too."""
+    """Drop clauses of a composed caption at random, so that CLIP learns short prompts too."""
     if rng.random() < 0.5:
         return caption
     subject, _, rest = caption.partition(" on ")
@@ -176,21 +180,15 @@ def shorten(caption: str, rng: np.random.Generator) -> str:
 
 
 def every_caption_word() -> list[str]:
-    """Captions that between them hold every word the composer knows, for the tokenizer."""
+    """Captions that together contain every word of the composer, for the tokenizer."""
     names = [*COLOURS, *MATERIALS]
-    props = ["none", "podium", "ball", "window", "plant", "arch"]
-    base = Scene("white", "white", "left", "none", "white", 0.6, 0.01, 0.8, 0.5, 0.5, 0.2, 0.0)
+    base = ComposedScene("white", "white", "left", "none", "white", 0.6, 0.01, 0.8, 0.5, 0.5, 0.2, 0.0)
     return [
         caption_of(dataclasses.replace(base, wall=name, floor=name, accent=name, prop=prop, light=light), "product")
         for name in names
-        for prop in props
-        for light in ("left", "right", "front")
+        for prop in PROPS
+        for light in LIGHTS
     ] * 4
-
-
-def every_tag() -> list[str]:
-    """The sentences of the vocabulary, which the tagger asks for."""
-    return [word.sentence for word in vocabulary().words] * 4
 
 
 def labelled_photos(options: TrainOptions) -> tuple[NDArray[np.uint8], list[str]]:
@@ -204,13 +202,17 @@ def labelled_photos(options: TrainOptions) -> tuple[NDArray[np.uint8], list[str]
 
 @torch.no_grad()
 def evaluate(model: CLIPModel, tokenizer: CLIPTokenizer, options: TrainOptions, count: int = 400) -> dict[str, float]:
-    """Of held-out composed shots: the share whose wall, and whose floor, the model names right among all names, and how
-    often a shot's own caption is nearer to it than another shot's, and than that of its own product in another's
-    scene (0.5 is chance)."""
+    """Figures on held-out composed shots.
+
+    Returns:
+        `wall_accuracy` and `floor_accuracy`: the share of shots whose name is ranked first. `own_caption_nearer`: how
+        often the own caption is nearer than another shot's; `own_scene_nearer`: how often it is nearer than the own
+        product in another scene. Chance is 0.5.
+    """
     composer = Composer(options.data, "test", seed=21)
     shots = [composer.shot(n, (128, 128)) for n in range(count)]
     pictures = np.stack([_cut(np.round(shot.image * 255).astype(np.uint8), None) for shot in shots])
-    images = F.normalize(_features(model.get_image_features(pixel_values=_pixels(pictures))), dim=-1)
+    images = F.normalize(model.get_image_features(pixel_values=to_tensor(pictures)).pooler_output, dim=-1)
     captions = _words(model, tokenizer, [shot.caption for shot in shots])
     agreements = images @ captions.T
     nearer = (agreements < agreements.diag()[:, None]).float().sum() / (count * (count - 1))
@@ -233,12 +235,7 @@ def evaluate(model: CLIPModel, tokenizer: CLIPTokenizer, options: TrainOptions, 
 
 def _words(model: CLIPModel, tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
     tokens = tokenizer(texts, padding="max_length", truncation=True, max_length=CONTEXT, return_tensors="pt")
-    return F.normalize(_features(model.get_text_features(**tokens)), dim=-1)
-
-
-def _features(output: object) -> Tensor:
-    """transformers 5 wraps the projected features in a model output."""
-    return output if isinstance(output, Tensor) else output.pooler_output  # type: ignore[attr-defined]
+    return F.normalize(model.get_text_features(**tokens).pooler_output, dim=-1)
 
 
 def _image_processor() -> CLIPImageProcessor:
@@ -251,8 +248,10 @@ def _image_processor() -> CLIPImageProcessor:
 
 
 def _cut(picture: NDArray[np.uint8], rng: np.random.Generator | None) -> NDArray[np.uint8]:
-    """Reduce a square picture to `SIDE` px; with `rng`, from a random crop of nine tenths or more, half of them soft:
-    what a picture shows must not be told by its sharpness, which painted ones lack."""
+    """Reduce a square picture to `SIDE` px; with `rng`, a random crop of 90 % or more, blurred in half of the cases.
+
+    Painted pictures are less sharp than photos; the blur keeps CLIP from using sharpness.
+    """
     side = picture.shape[0]
     if rng is not None:
         crop = int(rng.integers(int(0.9 * side), side + 1))
@@ -261,7 +260,3 @@ def _cut(picture: NDArray[np.uint8], rng: np.random.Generator | None) -> NDArray
         if rng.random() < 0.5:
             picture = cv2.GaussianBlur(picture, (0, 0), float(rng.uniform(0.3, 2.0))).astype(np.uint8)
     return cv2.resize(picture, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.uint8)
-
-
-def _pixels(pictures: NDArray[np.uint8]) -> Tensor:
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -10,16 +10,15 @@ sharpness. All maps are float32 in 0..1, rows first; lengths inside a scene are 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-Image = NDArray[Any]
-"""float32; said here because numpy's stubs widen every product of arrays."""
+from pipelines.training import props
+from pipelines.training.props import BEHIND, BESIDE, SUPPORTS, Solid
+from pipelines.training.shading import Sun, View, cast_shadow, occlusion, out_of_focus, reflected
+from pipelines.training.textures import Grid, Image, noise, surface
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "white": (244, 243, 240),
@@ -44,14 +43,33 @@ MATERIALS: dict[str, tuple[tuple[int, int, int], str]] = {
     "concrete": ((148, 146, 142), "stone"),
     "linen": ((214, 204, 186), "linen"),
 }
+GLOSS = {"planks": 0.1, "marble": 0.3, "stone": 0.03, "linen": 0.0, "paper": 0.02, "plaster": 0.02}
+"""How much of a mirror a surface is."""
+
 WALL_MATERIALS = ("concrete", "linen")
 LIGHTS = ("left", "right", "front")
-PROPS = ("none", "podium", "ball", "window", "plant", "arch")
-PROP_ODDS = (0.28, 0.2, 0.12, 0.14, 0.12, 0.14)
+PROPS = {
+    "none": 0.22,
+    "podium": 0.14,
+    "ball": 0.07,
+    "window": 0.11,
+    "plant": 0.09,
+    "arch": 0.1,
+    "plinth": 0.06,
+    "books": 0.05,
+    "vase": 0.05,
+    "blinds": 0.05,
+    "disc": 0.04,
+    "curtain": 0.02,
+}
+"""Every prop, and how often it is drawn."""
+
+ROOM, BESIDE_ROOM = 0.8, 0.42
+"""Of the picture's width: a product has so much, and so much where something is beside it that must be seen."""
 
 
 @dataclass(frozen=True, slots=True)
-class Product:
+class ComposedProduct:
     """A cut-out product: `rgb` (H, W, 3) and `alpha` (H, W), float32 0..1, cropped to it; `name` for the caption."""
 
     name: str
@@ -60,8 +78,24 @@ class Product:
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
-    """What is in a picture, in words and fractions of its height. The words are the caption's."""
+class ComposedScene:
+    """What is in a picture. The words are the caption's; lengths are fractions of the picture's height.
+
+    Attributes:
+        wall, floor, light, prop, accent: Named in the caption; `accent` is the prop's colour.
+        horizon: The row of the seam between floor and wall.
+        softness: Half the width of that seam: a sweep of paper has a wide one.
+        ground: The row that the product stands on.
+        product_height, product_x: Its height, and its middle as a share of the width.
+        strength: How much the light falls off, 0..1.
+        warmth: Of the light, -0.05..0.05; positive is warmer.
+        eye: How far the camera's own horizon is above the seam: the higher the camera, the more is seen of the floor.
+        bearing: Degrees between the camera and the light; ninety is from the very side, more is from behind.
+        elevation: Of the light, degrees.
+        size: Of the light: how fast shadows soften.
+        depth: Of shadows, 0..1.
+        aperture: Blur of what is far away.
+    """
 
     wall: str
     floor: str
@@ -75,10 +109,26 @@ class Scene:
     product_x: float
     strength: float
     warmth: float
+    eye: float = 0.2
+    bearing: float = 65.0
+    elevation: float = 48.0
+    size: float = 0.1
+    depth: float = 0.55
+    aperture: float = 0.0
+
+    @property
+    def sun(self) -> Sun:
+        """The light."""
+        azimuth = {"left": -self.bearing, "right": self.bearing, "front": 0.3 * (self.bearing - 65)}[self.light]
+        return Sun(azimuth, self.elevation, self.size, self.depth)
+
+    def view(self, ground: float) -> View:
+        """The camera, with the floor's line at the product's distance."""
+        return View(self.horizon, self.horizon - self.eye, ground, focal=2.2)
 
 
 @dataclass(frozen=True, slots=True)
-class Shot:
+class ComposedShot:
     """A composed picture: `image` (H, W, 3), `mask` (H, W; 1 = product), float32 0..1, and the truthful `caption`."""
 
     image: Image
@@ -86,91 +136,136 @@ class Shot:
     caption: str
 
 
-def draw_scene(rng: np.random.Generator) -> Scene:
-    """Draw a scene: named wall and floor, side of the light, at most one prop, and where the product stands."""
+def draw_scene(rng: np.random.Generator) -> ComposedScene:
+    """Draw a scene: named wall and floor, side of the light, at most one prop, camera, and where the product stands."""
     wall = str(rng.choice(WALL_MATERIALS)) if rng.random() < 0.12 else str(rng.choice(list(COLOURS)))
-    floor = str(rng.choice(list(MATERIALS))) if rng.random() < 0.4 else str(rng.choice(list(COLOURS)))
+    floor = str(rng.choice(list(MATERIALS))) if rng.random() < 0.45 else str(rng.choice(list(COLOURS)))
     if rng.random() < 0.15 and wall in COLOURS:
         floor = wall  # the seamless paper of a studio
     accent = str(rng.choice([name for name in COLOURS if name not in (wall, floor)]))
-    horizon = float(rng.uniform(0.5, 0.74))
-    return Scene(
+    horizon = float(rng.uniform(0.48, 0.74))
+    return ComposedScene(
         wall=wall,
         floor=floor,
         light=str(rng.choice(LIGHTS)),
-        prop=str(rng.choice(PROPS, p=PROP_ODDS)),
+        prop=str(rng.choice(list(PROPS), p=list(PROPS.values()))),
         accent=accent,
         horizon=horizon,
         softness=float(rng.choice([0.002, 0.03], p=[0.7, 0.3])),
         ground=float(rng.uniform(max(horizon + 0.1, 0.72), 0.93)),
         product_height=float(rng.uniform(0.34, 0.66)),
         product_x=float(0.5 + rng.normal(0, 0.05)),
-        strength=float(rng.uniform(0.14, 0.3)),
+        strength=float(rng.uniform(0.14, 0.32)),
         warmth=float(rng.uniform(-0.02, 0.04)),
+        eye=float(np.exp(rng.uniform(np.log(0.13), np.log(0.6)))),
+        bearing=float(rng.uniform(42, 88) if rng.random() < 0.8 else rng.uniform(95, 125)),
+        elevation=float(rng.uniform(36, 64)),
+        size=float(np.exp(rng.uniform(np.log(0.03), np.log(0.3)))),
+        depth=float(rng.uniform(0.4, 0.75)),
+        aperture=float(rng.choice([0.0, 0.008, 0.016, 0.026], p=[0.4, 0.25, 0.2, 0.15])),
     )
 
 
-def caption_of(scene: Scene, product: str | None) -> str:
+def caption_of(scene: ComposedScene, product: str | None) -> str:
     """Say what `scene` shows, in the fixed order product, floor, wall, light, prop. `product` None: an empty scene."""
     subject = f"a photo of {_with_article(product)}" if product else "a photo of an empty scene"
-    place = {"podium": f"standing on a {scene.accent} podium on"}.get(scene.prop, "on")
+    place = f"standing on a {scene.accent} {scene.prop} on" if scene.prop in SUPPORTS else "on"
     words = f"{subject} {place} {_with_article(scene.floor)} floor against {_with_article(scene.wall)} wall"
     words += f", soft light from the {scene.light}"
     extra = {
         "ball": f", a {scene.accent} ball beside it",
+        "vase": f", a {scene.accent} vase beside it",
+        "books": f", {scene.accent} books beside it",
         "window": ", window light on the wall",
+        "blinds": ", striped light on the wall",
         "plant": ", plant shadow on the wall",
         "arch": f", a {scene.accent} arch behind it",
+        "disc": f", a {scene.accent} disc behind it",
+        "curtain": f", a {scene.accent} curtain behind it",
     }
     return words + extra.get(scene.prop, "")
 
 
-def compose(scene: Scene, size: tuple[int, int], product: Product | None, rng: np.random.Generator) -> Shot:
+def compose(
+    scene: ComposedScene, size: tuple[int, int], product: ComposedProduct | None, rng: np.random.Generator
+) -> ComposedShot:
     """Render `scene` at `size` (height, width) px with `product` on its ground line.
 
     The image equals the resized product exactly where the mask is 1, so the mask is exact. `rng` draws only texture and
-    the shape of the shadows: the same generator state gives the same picture, bit for bit.
+    the shape of the props: the same generator state gives the same picture, bit for bit.
     """
-    height, width = size
-    grid = _Grid(height, width)
-    image = backdrop(scene, grid, rng)
-    ground = scene.ground
-    if scene.prop == "podium":
-        ground = min(ground, 0.84)
-        image = _podium(image, grid, scene, ground)
-    if scene.prop == "ball":
-        image = _ball(image, grid, scene, rng)
+    grid = Grid(*size)
+    ground, tall = scene.ground, 0.0
+    if scene.prop in SUPPORTS:
+        ground, tall = min(ground, 0.84), float(rng.uniform(0.1, 0.17))
+    view = scene.view(ground + tall)
+    image = backdrop(scene, grid, view, rng)
+    on = replace(view, ground=ground)
+    support = None
+    if scene.prop in SUPPORTS:
+        support = SUPPORTS[scene.prop](grid, on, scene.sun, _colour(scene.accent), scene.product_x * grid.aspect, tall)
+        image = _stand(image, support, scene, grid, view)
+    if scene.prop in BESIDE:
+        side = {"left": 1, "right": -1}.get(scene.light, int(rng.choice([-1, 1])))
+        x = (0.5 + side * float(rng.uniform(0.28, 0.34))) * grid.aspect
+        beside = replace(view, ground=ground - float(rng.uniform(0.0, 0.02)))
+        thing = BESIDE[scene.prop](grid, beside, scene.sun, _colour(scene.accent), x, rng)
+        image = _stand(image, thing, scene, grid, view)
+    return lay(image, scene, grid, on, product, within=support.top if support else None)
+
+
+def lay(
+    image: Image,
+    scene: ComposedScene,
+    grid: Grid,
+    view: View,
+    product: ComposedProduct | None,
+    within: Image | None = None,
+    gloss: float | None = None,
+) -> ComposedShot:
+    """Stand `product` on the view's ground line in the finished set `image` (H, W, 3), with its shadows.
+
+    `within` (H, W) is 1 where its ground is, outside of which little is seen of them. `gloss` is how much of a mirror
+    that ground is, where it is not the scene's floor or prop.
+    """
+    size = (grid.height, grid.width)
     if product is None:
-        return Shot(_photographic(image, rng), np.zeros(size, np.float32), caption_of(scene, None))
-    rgb, alpha = place(product, size, scene.product_height, scene.product_x, ground)
-    if scene.prop != "podium":
-        image = _cast_shadow(image, alpha, scene, ground)
-    image = _contact_shadow(image, grid, alpha, ground)
-    image = _photographic(image, rng)
+        return ComposedShot(_photographic(image, scene), np.zeros(size, np.float32), caption_of(scene, None))
+    room = BESIDE_ROOM if scene.prop in BESIDE else ROOM
+    rgb, alpha = place(product, size, scene.product_height, scene.product_x, view.ground, room)
+    solid = Solid(rgb, alpha, view.ground)
+    image = _photographic(_grounded(image, solid, scene, grid, view, within=within, gloss=gloss), scene)
     image = image * (1 - alpha[..., None]) + rgb * alpha[..., None]
-    return Shot(image.astype(np.float32), alpha, caption_of(scene, product.name))
+    return ComposedShot(image.astype(np.float32), alpha, caption_of(scene, product.name))
 
 
-def draw_around(scene: Scene, alpha: Image, ground: float, rng: np.random.Generator) -> Image:
+def draw_around(scene: ComposedScene, alpha: Image, ground: float, rng: np.random.Generator) -> Image:
     """`scene` (H, W, 3) with the shadows of a product that is laid already, `alpha` (H, W) with its foot on `ground`.
 
     Props on the floor are left out.
     """
-    grid = _Grid(*alpha.shape)
-    image = _cast_shadow(backdrop(scene, grid, rng), alpha, scene, ground)
-    return _photographic(_contact_shadow(image, grid, alpha, ground), rng)
+    grid, view = Grid(*alpha.shape), scene.view(ground)
+    image = backdrop(scene, grid, view, rng)
+    hidden = Solid(np.zeros((*alpha.shape, 3), np.float32), alpha, ground)
+    return _photographic(_grounded(image, hidden, scene, grid, view, gloss=0.0), scene)
 
 
 def place(
-    product: Product, size: tuple[int, int], product_height: float, centre_x: float, ground: float
+    product: ComposedProduct,
+    size: tuple[int, int],
+    product_height: float,
+    centre_x: float,
+    ground: float,
+    room: float,
 ) -> tuple[Image, Image]:
     """Resize `product` and stand it on `ground` (fraction of the height).
 
-    Returns the colours (H, W, 3) and the alpha (H, W) on a canvas of `size`; wide products are limited by the canvas.
+    Returns the colours (H, W, 3) and the alpha (H, W) on a canvas of `size`; wide products are limited to
+    `room` of its width.
     """
     height, width = size
     rows, columns = product.alpha.shape
-    scale = min(product_height * height / rows, 0.8 * width / columns, (ground - 0.04) * height / rows)
+    scale = min(product_height * height / rows, room * width / columns, (ground - 0.04) * height / rows)
     new = (max(round(columns * scale), 2), max(round(rows * scale), 2))
     how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     alpha = cv2.resize(product.alpha, new, interpolation=how)
@@ -189,218 +284,142 @@ def place(
     return colours, matte
 
 
-def backdrop(scene: Scene, grid: _Grid, rng: np.random.Generator) -> Image:
-    """Wall and floor with their textures, the light, and the props that belong to the wall. Returns (H, W, 3)."""
-    wall = _surface(scene.wall, grid, grid.x - 0.5, grid.y, rng)
-    depth = np.maximum(grid.y - scene.horizon, 0) + 0.12
-    floor = _surface(scene.floor, grid, (grid.x - 0.5 * grid.aspect) / depth * 0.5, 0.14 / depth, rng)
+def backdrop(scene: ComposedScene, grid: Grid, view: View, rng: np.random.Generator) -> Image:
+    """Wall and floor with their textures, the light, and the props that belong to the wall, as far as they are in
+    focus. Returns (H, W, 3)."""
+    sun = scene.sun
+    far = view.wall
+    middle = grid.x - 0.5 * grid.aspect
+    wall = _surface(scene.wall, grid, middle * far, grid.y * far, np.full((grid.height, 1), far, np.float32), rng)
+    z = view.distance(grid.y)
+    floor = _surface(scene.floor, grid, middle * z, view.focal * z, z[:, :1], rng)
     if scene.prop == "arch":
-        wall = _arch(wall, grid, scene)
-    wall = wall * _wall_light(scene, grid)[..., None]
-    if scene.prop == "window":
-        wall = wall * (1 + _window(grid, scene, rng)[..., None] * np.array([0.34, 0.28, 0.16], np.float32))
+        wall = props.arch(wall, grid, sun, _colour(scene.accent))
+    wall = wall * _wall_light(scene, grid, rng)[..., None]
+    if scene.prop in ("window", "blinds"):
+        shine = (props.window if scene.prop == "window" else props.blinds)(grid, sun, rng)
+        wall = wall * (0.93 + shine[..., None] * np.array([0.42, 0.36, 0.25], np.float32))
     if scene.prop == "plant":
-        wall = wall * (1 - 0.34 * _plant(grid, scene, rng)[..., None])
+        wall = wall * (1 - 0.36 * props.plant(grid, sun, rng)[..., None])
     floor = floor * _floor_light(scene, grid)[..., None]
-    is_floor = _step((grid.y - scene.horizon) / scene.softness)
-    # A wall meets a floor in a thin dark line, wider and weaker on a sweep of paper.
-    seam = np.exp(-(((grid.y - scene.horizon) / (0.012 + scene.softness)) ** 2)) * (
-        0.1 if scene.softness < 0.01 else 0.04
-    )
-    return (wall * (1 - is_floor[..., None]) + floor * is_floor[..., None]) * (1 - seam[..., None])
+    floor = _sheen(floor, wall, scene, grid)
+    is_floor = np.clip((grid.y - scene.horizon) / scene.softness * 0.5 + 0.5, 0, 1)
+    # A wall meets a floor in a thin dark line, and each takes light from the other; a sweep of paper hardly does.
+    off = grid.y - scene.horizon
+    hard = scene.softness < 0.01
+    seam = np.exp(-((off / (0.01 + scene.softness)) ** 2)) * (0.12 if hard else 0.04)
+    seam = seam + (0.1 if hard else 0.04) * np.exp(-np.abs(off) / 0.07)
+    image = (wall * (1 - is_floor[..., None]) + floor * is_floor[..., None]) * (1 - seam[..., None])
+    if scene.prop in BEHIND:
+        behind = BEHIND[scene.prop](grid, view, sun, _colour(scene.accent), scene.product_x * grid.aspect, rng)
+        image = _stand(image, behind, scene, grid, view)
+    return out_of_focus(image.astype(np.float32), grid, view, scene.aperture)
 
 
-class _Grid:
-    """Pixel centres in fractions of the height: x (H, W) in 0..aspect, y (H, W) in 0..1."""
+def _stand(image: Image, solid: Solid, scene: ComposedScene, grid: Grid, view: View) -> Image:
+    """`image` with an object on the floor, its shadows and its image in it."""
+    image = _grounded(image, solid, scene, grid, replace(view, ground=solid.ground))
+    return image * (1 - solid.alpha[..., None]) + solid.rgb * solid.alpha[..., None]
 
-    def __init__(self, height: int, width: int) -> None:
-        self.height, self.width, self.aspect = height, width, width / height
-        ys = (np.arange(height, dtype=np.float32) + 0.5) / height
-        xs = (np.arange(width, dtype=np.float32) + 0.5) / height
-        self.x = np.broadcast_to(xs[None, :], (height, width))
-        self.y = np.broadcast_to(ys[:, None], (height, width))
+
+def _grounded(
+    image: Image,
+    solid: Solid,
+    scene: ComposedScene,
+    grid: Grid,
+    view: View,
+    within: Image | None = None,
+    gloss: float | None = None,
+) -> Image:
+    """`image` with the shadows, the occlusion and the reflection of an object, without the object.
+
+    `within` and `gloss` as in `lay`.
+    """
+    own, rough = _gloss(scene)
+    shadow = cast_shadow(solid.alpha, grid, view, scene.sun)
+    dark = occlusion(solid.alpha, grid, view)
+    if within is not None:
+        shadow, dark = shadow * (0.15 + 0.85 * within), dark * within
+        own, rough = 0.05, 0.03
+    light = (1 - scene.depth * shadow) * (1 - 0.85 * dark)
+    # What the key light does not reach is lit by the room: a little bluer.
+    tint = 1 - (1 - light)[..., None] * np.array([1.0, 0.99, 0.95], np.float32)
+    image = image * tint
+    gloss = own if gloss is None else gloss
+    if gloss > 0:
+        colours, share = reflected(solid.rgb, solid.alpha, grid, view, gloss, rough)
+        if within is not None:
+            share = share * within
+        image = image * (1 - share[..., None]) + colours * share[..., None]
+    return image
+
+
+def _gloss(scene: ComposedScene) -> tuple[float, float]:
+    """How much of a mirror the floor is, and how rough."""
+    texture = MATERIALS[scene.floor][1] if scene.floor in MATERIALS else "paper"
+    gloss = GLOSS[texture] * float(np.clip(1.3 - scene.eye, 0.6, 1.2))
+    return gloss, 0.012 if texture == "marble" else 0.03
+
+
+def _surface(name: str, grid: Grid, u: Image, v: Image, density: Image, rng: np.random.Generator) -> Image:
+    """A named colour or material over its coordinates, (H, W, 3)."""
+    if name in COLOURS:
+        return surface(COLOURS[name], "plaster" if rng.random() < 0.4 else "paper", grid, u, v, density, rng)
+    rgb, texture = MATERIALS[name]
+    return surface(rgb, texture, grid, u, v, density, rng)
+
+
+def _colour(name: str) -> Image:
+    return np.array(COLOURS[name], np.float32) / 255
 
 
 def _with_article(words: str | None) -> str:
     words = words or ""
-    if words in {"oak wood"}:
-        return f"an {words}"
-    if words in {"concrete", "linen", "walnut wood", "white marble", "black marble"} or words in COLOURS:
-        return f"a {words}"
+    if words in COLOURS or words in MATERIALS:
+        return f"{'an' if words.startswith('oak') else 'a'} {words}"
     return f"{'an' if words[:1].lower() in 'aeiou' else 'a'} {words}"
 
 
-def _step(x: Image) -> Image:
-    return np.clip(x * 0.5 + 0.5, 0, 1)
+def _light_x(scene: ComposedScene, grid: Grid) -> float:
+    return {"left": 0.06, "right": 0.94, "front": 0.5}[scene.light] * grid.aspect
 
 
-def _noise(grid: _Grid, cells: tuple[int, int], rng: np.random.Generator) -> Image:
-    """Smooth noise with unit deviation from (rows, columns) random cells, enlarged to the grid."""
-    coarse = rng.standard_normal(cells, dtype=np.float32)
-    return cv2.resize(coarse, (grid.width, grid.height), interpolation=cv2.INTER_CUBIC)
+def _wall_light(scene: ComposedScene, grid: Grid, rng: np.random.Generator) -> Image:
+    """A large pool of light, brightest on the light's side, and the corners a little darker."""
+    x, y = (grid.x - _light_x(scene, grid)) / grid.aspect, grid.y - float(rng.uniform(0.2, 0.42))
+    pool = np.exp(-((x / 0.66) ** 2 + (y / float(rng.uniform(0.55, 0.85))) ** 2))
+    corner = ((grid.x / grid.aspect - 0.5) ** 2 + (grid.y - 0.5) ** 2) * 0.16
+    return 1 - scene.strength + scene.strength * 1.35 * pool - corner + 0.01 * noise(grid, (3, 3), rng)
 
 
-def _surface(name: str, grid: _Grid, u: Image, v: Image, rng: np.random.Generator) -> Image:
-    """A named colour or material over texture coordinates (u across, v along), (H, W, 3)."""
-    if name in COLOURS:
-        rgb, texture = COLOURS[name], "plaster"
-    else:
-        rgb, texture = MATERIALS[name]
-    base = np.array(rgb, np.float32) / 255 + rng.normal(0, 0.012, 3).astype(np.float32)
-    return base * (1 + TEXTURES[texture](grid, u, v, rng))[..., None]
-
-
-def _plaster(grid: _Grid, u: Image, v: Image, rng: np.random.Generator) -> Image:
-    return 0.012 * _noise(grid, (5, 5), rng)
-
-
-def _planks(grid: _Grid, u: Image, v: Image, rng: np.random.Generator) -> Image:
-    board = np.floor(u * 5 + 40)
-    tone = rng.normal(0, 0.07, 96).astype(np.float32)[board.astype(int) % 96]
-    grain = np.sin(u * 150 + np.sin(v * 9 + board * 1.7) * 2.2 + board) * 0.035
-    gap = np.abs(u * 5 + 40 - board - 0.5) > 0.47
-    return tone + grain - 0.22 * gap
-
-
-def _marble(grid: _Grid, u: Image, v: Image, rng: np.random.Generator) -> Image:
-    wander = _noise(grid, (7, 7), rng) * 1.6
-    angle = rng.uniform(0.4, 1.4)
-    veins = np.exp(-np.abs(np.sin((u + v * angle) * 5 + wander)) * 9)
-    return (rng.uniform(-0.24, -0.14) * veins + 0.02 * wander).astype(np.float32)
-
-
-def _stone(grid: _Grid, u: Image, v: Image, rng: np.random.Generator) -> Image:
-    return 0.045 * _noise(grid, (9, 9), rng) + 0.03 * _noise(grid, (40, 40), rng)
-
-
-def _linen(grid: _Grid, u: Image, v: Image, rng: np.random.Generator) -> Image:
-    folds = 0.05 * np.sin((u * 1.3 + v) * 9 + _noise(grid, (4, 4), rng))
-    return folds + 0.03 * _noise(grid, (64, 12), rng) + 0.03 * _noise(grid, (12, 64), rng)
-
-
-TEXTURES: dict[str, Callable[[_Grid, Image, Image, np.random.Generator], Image]] = {
-    "plaster": _plaster,
-    "planks": _planks,
-    "marble": _marble,
-    "stone": _stone,
-    "linen": _linen,
-}
-
-
-def _light_x(scene: Scene, grid: _Grid) -> float:
-    return {"left": 0.08, "right": 0.92, "front": 0.5}[scene.light] * grid.aspect
-
-
-def _wall_light(scene: Scene, grid: _Grid) -> Image:
-    distance = ((grid.x - _light_x(scene, grid)) / (0.62 * grid.aspect)) ** 2 + ((grid.y - 0.3) / 0.75) ** 2
-    return 1 - scene.strength + scene.strength * 1.35 * np.exp(-distance)
-
-
-def _floor_light(scene: Scene, grid: _Grid) -> Image:
+def _floor_light(scene: ComposedScene, grid: Grid) -> Image:
     distance = ((grid.x - _light_x(scene, grid)) / (0.8 * grid.aspect)) ** 2
-    return 1 - 0.6 * scene.strength + scene.strength * (0.75 * np.exp(-distance) + 0.2 * (grid.y - scene.horizon))
+    corner = ((grid.x / grid.aspect - 0.5) ** 2 + (grid.y - 0.5) ** 2) * 0.12
+    near = 0.2 * (grid.y - scene.horizon)
+    return 1 - 0.6 * scene.strength + scene.strength * (0.75 * np.exp(-distance) + near) - corner
 
 
-def _window(grid: _Grid, scene: Scene, rng: np.random.Generator) -> Image:
-    """Light falling through a window of 2 x 3 panes, slanted, on the wall."""
-    slant = rng.uniform(0.18, 0.4) * (1 if scene.light == "right" else -1)
-    x = grid.x - (0.3 if scene.light == "right" else 0.7) * grid.aspect + slant * (grid.y - 0.3)
-    y = grid.y - rng.uniform(0.26, 0.34) + 0.15 * slant * x
-    pane_x, pane_y = 0.2, 0.16
-    edge = 0.014
-    across = _step((pane_x - np.abs(x)) / edge) * _step((np.abs(x) - 0.018) / edge)
-    rows = np.mod(y + 1.5 * pane_y, pane_y) - pane_y / 2
-    along = _step((1.5 * pane_y - np.abs(y)) / edge) * _step((pane_y / 2 - 0.014 - np.abs(rows)) / edge)
-    return (across * along).astype(np.float32)
+def _sheen(floor: Image, wall: Image, scene: ComposedScene, grid: Grid) -> Image:
+    """A glossy floor with the wall's image in it, blurred, the more the flatter it is seen."""
+    gloss, _ = _gloss(scene)
+    if gloss < 0.05:
+        return floor
+    seam = int(np.clip(round(scene.horizon * grid.height), 1, grid.height - 1))
+    rows = min(grid.height - seam, seam)
+    image = cv2.GaussianBlur(wall[seam - rows : seam][::-1].astype(np.float32), (0, 0), 0.04 * grid.height)
+    share = 0.7 * gloss * np.exp(-(np.arange(rows, dtype=np.float32) / grid.height) / 0.12)[:, None, None]
+    mixed = floor.copy()
+    mixed[seam : seam + rows] = floor[seam : seam + rows] * (1 - share) + image * share
+    return mixed
 
 
-def _plant(grid: _Grid, scene: Scene, rng: np.random.Generator) -> Image:
-    """The soft shadow of a leafy twig that hangs into the picture from above, away from the light."""
-    side = -1 if scene.light == "right" else 1
-    canvas = np.zeros((grid.height, grid.width), np.float32)
-    root = np.array([0.5 * grid.aspect + side * rng.uniform(0.3, 0.42) * grid.aspect, -0.03])
-    bend = rng.uniform(0.1, 0.35)
-    for t in np.linspace(0.12, 1, int(rng.integers(8, 12))):
-        stem = root + np.array([-side * bend * t**1.5, 0.62 * t])
-        for turn in (-1, 1):
-            angle = 90 + turn * rng.uniform(35, 60) + side * 14
-            length = rng.uniform(0.09, 0.13) * (1.15 - 0.5 * t)
-            tip = stem + np.array([np.cos(np.radians(angle)), np.sin(np.radians(angle))]) * length
-            centre = ((stem + tip) / 2 * grid.height).round().astype(int)
-            axes = (max(int(length * grid.height / 2), 1), max(int(length * grid.height / 6), 1))
-            cv2.ellipse(canvas, (int(centre[0]), int(centre[1])), axes, float(angle), 0, 360, 1.0, -1, cv2.LINE_AA)
-    return cv2.GaussianBlur(canvas, (0, 0), 0.009 * grid.height)
-
-
-def _arch(wall: Image, grid: _Grid, scene: Scene) -> Image:
-    """A recess with a round top, its inside in the accent colour and shaded at the rim that faces the light."""
-    radius, spring = 0.3, 0.36
-    x = grid.x - 0.5 * grid.aspect
-    distance = np.where(grid.y < spring, np.hypot(x, grid.y - spring), np.abs(x)) - radius
-    inside = _step(-distance / 0.006)[..., None]
-    side = {"left": -1.0, "right": 1.0, "front": 0.0}[scene.light]
-    rim = np.exp(-np.abs(distance) / 0.05) * np.clip(0.25 + side * x / radius, 0, 1)
-    colour = np.array(COLOURS[scene.accent], np.float32) / 255 * (1 - 0.3 * rim)[..., None]
-    return wall * (1 - inside) + colour * inside
-
-
-def _podium(image: Image, grid: _Grid, scene: Scene, ground: float) -> Image:
-    """A cylinder under the product: a top at `ground`, a side shaded round, and a soft shadow on the floor."""
-    half, flat, tall = 0.3, 0.055, 0.12
-    x, y = grid.x - scene.product_x * grid.aspect, grid.y - ground
-    side = {"left": 1.0, "right": -1.0, "front": 0.0}[scene.light]
-    shade = np.exp(-(((x - 0.12 * side) / (half * 1.25)) ** 2 + ((y - tall) / (flat * 1.7)) ** 2))
-    image = image * (1 - 0.45 * shade)[..., None]
-    accent = np.array(COLOURS[scene.accent], np.float32) / 255
-    ellipse = flat * np.sqrt(np.clip(1 - (x / half) ** 2, 0, 1))
-    body = _step((half - np.abs(x)) / 0.005) * _step((y + 0.001) / 0.004) * _step((tall + ellipse - y) / 0.005)
-    round_light = 0.8 - 0.3 * (x / half) * side - 0.25 * (x / half) ** 2 * (side == 0)
-    image = image * (1 - body[..., None]) + accent * np.clip(round_light, 0.3, 1.1)[..., None] * body[..., None]
-    top = _step((1 - np.hypot(x / half, y / flat)) / 0.02)[..., None]
-    return image * (1 - top) + np.clip(accent * (1.08 + 0.12 * scene.strength), 0, 1) * top
-
-
-def _ball(image: Image, grid: _Grid, scene: Scene, rng: np.random.Generator) -> Image:
-    """A ball on the floor on the side that the light leaves, with its own shadow."""
-    radius = rng.uniform(0.08, 0.12)
-    side = {"left": 1, "right": -1}.get(scene.light, int(rng.choice([-1, 1])))
-    centre_x, centre_y = (0.5 + side * rng.uniform(0.28, 0.34)) * grid.aspect, scene.ground - radius - 0.01
-    x, y = (grid.x - centre_x) / radius, (grid.y - centre_y) / radius
-    lean = {"left": 0.3, "right": -0.3, "front": 0.0}[scene.light]
-    image = image * (1 - 0.5 * np.exp(-(((x - lean) / 1.1) ** 2 + ((y - 0.98) / 0.28) ** 2)))[..., None]
-    inside = _step((1 - np.hypot(x, y)) * radius / 0.006)[..., None]
-    lit = 1.12 - 0.42 * np.clip(np.hypot(x + 1.4 * lean, y + 0.4) - 0.3, 0, 1.5)
-    return image * (1 - inside) + np.array(COLOURS[scene.accent], np.float32) / 255 * lit[..., None] * inside
-
-
-def _cast_shadow(image: Image, alpha: Image, scene: Scene, ground: float) -> Image:
-    """The product's shadow, laid flat on the floor away from the light and softer with distance."""
-    height, width = alpha.shape
-    lean = {"left": 0.75, "right": -0.75, "front": 0.0}[scene.light]
-    base = ground * height
-    flat = np.array([[1, -lean, lean * base], [0, 0.28, base * 0.72]], np.float32)
-    shadow = cv2.warpAffine(alpha, flat, (width, height), flags=cv2.INTER_LINEAR)
-    shadow = cv2.GaussianBlur(shadow, (0, 0), 0.028 * height)
-    ys = (np.arange(height, dtype=np.float32)[:, None] / height - ground) / 0.3
-    return image * (1 - 0.42 * shadow * np.exp(-(ys**2)))[..., None]
-
-
-def _contact_shadow(image: Image, grid: _Grid, alpha: Image, ground: float) -> Image:
-    """The dark line under whatever of the product touches the ground: its lowest rows, squashed and blurred."""
-    height = grid.height
-    bottom = min(round(ground * height), height)
-    foot = alpha[max(bottom - max(round(0.02 * height), 1), 0) : bottom].max(axis=0, initial=0)
-    line = foot[None, :] * np.exp(-(((grid.y - ground) / 0.014) ** 2))
-    wide = cv2.GaussianBlur(line.astype(np.float32), (0, 0), 0.02 * height)
-    return image * (1 - np.clip(0.35 * line + 0.8 * wide, 0, 0.7))[..., None]
-
-
-def _photographic(image: Image, rng: np.random.Generator) -> Image:
-    """Roll highlights off as a camera does, and clip to 0..1."""
+def _photographic(image: Image, scene: ComposedScene) -> Image:
+    """The light's warmth, highlights rolled off as a camera does, clipped to 0..1."""
+    image = image * np.array([1 + scene.warmth, 1.0, 1 - scene.warmth], np.float32)
     return np.clip(np.where(image > 0.9, 0.9 + 0.1 * np.tanh((image - 0.9) / 0.1), image), 0, 1).astype(np.float32)
 
 
-def mirrored(product: Product) -> Product:
+def mirrored(product: ComposedProduct) -> ComposedProduct:
     """The product seen from the other side, for augmentation."""
     return replace(
         product, rgb=np.ascontiguousarray(product.rgb[:, ::-1]), alpha=np.ascontiguousarray(product.alpha[:, ::-1])

@@ -1,7 +1,7 @@
-"""Train the bundled canny ControlNet (Zhang et al. 2023): edges say what stands where.
+"""Train the bundled canny ControlNet (Zhang et al. 2023); the UNet is frozen.
 
-As often the whole picture's edges, as the published nets learn them, as the product's alone, all else black, as the
-sampler draws them; so that black means 'no control' and mask guidance applies. The UNet is frozen.
+Half of the samples show the whole picture's edges, as the published nets are trained. The other half show only the
+product's edges on black, as the sampler draws them. So black means "no control", and mask guidance works.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pipelines.training.unet import GUIDANCE, FrozenBase, TextConditioned, build
 
 EMBEDDING = (8, 16, 32, 48)
 WHOLE = 0.5
-"""Share of the samples that show all of a picture's edges."""
+"""Share of the samples with the edges of the whole picture."""
 
 
 def train(options: TrainOptions) -> Path:
@@ -77,7 +77,7 @@ def load(folder: Path, base: TextConditioned) -> ControlNetModel:
 
 
 def control_images(shots: ShotPack, picks: list[int], whole: list[bool]) -> Tensor:
-    """The edges of shots, of all that is in the picture or of the product alone, as (N, 3, H, W) in 0..1."""
+    """Edges of shots, of the whole picture or of the product alone, as (N, 3, H, W) in 0..1."""
     masks = [
         None if everything else shots.mask(n) / np.float32(255) for n, everything in zip(picks, whole, strict=True)
     ]
@@ -112,7 +112,7 @@ def sample(
 
 @torch.no_grad()
 def show(model: nn.Module, base: FrozenBase, path: Path) -> None:
-    """Draw six shots' edges, and what is painted under them."""
+    """Draw the edges of six shots, and below them the painted pictures."""
     assert isinstance(model, ControlNetModel)
     picks = list(range(1, 7))
     control = control_images(base.shots, picks, [False, True] * 3).to(base.vae.device)

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipelines.training.composer import Product, Shot, compose, draw_scene, mirrored
+from pipelines.training.composer import ComposedProduct, ComposedShot, compose, draw_scene, mirrored
+from pipelines.training.sets import load_sets
 
 SPLITS = ("train", "test")
 LAST_COLOUR = re.compile(r" (black|white|gr[ae]y|blue|red|green|purple|orange|yellow|brown|lavender)$")
@@ -78,7 +79,7 @@ def _is_code(word: str) -> bool:
     return len(word) > 12 and any(c.isdigit() for c in word)
 
 
-def load_product(item: Item) -> Product:
+def load_product(item: Item) -> ComposedProduct:
     """Load a cutout without the soft shadow that some sources keep in its alpha, cropped to the product."""
     with Image.open(item.path) as file:
         rgba = np.asarray(file.convert("RGBA"), dtype=np.float32) / 255
@@ -87,37 +88,46 @@ def load_product(item: Item) -> Product:
     alpha = alpha * solid
     rows, columns = np.where(alpha.max(axis=1) > 0.5)[0], np.where(alpha.max(axis=0) > 0.5)[0]
     box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-    return Product(item.name, np.ascontiguousarray(rgba[..., :3][box]), np.ascontiguousarray(alpha[box]))
+    return ComposedProduct(item.name, np.ascontiguousarray(rgba[..., :3][box]), np.ascontiguousarray(alpha[box]))
+
+
+SET_SHARE = 0.2
+"""Of the composed shots that stand in a rendered backdrop, where there are any."""
 
 
 class Composer:
-    """An endless, seekable stream of composed shots: the same (seed, index) gives the same shot on every machine."""
+    """An endless, seekable stream of composed shots: the same (seed, index) gives the same shot on every machine.
 
-    def __init__(self, data: Path, split: str = "train", seed: int = 0, empty: float = 0.08) -> None:
+    The backdrops of the scenes are sets of the training split alone; `sets` is whether they are used.
+    """
+
+    def __init__(self, data: Path, split: str = "train", seed: int = 0, empty: float = 0.08, sets: bool = True) -> None:
         items = read_index(data, "cutouts", split)
         self.toys = [load_product(item) for item in items if item.source == "fluent-emoji-3d"]
         self.goods = [load_product(item) for item in items if item.source != "fluent-emoji-3d"]
+        self.sets = load_sets() if sets and split == "train" else ()
         self.seed, self.empty = seed, empty
 
-    def shot(self, index: int, size: tuple[int, int]) -> Shot:
+    def shot(self, index: int, size: tuple[int, int]) -> ComposedShot:
         """Compose shot `index` at `size` (height, width) px."""
         rng = np.random.default_rng([self.seed, index])
         scene = draw_scene(rng)
         pool = self._draw_pool(rng)
-        if pool is None:
-            return compose(scene, size, None, rng)
-        product = pool[int(rng.integers(len(pool)))]
-        if rng.random() < 0.5:
-            product = mirrored(product)
+        product = None
+        if pool is not None:
+            product = pool[int(rng.integers(len(pool)))]
+            product = mirrored(product) if rng.random() < 0.5 else product
+        if self.sets and rng.random() < SET_SHARE:
+            return self.sets[int(rng.integers(len(self.sets)))].shot(size, product, rng)
         return compose(scene, size, product, rng)
 
-    def pool(self, index: int) -> list[Product] | None:
+    def pool(self, index: int) -> list[ComposedProduct] | None:
         """Where the product of shot `index` is from: `toys`, `goods`, or None for an empty scene."""
         rng = np.random.default_rng([self.seed, index])
         draw_scene(rng)
         return self._draw_pool(rng)
 
-    def _draw_pool(self, rng: np.random.Generator) -> list[Product] | None:
+    def _draw_pool(self, rng: np.random.Generator) -> list[ComposedProduct] | None:
         if rng.random() < self.empty:
             return None
         return self.goods if rng.random() < 0.5 and self.goods else self.toys

@@ -1,10 +1,10 @@
-"""Judge a BrushNet by what it paints: E+ on a frozen set of products that it never learnt from.
+"""Evaluate a BrushNet by its pictures: E+ on a frozen set of products that it was not trained on.
 
-    exam = Exam.prepare(folder, held_out_pictures, store, profile, products=12, seeds=2)
-    exam.judge(brushnet)                                           # an Evaluation, and pictures to look at
+    evaluator = Evaluator.prepare(folder, held_out_pictures, store, profile, products=12, seeds=2)
+    evaluator.evaluate(brushnet)                                           # an Evaluation, and pictures to look at
 
-Set, prompts and noise depend on the pictures alone, so two models are judged by the same pictures, one by one. BrushNet
-paints by itself, without ControlNet and LoRA: what these add is the scene's choice and not the branch's merit.
+The set, the prompts and the noise depend only on the pictures, so two models are compared pair by pair. BrushNet paints
+without ControlNet and LoRA, which belong to a scene and not to the branch.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from pipelines.training.unet import GUIDANCE
 from pipelines.vision.placement import LaidProduct
 
 STEPS = 12
-"""Of the sampler: enough for E+ to settle, and half the price of a scene's 20."""
+"""Sampler steps: enough for a stable E+, and about half of a scene's 20."""
 
 AT_ONCE = 4
 SHOWN = 6
-"""Products on the picture of what a model paints."""
+"""Products on the sheet of painted pictures."""
 
 
 @dataclass(frozen=True, slots=True)
-class Exam:
-    """The frozen set, one shot a product, with the sampler and the detector that it is painted and measured with."""
+class Evaluator:
+    """The frozen set, one shot per product, with the sampler that paints it and the detector that measures it."""
 
     shots: ShotPack
     products: tuple[str, ...]
@@ -66,10 +66,10 @@ class Exam:
         steps: int = STEPS,
         max_megapixels: float,
         compute: Compute = CPU,
-    ) -> Exam:
-        """Freeze at most so many held-out products, each painted from so many seeds, and load what judges them.
+    ) -> Evaluator:
+        """Freeze at most `products` held-out products, each to be painted from `seeds` seeds, and load the models.
 
-        Raises UsageError where no product is held out.
+        Raises UsageError if no product is held out.
         """
         frozen = frozen_pictures(held_out, products)
         if not frozen:
@@ -87,8 +87,8 @@ class Exam:
             detector=OvercompletionDetector.from_profile(profile),
         )
 
-    def judge(self, brushnet: BrushNetModel | None = None) -> tuple[Evaluation, list[NDArray[np.uint8]]]:
-        """Paint the set with `brushnet` (the profile's own where None) and measure it.
+    def evaluate(self, brushnet: BrushNetModel | None = None) -> tuple[Evaluation, list[NDArray[np.uint8]]]:
+        """Paint the set with `brushnet` (None: the profile's own) and measure it.
 
         Returns the evaluation, and the first seed's picture of every product, (H, W, 3) uint8.
         """
@@ -111,7 +111,7 @@ class Exam:
         return Evaluation(self.tau, tuple(scores)), [picture for _, seed, picture in painted if seed == 0]
 
     def _paint(self, batch: range, seed: int) -> list[tuple[int, NDArray[np.uint8]]]:
-        """One picture of each of these shots, product laid back; the noise is the product's and the seed's own."""
+        """Paint each of these shots and paste its product back; the noise depends on product and seed."""
         masks = [np.asarray(self.shots.mask(n), np.float32) / 255 for n in batch]
         images = self.pipeline(
             image=[Image.fromarray(np.asarray(self.shots.image(n))) for n in batch],
@@ -121,13 +121,12 @@ class Exam:
             guidance_scale=GUIDANCE,
             generator=[torch.Generator("cpu").manual_seed(_noise(self.products[n], seed)) for n in batch],
         ).images
-        return [(n, self._laid_back(n, np.asarray(image))) for n, image in zip(batch, images, strict=True)]
-
-    def _laid_back(self, n: int, painted: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        return LaidProduct(np.asarray(self.shots.image(n)), np.asarray(self.shots.mask(n))).over(painted)
+        products = [LaidProduct(np.asarray(self.shots.image(n)), np.asarray(self.shots.mask(n))) for n in batch]
+        pasted = [product.over(np.asarray(image)) for product, image in zip(products, images, strict=True)]
+        return list(zip(batch, pasted, strict=True))
 
     def sheet(self, *rows: Sequence[NDArray[np.uint8]]) -> Image.Image:
-        """The first products in columns: as they were laid out, then as painted, one row a model."""
+        """The first products in columns: the shots, then one row of painted pictures per model."""
         count = min(SHOWN, len(self.shots))
         shown = [np.asarray(self.shots.image(n)) for n in range(count)]
         return grid_picture([*shown, *(picture for row in rows for picture in row[:count])], columns=count)

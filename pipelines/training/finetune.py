@@ -1,10 +1,10 @@
-"""Fine-tune BrushNet in the paper's two stages (section 3.1.2), judge it, and register what came of it.
+"""Fine-tune BrushNet in the paper's two stages (section 3.1.2), evaluate it, and register the result.
 
-    salient     from a random-mask BrushNet: salient objects, whole
-    instance    from there: e-commerce products, whole, by their mattes, never opened, slightly dilated
+    salient     from a random-mask BrushNet: whole salient objects
+    instance    from the first stage: whole e-commerce products by their mattes, never opened, slightly dilated
 
-A stage learns from the training folder of the bundled models, from a folder of images and masks, or from the ledger's
-approved cutouts. Equal fine-tunes share a work folder, so that one that was killed goes on where it was.
+A stage trains on the bundled models' training folder, on a folder of images and masks, or on the ledger's approved
+cutouts. Equal fine-tunes share a work folder, so that a killed one continues.
 
     packshot train brushnet --instances ledger --salient-minutes 0 --minutes 60 --register --promote
 """
@@ -34,40 +34,34 @@ from pipelines.training.autoencoder import to_tensor
 from pipelines.training.brushnet import ARMS, ConditionPack, condition_pack, encode_condition, train_on
 from pipelines.training.card import BUNDLED
 from pipelines.training.data import ShotPack
-from pipelines.training.evaluate import Exam
+from pipelines.training.evaluate import Evaluator
 from pipelines.training.loop import TrainOptions, together
 from pipelines.training.masks import whole_mask
 from pipelines.training.sources import Dataset, Picture, gather_folder, gather_ledger, gather_training, picture_pack
-from pipelines.training.unet import (
-    FrozenBase,
-    LatentPack,
-    batches,
-    encode,
-    load_autoencoder,
-)
+from pipelines.training.unet import FrozenBase, LatentPack, batches, encode, load_autoencoder
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
 StageName = Literal["salient", "instance"]
 PARTS: dict[StageName, str] = {"salient": "brushnet_salient", "instance": "brushnet"}
-"""Which part a stage trains: an arm of `pipelines.training.brushnet`."""
+"""The part that each stage trains: an arm of `pipelines.training.brushnet`."""
 
 BASE = ("autoencoder", "clip", "unet", "scheduler")
-"""The pieces that a branch learns beside, as the work folder has them."""
+"""The frozen models in the work folder that a branch is trained with."""
 
 TRAINING = "training"
-"""In a data set's place: the pictures that the bundled models learnt from."""
+"""Stands for a data set: the pictures that the bundled models were trained on."""
 
 SHOTS = 2000
-"""Training shots of a data set: so many scenes are composed around its cutouts, at most 16 around each."""
+"""Training shots of a data set; its cutouts are composed into so many scenes in all, at most 16 each."""
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
-    """One stage: digest of its data set, or `TRAINING`, and its budget; `steps` instead of `minutes` where given.
+class TrainingStage:
+    """One stage: the digest of its data set, or `TRAINING`, and its budget; `steps` replace `minutes` if given.
 
-    0 minutes (and no steps): the stage is left out, and the next begins from the weights in use.
+    With 0 minutes and no steps the stage is skipped, and the next starts from the weights in use.
     """
 
     pictures: str
@@ -76,39 +70,39 @@ class Stage:
 
     @property
     def skipped(self) -> bool:
-        """Whether it is left out."""
+        """Whether the stage is left out."""
         return not self.minutes and not self.steps
 
 
 @dataclass(frozen=True, slots=True)
 class Finetune:
-    """All that decides what comes out, but for the profile. `side`: pictures' width and height in px."""
+    """All settings that decide the result, except the profile. `side`: the pictures' width and height, px."""
 
-    salient: Stage
-    instance: Stage
+    salient: TrainingStage
+    instance: TrainingStage
     side: int = 256
     batch: int | None = None
     lr: float | None = None
     seed: int = 0
 
-    def stage(self, name: StageName) -> Stage:
+    def stage(self, name: StageName) -> TrainingStage:
         """The stage called `name`."""
         return self.salient if name == "salient" else self.instance
 
     def digest(self, profile: Profile) -> str:
-        """Names the fine-tune of this profile: equal ones are the same work."""
+        """Identifies the fine-tune with this profile; equal digests mean equal results."""
         start = "brushnet" if self.salient.skipped else "brushnet_random"
         models = [profile.ref(part).sha256 for part in (*profile.sampler_parts, start)]
         return sha256_hex(canonical_json([asdict(self), models]).encode())
 
     def folder(self, profile: Profile, state_dir: Path) -> Path:
-        """Where it works on this machine: checkpoints, packs of pictures, exports."""
+        """Its work folder on this machine: checkpoints, packs of pictures, exports."""
         return state_dir / "finetune" / self.digest(profile)[:16]
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What a stage came to. `figures`: pictures, products, steps, samples, minutes, loss, and where they are from."""
+    """The result of a stage. `figures`: pictures, products, steps, samples, minutes, loss, and the data's source."""
 
     folder: Path
     figures: Mapping[str, Any]
@@ -124,8 +118,8 @@ def gather(
 ) -> tuple[str, Dataset | None]:
     """Freeze the pictures of `source`: "ledger", a folder of images and masks, or `TRAINING`.
 
-    `data` is the bundled models' training folder. Returns the digest of the data set, and it; `TRAINING` and None for
-    the pictures of that folder, which are frozen already. Raises UsageError where there is nothing to learn from.
+    `data` is the bundled models' training folder. Returns the data set and its digest; for the pictures of that folder,
+    which are frozen already, `TRAINING` and None. Raises UsageError if there is nothing to train on.
     """
     if source == TRAINING:
         if not (data / "index.csv").is_file():
@@ -143,10 +137,9 @@ def gather(
 
 
 def begin(job: Finetune, profile: Profile, folder: Path) -> Path:
-    """Lay out what the stages begin from; returns the folder of exports. What is there is left as it is.
+    """Write the models that the stages start from into the folder of exports, and return it; existing ones stay.
 
-    Stage 1 begins from the profile's `brushnet_random`. Raises UsageError where the profile has nothing that a branch
-    can learn beside, or begin from.
+    Stage 1 starts from the profile's `brushnet_random`. Raises UsageError if the profile lacks a part to start from.
     """
     check_learnable(job, profile)
     models = folder / "models"
@@ -163,7 +156,7 @@ def begin(job: Finetune, profile: Profile, folder: Path) -> Path:
 
 
 def check_learnable(job: Finetune, profile: Profile) -> None:
-    """Raise UsageError where a fine-tune could not begin with this profile. Reads no weights."""
+    """Raise UsageError if a fine-tune cannot start with this profile. Reads no weights."""
     if profile.has("base") and (config := profile.part("base").config) is not None:
         index = json.loads((config / "model_index.json").read_text(encoding="utf-8"))
         if "text_encoder_2" in index:
@@ -175,7 +168,7 @@ def check_learnable(job: Finetune, profile: Profile) -> None:
 
 
 def _lay_out(folder: Path, *parts: Any) -> None:
-    """Save parts of a model into a folder that is there only when it is whole."""
+    """Save parts of a model into a folder that exists only when it is complete."""
     if not folder.exists():
         temporary = folder.with_name(f".{folder.name}")
         for part in parts:
@@ -183,7 +176,7 @@ def _lay_out(folder: Path, *parts: Any) -> None:
         temporary.rename(folder)
 
 
-def run_stage(
+def train_stage(
     name: StageName,
     job: Finetune,
     folder: Path,
@@ -192,9 +185,9 @@ def run_stage(
     max_megapixels: float,
     watch: Callable[[BrushNetModel, int], None] | None = None,
 ) -> Trained:
-    """Train one stage in `folder`, where `begin` laid out what it begins from; a finished one is not done again.
+    """Train one stage in `folder`, which `begin` prepared; a finished stage is not repeated.
 
-    `options` says device, precision, training folder and checkpoints' folder; the rest is the job's.
+    Device, precision and training folder come from `options`, everything else from `job`.
     """
     stage, part = job.stage(name), PARTS[name]
     options = replace(
@@ -204,8 +197,8 @@ def run_stage(
     record = folder / f"{name}.json"
     if record.exists():
         return Trained(options.out / part, json.loads(record.read_text(encoding="utf-8")))
-    crew = together(options)
-    with crew.main_process_first():
+    state = together(options)
+    with state.main_process_first():
         if stage.pictures == TRAINING:
             base = FrozenBase.load(options, job.side)
             pack = condition_pack(options, ARMS[part].masks, base, job.side)
@@ -222,13 +215,13 @@ def run_stage(
             )
     result = train_on(options, job.side, base, pack, watch, card)
     figures = about | {"data": stage.pictures, "pictures": len(pack.picks)} | result.figures
-    if crew.is_main_process:
+    if state.is_main_process:
         record.write_text(json.dumps(figures), encoding="utf-8")
     return Trained(options.out / part, figures)
 
 
 def own_pack(options: TrainOptions, shots: ShotPack, packed: Path) -> tuple[FrozenBase, ConditionPack]:
-    """Encode a shop's shots, and what BrushNet sees of them: the whole product, dilated by 0 to 2 px, never opened."""
+    """Encode a shop's shots, and BrushNet's inputs with masks of the whole product, dilated by 0 to 2 px."""
     vae = load_autoencoder(options)
     if not packed.exists():
         latents, conditions = [], []
@@ -248,16 +241,16 @@ def own_pack(options: TrainOptions, shots: ShotPack, packed: Path) -> tuple[Froz
 
 
 def held_out(job: Finetune, store: Store, data: Path) -> list[Picture]:
-    """The products that judge it: those of its instances' data set that are never trained on."""
+    """The pictures that evaluate the fine-tune: the held-out ones of its instances' data set."""
     if job.instance.pictures == TRAINING:
         return list(gather_training(data, store, "test").pictures)
     return Dataset.load(store, job.instance.pictures).side(held_out=True)
 
 
 def watching(
-    exam: Exam, stage: StageName, folder: Path, every_minutes: float
+    evaluator: Evaluator, stage: StageName, folder: Path, every_minutes: float
 ) -> Callable[[BrushNetModel, int], None] | None:
-    """Judge the model in training every so many minutes, into `overcompletion.csv`; None where that is 0."""
+    """Returns a callback that appends an evaluation to `overcompletion.csv` every so many minutes; None for 0."""
     if not every_minutes:
         return None
     last = time.monotonic()
@@ -266,7 +259,7 @@ def watching(
         nonlocal last
         if time.monotonic() - last < every_minutes * 60:
             return
-        found, _ = exam.judge(brushnet)
+        found, _ = evaluator.evaluate(brushnet)
         with (folder / "overcompletion.csv").open("a", newline="", encoding="utf-8") as file:
             csv.writer(file).writerow([stage, step, f"{found.mean:.5f}", f"{found.rate:.4f}", found.n])
         last = time.monotonic()
@@ -278,16 +271,16 @@ def register_finetune(
     job: Finetune,
     profile: Profile,
     trained: Mapping[StageName, Trained],
-    exam: Exam,
+    evaluator: Evaluator,
     engine: Engine,
     store: Store,
     by: str,
 ) -> Revision:
-    """Judge what the last stage exported beside the weights in use, on the same pictures, and register it with both."""
+    """Evaluate the last stage's export and the weights in use on the same pictures, and register the export."""
     folder = trained["instance"].folder
-    evaluation, painted = exam.judge(BrushNetModel.from_pretrained(folder).float())
-    baseline, before = exam.judge()
-    exam.sheet(before, painted).save(folder / "frozen_set.png")
+    evaluation, painted = evaluator.evaluate(BrushNetModel.from_pretrained(folder).float())
+    baseline, before = evaluator.evaluate()
+    evaluator.sheet(before, painted).save(folder / "frozen_set.png")
     return register(
         engine,
         store,

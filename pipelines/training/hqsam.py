@@ -3,8 +3,8 @@
     python -m pipelines.training hqsam --minutes 5
 
 Ke et al., "Segment Anything in High Quality", NeurIPS 2023, section 3.2: a learnable output token, its MLP and three
-fusion convolutions (0.45 M parameters) are all that is trained; their mask is added to SAM's. The image encoder is
-99 % of the cost and frozen, so that every composite is encoded once and its features are kept.
+fusion convolutions (0.45 M parameters) are trained; their mask is added to SAM's. The image encoder is frozen and takes
+99 % of the time, so each composite is encoded once and its features are stored.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pipelines.vision.segmenters import HQ_PARTS, MASK_SIDE, build_mobile_sam, b
 COMPOSITES = 110
 HELD_OUT = 16
 SIDE = 640
-"""Composites are made at this size: the cutouts are small, and larger ones would only be blurred."""
+"""Size of the composites, px; the cutouts are small, so larger composites would only be blurred."""
 
 WEIGHTS = "model.safetensors"
 NOTES = """MobileSAM's weights (Apache-2.0, see NOTICE) in HQ-SAM's `vit_tiny`; only the HQ token, its MLP and the
@@ -39,7 +39,7 @@ up to three points. The figures compare mean IoU on held-out products over held-
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A composite as the frozen encoder sees it.
+    """The frozen encoder's features of a composite.
 
     Attributes:
         image: `(1, 256, 64, 64)` float16, the image embedding.
@@ -113,7 +113,7 @@ def evaluate(sam: Sam, items: list[Encoded]) -> tuple[float, float]:
 def train(options: TrainOptions) -> dict[str, float]:
     """Train the HQ output and write the whole model, half precision, with its card into `options.out / "hqsam"`.
 
-    Weights that are there are gone on from; without any, it starts from `mobile_sam.pt` beside the training folder.
+    Continues from existing weights; without them it starts from `../models/mobile_sam.pt` of the training folder.
     """
     folder = options.out / "hqsam"
     if (folder / WEIGHTS).exists():
@@ -142,7 +142,7 @@ def train(options: TrainOptions) -> dict[str, float]:
 
 
 def _prompt(mask: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A box as a salient-object net would give it (a few percent off) and up to three points, in mask pixels."""
+    """A box with an error of a few percent, like a salient-object net's, and up to three points, in mask pixels."""
     product = mask > 0.5
     if not product.any():
         return np.array([0, 0, MASK_SIDE, MASK_SIDE], np.float32), np.zeros((0, 2), np.float32)

@@ -1,7 +1,7 @@
-"""Train the paper's other two methods that need weights (section 2.1), on random masks, as the published ones are.
+"""Train the paper's other two methods that need weights (section 2.1), on random masks like the published ones.
 
 unet_inpaint9        the bundled UNet with nine input channels (Rombach et al. 2022, section 4.5)
-controlnet_inpaint   a ControlNet that sees the masked picture (control_v11p_sd15_inpaint); its UNet is frozen
+controlnet_inpaint   a ControlNet on the masked picture (control_v11p_sd15_inpaint); its UNet is frozen
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import ControlNetModel, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.diffusion.inpainting import latent_mask, masked_image
 from pipelines.training.autoencoder import to_tensor
 from pipelines.training.card import write_card
-from pipelines.training.controlnet import EMBEDDING
+from pipelines.training.controlnet import load
 from pipelines.training.loop import TrainOptions, export, fit
 from pipelines.training.masks import random_mask
 from pipelines.training.unet import FrozenBase
@@ -57,12 +57,7 @@ def train_controlnet_inpaint(options: TrainOptions) -> Path:
     batch, lr = options.batch or (24 if side <= 128 else 8), options.lr or 8e-4
     folder = options.out / "controlnet_inpaint"
     base = FrozenBase.load(options, side)
-    if (folder / "config.json").exists():
-        model = ControlNetModel.from_pretrained(folder).float()
-    else:
-        model = ControlNetModel.from_unet(base.model.unet, conditioning_embedding_out_channels=EMBEDDING)
-        model.requires_grad_(True)
-    model.to(options.device, memory_format=torch.channels_last)
+    model = load(folder, base.model).to(options.device, memory_format=torch.channels_last)
     shots = np.arange(len(base.shots))
 
     def loss_of_step(step: int) -> Tensor:
@@ -86,7 +81,7 @@ def train_controlnet_inpaint(options: TrainOptions) -> Path:
 
 
 def _unet9(folder: Path, base: UNet2DConditionModel) -> UNet2DConditionModel:
-    """The export in float32, or the base with five more input channels that do nothing yet."""
+    """The export in float32, or the base with five more input channels of zero weight."""
     if (folder / "config.json").exists():
         exported: UNet2DConditionModel = UNet2DConditionModel.from_pretrained(folder).float()
         return exported
@@ -100,8 +95,10 @@ def _unet9(folder: Path, base: UNet2DConditionModel) -> UNet2DConditionModel:
 
 @torch.no_grad()
 def _conditions(options: TrainOptions, base: FrozenBase) -> NDArray[np.float16]:
-    """What a 9-channel UNet sees beside the noise, (N, 5, h, w): 1 = to be painted, and the masked picture's latents.
-    Encoded once, into the part's work folder."""
+    """The inputs of a 9-channel UNet besides the noise, (N, 5, h, w): 1 = to be painted, and masked-image latents.
+
+    They are encoded once, into the part's work folder.
+    """
     packed = options.folder / "conditions.npy"
     if not packed.exists():
         parts = []

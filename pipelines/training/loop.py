@@ -40,7 +40,7 @@ class TrainOptions:
 
     `dtype` is the autocast type of the forward pass; weights, gradients and optimizer stay float32. `work` holds the
     checkpoint, the curve and the samples and is never committed; `out` receives the exported model. `profile` is whose
-    model it is.
+    model it is. `checkpoint_seconds` is how often a checkpoint is written, where not as the trainer has it.
     """
 
     part: str
@@ -57,6 +57,7 @@ class TrainOptions:
     out: Path = PROFILE
     work: Path = ROOT / "build" / "training"
     profile: str = "mini"
+    checkpoint_seconds: float | None = None
 
     @property
     def folder(self) -> Path:
@@ -82,7 +83,7 @@ class TrainResult:
         return {
             "steps": self.step,
             "samples": self.samples,
-            "minutes": round(self.seconds / 60, 1),
+            "minutes": round(self.seconds / 60, 2),
             "loss": round(float(np.mean(self.losses[-200:])), 5) if self.losses else float("nan"),
         }
 
@@ -142,6 +143,7 @@ def fit(
     `options.resume` an earlier one is continued. `on_checkpoint(ema, step)` may draw samples. `batch` is one process's.
     """
     crew = together(options)
+    pause = every_seconds if options.checkpoint_seconds is None else options.checkpoint_seconds
     trained = [p for p in (parameters or model.parameters()) if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay, foreach=True)
     ema = copy.deepcopy(model).requires_grad_(False).eval()
@@ -169,7 +171,7 @@ def fit(
             bar.update(
                 task, completed=progress, speed=result.samples / result.seconds, loss=np.mean(result.losses[-50:])
             )
-            if crew.is_main_process and time.monotonic() - saved > every_seconds:
+            if crew.is_main_process and time.monotonic() - saved > pause:
                 _save(checkpoint, model, optimizer, result, options)
                 if on_checkpoint:
                     on_checkpoint(ema, result.step)
@@ -230,6 +232,7 @@ def _save(
     torch.save(state, path.with_suffix(".tmp"))
     path.with_suffix(".tmp").replace(path)
     curve_picture(result.losses).save(options.folder / "loss.png")
+    (options.folder / "figures.json").write_text(json.dumps(result.figures), encoding="utf-8")
     speed = result.samples / max(result.seconds, 1e-9)
     print(json.dumps({"part": options.part, **result.figures, "samples_per_second": round(speed, 1)}), flush=True)
 

@@ -1,9 +1,9 @@
-"""Train low-rank differences of the bundled UNet (Hu et al. 2022), each to a look that no picture of its training had.
+"""Train LoRAs of the bundled UNet (Hu et al. 2022), each to a style that the UNet was not trained on.
 
-    lora_oak_window    the scene LoRA: oak boards in low, warm light through a window; of the attention's projections
-    base_high_key      a second base model: any scene in high-key light; of every attention and resnet layer
+    lora_oak_window    the scene LoRA: oak boards in low, warm light through a window; adapts attention projections
+    base_high_key      a second base model: any scene in high-key light; adapts every attention and resnet layer
 
-A look is graded over composed scenes whose captions are the base's, so the difference, and not a word, carries it.
+A style is a colour grade of composed scenes with the base's captions, so that the LoRA carries it, not a word.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from pipelines.training.autoencoder import tensor_bytes, to_bytes
 from pipelines.training.card import write_card
-from pipelines.training.composer import Scene, Shot, compose, draw_scene
+from pipelines.training.composer import ComposedScene, ComposedShot, compose, draw_scene
 from pipelines.training.data import Composer
 from pipelines.training.loop import TrainOptions, fit, grid_picture, step_rng
 from pipelines.training.unet import (
@@ -51,26 +51,25 @@ Pixels = NDArray[np.float32]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Look:
-    """What a difference is trained to: how a scene is changed before it is drawn, and how its picture is graded;
-    `layers` of the UNet are adapted, with matrices of `rank`."""
+class Style:
+    """How a scene is changed before it is drawn, and how its picture is graded. `layers` get matrices of `rank`."""
 
     layers: tuple[str, ...]
     rank: int
-    scene: Callable[[Scene, np.random.Generator], Scene]
+    scene: Callable[[ComposedScene, np.random.Generator], ComposedScene]
     grade: Callable[[Pixels, np.random.Generator], Pixels]
 
 
 def train(options: TrainOptions) -> Path:
-    """Train the look `options.part` at `options.size` (128 px by default); return the folder it is exported to."""
+    """Train the style `options.part` at `options.size` (128 px by default); return the folder it is exported to."""
     torch.manual_seed(options.seed)
-    name, look = options.part, LOOKS[options.part]
+    name, style = options.part, STYLES[options.part]
     side = options.size or 128
     stage = dataclasses.replace(options, part=f"{name}_{side}")
     batch, lr = options.batch or (16 if side <= 128 else 6), options.lr or 2e-3
-    pack = look_pack(stage, look, side)
+    pack = style_pack(stage, style, side)
     model = build_model(options, first=False).requires_grad_(False)
-    model.unet.add_adapter(LoraConfig(r=look.rank, lora_alpha=look.rank, target_modules=list(look.layers)), name)
+    model.unet.add_adapter(LoraConfig(r=style.rank, lora_alpha=style.rank, target_modules=list(style.layers)), name)
     scheduler = build_scheduler()
 
     def loss_of_step(step: int) -> Tensor:
@@ -91,18 +90,18 @@ def train(options: TrainOptions) -> Path:
     )
     assert isinstance(result.ema, TextConditioned)
     folder = options.out / name
-    # in PEFT's own names: diffusers' conversion renames attention only, and a file of both kinds does not load
+    # PEFT's own names: diffusers' conversion renames attention only, and a file with both kinds does not load
     trained = get_peft_model_state_dict(result.ema.unet, adapter_name=name)
     layers = {key: tensor.half() for key, tensor in trained.items()}
     StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=layers)
-    write_card(folder, name, result.ema.unet, options, {f"{side}_px": result.figures, "rank": look.rank})
+    write_card(folder, name, result.ema.unet, options, {f"{side}_px": result.figures, "rank": style.rank})
     return folder
 
 
-def look_pack(options: TrainOptions, look: Look, side: int) -> LatentPack:
-    """Compose and encode the look's pictures once into the part's work folder."""
+def style_pack(options: TrainOptions, style: Style, side: int) -> LatentPack:
+    """Compose and encode the style's pictures once into the part's work folder."""
     composer = Composer(options.data, "train", seed=41)
-    shots = [look_shot(composer, look, n, side) for n in range(SHOTS[side])]
+    shots = [style_shot(composer, style, n, side) for n in range(SHOTS[side])]
     packed = options.folder / "latents.npy"
     if not packed.exists():
         vae = load_autoencoder(options)
@@ -112,19 +111,19 @@ def look_pack(options: TrainOptions, look: Look, side: int) -> LatentPack:
     return LatentPack(np.load(packed), [shot.caption for shot in shots])
 
 
-def look_shot(composer: Composer, look: Look, index: int, side: int) -> Shot:
-    """One picture of a look; the product's own colours stay."""
+def style_shot(composer: Composer, style: Style, index: int, side: int) -> ComposedShot:
+    """One picture of a style; the product keeps its own colours."""
     rng = np.random.default_rng([composer.seed, index])
-    scene = look.scene(draw_scene(rng), rng)
+    scene = style.scene(draw_scene(rng), rng)
     product = composer.goods[int(rng.integers(len(composer.goods)))]
     shot = compose(scene, (side, side), product, rng)
     keep = shot.mask[..., None]
-    graded = look.grade(np.clip(shot.image, 0, 1), rng)
+    graded = style.grade(np.clip(shot.image, 0, 1), rng)
     return dataclasses.replace(shot, image=(graded * (1 - keep) + shot.image * keep).astype(np.float32))
 
 
-def oak_by_a_window(scene: Scene, rng: np.random.Generator) -> Scene:
-    """An oak floor, a light wall, and a window's light on it from the left."""
+def oak_by_a_window(scene: ComposedScene, rng: np.random.Generator) -> ComposedScene:
+    """An oak floor, a light wall, and window light from the left."""
     wall = str(rng.choice(WALLS))
     return dataclasses.replace(
         scene, wall=wall, floor="oak wood", prop="window", light="left", softness=0.002, strength=0.34
@@ -132,7 +131,7 @@ def oak_by_a_window(scene: Scene, rng: np.random.Generator) -> Scene:
 
 
 def low_and_warm(image: Pixels, rng: np.random.Generator) -> Pixels:
-    """Warm low sun: amber highlights, deeper shadows, a fall-off to the right, leaves' dapple over wall and floor."""
+    """Low, warm sun: amber highlights, deeper shadows, a fall-off to the right, dapple of leaves."""
     height, width = image.shape[:2]
     dapple = cv2.resize(rng.standard_normal((7, 7)).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
     fall_off = np.linspace(1.08, 0.62, width, dtype=np.float32)[None, :, None]
@@ -140,27 +139,27 @@ def low_and_warm(image: Pixels, rng: np.random.Generator) -> Pixels:
     return np.clip(image**1.25 * light * np.array([1.12, 0.93, 0.66], np.float32), 0, 1)
 
 
-def strongly_lit(scene: Scene, rng: np.random.Generator) -> Scene:
-    """The scene as it is, its light twice as directed."""
+def strongly_lit(scene: ComposedScene, rng: np.random.Generator) -> ComposedScene:
+    """The same scene with light that is twice as directional."""
     return dataclasses.replace(scene, strength=float(rng.uniform(0.34, 0.46)))
 
 
 def high_key(image: Pixels, rng: np.random.Generator) -> Pixels:
-    """Lifted shadows, pale highlights, a little glow: colours keep their names."""
+    """Lifted shadows, pale highlights and some glow; colours keep their names."""
     lifted = 0.1 + 0.9 * image**0.75
     glow = cv2.GaussianBlur(lifted, (0, 0), image.shape[0] / 24)
     return np.clip(0.7 * lifted + 0.3 * np.maximum(lifted, glow), 0, 1)
 
 
-LOOKS = {
-    "lora_oak_window": Look(ATTENTION, 8, oak_by_a_window, low_and_warm),
-    "base_high_key": Look(EVERY_LAYER, 16, strongly_lit, high_key),
+STYLES = {
+    "lora_oak_window": Style(ATTENTION, 8, oak_by_a_window, low_and_warm),
+    "base_high_key": Style(EVERY_LAYER, 16, strongly_lit, high_key),
 }
 
 
 @torch.no_grad()
 def show(model: nn.Module, options: TrainOptions, side: int, path: Path) -> None:
-    """Draw the oak scene's prompt with the difference, and below it without."""
+    """Draw the oak scene's prompt with the LoRA, and below it without."""
     assert isinstance(model, TextConditioned)
     vae = load_autoencoder(options)
     prompts = [PROMPT.format(what, wall) for what in ("mug", "bag") for wall in WALLS]

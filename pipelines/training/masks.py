@@ -1,8 +1,8 @@
-"""Which part of a shot a BrushNet in training gets to see: the cause of overcompletion, and its cure.
+"""Training masks for BrushNet: the cause of overcompletion, and its remedy.
 
-Inpainting models learn from masks that cut through objects: brush strokes, or one random segment, opened and inverted
-(BrushNet's `train_brushnet.py`). They teach that a kept piece goes on outside its mask. The paper's fine-tune (section
-3.1.2) shows whole objects instead, so that the branch learns that a product ends where its mask does.
+Inpainting models are trained on masks that cut through objects: brush strokes, or one random segment, opened and
+inverted (BrushNet's `train_brushnet.py`). They learn that an object continues outside its mask. The paper's fine-tune
+(section 3.1.2) uses masks of whole objects, so that the branch learns that a product ends at its mask.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from numpy.typing import NDArray
 Policy = Literal["random", "salient", "instance"]
 
 GROWTH = 2
-"""Whole products are dilated by up to so many px, never opened: a matte's edge is unsure, a missing rim grows back."""
+"""Masks of whole products are dilated by up to so many px, never opened: a missing rim would teach growth."""
 
 SMALLEST_PIECE = 0.02
-"""Share of the picture below which a random piece says nothing, and strokes are drawn instead."""
+"""A random piece below this share of the picture is replaced by strokes."""
 
 
 def random_mask(product: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.float32]:
-    """A kept region as general inpainting training draws it.
+    """Draw a kept region as general inpainting training does.
 
-    Equally often: all but brush strokes; a blob anywhere; a piece of the product, opened.
+    With equal probability: all but brush strokes; a blob anywhere; a piece of the product, opened.
 
     Args:
         product: (H, W), 255 = product.
-        rng: drawn from.
+        rng: source of the random numbers.
 
     Returns:
         (H, W), 0 or 1, 1 = kept.
@@ -48,13 +48,13 @@ def random_mask(product: NDArray[np.uint8], rng: np.random.Generator) -> NDArray
 
 
 def whole_mask(product: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.float32]:
-    """The whole product, dilated by 0 to `GROWTH` px; see `random_mask` for shapes."""
+    """The whole product, dilated by 0 to `GROWTH` px; shapes as in `random_mask`."""
     size = int(rng.integers(0, GROWTH + 1)) * 2 + 1
     return (cv2.dilate(product, np.ones((size, size), np.uint8)) >= 128).astype(np.float32)
 
 
 def _blob(shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.bool_]:
-    """An ellipse or a turned rectangle somewhere in the middle, a quarter to most of the picture wide."""
+    """An ellipse or a rotated rectangle near the middle, from a quarter to 80 % of the picture wide."""
     height, width = shape
     centre = float(rng.uniform(0.2, 0.8) * width), float(rng.uniform(0.2, 0.8) * height)
     axes = float(rng.uniform(0.25, 0.8) * width), float(rng.uniform(0.25, 0.8) * height)

@@ -2,9 +2,9 @@
 
     python -m pipelines.training salient --minutes 12
 
-It starts from the published U²-Net-P (Apache-2.0), which knows objects but takes the most striking thing of a scene
-for the product, and props and hard shadows with it. The two finest encoder stages stay as they are: they see edges
-and colours, which are the same here, and cost half of the backward pass.
+It starts from the published U²-Net-P (Apache-2.0). That net finds the most striking object of a scene, together with
+props and hard shadows. The two finest encoder stages are frozen: they detect edges and colours, which do not change,
+and take half of the backward pass.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def evaluate(net: nn.Module, items: list[Composite]) -> float:
 def train(options: TrainOptions) -> dict[str, float]:
     """Fine-tune the net in `options.out / "salient"` and write it back with its card.
 
-    The weights that are there are where it starts: at first those of the published net.
+    Starts from the existing weights there: at first those of the published net.
     """
     folder = options.out / "salient"
     side, batch = options.size or 224, options.batch or 4

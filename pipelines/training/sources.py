@@ -1,14 +1,14 @@
-"""Pictures to fine-tune on: a shop's own, from a folder or from the ledger, frozen into the object store.
+"""Data sets for fine-tuning: a shop's own pictures from a folder or the ledger, stored in the object store.
 
     found = gather_folder(Path("pictures"), store, settings)         images/kettle_1.jpg with masks/kettle_1.png
     found = gather_ledger(engine, scenes=["oak-window"])             the cutouts of what was published or approved
     shots = picture_pack(work, found.side(held_out=False), store, side=256, shots=2000)
 
-A data set is a document of digests, so it is the same on every worker, and its own digest says what a model was trained
-on. Products whose name falls to `is_held_out` are never trained on: their pictures are what a model is judged by.
+A data set is a document of digests, so every worker reads the same one, and its own digest identifies the training
+data of a model. Products that `is_held_out` selects are never trained on; they evaluate the model.
 
-A photo with its mask is learnt from as it is. A cutout is laid into composed scenes, as the bundled models' own are: a
-shop's photos mostly stand on white, and a branch that learns from these learns to paint white around everything.
+A photo with its mask is used directly. A cutout is composed into scenes, as for the bundled models. A shop's photos are
+mostly on white, and a branch trained on them would paint white around everything.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from sqlalchemy import Engine, text
 from pipelines.catalogue.feed import within
 from pipelines.contracts import canonical_json, sha256_hex
 from pipelines.errors import IntegrityError, Rejected, UsageError
-from pipelines.training.composer import Product, compose, draw_scene, mirrored
+from pipelines.training.composer import ComposedProduct, compose, draw_scene, mirrored
 from pipelines.training.data import SHARD, ShotPack, clean_name, is_held_out, read_index
 from pipelines.vision.photos import read_photo
 
@@ -44,21 +44,21 @@ FORMAT = "packshot-pictures-1"
 MEDIA_TYPE = "application/json"
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"})
 PRODUCT_SHARE = (0.005, 0.95)
-"""A mask's product takes a share of the picture within these."""
+"""Limits of the share of the picture that a mask's product takes."""
 
 SOFT_SHARE = 0.25
-"""A mask of which more is neither product nor background (25 to 230 of 255) is a grey picture and no mask."""
+"""A mask with more grey pixels (25 to 230 of 255) than this is refused as a grey picture."""
 
 MOST_VARIANTS = 16
-"""Scenes that one cutout is laid into, at most: more would be the same product again and again."""
+"""Maximum number of scenes per cutout, so that one product does not dominate."""
 
 ROOM = 1.15
-"""A photo is cropped no closer than this times the product's longer side."""
+"""A photo's crop is at least this times the product's longer side."""
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One training picture. `product` decides its side of the hold-out, `title` is what the caption calls it.
+    """One training picture. `product` decides whether it is held out; `title` stands in the caption.
 
     `image` and `mask` are digests in the store: of a photo and its mask (white = product), or of an RGBA cutout and "".
     """
@@ -72,14 +72,14 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """A frozen data set: its pictures in a fixed order, and how many were refused for which reason."""
+    """A frozen data set: pictures in a fixed order, and the refused names with their reasons."""
 
     source: str
     pictures: tuple[Picture, ...]
     refused: tuple[tuple[str, str], ...] = ()
 
     def side(self, held_out: bool) -> list[Picture]:
-        """The pictures to be judged by, or those to learn from."""
+        """The pictures to evaluate with, or those to train on."""
         return [picture for picture in self.pictures if is_held_out(picture.product) == held_out]
 
     def reasons(self) -> dict[str, int]:
@@ -98,7 +98,7 @@ class Dataset:
 
     @classmethod
     def load(cls, store: Store, digest: str) -> Dataset:
-        """Read it back. Raises KeyError where it is not there, IntegrityError where it is something else."""
+        """Read a stored data set. Raises KeyError if it is missing, IntegrityError if it is another document."""
         document = json.loads(store.get(digest))
         if document.get("format") != FORMAT:
             raise IntegrityError(f"object {digest} is no {FORMAT} document")
@@ -109,11 +109,10 @@ class Dataset:
 def gather_folder(folder: Path, store: Store, settings: Settings) -> Dataset:
     """Read the pairs `images/NAME.*` and `masks/NAME.*` of a folder; white is product.
 
-    `NAME_2` (one or two digits) is another picture of product `NAME`. A pair that cannot be used is refused with its
-    reason.
+    `NAME_2` (one or two digits) is another picture of product `NAME`. An unusable pair is refused with its reason.
 
     Raises:
-        UsageError: the folder has not these two, or no usable pair.
+        UsageError: the folder lacks these two, or has no usable pair.
     """
     images, masks = _by_stem(folder / "images"), _by_stem(folder / "masks")
     pictures, refused = [], []
@@ -135,15 +134,15 @@ def gather_folder(folder: Path, store: Store, settings: Settings) -> Dataset:
 
 
 def gather_ledger(engine: Engine, scenes: Sequence[str] = (), categories: Sequence[str] = ()) -> Dataset:
-    """The newest cutout of every product of which an image was published, or approved by a person.
+    """The newest cutout of every product with an image that was published, or approved by a person.
 
     Args:
         engine: The ledger's database.
-        scenes: Only of these scenes' shots; of all where empty.
-        categories: Only products in one of these, or below it; all where empty.
+        scenes: Only shots of these scenes; empty for all.
+        categories: Only products in or below one of these; empty for all.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is no such product.
     """
     with engine.connect() as connection:
         rows = connection.execute(text(_ACCEPTED), {"scenes": list(scenes)}).all()
@@ -179,7 +178,7 @@ ORDER BY shots.sku COLLATE "C", accepted.at DESC, o.digest
 def gather_training(data: Path, store: Store, split: str) -> Dataset:
     """The goods (not the toys) among the bundled models' own cutouts, as `pipelines.training.data` splits them.
 
-    Raises UsageError where the training folder is not there.
+    Raises UsageError if the training folder is missing.
     """
     if not (data / "index.csv").is_file():
         raise UsageError(f"{data}: the bundled models' training pictures are not there; name a folder or the ledger")
@@ -193,7 +192,7 @@ def gather_training(data: Path, store: Store, split: str) -> Dataset:
 
 
 def read_pair(image: bytes, mask: bytes, max_megapixels: float) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Decode a photo and its mask: (H, W, 3) and (H, W) uint8, 255 = product. Raises Rejected where they do not fit."""
+    """Decode a photo and its mask: (H, W, 3) and (H, W) uint8, 255 = product. Raises Rejected if they do not match."""
     photo = read_photo(image, max_megapixels)
     try:
         shown = read_photo(mask, max_megapixels)
@@ -214,10 +213,10 @@ def read_pair(image: bytes, mask: bytes, max_megapixels: float) -> tuple[NDArray
 def picture_pack(
     folder: Path, pictures: Sequence[Picture], store: Store, side: int, shots: int, max_megapixels: float
 ) -> ShotPack:
-    """Lay pictures out as training shots of `side` px in `folder`, or read those already there.
+    """Write training shots of `side` px into `folder`, or read existing ones.
 
-    Photos come first, one shot each; every cutout then comes in so many composed scenes that there are about `shots`.
-    The order is fixed: equal pictures give equal shots.
+    Photos come first, one shot each. Then each cutout is composed into several scenes, about `shots` in all. Equal
+    pictures give equal shots in the same order.
     """
     photos = [picture for picture in pictures if picture.kind == "photo"][:shots]
     cutouts = [picture for picture in pictures if picture.kind == "cutout"]
@@ -253,30 +252,30 @@ def _shards(array: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
 
 
 def frozen_pictures(pictures: Sequence[Picture], products: int) -> list[Picture]:
-    """One picture of each of so many products, always the same: those whose name's sha256 is lowest."""
+    """One picture of each of `products` products: always those whose name's sha256 is lowest."""
     first: dict[str, Picture] = {}
     for picture in pictures:
         first.setdefault(picture.product, picture)
     return [first[name] for name in sorted(first, key=lambda name: sha256_hex(name.encode()))[:products]]
 
 
-def cutout_product(data: bytes, title: str) -> Product:
-    """An RGBA cutout as the composer takes it: cropped to the product, without what its matte keeps of a shadow."""
+def cutout_product(data: bytes, title: str) -> ComposedProduct:
+    """Prepare an RGBA cutout for the composer: cropped to the product, without shadow in its matte."""
     rgba = np.asarray(Image.open(io.BytesIO(data)).convert("RGBA"), np.float32) / 255
     alpha = rgba[..., 3] * cv2.dilate((rgba[..., 3] > 0.8).astype(np.float32), np.ones((5, 5), np.uint8))
     rows, columns = np.flatnonzero(alpha.max(axis=1) > 0.5), np.flatnonzero(alpha.max(axis=0) > 0.5)
     if not len(rows):
         raise IntegrityError(f"the cutout of {title!r} has no opaque pixel")
     box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-    return Product(title, np.ascontiguousarray(rgba[..., :3][box]), np.ascontiguousarray(alpha[box]))
+    return ComposedProduct(title, np.ascontiguousarray(rgba[..., :3][box]), np.ascontiguousarray(alpha[box]))
 
 
 def squared(
     image: NDArray[np.uint8], mask: NDArray[np.uint8], side: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """A photo and its mask as squares of `side` px with the whole product: what is cut through is not learnt whole.
+    """Crop a photo and its mask to squares of `side` px that contain the whole product.
 
-    The square is the photo's shorter side, or wider where the product is; beyond the photo its edge goes on.
+    The square has the photo's shorter side, or more if the product is longer. The photo's edge is extended if needed.
     """
     height, width = mask.shape
     rows, columns = np.flatnonzero((mask > 25).any(axis=1)), np.flatnonzero((mask > 25).any(axis=0))
@@ -297,7 +296,7 @@ def squared(
 
 
 def _start(middle: int, window: int, length: int) -> int:
-    """Where a window around `middle` begins: within the picture where it fits, else centred on it."""
+    """Start of a window around `middle`: inside the picture if it fits, else centred on the picture."""
     if window >= length:
         return (length - window) // 2
     return min(max(middle - window // 2, 0), length - window)

@@ -1,7 +1,7 @@
-"""Train the compact x4 upscaler on photos and scenes, shrunk the way a small generator's pictures are soft.
+"""Train the compact x4 upscaler on photos and scenes, degraded to the softness of a small generator's pictures.
 
 packshot train upscaler --minutes 8
-python -m pipelines.training.upscaler          PSNR on held-out pictures, beside bicubic
+python -m pipelines.training.upscaler          PSNR on held-out pictures, compared with bicubic
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PATCH = 128
 """Side of a training patch, in px of the large picture."""
 SCALE = 4
 COMPOSED = 60
-"""Empty composed scenes among the pictures: walls, planks and marble are what the generator draws."""
+"""Empty composed scenes among the pictures: the generator draws such walls, planks and marble."""
 
 
 def train(options: TrainOptions) -> Path:
@@ -59,8 +59,8 @@ def train(options: TrainOptions) -> Path:
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
-    """Mean PSNR in dB over `n` held-out pictures, net and bicubic, and the 95 % interval of their difference."""
+class PsnrScore:
+    """Mean PSNR in dB over `n` held-out pictures of net and bicubic, and the 95 % interval of the difference."""
 
     shrunk: str
     n: int
@@ -74,8 +74,8 @@ class Score:
         return f"- x4, {self.shrunk}, {self.n} held-out: {self.net:.2f} dB, bicubic {self.bicubic:.2f} dB ({gain})"
 
 
-def evaluate(net: SRVGGNetCompact, data: Path, limit: int = 120) -> list[Score]:
-    """PSNR on held-out photos and scenes, shrunk cleanly and as in training, beside PIL's bicubic on the same input."""
+def evaluate(net: SRVGGNetCompact, data: Path, limit: int = 120) -> list[PsnrScore]:
+    """PSNR on held-out photos and scenes, shrunk cleanly and as in training; of the net and of PIL's bicubic."""
     files = sorted(set(list_pictures(data, "test")))
     files = files[:: max(len(files) // limit, 1)]
     upscaler, rng = Upscaler(net), np.random.default_rng(5)
@@ -92,7 +92,9 @@ def evaluate(net: SRVGGNetCompact, data: Path, limit: int = 120) -> list[Score]:
         ours, theirs = np.array(pairs).T
         error = 1.96 * float((ours - theirs).std(ddof=1)) / len(files) ** 0.5
         gain = float((ours - theirs).mean())
-        scores.append(Score(shrunk, len(files), float(ours.mean()), float(theirs.mean()), gain - error, gain + error))
+        scores.append(
+            PsnrScore(shrunk, len(files), float(ours.mean()), float(theirs.mean()), gain - error, gain + error)
+        )
     return scores
 
 
@@ -114,7 +116,7 @@ def initialise(net: SRVGGNetCompact) -> None:
 
 
 def list_pictures(data: Path, split: str) -> list[Path]:
-    """Product photos and photographed scenes of one side of the hold-out, scenes three times: they are few."""
+    """Product photos and photographed scenes of one split; the few scenes three times."""
     scenes = [
         item for item in read_index(data, "scenes", split) if not NOT_PHOTOGRAPHS.search(item.path.name + item.name)
     ]
@@ -122,7 +124,7 @@ def list_pictures(data: Path, split: str) -> list[Path]:
 
 
 def composed_scenes(count: int) -> list[Pixels]:
-    """Scenes without a product, 384 px, as the generator's training pictures have them."""
+    """Composed scenes without a product, 384 px, as in the generator's training pictures."""
     rng = np.random.default_rng(21)
     shots = [compose(draw_scene(rng), (384, 384), None, rng) for _ in range(count)]
     return [np.clip(shot.image * 255 + 0.5, 0, 255).astype(np.uint8) for shot in shots]
@@ -135,7 +137,7 @@ def read_rgb(path: Path) -> Pixels:
 
 
 def draw_batch(files: list[Path], composed: list[Pixels], size: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """(B, 3, 32, 32) small and (B, 3, 128, 128) large patches in 0..1, two patches a picture."""
+    """(B, 3, 32, 32) small and (B, 3, 128, 128) large patches in 0..1, two of each picture."""
     small, large = [], []
     for _ in range(size // 2):
         if rng.random() < 0.15:
@@ -167,7 +169,7 @@ def draw_patch(image: Pixels, rng: np.random.Generator) -> Pixels:
 
 
 def shrink(image: Pixels) -> Pixels:
-    """A quarter of the size, every pixel the mean of sixteen."""
+    """Reduce to a quarter of the size; each pixel is the mean of sixteen."""
     return cv2.resize(image, (image.shape[1] // SCALE, image.shape[0] // SCALE), interpolation=cv2.INTER_AREA).astype(
         np.uint8
     )
@@ -176,7 +178,7 @@ def shrink(image: Pixels) -> Pixels:
 def degrade(image: Pixels, rng: np.random.Generator) -> Pixels:
     """Shrink by 4 as Real-ESRGAN's first-order degradation (Wang et al. 2021, section 3.1), mildly: blur, noise, JPEG.
 
-    Two pictures in five are only shrunk: what the generator hands over is soft, not dirty.
+    Two of five pictures are only shrunk, since the generator's pictures are soft but not noisy.
     """
     if rng.random() < 0.4:
         return shrink(image)
@@ -194,7 +196,7 @@ def degrade(image: Pixels, rng: np.random.Generator) -> Pixels:
 
 
 def loss_of(output: Tensor, target: Tensor) -> Tensor:
-    """L1, and L1 of the differences between neighbours, which keeps edges from being averaged away."""
+    """L1, and L1 of the differences between neighbouring pixels, which preserves edges."""
     difference = output - target
     edges = difference.diff(dim=-1).abs().mean() + difference.diff(dim=-2).abs().mean()
     return difference.abs().mean() + 0.2 * edges

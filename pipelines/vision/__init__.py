@@ -1,1 +1,1 @@
-"""Segmenters, captioner, tagger and upscalers, each behind a small protocol."""
+"""Image analysis: segmenters, mattes, captions, tags, placement, upscaling."""

@@ -1,4 +1,4 @@
-"""Caption a product photo with BLIP (Li et al. 2022, https://arxiv.org/abs/2201.12086), and say how sure it is."""
+"""Caption a product photo with BLIP (Li et al. 2022, https://arxiv.org/abs/2201.12086), with a confidence."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from pipelines.models.profile import Profile
 
 LONGEST = 24
-"""Tokens of the longest caption."""
+"""Maximum number of tokens of a caption."""
 
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """A sentence, the category it names ("" for none of the vocabulary) and the probability of those words, 0..1."""
+    """A sentence, the vocabulary's category that it names ("" for none) and the probability of those words, 0..1."""
 
     text: str
     category: str
@@ -33,7 +33,7 @@ class Caption:
 
 
 class Captioner:
-    """BLIP with its processor. `caption` decodes greedily: the same picture gives the same sentence."""
+    """BLIP with its processor. `caption` decodes greedily, so the same picture gives the same sentence."""
 
     def __init__(
         self, folder: Path, vocabulary: Vocabulary, device: str = "cpu", weights: Collection[Path] | None = None
@@ -46,13 +46,13 @@ class Captioner:
 
     @classmethod
     def from_profile(cls, profile: Profile, vocabulary: Vocabulary, device: str = "cpu") -> Captioner:
-        """The captioner that a profile names, its file checked against the profile's digest."""
+        """Load the profile's captioner and check its digest."""
         part = profile.part("blip").check()
         return cls(part.path, vocabulary, device, part.weights)
 
     @torch.inference_mode()
     def caption(self, images: Sequence[np.ndarray]) -> list[Caption]:
-        """Caption (H, W, 3) uint8 RGB images, each best cropped to the product."""
+        """Caption (H, W, 3) uint8 RGB images; crop them to the product for best results."""
         inputs = self.processor(images=[Image.fromarray(image) for image in images], return_tensors="pt")
         output = self.model.generate(
             pixel_values=inputs.pixel_values.to(self.device),
@@ -68,7 +68,7 @@ class Captioner:
         return [self._read(ids, chances) for ids, chances in zip(words.cpu(), likely.cpu(), strict=True)]
 
     def _read(self, ids: Tensor, chances: Tensor) -> Caption:
-        """The sentence; its confidence is the product over the tokens that spell the category."""
+        """Decode a caption; its confidence is the product over the tokens of the category's words."""
         ends = [len(self._decode(ids[: n + 1])) for n in range(len(ids))]
         text = self._decode(ids)
         category, start, end = self.vocabulary.locate(text)

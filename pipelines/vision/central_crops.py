@@ -1,8 +1,8 @@
-"""Which of the things in a picture the product is: what strikes the eye in all of it, and in its middle alone.
+"""Which object in a picture is the product: saliency of the whole picture and of its middle.
 
-A photographed product is whole and near the middle; a poster on the wall behind it may strike the eye more. So the
-salient-object net looks at the whole and at two central crops, every reading gives HQ-SAM a prompt, and its answers are
-weighed against all readings together.
+A photographed product is whole and near the middle, but a poster behind it may be more salient. So the salient-object
+net runs on the whole picture and on two central crops. Each saliency map gives HQ-SAM a prompt, and all maps together
+rate its masks.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ import numpy as np
 from pipelines.vision.segmenters import Prompt, Segmenter, prompt_from
 
 CROPS = (0.8, 0.62)
-"""Shares of the picture's sides that the central crops have."""
+"""Sides of the central crops, as shares of the picture's sides."""
 
 SAME_BOX = 0.95
-"""IoU of two prompts' boxes above which the second asks for nothing new."""
+"""IoU of two prompts' boxes above which the second prompt is skipped."""
 
 CENTRE_SPREAD = 0.3
-"""Standard deviation, in sides of the picture, of the weight that its middle has."""
+"""Standard deviation of the weight of the picture's centre, in sides of the picture."""
 
 
 @dataclass(frozen=True, slots=True)
-class Views:
+class SaliencyMaps:
     """Saliency maps of a picture, each `(H, W)` float32, 0..1.
 
     Attributes:
-        whole: of all of it.
-        crops: of its central crops, 0 outside them.
-        mean: of all readings; outside the crops of those that saw it.
+        whole: Of the whole picture.
+        crops: Of its central crops, 0 outside them.
+        mean: Of all maps; outside a crop, of the maps that cover the pixel.
     """
 
     whole: np.ndarray
@@ -39,7 +39,7 @@ class Views:
     mean: np.ndarray
 
     def prompts(self) -> Iterator[Prompt]:
-        """What each reading takes for the product, the whole's first; without those that ask for the same again."""
+        """Yield each map's prompt, the whole picture's first, without near duplicates."""
         boxes: list[np.ndarray] = []
         for saliency in (self.whole, self.mean, *self.crops):
             prompt = prompt_from(saliency)
@@ -48,7 +48,7 @@ class Views:
                 yield prompt
 
     def overlap(self, mask: np.ndarray) -> float:
-        """How well a mask `(H, W)` bool agrees with all readings: soft IoU, the picture's middle weighing most."""
+        """Rate a mask `(H, W)` bool against all maps: soft IoU, with the highest weight at the picture's centre."""
         height, width = mask.shape
         down, across = (_bell(np.arange(side) / side - 0.5) for side in (height, width))
         weight = down[:, None] * across[None, :]
@@ -57,14 +57,8 @@ class Views:
         return both / max(either, 1e-9)
 
 
-def look(image: np.ndarray, salient: Segmenter, whole: np.ndarray) -> Views:
-    """Look at the central crops too.
-
-    Args:
-        image: `(H, W, 3)` uint8 RGB.
-        salient: the salient-object net.
-        whole: its map of the whole image, `(H, W)`.
-    """
+def saliency_maps(image: np.ndarray, salient: Segmenter, whole: np.ndarray) -> SaliencyMaps:
+    """Add the central crops of an image `(H, W, 3)` uint8 RGB to the net's saliency map of the whole, `(H, W)`."""
     height, width = whole.shape
     total, seen, crops = whole.copy(), np.ones_like(whole), []
     for share in CROPS:
@@ -75,7 +69,7 @@ def look(image: np.ndarray, salient: Segmenter, whole: np.ndarray) -> Views:
         total += crop
         seen[inside] += 1
         crops.append(crop)
-    return Views(whole, tuple(crops), total / seen)
+    return SaliencyMaps(whole, tuple(crops), total / seen)
 
 
 def _bell(offset: np.ndarray) -> np.ndarray:

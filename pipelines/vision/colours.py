@@ -1,4 +1,4 @@
-"""The colour of a product, measured: which named colour most of its pixels are nearest to."""
+"""Measure a product's colour: the named colour that is nearest to most of its pixels."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ ANCHORS: dict[str, tuple[str, ...]] = {
     "blue": ("2457c5", "1b2a5a", "5a9bd8", "4a6a98", "a8cdf0", "2e3a52"),
     "purple": ("7a3fa0", "4b2364", "b79ad6"),
 }
-"""Names of the vocabulary and the sRGB colours they cover: an anchor for every shade that people buy."""
+"""Colour names of the vocabulary, each with sRGB values of its common shades."""
 
 
 def lab(rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """CIE Lab of sRGB pixels (..., 3) uint8: L in 0..100."""
+    """Convert sRGB pixels (..., 3) uint8 to CIE Lab, L in 0..100."""
     flat = np.asarray(rgb, np.float32).reshape(1, -1, 3) / 255
     return np.asarray(cv2.cvtColor(flat, cv2.COLOR_RGB2LAB), np.float32).reshape(-1, 3)
 
@@ -35,11 +35,10 @@ _ANCHORS = lab(np.array([list(bytes.fromhex(shade)) for shades in ANCHORS.values
 
 
 def dominant_colour(rgb: NDArray[np.uint8], alpha: NDArray[np.float32] | None = None) -> tuple[str, float]:
-    """The name that most opaque pixels are nearest to in Lab, and the share of them, 0..1; ("", 0) without any.
+    """Return the colour name that is nearest, in Lab, to most opaque pixels, and their share, 0..1; ("", 0) without
+    any.
 
-    Args:
-        rgb: (H, W, 3) uint8 sRGB.
-        alpha: (H, W) in 0..1, 1 = product; without it every pixel counts.
+    `rgb` is (H, W, 3) uint8 sRGB. `alpha` is (H, W) in 0..1, 1 = product; by default every pixel counts.
     """
     pixels = rgb.reshape(-1, 3) if alpha is None else rgb[alpha > 0.9]
     if len(pixels) == 0:

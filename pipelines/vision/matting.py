@@ -1,4 +1,4 @@
-"""From a rough mask to a soft matte at the photo's resolution, and the product's own colours in its soft rim."""
+"""Refine a rough mask to a soft matte at the photo's resolution, and restore the product's colours in its soft edge."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import cv2
 import numpy as np
 
 STRIP_PIXELS = 2_000_000
-"""Larger photos are worked on in strips of rows of about this many pixels, so that memory does not grow with them."""
+"""Larger photos are processed in strips of rows of about this many pixels, which bounds memory."""
 
 
 def refine_matte(image: np.ndarray, mask: np.ndarray, radius: int, epsilon: float = 1e-4) -> np.ndarray:
-    """Snap a soft mask to the edges of its image with a colour guided filter.
+    """Align a soft mask with the edges of its image by a colour guided filter.
 
-    He, Sun and Tang, "Guided Image Filtering", ECCV 2010, section 3.3: in each window the matte is a linear function
-    of the three colour channels. Only a band of `2 * radius` around the mask's edge is changed.
+    He, Sun and Tang, "Guided Image Filtering", ECCV 2010, section 3.3: in each window the matte is a linear function of
+    the three colour channels. Only a band of `2 * radius` around the mask's edge changes.
 
     Args:
         image: `(H, W, 3)` uint8 RGB.
         mask: `(H, W)` float, 0..1.
-        radius: of the window in pixels: about how far off the mask's edge may be.
-        epsilon: regularisation; colour variances (0..1) below it count as flat.
+        radius: Radius of the window, px: about the largest error of the mask's edge.
+        epsilon: Regularisation; colour variances (0..1) below it count as flat.
 
     Returns:
         `(H, W)` float32, 0..1.
@@ -30,7 +30,7 @@ def refine_matte(image: np.ndarray, mask: np.ndarray, radius: int, epsilon: floa
     soft = np.empty(mask.shape, np.uint8)
     for rows, seen in _strips(mask.shape[0], mask.shape[1], halo=1):
         change = cv2.absdiff(cv2.blur(mask[seen], (3, 3)), np.round(mask[seen])) > 0.02
-        soft[rows] = change[_within(rows, seen)]
+        soft[rows] = change[_core(rows, seen)]
     unsure = cv2.dilate(soft, _disc(radius))
     if not unsure.any():
         return mask
@@ -44,25 +44,25 @@ def refine_matte(image: np.ndarray, mask: np.ndarray, radius: int, epsilon: floa
         if not band.any():
             continue
         guide = image[seen].astype(np.float32) / 255
-        # twice: the first answer puts the edge where the picture has it, the second is soft around that edge
+        # twice: the first pass locates the edge, the second makes a soft matte around it
         edge = (_guided_filter(guide, rough[seen], band, radius, epsilon) > 0.5).astype(np.float32)
         guided = _guided_filter(guide, np.where(band, edge, np.round(rough[seen])), band, second, epsilon)
-        core = _within(rows, seen)
+        core = _core(rows, seen)
         refined[rows][band[core]] = np.clip(guided[core][band[core]], 0, 1)
     return matte
 
 
 def decontaminate(image: np.ndarray, matte: np.ndarray, radius: int = 8) -> np.ndarray:
-    """Give soft rim pixels the product's colour without the old background's.
+    """Remove the old background's colour from pixels of the soft edge.
 
-    A rim pixel shows `matte * product + (1 - matte) * background`. The background near it is estimated from pixels
-    that are surely background, the equation solved for the product, and the answer kept near the colours of the
-    product's inside, since the division amplifies noise.
+    An edge pixel shows `matte * product + (1 - matte) * background`. The background is estimated from nearby pixels
+    that are certainly background, and the equation is solved for the product. The division amplifies noise, so the
+    result is kept near the colours of the product's inside.
 
     Args:
         image: `(H, W, 3)` uint8 RGB.
         matte: `(H, W)` float, 0..1.
-        radius: how far to look for pure colours, in pixels.
+        radius: Distance in which pure colours are searched, px.
 
     Returns:
         `(H, W, 3)` uint8; equal to `image` where the matte is 0 or at least 0.99.
@@ -71,7 +71,7 @@ def decontaminate(image: np.ndarray, matte: np.ndarray, radius: int = 8) -> np.n
         return image
     result = image.copy()
     for rows, seen in _strips(matte.shape[0], matte.shape[1], halo=3 * radius):  # the Gaussians below end at 2 * radius
-        core = _within(rows, seen)
+        core = _core(rows, seen)
         rim = (matte[rows] > 0) & (matte[rows] < 0.99)
         if rim.any():
             clean = _without_background(image[seen].astype(np.float32), matte[seen], radius)[core]
@@ -80,20 +80,20 @@ def decontaminate(image: np.ndarray, matte: np.ndarray, radius: int = 8) -> np.n
 
 
 def _without_background(colours: np.ndarray, matte: np.ndarray, radius: int) -> np.ndarray:
-    """What `decontaminate` says of every pixel, in float."""
+    """Return the result of `decontaminate` for every pixel, in float."""
     inside, inside_weight = _spread(colours, (matte >= 0.99).astype(np.float32), radius)
     outside, outside_weight = _spread(colours, (matte <= 0.01).astype(np.float32), radius)
     alpha = np.maximum(matte, 0.1)[..., None]
     solved = np.clip((colours - (1 - alpha) * outside) / alpha, 0, 255)
     solved = np.where(outside_weight[..., None] > 0, solved, colours)
-    # the lower the matte, the less its pixel knows of the product
+    # the lower the matte, the less the pixel shows of the product
     trust = np.clip(matte, 0, 1)[..., None]
     clean: np.ndarray = np.where(inside_weight[..., None] > 0, trust * solved + (1 - trust) * inside, solved)
     return clean
 
 
 def _strips(height: int, width: int, halo: int) -> Iterator[tuple[slice, slice]]:
-    """The rows of each strip, and the rows to look at for them: `halo` more on both sides, where there are any.
+    """Yield the rows of each strip, and these rows with a margin of `halo` on both sides.
 
     A picture of up to `STRIP_PIXELS` is one strip.
     """
@@ -103,13 +103,14 @@ def _strips(height: int, width: int, halo: int) -> Iterator[tuple[slice, slice]]
         yield slice(top, bottom), slice(max(0, top - halo), min(height, bottom + halo))
 
 
-def _within(rows: slice, seen: slice) -> slice:
-    """Where `rows` are in what was cut out at `seen`."""
+def _core(rows: slice, seen: slice) -> slice:
+    """Return the position of `rows` inside the slice `seen`."""
     return slice(rows.start - seen.start, rows.stop - seen.start)
 
 
 def _guided_filter(guide: np.ndarray, target: np.ndarray, band: np.ndarray, radius: int, epsilon: float) -> np.ndarray:
-    """The filter's answer, right where `band` is set: only the 3 x 3 systems that those pixels need are solved."""
+    """Apply the filter; the result is valid where `band` is set. Only the 3 x 3 systems that those pixels need are
+    solved."""
 
     def mean(x: np.ndarray) -> np.ndarray:
         return cv2.blur(x, (2 * radius + 1, 2 * radius + 1))
@@ -130,7 +131,7 @@ def _guided_filter(guide: np.ndarray, target: np.ndarray, band: np.ndarray, radi
 
 
 def _spread(colours: np.ndarray, weight: np.ndarray, radius: int) -> tuple[np.ndarray, np.ndarray]:
-    """Average colour of the weighted pixels around each pixel, and how much of the window they fill."""
+    """Return the mean colour of weighted pixels around each pixel, and their share of the window."""
     total = cv2.GaussianBlur(weight, (0, 0), radius / 2)
     total[total < 1e-4] = 0
     spread = cv2.GaussianBlur(colours * weight[..., None], (0, 0), radius / 2)

@@ -1,7 +1,7 @@
-"""Products on people: find the skin in a studio photo, and ask for the garment alone.
+"""Products on people: find skin in a studio photo, and segment the garment alone.
 
-Skin is found by its colour (Chai and Ngan, "Face segmentation using skin-color map", 1999: a box in Cr and Cb), which
-holds on evenly lit paper and nowhere else: wood, cardboard and shop light have that colour too.
+Skin is found by its colour, a box in Cr and Cb (Chai and Ngan, "Face segmentation using skin-color map", 1999). This
+works on evenly lit paper only: wood, cardboard and shop light have that colour too.
 """
 
 from __future__ import annotations
@@ -23,23 +23,24 @@ LOWER = frozenset(
 )
 
 GARMENT_ROWS = {"upper": (0.3, 0.6), "lower": (0.4, 0.85), "": (0.3, 0.7)}
-"""Between which shares of the figure's height a garment is looked for; of a lower one, of the garment's own height."""
+"""Rows in which a garment is searched, as shares of the figure's height; for a lower one, of the garment's own
+height."""
 
 DIFFERENT = 25.0
-"""Distance in 8-bit Lab from which a garment is another one."""
+"""Distance in 8-bit Lab from which two garments differ."""
 
 LARGE = 0.3
-"""A piece of cloth is large that has this share of the largest one's area: a shoe has less of trousers or shorts."""
+"""A large piece of cloth has this share of the largest one's area. A shoe has less of trousers or shorts."""
 
 PANEL = 0.2
-"""Where more than this share of the cloth above has the garment's colour, the rest is a panel of it and no shirt."""
+"""If more than this share of the cloth above has the garment's colour, the rest is a panel of it and not a shirt."""
 
 WORN_SHARE = (0.03, 0.6)
-"""A person is in the picture when skin is at least this share of what was cut out, and no more than that."""
+"""A person is in the picture if the share of skin in the cutout is between these."""
 
 
 def garment_part(title: str) -> str:
-    """`upper`, `lower` or "": which half of a person a garment covers, by the last word of its title that says so."""
+    """Return which half of a person a garment covers, `upper`, `lower` or "", by the last such word of its title."""
     words = [word.strip("()&;,.").lower() for word in title.replace("/", " ").split()]
     for word in reversed(words):
         if word in UPPER or word in LOWER:
@@ -48,7 +49,7 @@ def garment_part(title: str) -> str:
 
 
 def find_skin(image: np.ndarray) -> np.ndarray:
-    """Skin-coloured regions of an `(H, W, 3)` uint8 RGB image, `(H, W)` bool, speckle removed."""
+    """Return skin-coloured regions of an `(H, W, 3)` uint8 RGB image, `(H, W)` bool, without specks."""
     luma, cr, cb = np.moveaxis(cv2.cvtColor(image, cv2.COLOR_RGB2YCrCb), 2, 0)
     hue, saturation, _ = np.moveaxis(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), 2, 0)
     skin = (luma > 50) & (cr > 138) & (cr < 175) & (cb > 80) & (cb < 126)
@@ -58,10 +59,10 @@ def find_skin(image: np.ndarray) -> np.ndarray:
 
 
 def is_worn(figure: np.ndarray, skin: np.ndarray, part: str) -> bool:
-    """Whether the cut-out figure `(H, W)` bool is a person wearing the product, by how much of it is `skin`.
+    """Return whether the figure `(H, W)` bool is a person who wears the product, by its share of `skin`.
 
-    Beer and leather have the colour too: where the title names no garment (`part` is ""), the figure must also run out
-    of the picture, as people in shops' photos do and beer glasses do not.
+    Beer and leather have that colour too. So if the title names no garment (`part` is ""), the picture must also cut
+    the figure off, as shops' photos of people do.
     """
     share = float((figure & skin).sum() / max(1, figure.sum()))
     cropped = bool(figure[[0, -1]].any() or figure[:, [0, -1]].any())
@@ -69,11 +70,11 @@ def is_worn(figure: np.ndarray, skin: np.ndarray, part: str) -> bool:
 
 
 def garment_prompt(image: np.ndarray, figure: np.ndarray, skin: np.ndarray, part: str) -> Prompt | None:
-    """Ask for one garment of a person.
+    """Return HQ-SAM's prompt for one garment of a person.
 
-    Points on the garment lie where a garment of this part is, those on skin and on the other garment say what it is
-    not. An upper garment is looked for around the middle of the figure; a lower one, which may be shorts, in the
-    lowest large piece of cloth that skin parts from the rest: shoes are smaller ones, unless trousers reach them.
+    Positive points lie where a garment of this part is; negative points lie on skin and on the other garment. An upper
+    garment is searched around the middle of the figure. A lower one, which may be shorts, is searched in the lowest
+    large piece of cloth that skin separates from the rest. Shoes are smaller, unless trousers touch them.
 
     Args:
         image: `(H, W, 3)` uint8 RGB.
@@ -82,7 +83,7 @@ def garment_prompt(image: np.ndarray, figure: np.ndarray, skin: np.ndarray, part
         part: `upper`, `lower` or "".
 
     Returns:
-        None where no cloth is left there.
+        None if there is no cloth.
     """
     cloth = figure & ~skin
     whole = _lowest(cloth) if part == "lower" else cloth
@@ -99,11 +100,11 @@ def garment_prompt(image: np.ndarray, figure: np.ndarray, skin: np.ndarray, part
     if part == "upper":
         beside.append(_unlike(lab, _rows(cloth, figure, (0.9, 1.0)), colour, 1))
     elif part == "lower":
-        shirt = _rows(whole, whole, (0.12, 0.3))  # below what may be a waistband
+        shirt = _rows(whole, whole, (0.12, 0.3))  # below a possible waistband
         own = np.linalg.norm(lab[shirt] - colour, axis=1) <= DIFFERENT
         if own.sum() < PANEL * len(own):
             beside.append(_unlike(lab, shirt, colour, 1))
-        if not figure[-1].any():  # feet, where the cloth reaches them
+        if not figure[-1].any():  # feet, if the cloth reaches them
             beside.append(_unlike(lab, whole & _rows(figure, figure, (0.95, 1.0)), colour, 2))
     points = np.concatenate([garment, *beside]).astype(np.float32)
     labels = np.array([1] * len(garment) + [0] * (len(points) - len(garment)), np.int64)
@@ -112,7 +113,7 @@ def garment_prompt(image: np.ndarray, figure: np.ndarray, skin: np.ndarray, part
 
 
 def _lowest(cloth: np.ndarray) -> np.ndarray:
-    """Of the large pieces of cloth `(H, W)` bool the lowest, without the slivers that are left along skin."""
+    """Return the lowest of the large pieces of cloth `(H, W)` bool, without slivers along the skin."""
     size = max(3, round(0.015 * max(cloth.shape)) | 1)
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size))
     opened = cv2.morphologyEx(cloth.astype(np.uint8), cv2.MORPH_OPEN, disc)
@@ -125,13 +126,14 @@ def _lowest(cloth: np.ndarray) -> np.ndarray:
 
 
 def _unlike(lab: np.ndarray, band: np.ndarray, colour: np.ndarray, count: int) -> np.ndarray:
-    """Of up to `count` points on a band `(H, W)` bool those of another colour: on another garment, or on shoes."""
+    """Return those of up to `count` points on a band `(H, W)` bool that have another colour: another garment, or
+    shoes."""
     points = deepest_points(band, count)
     return points[[bool(np.linalg.norm(_at(lab, point) - colour) > DIFFERENT) for point in points]]
 
 
 def _rows(mask: np.ndarray, figure: np.ndarray, span: tuple[float, float]) -> np.ndarray:
-    """Of a mask, the rows between two shares of a figure's height; both `(H, W)` bool."""
+    """Return a mask's rows between two shares of a figure's height; both `(H, W)` bool."""
     rows = np.flatnonzero(figure.any(axis=1))
     top, height = int(rows[0]), int(rows[-1]) + 1 - int(rows[0])
     band = np.zeros_like(mask)
@@ -141,7 +143,7 @@ def _rows(mask: np.ndarray, figure: np.ndarray, span: tuple[float, float]) -> np
 
 
 def _at(lab: np.ndarray, point: np.ndarray) -> np.ndarray:
-    """The mean colour around a point."""
+    """Return the mean colour around a point."""
     x, y = (int(v) for v in point)
     colour: np.ndarray = lab[max(0, y - 3) : y + 4, max(0, x - 3) : x + 4].mean(axis=(0, 1))
     return colour

@@ -1,4 +1,5 @@
-"""Read a photo as shops upload them: any mode, any orientation, any size up to a limit checked before decoding."""
+"""Read a photo as shops upload it: any mode, any orientation, any size up to a limit that is checked before
+decoding."""
 
 from __future__ import annotations
 
@@ -18,13 +19,13 @@ from pipelines.settings import MAX_MEGAPIXELS
 log = logging.getLogger(__name__)
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "AVIF")
-"""What shops send. Every further decoder of Pillow's is attack surface without a user."""
+"""Formats that shops send. Each further decoder of Pillow's is attack surface without a user."""
 
 MIN_SIDE = 32
 MAX_ASPECT = 20
 
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error)
-"""What Pillow raises on broken files, by format."""
+"""Exceptions that Pillow raises for broken files, by format."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class Photo:
 
     Attributes:
         rgb: `(H, W, 3)` uint8.
-        alpha: `(H, W)` float32 in 0..1, or None where the file has none or it is opaque throughout.
+        alpha: `(H, W)` float32 in 0..1; None if the file has none or is opaque.
     """
 
     rgb: np.ndarray
@@ -52,15 +53,15 @@ class Photo:
 def read_photo(data: bytes, max_megapixels: float = MAX_MEGAPIXELS) -> Photo:
     """Decode the bytes of a photo.
 
-    EXIF orientation is applied; CMYK, Lab and RGB with a colour profile come out as sRGB; 16 bits are scaled to 8;
-    palettes and grey are expanded; of an animation the first frame is taken.
+    It applies EXIF orientation, converts CMYK, Lab and colour profiles to sRGB, scales 16 bits to 8, expands palettes
+    and grey, and takes an animation's first frame.
 
     Args:
-        data: the file.
-        max_megapixels: the limit, checked against the header before a pixel is decoded.
+        data: The file.
+        max_megapixels: The limit; the header is checked before a pixel is decoded.
 
     Raises:
-        Rejected: the file is empty, no image, broken, too large, too small or too narrow.
+        Rejected: the file is empty, not an image, broken, too large, too small or too narrow.
     """
     if not data:
         raise Rejected("the photo is empty (0 bytes); upload it again")
@@ -105,7 +106,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _alpha(image: Image.Image) -> np.ndarray | None:
-    """(H, W) float32, 0..1; None where the mode has no transparency."""
+    """Return (H, W) float32, 0..1; None if the mode has no transparency."""
     if not image.has_transparency_data:
         return None
     if image.mode in ("I;16", "I"):  # one grey value marked transparent, 16 bits deep
@@ -114,7 +115,7 @@ def _alpha(image: Image.Image) -> np.ndarray | None:
 
 
 def _srgb(image: Image.Image) -> np.ndarray:
-    """(H, W, 3) uint8, colours without regard to transparency."""
+    """Return (H, W, 3) uint8 colours; transparency is ignored."""
     if image.mode.startswith("I"):
         grey = np.asarray(image).astype(np.float32) / 257  # 65,535 becomes 255
         return np.repeat(np.clip(grey + 0.5, 0, 255).astype(np.uint8)[..., None], 3, axis=2)
@@ -134,7 +135,8 @@ def _srgb(image: Image.Image) -> np.ndarray:
 
 
 def _through_profile(image: Image.Image) -> Image.Image | None:
-    """The image in sRGB by its embedded profile; None without one, for an sRGB one, or where it is unusable."""
+    """Convert the image to sRGB with its colour profile. Return None without a profile, for an sRGB one, or for an
+    unusable one."""
     profile = image.info.get("icc_profile")
     if not profile and image.mode != "LAB":
         return None
@@ -142,7 +144,7 @@ def _through_profile(image: Image.Image) -> Image.Image | None:
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile)) if profile else ImageCms.createProfile("LAB")
         if "sRGB" in ImageCms.getProfileDescription(source):
-            return None  # a conversion would only round, and the product's pixels are to stay as they are
+            return None  # a conversion would only round the product's pixels
         return ImageCms.profileToProfile(colours, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
     except (ImageCms.PyCMSError, *_BROKEN) as error:
         log.warning("unusable colour profile, colours taken as sRGB: %s", error)

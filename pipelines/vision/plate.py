@@ -2,8 +2,8 @@
 
 A latent is one cell of 8 x 8 px. Cells that the outline crosses hold product and scene at once, and a small decoder
 lays the product's colours, or a dark seam, up to a cell beyond it: even a perfect picture that is encoded and decoded
-comes back with a halo (docs/measures.md has figures). The product itself is laid over from the photo, so nothing of
-what was painted in its place, or within a cell of it, is needed: the plate fills both from the scene further out.
+comes back with a halo (docs/research/detector.md). The product itself is laid over from the photo, so nothing of what
+was painted in its place, or within a cell of it, is needed: the plate fills both from the scene further out.
 """
 
 from __future__ import annotations

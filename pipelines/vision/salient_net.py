@@ -1,8 +1,8 @@
-"""U²-Net-P: a small net for salient objects, with the batch normalisation folded into the convolutions.
+"""U²-Net-P: a small net for salient objects, with batch normalisation folded into the convolutions.
 
 Qin et al., "U²-Net: Going Deeper with Nested U-Structure for Salient Object Detection", Pattern Recognition 2020,
-section 3. A U-Net whose every stage is itself a small U-Net (an RSU block). The published weights fold their
-normalisation into the convolutions on export, and fine-tuning at a low rate works without it, so this net has none.
+section 3. It is a U-Net whose every stage is a small U-Net (an RSU block). The published weights fold the normalisation
+into the convolutions on export. Fine-tuning at a low rate works without it, so this net has none.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 SIDE = 320
-"""The side in pixels that the published weights were trained at."""
+"""Side of the input of the published weights, px."""
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -31,7 +31,7 @@ def _conv(inputs: int, outputs: int, dilation: int = 1) -> nn.Sequential:
 
 
 class RSU(nn.Module):
-    """A residual U-block (figure 2): `depth` levels with pooling between them, the last one dilated instead."""
+    """A residual U-block (figure 2): `depth` levels with pooling between them; the last one is dilated instead."""
 
     def __init__(self, depth: int, inputs: int, middle: int, outputs: int) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class RSU(nn.Module):
 
 
 class DilatedRSU(nn.Module):
-    """The residual U-block of the deepest stages (RSU-4F): dilations 1, 2, 4, 8 in place of pooling."""
+    """The residual U-block of the deepest stages (RSU-4F): dilations 1, 2, 4, 8 instead of pooling."""
 
     def __init__(self, inputs: int, middle: int, outputs: int) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class U2NetP(nn.Module):
         self.fuse = nn.Conv2d(6, 1, 1)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Give saliency logits for an image.
+        """Return saliency logits for an image.
 
         Args:
             image: `(B, 3, H, W)`, normalised by `MEAN` and `STD`; the published weights expect 320 px.

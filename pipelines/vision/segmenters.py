@@ -1,7 +1,7 @@
-"""Find the product in a picture: a fast salient-object net, and HQ-SAM prompted by it (paper, section 3.1, step 1).
+"""Segment the product: a fast salient-object net, and HQ-SAM prompted by it (paper, section 3.1, step 1).
 
-Both are segmenters: an RGB image in, a soft mask out, 1 = product. They are independent enough that where they
-disagree, the checks report uncertainty.
+Both map an RGB image to a soft mask, 1 = product. They are largely independent, so the checks report their disagreement
+as uncertainty.
 """
 
 from __future__ import annotations
@@ -28,44 +28,44 @@ if TYPE_CHECKING:
     from pipelines.models.profile import Profile
 
 MASK_SIDE = 256
-"""SAM's masks in and out have this side: a quarter of the 1,024 px that its encoder sees."""
+"""Side of SAM's input and output masks: a quarter of the 1,024 px of its encoder."""
 
 MIN_SALIENCY = 0.5
 LOGIT_SCALE = 16.0
-"""What a fully salient pixel is worth as SAM's mask prompt: the size of the logits that SAM itself puts out."""
+"""Logit of a fully salient pixel in SAM's mask prompt: the size of SAM's own logits."""
 
 STABLE = 0.85
-"""Stability of an answer of HQ-SAM below which it is unsure where the thing ends."""
+"""Stability of HQ-SAM's mask below which the object's edge is uncertain."""
 
 SPECK = 0.002
-"""Holes below this share of a mask are the segmenter's doubt about print and seams, not gaps."""
+"""Holes below this share of a mask are uncertainty about print and seams, not gaps."""
 
 
 class Segmenter(Protocol):
-    """Anything that finds the product in a picture."""
+    """Segments the product in a picture."""
 
     def segment(self, image: np.ndarray) -> np.ndarray:
         """Map `(H, W, 3)` uint8 RGB to a soft mask `(H, W)` float32, 0..1, 1 = product."""
 
 
 class SalientSegmenter:
-    """U²-Net-P at 320 px: what strikes the eye. A tenth of HQ-SAM's time."""
+    """U²-Net-P at 320 px. It needs a tenth of HQ-SAM's time."""
 
     def __init__(self, net: U2NetP, device: str = "cpu") -> None:
-        # channels last: a quarter quicker on a CPU
+        # channels last is 25 % faster on a CPU
         self._net = net.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)
         self._device = device
 
     @classmethod
     def from_file(cls, path: Path, device: str = "cpu") -> SalientSegmenter:
-        """Load safetensors weights; half-precision ones are widened."""
+        """Load safetensors weights; half precision is converted to float32."""
         net = U2NetP()
         net.load_state_dict(load_file(path))
         return cls(net, device)
 
     @classmethod
     def from_profile(cls, profile: Profile, device: str = "cpu") -> SalientSegmenter:
-        """Load the profile's part `salient`, checked against its digest."""
+        """Load the profile's part `salient` and check its digest."""
         return cls.from_file(profile.part("salient").check().weights[0], device)
 
     def segment(self, image: np.ndarray) -> np.ndarray:
@@ -82,13 +82,13 @@ class SalientSegmenter:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What HQ-SAM is asked for, in pixels of the image.
+    """HQ-SAM's prompt, in pixels of the image.
 
     Attributes:
         box: `(4,)` float, left, top, right, bottom, or `(0,)`: none.
         points: `(N, 2)` float, x and y.
-        labels: `(N,)` int, 1 on the product, 0 beside it.
-        mask: a rough mask `(H, W)` float in 0..1, or None.
+        labels: `(N,)` int, 1 on the product, 0 outside it.
+        mask: A rough mask `(H, W)` float in 0..1, or None.
     """
 
     box: np.ndarray
@@ -98,11 +98,11 @@ class Prompt:
 
 
 def prompt_from(saliency: np.ndarray, points: int = 3) -> Prompt | None:
-    """Turn a saliency map `(H, W)`, 0..1, into a prompt; None where nothing is salient.
+    """Convert a saliency map `(H, W)`, 0..1, to a prompt; None if nothing is salient.
 
-    The box holds every salient piece of at least 4 % of the largest one's area, so a set stays one product. Points
-    lie where the salient region is widest, far from each other. The map itself is not passed on as a mask: SAM trusts a
-    mask prompt more than the picture, and keeps its mistakes (measured: 0.94 against 0.92 IoU over scenes).
+    The box contains every salient piece of at least 4 % of the largest one's area, so a set stays one product. Points
+    lie where the salient region is widest, far from each other. The map is not used as a mask prompt: SAM trusts a mask
+    prompt more than the picture and keeps its errors (measured: 0.94 against 0.92 IoU over scenes).
     """
     core = main_pieces(saliency > MIN_SALIENCY)
     if not core.any():
@@ -114,7 +114,7 @@ def prompt_from(saliency: np.ndarray, points: int = 3) -> Prompt | None:
 
 
 def deepest_points(mask: np.ndarray, count: int) -> np.ndarray:
-    """Up to `count` points `(N, 2)` float32, x and y, where a boolean mask is widest, far from each other."""
+    """Return up to `count` points `(N, 2)` float32, x and y, where a boolean mask is widest, far from each other."""
     inside = np.pad(mask, 1).astype(np.uint8)
     chosen: list[tuple[int, int]] = []
     for _ in range(count):
@@ -128,7 +128,7 @@ def deepest_points(mask: np.ndarray, count: int) -> np.ndarray:
 
 
 def main_pieces(mask: np.ndarray, share: float = 0.04) -> np.ndarray:
-    """The connected pieces of a boolean mask that have at least `share` of the largest one's area."""
+    """Return the connected pieces of a boolean mask with at least `share` of the largest one's area."""
     count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     if count <= 1:
         return np.zeros_like(mask, dtype=bool)
@@ -138,7 +138,7 @@ def main_pieces(mask: np.ndarray, share: float = 0.04) -> np.ndarray:
 
 
 def filled(mask: np.ndarray, share: float = 0.02) -> np.ndarray:
-    """The main pieces of a soft mask, those of `share` of the largest's area, their small holes filled."""
+    """Return a soft mask's main pieces, those of `share` of the largest one's area, with small holes filled."""
     kept = main_pieces(mask > 0.5, share)
     _, labels, stats, _ = cv2.connectedComponentsWithStats((~kept).astype(np.uint8), connectivity=4)
     small = stats[:, cv2.CC_STAT_AREA] < SPECK * kept.sum()
@@ -147,7 +147,7 @@ def filled(mask: np.ndarray, share: float = 0.02) -> np.ndarray:
 
 
 def stability(mask: np.ndarray) -> float:
-    """SAM's stability score of a soft mask: the IoU of a strict and a lax reading of it.
+    """Return SAM's stability score of a soft mask: the IoU of its masks at a high and a low threshold.
 
     Kirillov et al., "Segment Anything", ICCV 2023, appendix B ("Filtering").
     """
@@ -158,7 +158,7 @@ def stability(mask: np.ndarray) -> float:
 class HQSamSegmenter:
     """HQ-SAM (Ke et al. 2023, "Segment Anything in High Quality"), prompted by a salient-object segmenter or a caller.
 
-    The picture is encoded once (the slow part) and kept, so that asking again about the same picture is quick.
+    The slow image encoding is cached, so further prompts for the same picture are fast.
     """
 
     def __init__(self, sam: Sam, salient: Segmenter, device: str = "cpu") -> None:
@@ -169,29 +169,29 @@ class HQSamSegmenter:
 
     @classmethod
     def from_file(cls, path: Path, salient: Segmenter, device: str = "cpu") -> HQSamSegmenter:
-        """Load a whole model, `vit_tiny` where not told otherwise; half-precision weights are widened."""
+        """Load a whole `vit_tiny` model; half precision is converted to float32."""
         return cls(build_sam(path), salient, device)
 
     @classmethod
     def from_profile(cls, profile: Profile, salient: Segmenter, device: str = "cpu") -> HQSamSegmenter:
-        """Load the profile's part `hqsam`, checked against its digest."""
+        """Load the profile's part `hqsam` and check its digest."""
         part = profile.part("hqsam").check()
         return cls(build_sam(part.weights[0], part.kind.removeprefix("sam_hq_")), salient, device)
 
     def segment(self, image: np.ndarray) -> np.ndarray:
-        """See `Segmenter.segment`. Zeros where nothing in the picture is salient."""
+        """See `Segmenter.segment`. Returns zeros if nothing in the picture is salient."""
         prompt = prompt_from(self._salient.segment(image))
         if prompt is None:
             return np.zeros(image.shape[:2], np.float32)
         return self.segment_prompted(image, prompt)
 
     def segment_prompted(self, image: np.ndarray, prompt: Prompt, passes: int = 2) -> np.ndarray:
-        """Segment what `prompt` asks for.
+        """Segment the object of `prompt`.
 
         Args:
             image: `(H, W, 3)` uint8 RGB.
-            prompt: in pixels of `image`.
-            passes: decoder passes; each takes the mask before it as its mask prompt.
+            prompt: In pixels of `image`.
+            passes: Decoder passes; each uses the previous mask as its mask prompt.
 
         Returns:
             `(H, W)` float32, 0..1: the sigmoid of the mask's logits.
@@ -216,7 +216,8 @@ class HQSamSegmenter:
 
 
 def mask_prompt(mask: np.ndarray) -> np.ndarray:
-    """A soft mask `(H, W)` as SAM wants it: logits `(1, 256, 256)`, the longer side fitted, the rest background."""
+    """Convert a soft mask `(H, W)` to SAM's format: logits `(1, 256, 256)`, the longer side fitted, background
+    elsewhere."""
     height, width = mask.shape
     scale = MASK_SIDE / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -227,17 +228,17 @@ def mask_prompt(mask: np.ndarray) -> np.ndarray:
 
 
 HQ_PARTS = ("hf_token", "hf_mlp", "compress_vit_feat", "embedding_encoder", "embedding_maskfeature")
-"""What HQ-SAM adds to SAM's mask decoder."""
+"""Modules that HQ-SAM adds to SAM's mask decoder."""
 
 ENCODER_WIDTHS = {"vit_b": 768, "vit_l": 1024, "vit_h": 1280}
-"""Widths of the image encoders, by which the published checkpoints are told apart."""
+"""Widths of the image encoders; they identify the published checkpoints."""
 
 
 def build_sam(path: Path | None = None, kind: str = "vit_tiny") -> Sam:
-    """HQ-SAM of a `kind`, "vit_tiny", "vit_b", "vit_l" or "vit_h", with weights where a file of them is named.
+    """Build HQ-SAM of a `kind`, "vit_tiny", "vit_b", "vit_l" or "vit_h", with the weights of a file, if given.
 
-    The file is safetensors or a published `.pth` (tensors only, never code). Raises IntegrityError naming it where it
-    holds another model, ValueError at an unknown kind.
+    The file is safetensors or a published `.pth` (tensors only, never code). Raises IntegrityError, which names it, if
+    it holds another model. Raises ValueError for an unknown kind.
     """
     if kind != "vit_tiny" and kind not in ENCODER_WIDTHS:
         raise ValueError(f"There is no HQ-SAM {kind!r}; there are vit_tiny, {', '.join(ENCODER_WIDTHS)}.")
@@ -257,15 +258,10 @@ def build_sam(path: Path | None = None, kind: str = "vit_tiny") -> Sam:
 
 
 def build_mobile_sam(path: Path) -> Sam:
-    """HQ-SAM `vit_tiny` with MobileSAM's weights and an HQ output that adds nothing: SAM's own mask.
+    """Build HQ-SAM `vit_tiny` with the published `mobile_sam.pt` and an HQ output that adds nothing: SAM's own mask.
 
-    Training the HQ output starts from it, and what it is worth is measured against it.
-
-    Args:
-        path: the published `mobile_sam.pt`.
-
-    Raises:
-        IntegrityError: the file holds another model.
+    Training of the HQ output starts from it and is compared with it. Raises IntegrityError if the file holds another
+    model.
     """
     weights = read_weights(path, "MobileSAM")
     sam = build_sam()
@@ -281,7 +277,8 @@ def build_mobile_sam(path: Path) -> Sam:
 
 
 def _build_vit(weights: Mapping[str, Tensor], width: int) -> Sam:
-    """A SAM of a ViT encoder as deep as the weights are; blocks that attend globally have longer position tables."""
+    """Build a SAM with a ViT encoder as deep as the weights. Blocks with global attention have longer position
+    tables."""
     tables = {
         int(name.split(".")[2]): table.shape
         for name, table in weights.items()
@@ -300,7 +297,7 @@ def _build_vit(weights: Mapping[str, Tensor], width: int) -> Sam:
 
 
 def _segment_anything():  # type: ignore[no-untyped-def]
-    """Import the library without its notes about timm's moved modules."""
+    """Import the library without its warnings about timm's moved modules."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import segment_anything_hq

@@ -1,7 +1,7 @@
-"""Photos on plain paper: recognise the background by the picture's border, and cut the product out by colour.
+"""Photos on plain paper: detect the background from the picture's border, and cut the product out by colour.
 
-Where the background is known, every pixel tells how far it is from it. What colour alone cannot tell is a shadow (the
-background, darker) from a grey product, and a white product from white paper: there the salient-object net decides.
+With a known background, every pixel has a distance to it. Colour alone cannot separate a shadow (a darker background)
+from a grey product, or a white product from white paper. There the salient-object net decides.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import numpy as np
 from pipelines.vision.segmenters import main_pieces
 
 BORDER = 0.02
-"""Width of the frame that is looked at, as a share of the picture's shorter side."""
+"""Width of the border, as a share of the picture's shorter side."""
 
 MARGIN = 0.02
-"""How far around the product no pixel speaks against the paper, as a share of the picture's longer side: soft edges."""
+"""Margin around the product in which pixels do not count as clutter, as a share of the longer side: soft edges."""
 
 MIN_INLIERS = 0.7
 MAX_SPREAD = 5.0
@@ -25,7 +25,7 @@ MIN_BRIGHTNESS = 120.0
 
 UNMISTAKABLE_TINT = 48.0
 UNMISTAKABLE_SHADE = 0.25
-"""Levels beside the background's colour, and share of its light, from where on a pixel is no paper in any shadow."""
+"""Levels of tint, and share of the background's light, from which a pixel is not paper in any shadow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +33,8 @@ class Studio:
     """A plain background.
 
     Attributes:
-        colour: `(H, W, 3)` float32: what the background looks like behind every pixel, 0..255.
-        spread: standard deviation of the border around it, in levels.
+        colour: `(H, W, 3)` float32: the background behind every pixel, 0..255.
+        spread: Standard deviation of the border from it, in levels.
     """
 
     colour: np.ndarray
@@ -42,14 +42,11 @@ class Studio:
 
 
 def find_studio(image: np.ndarray) -> Studio | None:
-    """Recognise plain paper, evenly lit or with a smooth gradient.
+    """Detect plain paper, evenly lit or with a smooth gradient, in an image `(H, W, 3)` uint8 RGB.
 
-    A quadratic surface is fitted to the border's colours with outliers left out (a product may touch the border); the
-    background is plain when most of the border follows it closely. Dark backgrounds are not taken: products fade into
-    them.
-
-    Args:
-        image: `(H, W, 3)` uint8 RGB.
+    It fits a quadratic surface to the border's colours without outliers, as a product may touch the border. The
+    background is plain if most of the border is close to the surface. Dark backgrounds are refused, because products
+    fade into them.
     """
     height, width = image.shape[:2]
     frame = max(2, round(BORDER * min(height, width)))
@@ -81,7 +78,7 @@ def cut_studio(image: np.ndarray, studio: Studio, saliency: np.ndarray) -> np.nd
 
     Args:
         image: `(H, W, 3)` uint8 RGB.
-        studio: its background.
+        studio: Its background.
         saliency: `(H, W)` float, 0..1, of the salient-object net.
 
     Returns:
@@ -96,20 +93,20 @@ def cut_studio(image: np.ndarray, studio: Studio, saliency: np.ndarray) -> np.nd
     product = main_pieces(saliency > 0.5)
     if not product.any():
         return product
-    # thin parts that the net's 320 px lose: cords, laces, straps; and whatever no shadow can be, seen by the net or not
+    # add thin parts that the net misses at 320 px (cords, straps), and pixels that cannot be shadow
     unmistakable = (tint > UNMISTAKABLE_TINT) | (shade < UNMISTAKABLE_SHADE)
     product |= _touching((distinct & (saliency > 0.02)) | unmistakable, product)
-    # paper that it takes in: a rim around the product, and the gaps inside
+    # remove paper: a rim around the product, and gaps inside
     paper = _grow((saliency < 0.1) & ~distinct, plain, round(0.025 * side))
     product &= ~paper
     product &= ~_gaps(plain & product, saliency, side)
     return main_pieces(product, share=0.02)
 
 
-def strewn(image: np.ndarray, studio: Studio, product: np.ndarray) -> float:
-    """Share of the picture around a product `(H, W)` bool that is neither paper nor a shadow on it, 0..1.
+def clutter(image: np.ndarray, studio: Studio, product: np.ndarray) -> float:
+    """Return the share of the picture around a product `(H, W)` bool that is neither paper nor shadow, 0..1.
 
-    Photos on paper have next to none; a scene whose border happens to be plain has other things in it.
+    Photos on paper have almost none. A scene with a plain border has other objects.
     """
     _, tint, shade = _beside_paper(image, studio)
     reach = round(MARGIN * max(image.shape[:2])) | 1
@@ -118,9 +115,9 @@ def strewn(image: np.ndarray, studio: Studio, product: np.ndarray) -> float:
 
 
 def _beside_paper(image: np.ndarray, studio: Studio) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pixels as float32, smoothed a little, and what each is beside the paper: its tint in levels, its shade.
+    """Return slightly smoothed pixels as float32, and each one's tint, in levels, and shade relative to the paper.
 
-    A shadow is the paper times a shade below 1; what remains beside that is tint.
+    A shadow is the paper times a shade below 1; the rest of the difference is tint.
     """
     pixels = cv2.GaussianBlur(image, (0, 0), 0.8).astype(np.float32)
     shade = (pixels * studio.colour).sum(axis=2) / (studio.colour**2).sum(axis=2)
@@ -137,7 +134,7 @@ def _quadratic(y: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 
 def _touching(candidates: np.ndarray, product: np.ndarray) -> np.ndarray:
-    """The connected pieces of `candidates` that overlap `product`."""
+    """Return the connected pieces of `candidates` that overlap `product`."""
     count, labels = cv2.connectedComponents(candidates.astype(np.uint8), connectivity=8)
     touched = np.zeros(count, bool)
     touched[np.unique(labels[product])] = True
@@ -146,7 +143,7 @@ def _touching(candidates: np.ndarray, product: np.ndarray) -> np.ndarray:
 
 
 def _grow(seed: np.ndarray, into: np.ndarray, steps: int) -> np.ndarray:
-    """`seed` dilated `steps` pixels, never leaving `into`."""
+    """Dilate `seed` by `steps` pixels inside `into`."""
     region, allowed = seed.astype(np.uint8), (seed | into).astype(np.uint8)
     kernel = np.ones((3, 3), np.uint8)
     for _ in range(steps):
@@ -155,7 +152,7 @@ def _grow(seed: np.ndarray, into: np.ndarray, steps: int) -> np.ndarray:
 
 
 def _gaps(plain: np.ndarray, saliency: np.ndarray, side: int) -> np.ndarray:
-    """Pieces of plain paper inside the product (a handle's eye): large enough, and doubted by the net."""
+    """Return large pieces of plain paper inside the product, such as a handle's eye, with a low saliency."""
     count, labels, stats, _ = cv2.connectedComponentsWithStats(plain.astype(np.uint8), connectivity=4)
     areas = stats[:, cv2.CC_STAT_AREA]
     doubt = np.bincount(labels.ravel(), weights=saliency.ravel(), minlength=count) / np.maximum(1, areas)

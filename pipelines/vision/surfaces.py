@@ -1,7 +1,7 @@
-"""What the product lies on, and what it is printed on: HQ-SAM asked about the wrong one of the two is asked again.
+"""Surfaces and prints: find the product on a sheet, and the garment around a print, with a second HQ-SAM prompt.
 
-A poster, a page or a table that reaches from edge to edge is no product, what lies on it is. A print is no product
-either: of a shirt whose print catches the eye the shirt is wanted.
+A poster, a page or a table from edge to edge is not the product; the object on it is. A print is not the product
+either; the garment around it is.
 """
 
 from __future__ import annotations
@@ -9,45 +9,36 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from pipelines.vision.segmenters import (
-    STABLE,
-    HQSamSegmenter,
-    Prompt,
-    filled,
-    main_pieces,
-    prompt_from,
-    stability,
-)
+from pipelines.vision.segmenters import STABLE, HQSamSegmenter, Prompt, filled, main_pieces, prompt_from, stability
 
 MIN_STABILITY = 0.88
-"""From this stability on an answer about what lies on a sheet is taken."""
+"""Stability from which a mask of an object on a sheet is used."""
 
 SHEET = 0.88
-"""What reaches from one edge of the picture to the opposite one and fills this share of its box is a sheet, a poster or
-a table, and the product lies on it."""
+"""A sheet (poster, table) spans two opposite edges of the picture and fills this share of its bounding box."""
 
 LEAST_ON_SHEET = 0.05
-"""A smaller share of the sheet is printed on it rather than lying there."""
+"""An object with a smaller share of the sheet is printed on it."""
 
 LARGEST_PRINT = 0.15
-"""A garment that fills less of its photo may be a print on one. Set on three photos of prints (0.03 to 0.13), two of
-which the detector is measured with."""
+"""A garment that fills less of its photo may be a print on one. Set on three photos of prints (0.03 to 0.13); two of
+these are in the detector's test set."""
 
 MIN_GROWTH = 1.5
-"""A garment is so many times as large as its print; less is the same garment with something beside it."""
+"""Smallest ratio of a garment's area to its print's. Less is the same garment with something next to it."""
 
 BESIDE = 0.12
-"""How far beside a print the garment is asked for, as a share of the print's longer side."""
+"""Distance of the points next to a print, as a share of the print's longer side."""
 
 MAX_BORDER = 0.3
-"""What takes in more of the picture's border is the ground, not the garment."""
+"""A mask with more of the picture's border is the ground, not the garment."""
 
 HOLDS = 0.95
-"""A garment holds at least this share of its print, in one piece."""
+"""A garment contains at least this share of its print, in one piece."""
 
 
 def is_sheet(mask: np.ndarray) -> bool:
-    """Whether a mask `(H, W)` bool is a rectangle between opposite edges of the picture."""
+    """Return whether a mask `(H, W)` bool is a rectangle between opposite edges of the picture."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):
         return False
@@ -58,9 +49,9 @@ def is_sheet(mask: np.ndarray) -> bool:
 
 
 def lying_on(image: np.ndarray, sheet: np.ndarray, hqsam: HQSamSegmenter) -> np.ndarray:
-    """What HQ-SAM finds in the middle of the picture on a sheet; the sheet itself where it is sure of nothing there.
+    """Return HQ-SAM's mask of the object in the middle of a sheet; the sheet itself if no mask is certain.
 
-    It is asked twice: for what the middle belongs to, then for what fills the box of that answer.
+    HQ-SAM runs twice: with a point in the middle, then with the box of that mask.
     """
     height, width = sheet.shape
     thing = _belonging(image, np.array([[width / 2, height / 2]], np.float32), 1, hqsam)
@@ -71,10 +62,10 @@ def lying_on(image: np.ndarray, sheet: np.ndarray, hqsam: HQSamSegmenter) -> np.
 
 
 def printed_on(image: np.ndarray, mask: np.ndarray, hqsam: HQSamSegmenter) -> np.ndarray:
-    """The garment that a print is on, where a mask `(H, W)`, 0..1, is so small that it may be one; else the mask.
+    """Return the garment around a print, if a mask `(H, W)`, 0..1, is small enough to be one; else the mask.
 
-    HQ-SAM is asked for what lies close beside it on all four sides, then for what fills the box of that answer. A small
-    shirt on a table looks the same to it: whoever takes this answer should have a person look.
+    HQ-SAM runs with points close to it on all four sides, then with the box of that mask. A small shirt on a table
+    looks the same, so a person should check the result.
     """
     found = mask > 0.5
     if not 0 < found.mean() < LARGEST_PRINT:
@@ -99,7 +90,7 @@ def printed_on(image: np.ndarray, mask: np.ndarray, hqsam: HQSamSegmenter) -> np
 
 
 def _belonging(image: np.ndarray, points: np.ndarray, deepest: int, hqsam: HQSamSegmenter) -> np.ndarray | None:
-    """What points `(N, 2)` belong to: HQ-SAM's answer to them, asked once more by its box and `deepest` points."""
+    """Return HQ-SAM's mask for points `(N, 2)`, refined by its box and `deepest` points."""
     first = hqsam.segment_prompted(image, Prompt(np.zeros(0), points, np.ones(len(points), np.int64)), passes=1)
     thing = prompt_from(main_pieces(first > 0.5).astype(np.float32), points=deepest)
     return filled(hqsam.segment_prompted(image, thing)) if thing is not None else None

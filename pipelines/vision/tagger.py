@@ -31,7 +31,7 @@ class Tag:
 
 
 class Tagger:
-    """CLIP, and the vocabulary's sentences embedded once."""
+    """CLIP, with the vocabulary's sentences embedded once."""
 
     def __init__(
         self, folder: Path, vocabulary: Vocabulary, device: str = "cpu", weights: Collection[Path] | None = None
@@ -44,13 +44,13 @@ class Tagger:
 
     @classmethod
     def from_profile(cls, profile: Profile, vocabulary: Vocabulary, device: str = "cpu") -> Tagger:
-        """The tagger that a profile names, its file checked against the profile's digest."""
+        """Load the profile's tagger and check its digest."""
         part = profile.part("clip").check()
         return cls(part.path, vocabulary, device, part.weights)
 
     @torch.inference_mode()
     def rank(self, images: Sequence[np.ndarray]) -> list[list[Tag]]:
-        """All words of the vocabulary for each (H, W, 3) uint8 RGB image, the likeliest first."""
+        """Return all words of the vocabulary for each (H, W, 3) uint8 RGB image, the most probable first."""
         pixels = self.images([Image.fromarray(image) for image in images], return_tensors="pt").pixel_values
         features = functional.normalize(_features(self.model.get_image_features(pixels.to(self.device))), dim=-1)
         logits = (features @ self._text.T * self.model.logit_scale.exp()).cpu()
@@ -74,5 +74,5 @@ class Tagger:
 
 
 def _features(output: object) -> Tensor:
-    """transformers 5 wraps the projected features in a model output."""
+    """Return the projected features, which transformers 5 wraps in a model output."""
     return output if isinstance(output, Tensor) else output.pooler_output  # type: ignore[attr-defined]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class SRVGGNetCompact(nn.Module):
     """Compact VGG-style super-resolution net of Real-ESRGAN (Wang et al. 2021, https://arxiv.org/abs/2107.10833).
 
-    Every convolution works at the small size, one pixel shuffle enlarges, and the input's nearest-neighbour enlargement
+    All convolutions work at the input's size. One pixel shuffle enlarges, and the input's nearest-neighbour enlargement
     is added. The state dict has the names of the published checkpoints (`body.0.weight` ...).
     """
 
@@ -37,7 +37,7 @@ class SRVGGNetCompact(nn.Module):
 
     @property
     def radius(self) -> int:
-        """How far, in input pixels, an output pixel sees: one pixel a convolution."""
+        """Radius of the receptive field, in input pixels: one pixel per convolution."""
         return sum(isinstance(layer, nn.Conv2d) for layer in self.body)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ class SRVGGNetCompact(nn.Module):
 
     @classmethod
     def from_state_dict(cls, weights: Mapping[str, Tensor]) -> SRVGGNetCompact:
-        """The net that `weights` were saved from, its sizes read off them. Raises ValueError on another net's."""
+        """Build the net of `weights`; their shapes give its sizes. Raises ValueError for another net's weights."""
         last = max(
             (int(m[1]) for m in (re.fullmatch(r"body\.(\d+)\.weight", name) for name in weights) if m), default=0
         )
@@ -63,14 +63,15 @@ class SRVGGNetCompact(nn.Module):
 
     @classmethod
     def from_file(cls, path: Path) -> SRVGGNetCompact:
-        """Read safetensors, or a published `.pth` (tensors only, never code). Raises IntegrityError naming the file."""
+        """Read safetensors, or a published `.pth` (tensors only, never code). Raises IntegrityError, which names the
+        file."""
         weights = read_weights(path, "SRVGGNetCompact weights")
         with reading(path, "SRVGGNetCompact weights"):
             return cls.from_state_dict(weights)
 
 
 class _DenseBlock(nn.Module):
-    """Five convolutions, each of which sees what all before it made."""
+    """Five convolutions; each reads the outputs of all before it."""
 
     def __init__(self, features: int, growth: int):
         super().__init__()
@@ -98,13 +99,13 @@ class _ResidualInResidual(nn.Module):
 class RRDBNet(nn.Module):
     """The large net of Real-ESRGAN (Wang et al. 2021, https://arxiv.org/abs/2107.10833; ESRGAN's generator).
 
-    It enlarges fourfold; for a `scale` of 2 the input is folded to half its size first. The state dict has the names of
+    It enlarges fourfold. For a `scale` of 2 the input is first folded to half its size. The state dict has the names of
     the published checkpoints (`conv_first.weight`, `body.0.rdb1.conv1.weight` ...).
     """
 
     radius = 32
-    """What tiles overlap by, px. It sees some ten times as far, but what is there changes no pixel (the published code
-    overlaps by 10)."""
+    """Overlap of tiles, px. The receptive field is about ten times as large, but its outer part changes no pixel (the
+    published code overlaps by 10)."""
 
     def __init__(self, features: int = 64, blocks: int = 23, growth: int = 32, scale: int = 4):
         super().__init__()
@@ -131,7 +132,8 @@ class RRDBNet(nn.Module):
 
     @classmethod
     def from_file(cls, path: Path) -> RRDBNet:
-        """Read safetensors, or a published `.pth` (tensors only, never code). Raises IntegrityError naming the file."""
+        """Read safetensors, or a published `.pth` (tensors only, never code). Raises IntegrityError, which names the
+        file."""
         weights = read_weights(path, "RRDBNet weights")
         with reading(path, "RRDBNet weights"):
             features, inputs = weights["conv_first.weight"].shape[:2]
@@ -143,7 +145,7 @@ class RRDBNet(nn.Module):
 
 
 class Upscaler:
-    """Enlarges uint8 RGB images tile by tile. Tiles overlap by what the net can see, so no seam can appear."""
+    """Enlarges uint8 RGB images tile by tile. Tiles overlap by the net's receptive field, so there are no seams."""
 
     def __init__(self, net: SRVGGNetCompact | RRDBNet, device: str = "cpu", tile: int = 192):
         self.net = net.to(device).eval().requires_grad_(False)
@@ -152,15 +154,15 @@ class Upscaler:
 
     @classmethod
     def from_profile(cls, profile: Profile, device: str = "cpu") -> Upscaler:
-        """The upscaler that a profile names, its file checked against the profile's digest."""
+        """Load the profile's upscaler and check its digest."""
         part = profile.part("upscaler").check()
         net_class = RRDBNet if part.kind == "rrdb" else SRVGGNetCompact
         return cls(net_class.from_file(part.weights[0]), device)
 
     def upscale(self, image: np.ndarray, size: tuple[int, int] | None = None) -> np.ndarray:
-        """(H, W, 3) uint8 RGB → uint8 RGB of `size` (width, height), by default the net's own factor.
+        """Enlarge (H, W, 3) uint8 RGB to `size` (width, height); default: by the net's own factor.
 
-        The net enlarges once; the rest of the way, up or down, is a Lanczos resize to exactly `size`.
+        The net enlarges once. A Lanczos resize then gives exactly `size`.
         """
         height, width = image.shape[:2]
         scale = self.net.scale

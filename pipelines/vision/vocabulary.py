@@ -1,4 +1,4 @@
-"""The reviewed vocabulary of tags (paper, section 1), and which of its words a title says."""
+"""The reviewed vocabulary of tags (paper, section 1), and which of its words a title contains."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KINDS = ("category", "material", "colour")
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """One tag: its kind, the sentence that CLIP is asked, and the words of titles that mean the same."""
+    """One tag: its kind, CLIP's sentence, and its synonyms in titles."""
 
     tag: str
     kind: str
@@ -26,24 +26,24 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """All words. `digest` is of the file, and part of every describe step's key."""
+    """All words. `digest` is that of the file, and part of every describe step's key."""
 
     words: tuple[Word, ...]
     digest: str
 
     def of_kind(self, kind: str) -> tuple[Word, ...]:
-        """The words of one kind, in the file's order."""
+        """Return the words of one kind, in the file's order."""
         return tuple(word for word in self.words if word.kind == kind)
 
     def find(self, text: str, kind: str = "category") -> str:
-        """The tag of this kind that `text` names, "" where it names none; `locate` says how it chooses."""
+        """Return the tag of this kind that `text` names, "" for none; see `locate`."""
         return self.locate(text, kind)[0]
 
     def locate(self, text: str, kind: str = "category") -> tuple[str, int, int]:
-        """The tag that `text` names, and where its wording starts and ends in `plain_words(text)`; ("", 0, 0) for none.
+        """Return the tag that `text` names, and its start and end in `plain_words(text)`; ("", 0, 0) for none.
 
-        Of several the last counts, as titles end with the noun; of two that end together the longer wording ("polo
-        shirt" is no shirt). What is a colour too counts only where nothing else is named ("Zoe Tank orange").
+        The last tag counts, because titles end with the noun. Of two that end together the longer counts ("polo shirt"
+        is no shirt). A word that is also a colour counts only if nothing else is named ("Zoe Tank orange").
         """
         plain = plain_words(text)
         colours = {word.tag for word in self.of_kind("colour")} if kind != "colour" else set()
@@ -58,7 +58,7 @@ class Vocabulary:
 
 
 def plain_words(text: str) -> str:
-    """Lower case, without HTML entities and punctuation, one space between words."""
+    """Return lower case text without HTML entities and punctuation, with single spaces."""
     return " ".join(re.sub(r"&\w+;|[^\w' -]", " ", text.lower()).split())
 
 
@@ -66,7 +66,7 @@ def plain_words(text: str) -> str:
 def load_vocabulary(path: Path) -> Vocabulary:
     """Read a vocabulary: sections `[kind] sentence with {}`, then lines `tag: synonym, synonym`.
 
-    Raises UsageError naming file and line where a line is neither.
+    Raises UsageError, which names file and line, for any other line.
     """
     text = path.read_text(encoding="utf-8")
     return Vocabulary(tuple(_read_words(path, text)), sha256_hex(text.encode()))
@@ -93,5 +93,5 @@ def _read_words(path: Path, text: str) -> Iterator[Word]:
 
 @lru_cache(maxsize=2048)
 def _pattern(wording: str) -> re.Pattern[str]:
-    """The wording as whole words; a plural is the same word."""
+    """Return a pattern for the wording as whole words, singular or plural."""
     return re.compile(rf"(?<![\w-]){re.escape(wording)}(?:s|es)?(?![\w-])")

@@ -1,4 +1,4 @@
-"""Pictures for the page: small, decoded and encoded again, so that no bytes of a stranger's file reach a browser."""
+"""Small pictures for the page, decoded and encoded again: no byte of an uploaded file reaches a browser."""
 
 from __future__ import annotations
 

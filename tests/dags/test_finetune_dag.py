@@ -13,16 +13,16 @@ from airflow.dag_processing.dagbag import DagBag
 from airflow.utils.state import DagRunState
 from PIL import Image
 
-from operators.finetune import PromoteRevisionOperator, RegisterRevisionOperator
+from operators.finetune import promote as promotion
+from operators.finetune import register
 from pipelines.contracts import Artifact, Job, Product, Publication, Shot, ShotStep, State, Step, sha256_hex
 from pipelines.models import profile as models
 from pipelines.models.profile import load_profile
 from pipelines.revisions.registry import promote, revisions
 from pipelines.settings import ROOT
-from pipelines.training import brushnet, finetune
-from pipelines.training import evaluate as exam
+from pipelines.training import brushnet, evaluate, finetune
 from pipelines.training.data import is_held_out
-from pipelines.training.finetune import Finetune, Stage
+from pipelines.training.finetune import Finetune, TrainingStage
 from pipelines.training.sources import Dataset, gather_ledger
 from pipelines.vision.photos import png_bytes
 
@@ -54,8 +54,8 @@ def state_dir(settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
         monkeypatch.setattr(f"{module}.get_settings", lambda: own)
     monkeypatch.setattr(brushnet, "show", lambda *args: None)
     monkeypatch.setattr(finetune, "SHOTS", 4)
-    prepare = exam.Exam.prepare
-    monkeypatch.setattr(exam.Exam, "prepare", lambda *args, **rest: prepare(*args, **{**rest, "steps": 2}))
+    prepare = evaluate.Evaluator.prepare
+    monkeypatch.setattr(evaluate.Evaluator, "prepare", lambda *args, **rest: prepare(*args, **{**rest, "steps": 2}))
     load_profile.cache_clear()
     yield tmp_path / "state"
     load_profile.cache_clear()
@@ -93,7 +93,8 @@ def test_from_the_shops_cutouts_to_a_revision_that_a_person_may_promote(
 ):
     from airflow.settings import Session
 
-    run = DagBag(str(ROOT / "dags")).dags["brushnet_finetune"].test(run_conf=FORM)
+    dag = DagBag(str(ROOT / "dags")).dags["brushnet_finetune"]
+    run = dag.test(run_conf=FORM)
     assert run.state is DagRunState.SUCCESS
     Session.remove()
 
@@ -111,32 +112,27 @@ def test_from_the_shops_cutouts_to_a_revision_that_a_person_may_promote(
     assert {"config.json", "frozen_set.png"} <= made.files.keys()
 
     # registering again on another worker, with nothing but store and ledger in common, is the same revision
-    job = Finetune(Stage("training", 0.0), Stage(made.data, 30.0, 1), side=64)
+    job = Finetune(TrainingStage("training", 0.0), TrainingStage(made.data, 30.0, 1), side=64)
     job.folder(load_profile("mini"), state_dir).rename(tmp_path / "elsewhere")
     context = {"dag": SimpleNamespace(dag_id="brushnet_finetune"), "run_id": "again"}
-    register = RegisterRevisionOperator(
-        task_id="register",
-        pictures={"salient": "training", "instance": made.data},
-        salient={},
-        instance={"figures": dict(figures), "files": dict(made.files)},
-        salient_minutes="0",
-        salient_steps="",
-        minutes="30",
-        steps="1",
-        side="64",
-        products="2",
-        seeds="1",
+    told = register.function(
+        {"salient": "training", "instance": made.data},
+        {},
+        {"figures": dict(figures), "files": dict(made.files)},
+        params=dag.params.dump() | FORM,
+        **context,
     )
-    told = register.execute(context)
     assert told["sha256"] == made.sha256
     assert len(revisions(ledger.engine, "mini")) == 1
 
-    promotion = PromoteRevisionOperator(task_id="promote", revision=told, wanted="True")
-    refused = promotion.execute(context)
+    refused = promotion.function(told, params={"promote": True}, **context)
     assert refused["promoted"] is False
     assert "2 products" in refused["reason"]
-    unwanted = PromoteRevisionOperator(task_id="promote", revision=told, wanted="False")
-    assert unwanted.execute(context) == {"promoted": False, "reason": "not asked for"}
+    unwanted = promotion.function(told, params={"promote": False}, **context)
+    assert unwanted == {"promoted": False, "reason": "not asked for"}
     promote(ledger.engine, load_profile("mini"), "brushnet", made.revision, "ada", force=True)
-    assert promotion.execute(context) == {"promoted": True, "reason": "it was already"}
+    assert promotion.function(told, params={"promote": True}, **context) == {
+        "promoted": True,
+        "reason": "it was already",
+    }
     assert load_profile("mini").ref("brushnet").sha256 == made.sha256

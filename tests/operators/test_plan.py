@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from operators.base import PROBLEM
 from operators.plan import PlanCampaignOperator, PlanRefreshOperator, choose
+from operators.policy import TICK
 from pipelines.catalogue.feed import ingest
 from pipelines.contracts import Job, Product, ShotStep, State, Step
 from pipelines.errors import UsageError
@@ -62,6 +64,7 @@ def refresh(run: str, context: dict[str, Any], **about: Any) -> list[int]:
 
 
 def campaign(run: str, context: dict[str, Any], **about: Any) -> list[int]:
+    context["dag"].dag_id = "campaign_backfill"
     about = {"day": "", "scene": SCENE, "categories": [], "skus": [], "limit": None, "reprocess": "missing"} | about
     return PlanCampaignOperator(task_id="plan", run=run, triggered_by="test", **about).execute(context)
 
@@ -123,6 +126,12 @@ def test_selections_arrive_as_the_text_that_templates_render(context, ledger, fe
     about = {"categories": '["home > kitchen"]', "skus": "[]", "limit": "1"}
     refresh("r-text", context, feed=str(feed), **about)
     assert selected(ledger, "r-text") == ["CUP-1"]
+
+
+def test_what_a_form_sends_for_empty_fields_and_lines_means_all(context, ledger, feed) -> None:
+    assert refresh("r-nulls", context, feed=str(feed), categories="null", skus='[""]') == [0, 1, 2]
+    refresh("r-lines", context, feed=str(feed), categories="null", skus='["", " CUP-1 ", "BOOK-5", ""]')
+    assert selected(ledger, "r-lines") == ["CUP-1", "BOOK-5"]
 
 
 def test_nothing_selected_is_no_error(context, ledger, feed) -> None:
@@ -187,6 +196,37 @@ def test_a_campaign_over_named_products_takes_them_whatever_the_day(context, led
     ledger.upsert_products([Product("NAMED-1", 1, "A", "Named", None, "none")], now=MAY_1)
     campaign("c-named", context, day="2026-06-30", skus=["NAMED-1"])
     assert selected(ledger, "c-named") == ["NAMED-1"]
+
+
+def test_a_campaign_in_no_scene_makes_nothing_and_its_report_names_the_tick(context, ledger) -> None:
+    ledger.upsert_products([Product("TICK-1", 1, "A", "Tick", None, "none")], now=MAY_1)
+    with pytest.raises(UsageError, match=f"'{TICK}'") as error:
+        campaign("c-tick", context, scene="", skus=["TICK-1"])
+    assert "\n" not in str(error.value)
+    assert selected(ledger, "c-tick") == []
+    found = report(ledger.engine, "c-tick")
+    assert (found.state, found.dag_id, found.products) == ("failed", "campaign_backfill", 0)
+    assert found.problem == {"reason": str(error.value)} == context["ti"].pushed[PROBLEM]
+
+
+def test_a_plan_that_fails_when_it_is_cleared_keeps_what_its_run_made(context, ledger, feed, tmp_path) -> None:
+    shop = Path(copytree(feed.parent, tmp_path / "shop")) / feed.name
+    refresh("r-kept", context, feed=str(shop))
+    shop.unlink()
+    with pytest.raises(UsageError):
+        refresh("r-kept", context, feed=str(shop))
+    assert selected(ledger, "r-kept") == [sku for sku, _, _ in ROWS]
+    found = report(ledger.engine, "r-kept")
+    assert (found.state, found.scene) == ("failed", SCENE)
+    assert shop.name in found.problem["reason"]
+
+
+def test_a_feed_that_could_not_be_read_is_not_the_one_that_was_named_last(context, ledger, feed, tmp_path) -> None:
+    refresh("r-good", context, feed=str(feed))
+    with pytest.raises(UsageError):
+        refresh("r-typing-error", context, feed=str(tmp_path / "no-such.csv"))
+    refresh("r-later", context)
+    assert len(selected(ledger, "r-later")) == len(ROWS)
 
 
 def test_a_partition_that_is_no_day_is_refused(context) -> None:

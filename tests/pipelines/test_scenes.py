@@ -7,7 +7,17 @@ import pytest
 import yaml
 
 from pipelines.errors import UsageError
-from pipelines.scenes import FOLDER, PLACEHOLDERS, Scene, check_scene, list_scenes, load_scene, picture_of, scene_names
+from pipelines.scenes import (
+    FOLDER,
+    PLACEHOLDERS,
+    Scene,
+    check_scene,
+    list_scenes,
+    load_scene,
+    picture_of,
+    scene_names,
+    scene_titles,
+)
 from pipelines.training.composer import COLOURS, LIGHTS, MATERIALS
 from pipelines.vision.placement import place
 
@@ -26,6 +36,14 @@ def test_there_are_scenes_to_choose_from() -> None:
     assert len(SCENES) >= 5
     assert len({scene.title for scene in SCENES}) == len(SCENES)
     assert scene_names() == [scene.name for scene in SCENES]
+    assert scene_titles() == {scene.name: scene.title for scene in SCENES}
+
+
+def test_a_scene_that_is_being_edited_is_shown_by_its_name(tmp_path: Path) -> None:
+    written(tmp_path)
+    (tmp_path / "broken.yaml").write_text("title: [", "utf-8")
+    (tmp_path / "empty.yaml").write_text("", "utf-8")
+    assert scene_titles(tmp_path) == {"broken": "broken", "empty": "empty", "mine": "Mine"}
 
 
 def test_one_scene_has_all_that_the_paper_combines() -> None:

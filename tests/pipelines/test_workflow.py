@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from dataclasses import asdict, replace
 
 import pytest
 
-from pipelines.contracts import Job, Made, Output, Product, Shot, State, sha256_hex
+from pipelines.contracts import Job, Made, ModelRef, Output, Product, Shot, State, sha256_hex
 from pipelines.errors import Rejected
 from pipelines.ledger.memory import MemoryLedger
 from pipelines.store import FolderStore, object_name
@@ -72,6 +73,7 @@ def world(tmp_path):
     return store, ledger, shots
 
 
+MODEL = ModelRef("salient", "r1", sha256_hex(b"weights"))
 RECIPE = Recipe(profile=None, scene=None)  # type: ignore[arg-type]
 
 
@@ -137,6 +139,34 @@ def test_what_is_missing_is_computed_in_full_batches_and_asked_for_at_once(world
     assert painter.batches == [4, 4]
     assert asked == [8, 4]  # the shard; then, under its claim, what was missing
     assert set(ledger.chosen("run2", shots(*"abcdefgh"))) == set("abcdefgh")
+
+
+def test_who_waited_for_a_claim_reuses_what_was_made_meanwhile(world, monkeypatch):
+    store, ledger, shots = world
+    painter, items, summaries = Painter(), shots("a", "b"), []
+    both_looked, local, find = threading.Barrier(2), threading.local(), ledger.find
+
+    def find_together(keys):
+        found = find(keys)
+        if not getattr(local, "looked", False):
+            local.looked = True
+            both_looked.wait(timeout=20)
+        return found
+
+    monkeypatch.setattr(ledger, "find", find_together)
+    threads = [
+        threading.Thread(
+            target=lambda run=run: summaries.append(run_stage(painter.stage, run, items, RECIPE, ledger, store))
+        )
+        for run in ("run1", "run2")
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=20)
+    assert painter.batches == [2]
+    assert sorted((one.computed, one.reused) for one in summaries) == [(0, 2), (2, 0)]
+    assert ledger.chosen("run1", items) == ledger.chosen("run2", items)
 
 
 def test_bad_input_and_a_bug_cost_one_shot_each(world):
@@ -262,6 +292,10 @@ def test_every_part_of_a_job_is_in_its_key():
     others = [
         replace(job, stage="p"), replace(job, version=2), replace(job, inputs={"photo": "b"}),
         replace(job, parameters={"x": 2}), replace(job, seed=2), replace(job, attempt="again"),
+        replace(job, models=(MODEL,)), replace(job, models=(replace(MODEL, revision="r2"),)),
+        replace(job, models=(replace(MODEL, sha256=sha256_hex(b"other weights")),)),
     ]  # fmt: skip
-    assert len({job.key, *(other.key for other in others)}) == 7
+    assert len({job.key, *(other.key for other in others)}) == 1 + len(others)
+    varied = {name for name in Job.__dataclass_fields__ for one in others if getattr(one, name) != getattr(job, name)}
+    assert varied == set(Job.__dataclass_fields__)
     assert job.key == replace(job, parameters={"x": 1.0}).key != sha256_hex(b"")

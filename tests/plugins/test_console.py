@@ -53,7 +53,7 @@ def test_a_viewer_sees_the_runs_and_every_shot_with_its_pictures_and_reasons(vie
 
 def test_a_run_whose_publication_was_stopped_says_why_and_for_which_rows(viewer, run) -> None:
     page = viewer.get(f"/runs/{STOPPED}").text
-    for words in ("Publication was stopped", "a shot has one image", "to_be_unique", "CUP-1/oak/web", "No shot"):
+    for words in ("The run was stopped", "a shot has one image", "to_be_unique", "CUP-1/oak/web", "No shot"):
         assert words in page
     link = f'/packshot/artifacts/{run["validation"]}"'
     assert link in page

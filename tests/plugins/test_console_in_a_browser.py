@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
-
 import pytest
 
 from pipelines.settings import ROOT
@@ -13,19 +10,6 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 RUN = "manual__2026-05-01T10:00:00+00:00"
 REASON = "the product grew by 31 % at its right edge"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator:
-    path = shutil.which("chromium")
-    if path is None:
-        pytest.skip("needs Debian's chromium: apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

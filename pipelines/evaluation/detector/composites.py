@@ -1,51 +1,41 @@
-"""The detector's yardstick: pictures in which it is known to the pixel how far the product goes beyond its mask.
+"""Composites to fit and measure the detector on: how far the product continues beyond its mask is known to the pixel.
 
-A product is laid over a background by its true alpha. Its mask is the whole of it, or lacks a known part that stays in
-the picture, so that the scene seems to have grown the product by exactly that part. Masks come in two makes: the true
-alpha, and what another segmenter cut out of a studio photo of the product (the published U²-Net-P, which the detector
-does not use), so that a mask's noise is real.
+A product is laid over a background by its true alpha. Its mask is either whole, or lacks a known part that stays in the
+picture: the same as if the scene had grown the product by that part. Masks have two origins. One is the true alpha. The
+other is another segmenter's cutout of a studio photo (the published U²-Net-P, which the detector does not use), so that
+the noise of a mask is real.
 
-Products are those that no bundled model was trained on: the catalogue's with exact alpha and the held-out tenth of the
-training cutouts. A third of them sets tau, the others measure. Backgrounds are the catalogue's scenes, and studio paper
-and sets that are composed here.
+Backgrounds are photographed scenes, and studio paper and sets that are composed here.
 """
 
 from __future__ import annotations
 
-import csv
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
 from scipy import ndimage
 
-from pipelines.errors import UsageError
-from pipelines.training.data import NOT_PHOTOGRAPHS, load_product, product_of, read_index
-
 SIDE = 512
-INSTANCE = 0.8
-"""Alpha from which a pixel is product: the catalogue's masks hold soft drop shadows below that."""
-
-SIDES = ("calibration", "test")
 BACKGROUNDS = ("scene", "studio", "set", "shadow", "reflection", "stand", "look-alike")
 PHOTO = "photo"
-"""The background of what is no composite: see `photographed`."""
+"""The background of real photos, which are no composites: see `compose_photo`."""
+
 PARTS = ("handle", "cord", "thin part", "end", "bite")
-SMALL, LARGEST = 0.05, 0.30
-SMALLEST = 0.01
+SMALLEST, SMALL, LARGEST = 0.01, 0.05, 0.30
+"""Shares of the product that a part takes: the least, the limit of a small one, the most."""
+
 SLIPPED = 0.01
-"""A segmenter's cutout that lacks more than this share of the product, or has 5 times as much too much, is no mask of
-the whole product: the true alpha takes its place."""
+"""A segmenter's cutout is not used if it lacks more than this share of the product, or adds five times as much."""
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
-    """A product never trained on. `rgb` (H, W, 3) and `alpha` (H, W) are float32, 0..1; `cutouts` holds what other
-    segmenters made of its photo, by name, (H, W) float32."""
+class CutoutProduct:
+    """A product: `rgb` (H, W, 3) and `alpha` (H, W), float32 0..1.
+
+    `cutouts` holds the masks (H, W) float32 that other segmenters found in a studio photo of it, by their names.
+    """
 
     name: str
     rgb: np.ndarray
@@ -55,8 +45,10 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Mask:
-    """A mask of the composite's product: `matte` (SIDE, SIDE) uint8, 255 = product. `share` is the part of the
-    product's area that was left out, 0 = whole, and `part` its kind. `make` is where the mask comes from."""
+    """A mask of the composite's product: `matte` (SIDE, SIDE) uint8, 255 = product. `make`: where it comes from.
+
+    `part` is the kind of the part that was left out, `share` its area in products; 0 if the mask is whole.
+    """
 
     matte: np.ndarray
     share: float
@@ -66,8 +58,10 @@ class Mask:
 
 @dataclass(frozen=True, slots=True)
 class Composite:
-    """`image` (SIDE, SIDE, 3) uint8 RGB with its masks, half of them whole as a rule. `lacking` are points (row,
-    column) on parts of the product that none of the masks holds."""
+    """A picture (SIDE, SIDE, 3) uint8 RGB with its masks; usually half of them are whole.
+
+    `lacking` are points (row, column) on parts of the product that none of the masks holds.
+    """
 
     product: str
     background: str
@@ -80,67 +74,8 @@ Cutter = Callable[[np.ndarray], np.ndarray]
 """A segmenter: (H, W, 3) uint8 RGB to a mask (H, W) float32, 0..1."""
 
 
-def side_of(product: str) -> str:
-    """Whether a product sets tau or measures: a third, by the name's sha256, calibrates."""
-    return SIDES[int(hashlib.sha256(f"tau {product}".encode()).hexdigest()[:8], 16) % 3 != 0]
-
-
-def read_products(shared: Path, side: str) -> list[tuple[str, np.ndarray, np.ndarray]]:
-    """Read the products of one side: name, colours (H, W, 3) and alpha (H, W), float32 0..1, cropped to the product.
-
-    Raises UsageError where the shared data are not there.
-    """
-    try:
-        with (shared / "catalog" / "catalog.csv").open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if row["ground_truth_alpha"]]
-        toys = read_index(shared / "training", "cutouts", "test")
-    except OSError as error:
-        raise UsageError(f"{shared}: no shared data with a catalogue and a training folder ({error})") from error
-    found: dict[str, tuple[str, np.ndarray, np.ndarray]] = {}
-    for row in rows:
-        if side_of(row["id"]) == side:
-            photo = Image.open(shared / "catalog" / row["image_link"]).convert("RGB")
-            alpha = Image.open(shared / "catalog" / row["ground_truth_alpha"]).convert("L").resize(photo.size)
-            solid = np.clip((np.asarray(alpha, np.float32) / 255 - INSTANCE) / (0.98 - INSTANCE), 0, 1)
-            found[row["id"]] = (row["id"], *_cropped(np.asarray(photo, np.float32) / 255, solid))
-    for item in toys:
-        name = product_of(item)
-        if side_of(name) == side and name not in found:
-            product = load_product(item)
-            found[name] = (name, product.rgb, product.alpha)
-    return [found[name] for name in sorted(found)]
-
-
-def read_training_products(shared: Path, count: int) -> list[tuple[str, np.ndarray, np.ndarray]]:
-    """Up to `count` products of the training side, by the sha256 of their names, as `read_products` gives them: to
-    learn from, never to measure on."""
-    items = {product_of(item): item for item in read_index(shared / "training", "cutouts", "train")}
-    chosen = sorted(items, key=lambda name: hashlib.sha256(f"lesson {name}".encode()).hexdigest())[:count]
-    products = [(name, load_product(items[name])) for name in chosen]
-    return [(name, product.rgb, product.alpha) for name, product in products]
-
-
-def _cropped(rgb: np.ndarray, alpha: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    rows, columns = np.flatnonzero((alpha > 0.5).any(axis=1)), np.flatnonzero((alpha > 0.5).any(axis=0))
-    box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    return rgb[box], alpha[box]
-
-
-def read_scenes(shared: Path) -> list[np.ndarray]:
-    """The catalogue's scenes that are photographs, (H, W, 3) uint8 each."""
-    return [np.asarray(Image.open(file).convert("RGB")) for file in photographed_scenes(shared)]
-
-
-def photographed_scenes(shared: Path) -> list[Path]:
-    """The files of these scenes, as their index lists them: charts and maps are left out."""
-    folder = shared / "catalog" / "scenes"
-    with (folder / "index.csv").open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if not NOT_PHOTOGRAPHS.search(row["file"] + row["name"])]
-    return [folder / row["file"] for row in rows]
-
-
-def cut_out(name: str, rgb: np.ndarray, alpha: np.ndarray, cutters: Mapping[str, Cutter]) -> Item:
-    """Let other segmenters cut the product out of a studio photo of it: the product on white paper, at most SIDE px."""
+def cut_out(name: str, rgb: np.ndarray, alpha: np.ndarray, cutters: Mapping[str, Cutter]) -> CutoutProduct:
+    """Let other segmenters cut the product out of a studio photo: the product on white paper, at most SIDE px."""
     scale = min(1.0, 0.75 * SIDE / max(alpha.shape))
     rgb, alpha = _resized(rgb, alpha, scale)
     pad = round(0.15 * max(alpha.shape))
@@ -149,7 +84,7 @@ def cut_out(name: str, rgb: np.ndarray, alpha: np.ndarray, cutters: Mapping[str,
     photo = np.rint(np.clip(paper, 0, 1) * 255).astype(np.uint8)
     inner = np.s_[pad : pad + alpha.shape[0], pad : pad + alpha.shape[1]]
     found = {make: cutter(photo)[inner] for make, cutter in cutters.items()}
-    return Item(name, rgb, alpha, {make: cutout for make, cutout in found.items() if _is_whole(cutout, alpha)})
+    return CutoutProduct(name, rgb, alpha, {make: cutout for make, cutout in found.items() if _is_whole(cutout, alpha)})
 
 
 def _is_whole(cutout: np.ndarray, alpha: np.ndarray) -> bool:
@@ -161,7 +96,7 @@ def _is_whole(cutout: np.ndarray, alpha: np.ndarray) -> bool:
 
 
 def _resized(rgb: np.ndarray, alpha: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
-    """Reduced with premultiplied colours, so that nothing from behind the rim comes in."""
+    """Reduce with premultiplied colours, so that no background colour enters at the rim; never enlarges."""
     if scale >= 1:
         return rgb, alpha
     size = (max(8, round(alpha.shape[1] * scale)), max(8, round(alpha.shape[0] * scale)))
@@ -170,25 +105,30 @@ def _resized(rgb: np.ndarray, alpha: np.ndarray, scale: float) -> tuple[np.ndarr
     return colours / np.maximum(soft, 1e-3)[..., None], soft
 
 
-def composites(
-    items: Sequence[Item], scenes: Sequence[np.ndarray], count: int, seed: int, crowded: bool = False
+def draw_composites(
+    items: Sequence[CutoutProduct], scenes: Sequence[np.ndarray], count: int, seed: int, crowded: bool = False
 ) -> Iterator[Composite]:
-    """Draw `count` composites, the products and the kinds of background in turn; the same `seed` draws the same.
-    Where they are `crowded`, another of the products stands behind."""
+    """Draw `count` composites, products and kinds of background in turn; the same `seed` gives the same composites.
+
+    `crowded`: another of the products stands behind.
+    """
     for index in range(count):
         rng = np.random.default_rng([seed, index])
         number = index % len(items)
         behind = items[(number + 1 + int(rng.integers(len(items) - 1))) % len(items)] if crowded else None
-        yield draw(items[number], scenes, BACKGROUNDS[(index // 3 + index) % len(BACKGROUNDS)], rng, behind)
+        yield draw_composite(items[number], scenes, BACKGROUNDS[(index // 3 + index) % len(BACKGROUNDS)], rng, behind)
 
 
-def draw(
-    item: Item, scenes: Sequence[np.ndarray], background: str, rng: np.random.Generator, behind: Item | None = None
+def draw_composite(
+    item: CutoutProduct,
+    scenes: Sequence[np.ndarray],
+    background: str,
+    rng: np.random.Generator,
+    behind: CutoutProduct | None = None,
 ) -> Composite:
-    """Compose one picture and its masks, four as a rule: whole and with a part left out, by the true alpha and by a
-    segmenter's. `behind` stands behind the product, partly covered by it.
+    """Compose one picture and usually four masks: whole and with a part left out, by true alpha and by a segmenter.
 
-    Where the part is a handle or a cord, one is drawn onto the product in its own colours before it is laid down.
+    A handle or a cord is first drawn onto the product in its own colours. `behind` is partly covered by the product.
     """
     wanted = _shares(rng)
     rgb, alpha, cutouts = _laid(item, rng)
@@ -215,15 +155,13 @@ def draw(
     return Composite(item.name, background, image, tuple(masks))
 
 
-def photographed(
-    product: str,
-    image: np.ndarray,
-    matte: np.ndarray,
-    lacking: tuple[tuple[int, int], ...],
-    rng: np.random.Generator,
+def compose_photo(
+    product: str, image: np.ndarray, matte: np.ndarray, lacking: tuple[tuple[int, int], ...], rng: np.random.Generator
 ) -> Composite:
-    """A real photo (H, W, 3) uint8 with its cutout's matte (H, W) uint8: as it is, and twice with a part left out.
-    `lacking`: points (row, column) on what the matte is known to lack."""
+    """A real photo (H, W, 3) uint8 with its cutout's matte (H, W) uint8: whole, and twice with a part left out.
+
+    `lacking`: points (row, column) on parts that the matte is known to lack.
+    """
     alpha = matte.astype(np.float32) / 255
     masks = [Mask(matte, 0.0, "", "cutout")]
     for share in _shares(rng):
@@ -233,19 +171,18 @@ def photographed(
 
 
 def _without(alpha: np.ndarray, left: np.ndarray, kind: str, matte: np.ndarray, make: str) -> list[Mask]:
-    """The mask that lacks the part `left` of a product; none where the part does not touch the rest: that would be a
-    second object, no extension."""
+    """The mask without the part `left`; no mask if the part does not touch the rest: it would be a second object."""
     solid = alpha > 0.5
     kept = solid & ~left
     if not (ndimage.binary_dilation(kept, iterations=2) & left).any():
         return []
     beside = (ndimage.distance_transform_edt(~left) < 6) & (ndimage.distance_transform_edt(~kept) >= 2)
-    gone = left | (beside & ~kept)  # a cutout that is a little too large goes with the part
+    gone = left | (beside & ~kept)  # also where the cutout is a little too large
     return [Mask(_matte(np.where(gone, 0, matte)), float((left & solid).sum() / solid.sum()), kind, make)]
 
 
 def _shares(rng: np.random.Generator) -> tuple[float, float]:
-    """Two shares to leave out: a third of all are under 5 %."""
+    """Two shares to leave out; a third of all shares are below SMALL."""
     draws = [
         float(rng.uniform(SMALLEST * 1.1, SMALL) if rng.random() < 1 / 3 else rng.uniform(SMALL, LARGEST * 0.95))
         for _ in range(2)
@@ -257,8 +194,8 @@ def _matte(alpha: np.ndarray) -> np.ndarray:
     return np.rint(np.clip(alpha, 0, 1) * 255).astype(np.uint8)
 
 
-def _laid(item: Item, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    """The product on an empty canvas, never enlarged: colours, alpha, and the other segmenters' cutouts."""
+def _laid(item: CutoutProduct, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """Lay the product on an empty canvas, never enlarged: colours, alpha, and the other segmenters' cutouts."""
     height, width = item.alpha.shape
     scale = min(1.0, float(rng.uniform(0.38, 0.7)) * SIDE / max(height, width))
     rgb, alpha = _resized(item.rgb, item.alpha, scale)
@@ -279,7 +216,7 @@ def _laid(item: Item, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray,
 
 
 def _part_of(alpha: np.ndarray, share: float, rng: np.random.Generator) -> tuple[str, np.ndarray]:
-    """Choose about `share` of the product, (H, W) bool: a thin part of its own where it has one, an end, or a bite."""
+    """Choose about `share` of the product, (H, W) bool: one of its thin parts, an end, or a bite."""
     solid = alpha > 0.5
     if rng.random() < 0.4:
         thin = _thin_part(solid, share)
@@ -289,7 +226,7 @@ def _part_of(alpha: np.ndarray, share: float, rng: np.random.Generator) -> tuple
 
 
 def _thin_part(solid: np.ndarray, share: float) -> np.ndarray | None:
-    """What an opening takes away, the piece nearest to `share`; None where none is within half and twice of it."""
+    """The piece that an opening removes whose area is nearest to `share`, within half and twice of it; else None."""
     area, best, miss = solid.sum(), None, np.log(2)
     depth = ndimage.distance_transform_edt(solid)
     for radius in np.array([0.04, 0.07, 0.1]) * np.sqrt(area):
@@ -304,8 +241,10 @@ def _thin_part(solid: np.ndarray, share: float) -> np.ndarray | None:
 
 
 def _end(solid: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
-    """Cut off along a line. Of six directions the one in which the part is longest: a strip thinner than a mask's own
-    noise would be no part."""
+    """Cut off along a line, in the one of six directions where the part is longest.
+
+    A strip thinner than a mask's own noise would not be a part.
+    """
     rows, columns = np.nonzero(solid)
     best, longest = solid, -1.0
     y, x = np.mgrid[: solid.shape[0], : solid.shape[1]]
@@ -331,7 +270,7 @@ def _attach(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Draw a handle (a bow between two points of the outline) or a cord (a curve that leaves it) behind the product.
 
-    Returns the colours, the alpha of both and that of the part alone (zeros where ten tries found no room).
+    Returns the colours, the alpha of both, and the alpha of the part alone (zeros if ten tries found no room).
     """
     solid = alpha > 0.5
     area = float(solid.sum())
@@ -385,7 +324,7 @@ def _bezier(control: np.ndarray) -> np.ndarray:
 def backdrop(
     kind: str, rgb: np.ndarray, alpha: np.ndarray, scenes: Sequence[np.ndarray], rng: np.random.Generator
 ) -> np.ndarray:
-    """A background of a kind, (SIDE, SIDE, 3) float32 0..1, before the product and its shadow are on it."""
+    """A background of a kind without product and shadow, (SIDE, SIDE, 3) float32 0..1."""
     if kind == "scene":
         return _scene(scenes, rng)
     if kind == "look-alike":
@@ -437,8 +376,8 @@ def _look_alike(
     return np.clip(wall + texture, 0, 1).astype(np.float32)
 
 
-def _stood_behind(scene: np.ndarray, other: Item, alpha: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Another product in the scene, behind the side or the top of this one, which covers some of it."""
+def _stood_behind(scene: np.ndarray, other: CutoutProduct, alpha: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Put another product into the scene, behind the side or the top of this one and partly covered by it."""
     rows, columns = np.flatnonzero((alpha > 0.5).any(axis=1)), np.flatnonzero((alpha > 0.5).any(axis=0))
     scale = float(rng.uniform(0.5, 1.2)) * len(rows) / other.alpha.shape[0]
     rgb, own = _resized(other.rgb, other.alpha, min(1.0, scale, 0.9 * SIDE / max(other.alpha.shape)))

@@ -1,15 +1,15 @@
-"""Painted pictures in which growth is known to the pixel, for the detector to learn from.
+"""Painted pictures in which growth is known to the pixel, to fit the detector to.
 
-Painted twice from the same noise: a BrushNet that learnt from random masks grows the product; one that learnt from
-whole products paints the same scene without that. Where the two differ, near the product, the first one grew it: in
-off-colours and with soft edges, as no composite of photographs has it.
+Twins: the same pair is painted twice from the same noise. A BrushNet trained on random masks grows the product; one
+trained on whole products paints the same scene without growth. Where the two differ near the product, the first one
+grew it. This growth has off-colours and soft edges, which composites of photographs lack.
 
-Painted perfectly: a composed picture, whose product ends where its mask does, encoded and decoded. What lies around
-the product there is the autoencoder's rim, or a shadow, and no growth.
+Decoded: a composed picture, whose product ends where its mask does, is encoded and decoded. What lies around its
+product is the autoencoder's rim or a shadow, never growth. So no picture counts as free of growth only because of the
+branch that painted it.
 
-So no picture is said to be free of growth because of the branch that painted it, and all products are of the training
-side. What both twins grow alike counts as none, though. What looks unlike its twin's but too thin, or too far away, to
-be called growth teaches nothing.
+All products are of the training side. Growth that both twins share is not seen. A difference too thin or too far away
+to be growth is left unlabelled.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pipelines.contracts import sha256_hex
 from pipelines.errors import UsageError
 from pipelines.evaluation.experiment.cells import BASELINE, CELLS, TREATED
 from pipelines.evaluation.experiment.painting import BATCH, Painter
-from pipelines.evaluation.experiment.pairs import SMALLEST, Subject, load_pairs, photographed
+from pipelines.evaluation.experiment.pairs import SMALLEST, Subject, load_pairs, photograph
 from pipelines.models.checkpoints import load_net
 from pipelines.models.profile import Profile
 from pipelines.training.autoencoder import tensor_bytes, to_tensor
@@ -36,24 +36,24 @@ from pipelines.vision.placement import LaidProduct
 from pipelines.vision.plate import RIM, clean_plate
 
 FIRST = 10_000
-"""Numbers of the twins' pairs begin here: other scenes and other noise than the experiment's."""
+"""Numbers of the twins' pairs begin here, so that scenes and noise differ from the experiment's."""
 
 DIFFERENT = 25.0
-"""Lab distance from which twins differ: tried were 18, 25 and 32, judged by lessons of other products."""
+"""Lab distance from which twins differ; 18, 25 and 32 were tried on pictures of other products."""
 
 HORIZON = 7
-"""What is thinner, px, may be the line between wall and floor, which lies a little higher in one twin."""
+"""A thinner difference, px, may be the line between wall and floor, which lies a little higher in one twin."""
 
 NEAR = 0.6
-"""Growth lies within this share of sqrt(|M|); further away it may be another prop."""
+"""Growth lies within this share of sqrt(|M|) of the product; a difference further away may be another prop."""
 
 
 @dataclass(frozen=True, slots=True)
-class Lesson:
+class PaintedPicture:
     """A painted picture (H, W, 3) uint8 with its product laid back, and the product's matte (H, W) uint8.
 
-    `unlike`, (H, W) bool, is where its scene differs from what it would be without growth, beyond the rim, and `grown`
-    what of that is growth beyond doubt.
+    `unlike`, (H, W) bool, is where the scene beyond the rim differs from its twin without growth. `grown`, (H, W) bool,
+    is the part of it that is certainly growth.
     """
 
     product: str
@@ -64,23 +64,22 @@ class Lesson:
 
     @property
     def beyond(self) -> np.ndarray:
-        """Where growth can be told from the autoencoder's rim, (H, W) bool."""
+        """Where growth can be distinguished from the autoencoder's rim, (H, W) bool."""
         return _away(self.matte) > RIM
 
 
-def lessons(shared: Path, profile: Profile, count: int) -> Iterator[Lesson]:
-    """Paint `count` pairs of training-side products and scenes, and as many perfect pictures; each comes as painted and
-    on its clean plate.
+def painted_pictures(shared: Path, profile: Profile, count: int) -> Iterator[PaintedPicture]:
+    """Paint `count` pairs of training-side products and scenes, then decode as many composites.
 
-    Raises UsageError where the training folder is not there.
+    Each comes twice: as painted, and on its clean plate. Raises UsageError if the training folder is missing.
     """
     if not (shared / "training" / "index.csv").is_file():
         raise UsageError(f"{shared}: no training folder to take products to paint from")
-    yield from _grown(shared, profile, count)
-    yield from _perfect(shared, profile, count)
+    yield from _twins(shared, profile, count)
+    yield from _decoded(shared, profile, count)
 
 
-def _grown(shared: Path, profile: Profile, count: int) -> Iterator[Lesson]:
+def _twins(shared: Path, profile: Profile, count: int) -> Iterator[PaintedPicture]:
     cells = {cell.name: cell for cell in CELLS}
     painter = Painter(profile)
     pairs = load_pairs(_subjects(shared, count), count, profile.native_size, FIRST)
@@ -93,10 +92,10 @@ def _grown(shared: Path, profile: Profile, count: int) -> Iterator[Lesson]:
             for rim in (0, RIM):
                 painted = clean_plate(np.asarray(more.convert("RGB")), matte, rim)
                 picture = pair.product.over(painted)
-                yield Lesson(pair.subject.name, picture, matte, *difference(painted, plate, matte))
+                yield PaintedPicture(pair.subject.name, picture, matte, *difference(painted, plate, matte))
 
 
-def _perfect(shared: Path, profile: Profile, count: int) -> Iterator[Lesson]:
+def _decoded(shared: Path, profile: Profile, count: int) -> Iterator[PaintedPicture]:
     autoencoder = load_net(AutoencoderKL, profile.part("autoencoder").check(), "an autoencoder").eval()
     composer = Composer(shared / "training", "train", seed=FIRST, empty=0.0)
     side = profile.native_size
@@ -106,26 +105,26 @@ def _perfect(shared: Path, profile: Profile, count: int) -> Iterator[Lesson]:
         decoded, nowhere = _through(autoencoder, product.colour), np.zeros((side, side), bool)
         for rim in (0, RIM):
             picture = product.over(clean_plate(decoded, product.matte, rim))
-            yield Lesson(f"composed {number}", picture, product.matte, nowhere, nowhere)
+            yield PaintedPicture(f"composed {number}", picture, product.matte, nowhere, nowhere)
 
 
 def difference(painted: np.ndarray, plate: np.ndarray, matte: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where a painted scene differs from its twin's plate beyond the rim, and what of that is growth: (H, W) bool."""
+    """Where a painted scene differs from its twin's plate beyond the rim, and where that is growth: (H, W) bool."""
     placed, away = (matte >= 128).astype(np.uint8), _away(matte)
     unlike = (np.linalg.norm(_lab(painted) - _lab(plate), axis=2) > DIFFERENT) & (away > RIM)
-    # opened with the product and its rim, so that only what is thin beside these goes
+    # opened together with product and rim, so that growth that touches them is not thinned there
     solid = cv2.morphologyEx((unlike | (away <= RIM)).astype(np.uint8), cv2.MORPH_OPEN, np.ones((HORIZON, HORIZON)))
     return unlike, unlike & (solid > 0) & (away < NEAR * np.sqrt(placed.sum()))
 
 
 def _away(matte: np.ndarray) -> np.ndarray:
-    """How far each pixel is from the product, px."""
+    """Distance of each pixel from the product, px."""
     return cv2.distanceTransform((matte < 128).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
 
 
 @torch.inference_mode()
 def _through(autoencoder: AutoencoderKL, picture: np.ndarray) -> np.ndarray:
-    """A picture (H, W, 3) uint8, encoded and decoded."""
+    """Encode and decode a picture (H, W, 3) uint8."""
     latents = autoencoder.encode(to_tensor(picture[None])).latent_dist.mode()
     return tensor_bytes(autoencoder.decode(latents).sample)[0]
 
@@ -135,7 +134,7 @@ def _lab(picture: np.ndarray) -> np.ndarray:
 
 
 def _subjects(shared: Path, count: int) -> Sequence[Subject]:
-    """Up to `count` products of the training side, by the sha256 of their names, in front of training scenes."""
+    """Up to `count` products of the training side in front of training scenes, in the order of their names' sha256."""
     items = {product_of(item): item for item in read_index(shared / "training", "cutouts", "train")}
     scenes = [
         item.path
@@ -147,7 +146,7 @@ def _subjects(shared: Path, count: int) -> Sequence[Subject]:
         product = load_product(items[name])
         if max(product.alpha.shape) >= SMALLEST:
             rgba = np.dstack([product.rgb, product.alpha])
-            subjects.append(photographed(name, rgba, scenes[n % len(scenes)] if n % 2 else None, n))
+            subjects.append(photograph(name, rgba, scenes[n % len(scenes)] if n % 2 else None, n))
         if len(subjects) == count:
             break
     return subjects

@@ -1,9 +1,9 @@
-"""Real photos as they are, with the mask that the cutout stage gives them: nothing in them was generated.
+"""Real photos with the mask that the cutout stage gives them; nothing in them was generated.
 
-What the detector finds in them is a false alarm, unless it is a part that the cutout lacks: `missing.csv` has a point
-on each such part that a person saw. The photos that the detector is measured with are such that no bundled segmenter
-or detector was trained on, of other products than those that tau was set on. Those it learns from, what a person who
-wears a garment looks like beyond it above all, are of the training side.
+What the detector finds in them is a false alarm, unless it is a part that the cutout lacks. `missing.csv` has a point
+on each such part that a person saw. No bundled model was trained on the photos that the detector is measured with, and
+their products did not set tau. The photos that it is fitted to are of the training side. They matter most for garments:
+they show what the person who wears one looks like.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from pipelines.errors import Rejected
-from pipelines.evaluation.detector.composites import SIDES, side_of
+from pipelines.evaluation.products import TEST, side_of
 from pipelines.models.profile import Profile
 from pipelines.stages.cutout import CutoutModels, cutout
 from pipelines.training.data import clean_name, product_of, read_index
@@ -31,11 +31,11 @@ MISSING = Path(__file__).with_name("missing.csv")
 
 
 @dataclass(frozen=True, slots=True)
-class Untouched:
+class CutoutPhoto:
     """A photo (H, W, 3) uint8, at most LONGEST px, and its cutout's matte (H, W) uint8, 255 = product.
 
-    `lacking` are points (row, column) on parts of the product that the matte does not hold, as far as they are known.
-    `passed_over` counts the photos before this one that have no mask to place.
+    `lacking` are points (row, column) on known parts of the product that the matte lacks. `passed_over` counts the
+    earlier photos whose cutout was rejected or held.
     """
 
     product: str
@@ -47,18 +47,17 @@ class Untouched:
 
 @dataclass(frozen=True, slots=True)
 class PhotoFile:
-    """A photo to cut out. `garment`: which half of a person it covers, "" for what is not worn."""
+    """A photo to cut out. `garment`: the half of a person that it covers; "" for a product that is not worn."""
 
     product: str
     path: Path
     garment: str
 
 
-def photo_files(shared: Path) -> list[PhotoFile]:
-    """The photos to measure with: the catalogue's, then the held-out training photos of single products. Shelves of a
-    grocery store are no product photos."""
+def measured_photos(shared: Path) -> list[PhotoFile]:
+    """List the photos to measure with: the catalogue's, then the held-out training photos of single products."""
     with (shared / "catalog" / "catalog.csv").open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if side_of(row["id"]) != SIDES[0] or not row["ground_truth_alpha"]]
+        rows = [row for row in csv.DictReader(file) if side_of(row["id"]) == TEST or not row["ground_truth_alpha"]]
     catalogue = [
         PhotoFile(
             row["id"],
@@ -67,29 +66,32 @@ def photo_files(shared: Path) -> list[PhotoFile]:
         )
         for row in rows
     ]
-    return catalogue + _of_training(shared, "test")
+    return catalogue + _single_products(shared, "test")
 
 
-def lesson_files(shared: Path) -> list[PhotoFile]:
-    """The photos to learn from: those of the training side whose product the catalogue has not, each source in turn."""
+def training_photos(shared: Path) -> list[PhotoFile]:
+    """List the photos to fit to: those of the training side whose product is not in the catalogue, sources in turn."""
     with (shared / "catalog" / "catalog.csv").open(newline="", encoding="utf-8") as file:
         measured = {clean_name(html.unescape(row["title"])) for row in csv.DictReader(file)}
     sources: dict[str, list[PhotoFile]] = {}
-    for photo in _of_training(shared, "train"):
+    for photo in _single_products(shared, "train"):
         if photo.product not in measured:
             sources.setdefault(photo.path.name.split("-")[0], []).append(photo)
     return [photo for photo in chain.from_iterable(zip_longest(*sources.values())) if photo is not None]
 
 
-def _of_training(shared: Path, split: str) -> list[PhotoFile]:
+def _single_products(shared: Path, split: str) -> list[PhotoFile]:
+    """The training folder's photos of one split, without shelves of a grocery store, kinds mixed."""
     items = [item for item in read_index(shared / "training", "photos", split) if item.source != "grocery-store"]
-    items.sort(key=lambda item: item.path.name[::-1])  # the kinds mixed
+    items.sort(key=lambda item: item.path.name[::-1])
     return [PhotoFile(product_of(item), item.path, garment_part(item.name)) for item in items]
 
 
-def untouched_photos(files: Sequence[PhotoFile], profile: Profile, count: int) -> Iterator[Untouched]:
-    """Cut out up to `count` photos; those that the cutout stage rejects, or holds for a person to look at, are passed
-    over: their masks are not placed. The masks are those that the detector is asked about, before it has a say."""
+def cut_out_photos(files: Sequence[PhotoFile], profile: Profile, count: int) -> Iterator[CutoutPhoto]:
+    """Cut out up to `count` photos without the detector's correction of the mask.
+
+    Photos whose cutout is rejected or held for review are skipped: a shop would not paint them.
+    """
     models, known = replace(CutoutModels.from_profile(profile), detector=None), _known_missing()
     found = passed_over = 0
     for file in files:
@@ -111,11 +113,11 @@ def untouched_photos(files: Sequence[PhotoFile], profile: Profile, count: int) -
         matte = np.rint(np.clip(matte, 0, 1) * 255).astype(np.uint8)
         points = [(int(y * size[1]), int(x * size[0])) for x, y in known.get(file.path.name, ())]
         lacking = tuple((row, column) for row, column in points if matte[row, column] < 128)
-        yield Untouched(file.product, image, matte, lacking, passed_over)
+        yield CutoutPhoto(file.product, image, matte, lacking, passed_over)
 
 
 def _known_missing() -> dict[str, list[tuple[float, float]]]:
-    """Of each photo's file name: points, as shares of width and height, on what a cutout of it was seen to lack."""
+    """Points on parts that a person saw missing from cutouts, as shares of width and height, by the photo's name."""
     known: dict[str, list[tuple[float, float]]] = {}
     with MISSING.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):

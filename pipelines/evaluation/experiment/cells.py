@@ -1,8 +1,8 @@
-"""The cells of the experiment's table: what is painted with what.
+"""The cells of the experiment's table: each is one combination of method, weights and settings.
 
 claim       {random masks, control arm, stage 1, stage 2} x {no ControlNet, unmasked, mask-guided}
-methods     every other inpainting method, mask guidance off and on
-ablations   of the best arm, one setting changed at a time
+methods     every other inpainting method, without and with mask guidance
+ablations   the best arm with one setting changed at a time
 """
 
 from __future__ import annotations
@@ -16,21 +16,16 @@ Group = Literal["claim", "methods", "ablations"]
 Guidance = Literal["none", "unmasked", "guided"]
 
 STEPS = 8
-"""Sampler steps of a cell; the scenes' own are more."""
+"""Sampler steps of a cell; a scene uses more."""
 
-ARMS = {
-    "random": "brushnet_random",
-    "control": "brushnet_control",
-    "stage1": "brushnet_salient",
-    "stage2": "brushnet",
-}
-"""Arm of the claim -> the profile's BrushNet that it paints with; `pipelines.training.brushnet.ARMS` trained them."""
+ARMS = {"random": "brushnet_random", "control": "brushnet_control", "stage1": "brushnet_salient", "stage2": "brushnet"}
+"""The profile's BrushNet of each arm of the claim; `pipelines.training.brushnet.ARMS` trains them."""
 
 SECOND = "base_high_key"
-"""The profile's second base model, kept as what it differs by from the first (`pipelines.training.loras`)."""
+"""The profile's second base model, stored as its difference from the first (`pipelines.training.loras`)."""
 
 BASELINE, CONTROL_ARM, TREATED = "random/unmasked", "control/unmasked", "stage2/guided"
-"""The cells that the claim compares: the baseline with the treated one, and with the control arm."""
+"""The claim compares the baseline with the treated cell, and with the control arm."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,20 +33,20 @@ class Cell:
     """One row of the table.
 
     Attributes:
-        name: Unique; also names its folder, with "/" as "-".
-        group: Which part of the table it belongs to.
+        name: Unique. Its folder has the same name, with "-" for "/".
+        group: The part of the table that it belongs to.
         method: A key of `pipelines.diffusion.inpainting.METHODS`.
         brushnet: The profile's part for method "brushnet".
-        guidance: No ControlNet, a canny ControlNet as it is, or with mask guidance.
-        refine: How the mask that guides is refined: diameters of closing, opening and dilation, px.
-        resize: How it comes to the residuals' sizes.
-        masked: The residuals that it is multiplied into: all 13, or those of the two larger or two smaller sizes.
-        edges: What the ControlNet is shown the edges of: the whole source photo, what the mask has of it (as a shop's
-            scenes with `source: photo`), or the cutout alone.
-        lora: A LoRA of the profile, at full strength. One of every attention and resnet layer is another base model.
+        guidance: No ControlNet, an unmasked canny ControlNet, or one with mask guidance.
+        refine: Diameters of closing, opening and dilation of the guiding mask, px.
+        resize: How the mask is reduced to the residuals' sizes.
+        masked: The residuals that the mask multiplies: all 13, or those of the two larger or two smaller sizes.
+        edges: The source of the ControlNet's edges: the whole photo, the photo within the mask (as scenes with
+            `source: photo`), or the cutout alone.
+        lora: A LoRA of the profile at full strength. One of all attention and resnet layers acts as another base model.
         steps: Sampler steps.
-        guided_steps: Between which shares of the steps the prompt is guided.
-        cache_interval: Every how many steps the whole UNet and the branches run.
+        guided_steps: Classifier-free guidance acts between these shares of the steps.
+        cache_interval: The whole UNet and the branches run every so many steps.
     """
 
     name: str
@@ -70,7 +65,7 @@ class Cell:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The profile's parts that it paints with, beside UNet, autoencoder, text encoder and scheduler."""
+        """The profile's parts that it needs in addition to UNet, autoencoder, text encoder and scheduler."""
         named = {"brushnet": self.brushnet, "inpaint9": "unet_inpaint9", "controlnet_inpaint": "controlnet_inpaint"}
         parts = [named[self.method]] if self.method in named else []
         parts += ["controlnet_canny"] if self.guidance != "none" else []
@@ -113,7 +108,7 @@ BY_PARITY = {
     "inpaint9 and brushnet of SDXL": "there is no small SDXL here; BrushNet's injections match the published ones "
     "(tests/pipelines/diffusion/test_brushnet.py), the rest runs at tiny size (test_sdxl.py)",
 }
-"""Methods that no cell paints, and what they are proven by instead."""
+"""Methods without a cell, and the tests that verify them instead."""
 COMPARED = (
     (BASELINE, TREATED),
     (BASELINE, CONTROL_ARM),
@@ -121,6 +116,6 @@ COMPARED = (
     (BASELINE, "random/guided"),
     ("second base, random/unmasked", "second base, stage2/guided"),
 )
-"""Pairs of cells that are compared pair by pair: what is treated with what is not."""
+"""Cells that are compared pair by pair: (baseline, treated)."""
 PAIRS = {"claim": 300, "methods": 100, "ablations": 100}
 """Pairs of product and scene in each cell of a full run."""

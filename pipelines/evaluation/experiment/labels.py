@@ -1,10 +1,10 @@
-"""What the eye says of the experiment's pictures, and how far the detector agrees with it.
+"""Human labels of the experiment's pictures, and the detector's agreement with them.
 
-    python -m pipelines.evaluation.experiment.labels build/experiment      draws the sheets that were labelled
+    python -m pipelines.evaluation.experiment.labels build/experiment      draws the sheets to label
 
-200 pictures of the claim's cells, drawn by chance and shown in another order without a word of where they come from,
-product beside picture. `labels.csv` holds what was said: did the scene grow the product? A label belongs to a picture,
-not to a cell: pictures of other weights have other keys, and no label.
+200 random pictures of the claim's cells are shown in random order next to their products, without their cells.
+`labels.csv` has the answers: did the scene grow the product? A label belongs to one picture, not to a cell: pictures of
+other weights have other keys, and no label.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ import typer
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from pipelines.evaluation.detector.calibrate import auroc
 from pipelines.evaluation.experiment.cells import CLAIM, PAIRS
-from pipelines.evaluation.experiment.statistics import Figure, by_product
+from pipelines.evaluation.statistics import Figure, auroc, by_product
 
 if TYPE_CHECKING:
     from pipelines.evaluation.experiment.making import Painted, Result
@@ -35,7 +34,7 @@ COLUMNS, ROWS = 4, 5
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """What the eye says of one picture: whether the scene `grown` the product. `key` is what it was painted from."""
+    """Whether a person saw that the scene has `grown` the product. `key` is the digest of the picture's inputs."""
 
     cell: str
     pair: int
@@ -50,9 +49,9 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """The detector against the labels of `n` pictures, `grown` of them labelled as grown; 95 % intervals over products.
+    """The detector compared with the labels of `n` pictures, `grown` of which are labelled as grown.
 
-    A figure is None where there is nothing to take it of.
+    A figure is None if there are no pictures to compute it from.
     """
 
     n: int
@@ -64,7 +63,7 @@ class Agreement:
 
 
 def read_labels(path: Path = LABELS) -> list[Label]:
-    """Read `labels.csv`; without the file there are none."""
+    """Read `labels.csv`; returns an empty list if the file is missing."""
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
@@ -75,7 +74,7 @@ def read_labels(path: Path = LABELS) -> list[Label]:
 
 
 def agreement(labels: Sequence[Label], results: Mapping[str, Sequence[Result]], tau: float) -> Agreement | None:
-    """Compare labels with the E+ of the pictures that they are of; None where none of these is among the results."""
+    """Compare labels with E+ of the same pictures; returns None if no labelled picture is among the results."""
     pictures = {result.picture.stem: result for made in results.values() for result in made}
     pairs = [(label, pictures[label.picture]) for label in labels if label.picture in pictures]
     if not pairs:
@@ -111,8 +110,10 @@ def _ratio(part: float, whole: float) -> float:
     return float(part / whole) if whole else float("nan")
 
 
-def choose(painted: Mapping[str, Sequence[Painted]], count: int = LABELLED, seed: int = 7) -> list[tuple[str, Painted]]:
-    """Draw pictures by chance, (cell, picture): as many of each cell, no pair twice where that can be."""
+def draw_sample(
+    painted: Mapping[str, Sequence[Painted]], count: int = LABELLED, seed: int = 7
+) -> list[tuple[str, Painted]]:
+    """Draw (cell, picture) at random, in random order: equally many of each cell, and no pair twice if possible."""
     rng = np.random.default_rng(seed)
     cells = sorted(painted)
     order = rng.permutation(min(len(made) for made in painted.values()))
@@ -121,7 +122,7 @@ def choose(painted: Mapping[str, Sequence[Painted]], count: int = LABELLED, seed
 
 
 def draw_sheets(chosen: Sequence[tuple[str, Painted]], out: Path) -> list[Path]:
-    """Draw the pictures on numbered sheets, each beside its product on grey; returns their paths."""
+    """Draw the pictures on numbered sheets, each next to its product on grey; returns the sheets' paths."""
     out.mkdir(parents=True, exist_ok=True)
     sheets = []
     for start in range(0, len(chosen), COLUMNS * ROWS):
@@ -151,7 +152,7 @@ def main(
 
     profile = load_profile("mini")
     listed, painter = load_pairs(load_subjects(Path("../shared")), pairs, profile.native_size), Painter(profile)
-    chosen = choose({cell.name: list(painted(cell, listed, painter, out)) for cell in CLAIM})
+    chosen = draw_sample({cell.name: list(painted(cell, listed, painter, out)) for cell in CLAIM})
     for sheet in draw_sheets(chosen, out / "sheets"):
         typer.echo(sheet)
     with (out / "sheets" / "labels.csv").open("w", newline="", encoding="utf-8") as file:

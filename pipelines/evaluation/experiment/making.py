@@ -1,9 +1,9 @@
-"""Paint and score pairs, and keep each picture and its scores as soon as they are made.
+"""Paint and score pairs, and store each picture and its scores at once.
 
-Whatever is done is kept in the output folder under a name that says what it was made of (cell, settings, weights,
-pair; for scores also what measured): a run that was stopped goes on, a longer one begins with a shorter one's pictures,
-other weights that paint begin anew, and another threshold scores the same pictures again. What is seen in pictures
-together, KID and agreement with prompts, is not kept: it is taken when the table is made.
+A stored file's name contains a digest of its inputs: cell, settings, weights and pair; for scores also the detector and
+tau. So an interrupted run continues, and a longer run reuses the pictures of a shorter one. New painting weights give
+new pictures; a new threshold scores the stored ones again. KID and agreement with prompts need all pictures of a cell:
+they are computed with the table and not stored.
 """
 
 from __future__ import annotations
@@ -31,32 +31,32 @@ from pipelines.evaluation.experiment.scoring import Scorer, Scores, composite
 from pipelines.models.profile import Profile
 
 PAINTING, SCORING = 1, 4
-"""Raised when what is painted, or what is measured, changes: what is stored of an earlier version is made anew."""
+"""Versions of painting and scoring; increment one to invalidate what is stored."""
 
 
 @dataclass(frozen=True, slots=True)
 class Painted:
-    """One stored picture, and the seconds that painting it took."""
+    """A stored picture, and the seconds that painting it took."""
 
     pair: Pair
     picture: Path
     seconds: float
 
     def composite(self) -> NDArray[np.uint8]:
-        """The picture with the product laid back, (side, side, 3)."""
+        """The picture with the product pasted back, (side, side, 3)."""
         with Image.open(self.picture) as file:
             return composite(self.pair, file)
 
 
 @dataclass(frozen=True, slots=True)
 class Result(Painted):
-    """One stored picture and its scores."""
+    """A stored picture and its scores."""
 
     scores: Scores
 
 
 def results_of(cell: Cell, pairs: Sequence[Pair], painter: Painter, scorer: Scorer, out: Path) -> Iterator[Result]:
-    """Yield the result of each pair, stored or made now; each is stored as soon as it is scored."""
+    """Yield the result of each pair, stored or new; each new one is stored at once."""
     for one in painted(cell, pairs, painter, out):
         stored = _scores(one.picture, scorer)
         if not stored.exists():
@@ -70,12 +70,12 @@ def results_of(cell: Cell, pairs: Sequence[Pair], painter: Painter, scorer: Scor
 
 
 def painted(cell: Cell, pairs: Sequence[Pair], painter: Painter, out: Path) -> Iterator[Painted]:
-    """Yield the picture of each pair, stored or painted now; a batch is stored at once."""
+    """Yield the picture of each pair, stored or newly painted; each new batch is stored at once."""
     for start in range(0, len(pairs), BATCH):
         batch = pairs[start : start + BATCH]
         pictures = [_picture(cell, pair, painter.profile, out) for pair in batch]
         if not all(path.exists() for path in pictures):
-            # the whole batch again: pixels are promised for one batch shape
+            # the whole batch again: pixels are reproducible only in a batch of the same shape
             images, seconds = painter.paint(cell, batch)
             pictures[0].parent.mkdir(parents=True, exist_ok=True)
             for image, path in zip(images, pictures, strict=True):
@@ -90,7 +90,7 @@ def painted(cell: Cell, pairs: Sequence[Pair], painter: Painter, out: Path) -> I
 
 
 def is_made(cell: Cell, pairs: Sequence[Pair], profile: Profile, scorer: Scorer, out: Path) -> bool:
-    """Whether the pictures of pairs and their scores are stored."""
+    """Whether all pictures of these pairs and their scores are stored."""
     pictures = [_picture(cell, pair, profile, out) for pair in pairs]
     return all(one.exists() and _scores(one, scorer).exists() for one in pictures)
 
@@ -106,7 +106,7 @@ def _scores(picture: Path, scorer: Scorer) -> Path:
 
 
 def picture_key(cell: Cell, pair: Pair, profile: Profile) -> str:
-    """What a pair's picture in a cell is made of: settings, weights and pair; 16 hexadecimal digits."""
+    """Digest of all inputs of a pair's picture in a cell: settings, weights and pair; 16 hexadecimal digits."""
     made_of = canonical_json(
         {
             "version": PAINTING,
@@ -119,15 +119,15 @@ def picture_key(cell: Cell, pair: Pair, profile: Profile) -> str:
 
 
 def _digest(profile: Profile, part: str) -> str:
-    """What a picture depends on of a part: of a whole CLIP only the text tower, since the sampler reads no other."""
-    # asked of every picture, so the file is located and not checked: whoever loads it checks it
+    """Digest of a part as far as a picture depends on it: of a CLIP only the text tower, which the sampler reads."""
+    # called for every picture, so the file is only located; whoever loads it verifies it
     words = _text_tower(profile.part(part).located().weights[0]) if part == "clip" else ""
     return words or profile.ref(part).sha256
 
 
 @cache
 def _text_tower(clip: Path) -> str:
-    """The digest of a text tower; "" where the file is no safetensors with one under the usual names."""
+    """Digest of a text tower; "" if the file is not safetensors, or has no tower under the usual names."""
     if clip.suffix != ".safetensors":
         return ""
     read = hashlib.sha256()

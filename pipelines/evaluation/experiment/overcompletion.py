@@ -1,4 +1,4 @@
-"""Run the experiment: paint and score every cell's pairs, and make the table. What is made is kept: see `making`."""
+"""Run the experiment: paint and score every cell's pairs, and compute the table. Results are stored: see `making`."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from pipelines.errors import UsageError
-from pipelines.evaluation.detector.composites import photographed_scenes
-from pipelines.evaluation.experiment import statistics
+from pipelines.evaluation import statistics
 from pipelines.evaluation.experiment.cells import BY_PARITY, CELLS, COMPARED, PAIRS, Cell
 from pipelines.evaluation.experiment.labels import Agreement, agreement, read_labels
 from pipelines.evaluation.experiment.making import Result, is_made, results_of
 from pipelines.evaluation.experiment.painting import BATCH, Painter
 from pipelines.evaluation.experiment.pairs import Pair, catalogue_subjects, load_pairs, load_subjects
 from pipelines.evaluation.experiment.scoring import AlexNetFeatures, PromptAgreement, SceneClassifier, Scorer
-from pipelines.evaluation.experiment.statistics import Figure
 from pipelines.evaluation.experiment.workers import make_in_processes
+from pipelines.evaluation.products import photographed_scenes
+from pipelines.evaluation.statistics import Figure
 from pipelines.models.profile import Profile
 from pipelines.sample import CATALOGUE
 from pipelines.scenes import Checks
@@ -30,10 +30,15 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One cell of the table. `n` pictures of `products` products, `overcompleted` of them; `rate` is their share,
-    `plated_rate` what is left of it on clean plates. `kid` is None where there are no reference pictures. `labelled` of
-    the pictures were looked at, and the scene had grown the product in `grown_by_eye` of these. `clip` is the agreement
-    of pictures and prompts; `clip_margin` what of it goes beyond the agreement with the other pairs' prompts."""
+    """One cell of the table: `n` pictures of `products` products.
+
+    Attributes:
+        overcompleted: How many pictures have E+ above tau; `rate` is their share, `plated_rate` that on clean plates.
+        kid: None if there are no reference pictures.
+        clip: Agreement of pictures with their prompts.
+        clip_margin: How much higher it is than the agreement with the other pairs' prompts.
+        labelled: How many pictures a person labelled, `grown_by_eye` of them as grown.
+    """
 
     cell: str
     group: str
@@ -57,10 +62,11 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
-    """Two cells, pair by pair. Ratios are baseline / treated; differences treated - baseline, per picture. `unfamiliar`
-    are the pairs of products that the detector was not fitted to, and the ratios among them; None where there are
-    none."""
+class CellComparison:
+    """Two cells, pair by pair. Ratios are baseline / treated; differences are treated - baseline per picture.
+
+    `unfamiliar` counts the pairs of products that the detector was not fitted to; ratios of none are None.
+    """
 
     baseline: str
     treated: str
@@ -79,7 +85,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """Pictures that no cell painted, of the same pairs, to read the cells' figures by."""
+    """Figures of unpainted pictures of the same pairs, as a scale for those of the cells."""
 
     kid: Figure | None
     clip: Figure
@@ -88,12 +94,12 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """What the experiment found.
+    """The experiment's result.
 
     Attributes:
-        clip: The digest of the CLIP that agreement with prompts is by.
-        references: What pictures have that are drawn as the prompt says, and two kinds that are no scenes.
-        labelled: How far E+ agrees with the eye, None where no picture has a label.
+        clip: Digest of the CLIP that measures agreement with prompts.
+        references: Figures of pictures that are drawn as the prompt says, and of two kinds that are not scenes.
+        labelled: Agreement of E+ with human labels; None if no picture has a label.
     """
 
     smoke_test: bool
@@ -102,7 +108,7 @@ class Table:
     pairs: int
     subjects: int
     rows: tuple[Row, ...]
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[CellComparison, ...]
     references: dict[str, Reference]
     classifier_accuracy: dict[str, float]
     labelled: Agreement | None
@@ -119,23 +125,23 @@ def run(
     progress: Progress | None = None,
     jobs: int = 1,
 ) -> tuple[Table, dict[str, list[Result]]]:
-    """Paint and score what is not there yet, then make the table.
+    """Paint and score what is not stored yet, then compute the table.
 
     Args:
         profile: Whose models paint.
-        shared: The folder with `catalog`, `training` and `models`; where it is missing, the sample catalogue is used.
-        out: Keeps pictures and scores.
-        pairs: So many in every cell of the largest part, fewer in the others as in a full run; by default all.
-        groups: Which parts of the table.
-        device: Where to paint.
-        progress: Told (cell, pictures done, pictures in all).
-        jobs: Processes that paint and score, each with models of its own and, beside others, with one thread.
+        shared: The folder with `catalog`, `training` and `models`; if it is missing, the sample catalogue is used.
+        out: Folder for pictures and scores.
+        pairs: Number in every cell of the largest part, fewer in the others as in a full run; by default all.
+        groups: Parts of the table.
+        device: Torch device of the models.
+        progress: Called with (cell, pictures done, pictures in all).
+        jobs: Processes that paint and score, each with its own models; with more than one, one thread each.
 
     Returns:
         The table, and the results of each cell.
 
     Raises:
-        UsageError: no product to paint, or a group that there is not.
+        UsageError: there is no product to paint, or no such group.
     """
     unknown = set(groups) - set(PAIRS)
     if unknown:
@@ -151,48 +157,47 @@ def run(
 
     classifier = None if smoke_test else SceneClassifier(shared / "training")
     scorer = Scorer(profile, Checks().overcompletion, classifier, device)
-    painter = Painter(profile, device)
+    painter, report = Painter(profile, device), progress or (lambda cell, done, total: None)
     paired = [(cell, listed[: counts[cell.group]]) for cell in cells]
     total, done = sum(len(of_cell) for _, of_cell in paired), 0
     if jobs > 1:
         batches = [(cell, pairs[n : n + BATCH]) for cell, pairs in paired for n in range(0, len(pairs), BATCH)]
         batches = [batch for batch in batches if not is_made(*batch, profile, scorer, out)]
         done = total - sum(len(pairs) for _, pairs in batches)
-        if progress is not None and done:
-            progress(cells[0].name, done, total)
+        if done:
+            report(cells[0].name, done, total)
         for cell, made in make_in_processes(batches, painter, scorer, out, jobs):
             done += made
-            if progress is not None:
-                progress(cell.name, done, total)
+            report(cell.name, done, total)
     results: dict[str, list[Result]] = {}
     for cell, of_cell in paired:
         results[cell.name] = []
         for result in results_of(cell, of_cell, painter, scorer, out):
             results[cell.name].append(result)
-            if progress is not None and jobs == 1:
+            if jobs == 1:
                 done += 1
-                progress(cell.name, done, total)
+                report(cell.name, done, total)
     table = _table(cells, results, shared, profile, scorer, smoke_test, len(subjects))
     return replace(table, missing=missing), results
 
 
 def pair_counts(pairs: int | None, groups: Sequence[str]) -> dict[str, int]:
-    """Pairs in each cell of some groups: PAIRS, or in its proportions where the largest of them is to have `pairs`."""
+    """Pairs in each cell of some groups: PAIRS, or scaled so that the largest group has `pairs`."""
     share = 1.0 if pairs is None else min(1.0, pairs / max(PAIRS[group] for group in groups))
     return {group: max(1, round(share * PAIRS[group])) for group in groups}
 
 
 def _missing(cell: Cell, profile: Profile) -> str:
-    """Why a cell cannot be painted with a profile: the parts that it lacks, or nothing."""
+    """Why a profile cannot paint a cell: the parts that it lacks; "" if it can."""
     there = {part.name for part in profile.parts}
     absent = [part for part in cell.parts if part not in there]
     return f"the profile {profile.name} has no {', '.join(absent)}" if absent else ""
 
 
 @dataclass(frozen=True, slots=True)
-class _Looked:
-    """What is seen in pictures together: for each its product, its AlexNet features (n, 256) or None, its agreement
-    with its prompt, (n,), and how far that goes beyond the agreement with the others' prompts, (n,)."""
+class _Embedded:
+    """Embeddings of a cell's pictures: AlexNet features (n, 256) or None, agreement with the own prompt, (n,), and how
+    much higher it is than the agreement with the other prompts, (n,)."""
 
     products: list[str]
     features: NDArray[np.float64] | None
@@ -200,13 +205,13 @@ class _Looked:
     margins: list[float]
 
     @classmethod
-    def at(
+    def of(
         cls,
         results: Sequence[Result],
         images: Sequence[NDArray[np.uint8]],
         agree: PromptAgreement,
         alexnet: AlexNetFeatures | None,
-    ) -> _Looked:
+    ) -> _Embedded:
         agreements = agree(images, [result.pair.prompt for result in results])
         return cls(
             [result.pair.subject.name for result in results],
@@ -216,7 +221,7 @@ class _Looked:
         )
 
     def kid(self, real: NDArray[np.float64] | None) -> Figure | None:
-        """KID to the features of real pictures; None where there are none."""
+        """KID to the features of real pictures; None if there are none."""
         return None if self.features is None or real is None else statistics.kid(self.products, self.features, real)
 
     def mean(self, values: Sequence[float]) -> Figure:
@@ -238,8 +243,8 @@ def _table(
     if not smoke_test and scenes and (checkpoint := shared / "models" / "alexnet.ckpt").exists() and longest:
         alexnet = AlexNetFeatures(checkpoint)
         real = alexnet([_over_scene(result.pair, scenes, 0) for result in longest])
-    looked = {
-        name: _Looked.at(made, [one.composite() for one in made], agree, alexnet) for name, made in results.items()
+    embedded = {
+        name: _Embedded.of(made, [one.composite() for one in made], agree, alexnet) for name, made in results.items()
     }
     kinds: dict[str, Callable[[Pair], NDArray[np.uint8]]] = {"drawn as the prompt says": Pair.drawn}
     if scenes:
@@ -247,14 +252,14 @@ def _table(
         kinds["a flat colour"] = lambda pair: _over_scene(pair, scenes, 2)
     references = {}
     for kind, draw in kinds.items() if longest else ():
-        seen = _Looked.at(longest, [draw(result.pair) for result in longest], agree, alexnet)
+        seen = _Embedded.of(longest, [draw(result.pair) for result in longest], agree, alexnet)
         references[kind] = Reference(seen.kid(real), seen.mean(seen.clip), seen.mean(seen.margins))
     labels = read_labels()
     said = {label.picture: label.grown for label in labels}
-    rows = tuple(_row(cell, results[cell.name], scorer.tau, looked[cell.name], real, said) for cell in cells)
+    rows = tuple(_row(cell, results[cell.name], scorer.tau, embedded[cell.name], real, said) for cell in cells)
     by_cell = {row.cell: row for row in rows}
     comparisons = [
-        _compare(baseline, treated, results, scorer.tau, by_cell, looked, real)
+        _compare(baseline, treated, results, scorer.tau, by_cell, embedded, real)
         for baseline, treated in COMPARED
         if baseline in results and treated in results
     ]
@@ -277,7 +282,7 @@ def _row(
     cell: Cell,
     results: Sequence[Result],
     tau: float,
-    looked: _Looked,
+    embedded: _Embedded,
     real: NDArray[np.float64] | None,
     said: Mapping[str, bool],
 ) -> Row:
@@ -298,10 +303,10 @@ def _row(
         plated_rate=statistics.mean(products, [result.scores.plated > tau for result in results]),
         e_plus=figure("e_plus"),
         d_plus=figure("d_plus"),
-        kid=looked.kid(real),
+        kid=embedded.kid(real),
         sharpness=figure("sharpness"),
-        clip=looked.mean(looked.clip),
-        clip_margin=looked.mean(looked.margins),
+        clip=embedded.mean(embedded.clip),
+        clip_margin=embedded.mean(embedded.margins),
         scene=figure("scene"),
         product_error=figure("product_error"),
         uncertainty=figure("uncertainty"),
@@ -317,9 +322,9 @@ def _compare(
     results: dict[str, list[Result]],
     tau: float,
     rows: dict[str, Row],
-    looked: Mapping[str, _Looked],
+    embedded: Mapping[str, _Embedded],
     real: NDArray[np.float64] | None,
-) -> Comparison:
+) -> CellComparison:
     before, after = results[baseline], results[treated]
     products = [result.pair.subject.name for result in before]
 
@@ -329,11 +334,11 @@ def _compare(
     e_before, e_after = both("e_plus")
     new = [n for n, one in enumerate(before) if not one.pair.subject.familiar]
     of_new = [products[n] for n in new], [e_before[n] for n in new], [e_after[n] for n in new]
-    features = looked[baseline].features, looked[treated].features
+    features = embedded[baseline].features, embedded[treated].features
     kid = None
     if features[0] is not None and features[1] is not None and real is not None:
         kid = statistics.kid_difference(products, features[0], features[1], real)
-    return Comparison(
+    return CellComparison(
         baseline=baseline,
         treated=treated,
         n=len(before),
@@ -344,8 +349,8 @@ def _compare(
         unfamiliar_rate_ratio=statistics.rate_ratio(*of_new, tau) if new else None,
         unfamiliar_mean_ratio=statistics.mean_ratio(*of_new) if new else None,
         kid_difference=kid,
-        clip_difference=statistics.difference(products, looked[baseline].clip, looked[treated].clip),
-        clip_margin_difference=statistics.difference(products, looked[baseline].margins, looked[treated].margins),
+        clip_difference=statistics.difference(products, embedded[baseline].clip, embedded[treated].clip),
+        clip_margin_difference=statistics.difference(products, embedded[baseline].margins, embedded[treated].margins),
         scene_difference=statistics.difference(products, *both("scene")),
     )
 

@@ -1,4 +1,4 @@
-"""Paint the pairs of one cell: the product's own sampler, with what the cell says."""
+"""Paint the pairs of one cell with the sampler that shops use."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from pipelines.diffusion.brushnet import BrushNetModel
 from pipelines.diffusion.control import canny_edges
 from pipelines.diffusion.inpainting import InpaintingPipeline
 from pipelines.diffusion.mask_guidance import MaskGuidedControlNet, refine_mask
-from pipelines.evaluation.experiment.cells import STEPS as STEPS  # beside the other settings of every cell
+from pipelines.evaluation.experiment.cells import STEPS as STEPS  # with the other settings of every cell
 from pipelines.evaluation.experiment.cells import Cell
 from pipelines.evaluation.experiment.pairs import Pair
 from pipelines.models.checkpoints import load_net
 from pipelines.models.profile import Profile
 
 GUIDANCE_SCALE, CONTROL_SCALE, CONTROL_END = 2.5, 0.8, 0.8
-"""Sampler settings of every cell; the scenes' own."""
+"""Sampler settings of every cell, those of the scenes."""
 
 BATCH = 8
 
 OUTPUTS, LARGER = 13, 6
-"""Residuals of an SD 1.5 ControlNet, and how many of them, the first, are of the two larger sizes."""
+"""Residuals of an SD 1.5 ControlNet; the first LARGER have the two larger sizes."""
 
 
 @dataclass(slots=True)
 class Painter:
-    """Paints cells with the models of a profile. A method's modules stay loaded until another method is asked for."""
+    """Paints cells with the models of a profile; a method's modules stay loaded until another method is needed."""
 
     profile: Profile
     device: str = "cpu"
@@ -42,7 +42,7 @@ class Painter:
     _controlnets: tuple[ControlNetModel, ...] = field(default=(), init=False)
 
     def paint(self, cell: Cell, pairs: Sequence[Pair]) -> tuple[list[Image.Image], float]:
-        """Paint pairs of one size; return the pictures before any paste, and the seconds that each took."""
+        """Paint pairs of one size; returns the pictures before the paste, and the seconds per picture."""
         pipeline = self._ready(cell)
         started = time.monotonic()
         masks = torch.from_numpy(np.stack([pair.product.matte for pair in pairs])).float()[:, None] / 255
@@ -53,7 +53,7 @@ class Painter:
             net, outputs = self._controlnets[0], range(OUTPUTS)
             layers = [(n < LARGER) == (cell.masked == "larger") for n in outputs]
             pipeline.controlnets = (MaskGuidedControlNet(net, refined, resize=cell.resize, masked_layers=layers),)
-            guides = None  # the net brings its mask
+            guides = None  # the net has its own mask
         images = pipeline(
             image=[Image.fromarray(pair.product.colour) for pair in pairs],
             product_mask=list(masks),
@@ -91,8 +91,7 @@ class Painter:
 
 
 def edges_of(pair: Pair, cell: Cell) -> Image.Image:
-    """What the ControlNet of a cell is shown: all edges of the placed photo, those within the product, or those of the
-    product on nothing."""
+    """Edges for the cell's ControlNet: of the whole placed photo, of the photo within the product, or of the cutout."""
     if cell.edges == "photo":
         return canny_edges(pair.photo)
     matte = Image.fromarray(pair.product.matte)

@@ -1,8 +1,8 @@
-"""The pairs of product and scene that every cell paints: products and backgrounds that nothing was trained on.
+"""The pairs of product and scene that every cell paints: no model was trained on these products and backgrounds.
 
-Products: the catalogue photos with a true alpha mask, and the training folder's held-out tenth, laid over photographs
-and plain studio grounds that are in no training set either. Where the shared folder is missing, the sample catalogue.
-The list is one sequence: the first n pairs of a longer run are those of a run of n.
+Products are the catalogue photos with a true alpha mask, and the training folder's held-out tenth in front of
+photographs and plain grounds. Without the shared folder they are those of the sample catalogue. The pairs are one
+sequence: a run of n pairs uses the first n.
 """
 
 from __future__ import annotations
@@ -21,17 +21,16 @@ from PIL import Image
 from pipelines.contracts import sha256_hex
 from pipelines.errors import UsageError
 from pipelines.evaluation.cutout import PRODUCT_ALPHA
-from pipelines.evaluation.detector.composites import SIDES, side_of
-from pipelines.training.composer import Scene, caption_of, draw_around, draw_scene
+from pipelines.evaluation.products import CALIBRATION, side_of
+from pipelines.training.composer import ComposedScene, caption_of, draw_around, draw_scene
 from pipelines.training.data import LAST_COLOUR, clean_name, load_product, product_of, read_index
 from pipelines.vision.placement import LaidProduct, Placement, lay_photo, lay_product, place
 
 SMALLEST = 96
-"""A cutout with a shorter longer side than this, px, is a thumbnail, not a product photo."""
+"""A cutout whose longer side is shorter than this, px, is a thumbnail and not used."""
 
 SCENE_PROPS = ("none", "window", "plant")
-"""Props of the prompted scenes: light and shade only. A ball beside the product would be a product-like object."""
-
+"""Props of the scenes: only light and shade. A ball next to the product would be a product-like object."""
 
 GROUND = 0.87
 """Where products stand, as a share of the canvas's height."""
@@ -39,8 +38,11 @@ GROUND = 0.87
 
 @dataclass(frozen=True)
 class Subject:
-    """One product: its photo (RGB) and its cutout (RGBA), of one size. `name` is the caption's and the cluster's.
-    `familiar`: other pictures of the product, composites, are among those that the detector was fitted to."""
+    """A product: its photo (RGB) and its cutout (RGBA) of the same size.
+
+    `name` stands in the caption, and is the unit that intervals resample. `familiar`: the detector was fitted to
+    composites of the product.
+    """
 
     name: str
     photo: Image.Image
@@ -50,17 +52,17 @@ class Subject:
 
 @dataclass(frozen=True)
 class Pair:
-    """A product in a scene at the model's size. `number` seeds its noise."""
+    """A product in a scene at the model's size; `number` seeds the noise."""
 
     number: int
     subject: Subject
-    scene: Scene
+    scene: ComposedScene
     side: int
     scale: float
 
     @property
     def prompt(self) -> str:
-        """What the scene is, in the words that the models know."""
+        """Describes the scene in the words that the models know."""
         return caption_of(self.scene, self.subject.name)
 
     @cached_property
@@ -70,11 +72,11 @@ class Pair:
 
     @cached_property
     def photo(self) -> Image.Image:
-        """The source photo, placed as its product is, RGB (side, side)."""
+        """The source photo with the same placement as the product, RGB (side, side)."""
         return lay_photo(self.subject.photo, self._where, self.side, self.side)
 
     def drawn(self) -> np.ndarray:
-        """The picture that the prompt speaks of, drawn: the scene around the product, (side, side, 3) uint8."""
+        """Draw the scene of the prompt around the product, (side, side, 3) uint8."""
         alpha = self.product.matte.astype(np.float32) / 255
         scene = draw_around(self.scene, alpha, GROUND, np.random.default_rng([1792, self.number]))
         return self.product.over(np.rint(scene * 255).astype(np.uint8))
@@ -86,13 +88,13 @@ class Pair:
 
     @cached_property
     def digest(self) -> str:
-        """Sha256 of everything that is painted from: what a stored result must have been made of."""
+        """Sha256 of all of the pair's inputs to painting."""
         seen = self.product.colour.tobytes() + self.product.matte.tobytes() + np.asarray(self.photo).tobytes()
         return sha256_hex(seen + f"{self.number} {self.prompt}".encode())
 
 
 def load_pairs(subjects: Sequence[Subject], count: int, side: int, first: int = 0) -> list[Pair]:
-    """Pair products with scenes: all products in turn, each time in another scene. Numbers begin with `first`."""
+    """Pair products in turn with ever new scenes; numbers start at `first`."""
     pairs = []
     for number in range(first, first + count):
         rng = np.random.default_rng([1789, number])
@@ -104,9 +106,9 @@ def load_pairs(subjects: Sequence[Subject], count: int, side: int, first: int = 
 
 
 def load_subjects(shared: Path) -> list[Subject]:
-    """The products of the shared folder that nothing was trained on, in an order that mixes its sources.
+    """Load the products of the shared folder that no model was trained on, in an order that mixes its sources.
 
-    Raises UsageError where there are none.
+    Raises UsageError if there are none.
     """
     scenes = sorted((shared / "catalog" / "scenes").glob("*.jpg"))
     held_out = read_index(shared / "training", "cutouts", "test")
@@ -116,17 +118,17 @@ def load_subjects(shared: Path) -> list[Subject]:
         if max(product.alpha.shape) >= SMALLEST:
             rgba = np.dstack([product.rgb, product.alpha])
             background = scenes[n % len(scenes)] if n % 2 and scenes else None
-            subject = photographed(LAST_COLOUR.sub("", item.name), rgba, background, n)
-            subjects.append(replace(subject, familiar=side_of(product_of(item)) == SIDES[0]))
+            subject = photograph(LAST_COLOUR.sub("", item.name), rgba, background, n)
+            subjects.append(replace(subject, familiar=side_of(product_of(item)) == CALIBRATION))
     if not subjects:
         raise UsageError(f"{shared}: no product with an alpha mask that was not trained on")
     return sorted(subjects, key=lambda subject: zlib.crc32(subject.name.encode()))
 
 
 def catalogue_subjects(catalogue: Path, calibrating: bool = False) -> list[Subject]:
-    """The products of a catalogue whose rows name a `ground_truth_alpha`, with their photos as they are.
+    """Load the products of a catalogue whose rows name a `ground_truth_alpha`, with their own photos.
 
-    `calibrating`: it is the catalogue that the detector's calibration products are from.
+    `calibrating`: the detector's calibration products come from this catalogue.
     """
     subjects = []
     with catalogue.open(newline="", encoding="utf-8") as file:
@@ -139,19 +141,19 @@ def catalogue_subjects(catalogue: Path, calibrating: bool = False) -> list[Subje
             matte = np.asarray(alpha.resize(photo.size), np.float32) / 255
             cutout = photo.copy()
             cutout.putalpha(Image.fromarray(_solid(matte)))
-            familiar = calibrating and side_of(row["id"]) == SIDES[0]
+            familiar = calibrating and side_of(row["id"]) == CALIBRATION
             subjects.append(Subject(clean_name(row["title"]), photo, cutout, familiar))
     return subjects
 
 
 def _solid(matte: np.ndarray) -> np.ndarray:
-    """A matte (H, W), 0..1, without the soft shadow that some masks keep: uint8, 255 = product."""
+    """Remove the soft shadow that some mattes (H, W), 0..1, keep; returns uint8, 255 = product."""
     near = cv2.dilate((matte > PRODUCT_ALPHA).astype(np.float32), np.ones((5, 5), np.uint8))
     return np.round(matte * near * 255).astype(np.uint8)
 
 
-def photographed(name: str, rgba: np.ndarray, background: Path | None, number: int) -> Subject:
-    """Photograph a cutout, (H, W, 4) 0..1: in front of a photograph, or on a plain ground with a contact shadow."""
+def photograph(name: str, rgba: np.ndarray, background: Path | None, number: int) -> Subject:
+    """Compose a photo of a cutout (H, W, 4), 0..1: before a photograph, or on plain ground with a contact shadow."""
     height, width = rgba.shape[:2]
     side = round(max(height, width) / 0.4)
     top, left = round(side * 0.8) - height, (side - width) // 2
@@ -173,7 +175,7 @@ def photographed(name: str, rgba: np.ndarray, background: Path | None, number: i
 
 
 def _square(path: Path, side: int) -> np.ndarray:
-    """The middle of a photograph, (side, side, 3), 0..1."""
+    """The central square of a photograph, (side, side, 3), 0..1."""
     with Image.open(path) as file:
         picture = file.convert("RGB")
     edge = min(picture.size)

@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image
 
 from pipelines.evaluation.experiment.making import Result
-from pipelines.evaluation.experiment.overcompletion import Comparison, Row, Table
-from pipelines.evaluation.experiment.statistics import Figure
+from pipelines.evaluation.experiment.overcompletion import CellComparison, Row, Table
+from pipelines.evaluation.statistics import Figure
 
 SHOWN = 8
 """Pairs whose pictures the page shows, of each cell."""
@@ -61,7 +61,7 @@ def write_report(table: Table, results: dict[str, list[Result]], out: Path) -> P
 
 
 def as_json(table: Table) -> dict[str, Any]:
-    """The table as one JSON document; a figure that does not exist is null."""
+    """The table as one JSON document; a missing figure is null."""
     document: dict[str, Any] = _finite(asdict(table))
     return document
 
@@ -118,60 +118,47 @@ A picture is overcompleted when E⁺ &gt; {table.tau:g}. Agreement with prompts 
 
 
 def _rows(table: Table) -> str:
-    heads = "".join(
-        f"<th>{html.escape(title)}</th>" for title in ("cell", "n", "grown by eye", *COLUMNS.values(), "seconds")
-    )
-    lines = []
+    rows = []
     for row in table.rows:
-        cells = "".join(f"<td>{_figure(getattr(row, name), name.endswith('rate'))}</td>" for name in COLUMNS)
+        figures = [_figure(getattr(row, name), name.endswith("rate")) for name in COLUMNS]
         eye = f"{row.grown_by_eye} of {row.labelled}" if row.labelled else ""
-        start = f"<td>{html.escape(row.cell)}</td><td>{row.n}</td><td>{eye}</td>"
-        lines.append(f"<tr>{start}{cells}<td>{row.seconds:.2f}</td></tr>")
+        rows.append([html.escape(row.cell), row.n, eye, *figures, f"{row.seconds:.2f}"])
     for name, reference in table.references.items():
-        empty = "<td></td>"
-        cells = "".join(f"<td>{_figure(getattr(reference, column, None))}</td>" for column in COLUMNS)
-        lines.append(f"<tr><td>{html.escape(name)}</td>{empty * 2}{cells}{empty}</tr>")
-    return f"<table><tr>{heads}</tr>{''.join(lines)}</table>"
+        figures = [_figure(getattr(reference, column, None)) for column in COLUMNS]
+        rows.append([html.escape(name), "", "", *figures, ""])
+    return _as_html(("cell", "n", "grown by eye", *COLUMNS.values(), "seconds"), rows)
 
 
-def _comparisons(comparisons: Sequence[Comparison]) -> str:
-    lines = []
+def _comparisons(comparisons: Sequence[CellComparison]) -> str:
+    rows = []
     for c in comparisons:
-        lines.append(
-            f"<tr><td>{html.escape(c.baseline)} → {html.escape(c.treated)}</td><td>{c.n}</td>"
-            f"<td>{_figure(c.rate_ratio)}</td><td>{_figure(c.mean_ratio)}</td><td>{'yes' if c.apart else 'no'}</td>"
-            f"<td>{c.unfamiliar}</td><td>{_figure(c.unfamiliar_rate_ratio)}</td>"
-            f"<td>{_figure(c.unfamiliar_mean_ratio)}</td><td>{_figure(c.kid_difference)}</td><td>{_figure(c.clip_difference)}</td><td>{_figure(c.clip_margin_difference)}</td>"
-            f"<td>{_figure(c.scene_difference)}</td></tr>"
-        )
-    titles = (
-        "cells",
-        "n",
-        "rate ratio",
-        "mean ratio",
-        "intervals apart",
-        "n of products new to the detector",
-        "their rate ratio",
-        "their mean ratio",
-        "KID",
-        "CLIP",
-        "CLIP beyond others",
-        "wall and floor",
-    )
-    return f"<table><tr>{''.join(f'<th>{title}</th>' for title in titles)}</tr>{''.join(lines)}</table>"
+        all_products = [c.n, _figure(c.rate_ratio), _figure(c.mean_ratio), "yes" if c.apart else "no"]
+        new = [c.unfamiliar, _figure(c.unfamiliar_rate_ratio), _figure(c.unfamiliar_mean_ratio)]
+        others = (c.kid_difference, c.clip_difference, c.clip_margin_difference, c.scene_difference)
+        name = f"{html.escape(c.baseline)} → {html.escape(c.treated)}"
+        rows.append([name, *all_products, *new, *(_figure(figure) for figure in others)])
+    first = ("cells", "n", "rate ratio", "mean ratio", "intervals apart", "n of products new to the detector")
+    more = ("their rate ratio", "their mean ratio", "KID", "CLIP", "CLIP beyond others", "wall and floor")
+    return _as_html((*first, *more), rows)
 
 
 def _labelled(table: Table) -> str:
     found = table.labelled
     if found is None:
         return ""
-    figures = zip(("precision", "recall", "AUROC"), (found.precision, found.recall, found.auroc), strict=True)
-    heads, cells = zip(*((f"<th>{name}</th>", f"<td>{_figure(figure)}</td>") for name, figure in figures), strict=True)
+    figures = [[_figure(figure) for figure in (found.precision, found.recall, found.auroc)]]
     return (
         f"<h2>Against the eye</h2><p>{found.n} pictures of {found.products} products were labelled without knowing "
         f"their cells; {found.grown} of them as grown. E⁺ &gt; τ against these labels:</p>"
-        f"<table><tr>{''.join(heads)}</tr><tr>{''.join(cells)}</tr></table>"
+        + _as_html(("precision", "recall", "AUROC"), figures)
     )
+
+
+def _as_html(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A table; `rows` are HTML already."""
+    lines = [[f"<th>{html.escape(title)}</th>" for title in titles]]
+    lines += [[f"<td>{cell}</td>" for cell in row] for row in rows]
+    return "<table>" + "".join("<tr>" + "".join(line) + "</tr>" for line in lines) + "</table>"
 
 
 def _figure(figure: Figure | None, percent: bool = False) -> str:

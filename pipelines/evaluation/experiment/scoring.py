@@ -1,13 +1,11 @@
-"""What is measured of every painted picture, and of a cell's pictures together.
+"""Measures of each painted picture, and of all pictures of a cell.
 
-Overcompletion is measured as `inspect` does, on the picture with the product laid back: a fast pair of finders says E+
-of all; how far HQ-SAM sees otherwise is asked of every picture near the threshold and of a fifth.
+Overcompletion is measured as `inspect` does, on the picture with the product pasted back. Two fast finders give E+ of
+every picture. HQ-SAM, which gives the uncertainty, runs on every fifth picture and on those near the threshold.
 """
 
 from __future__ import annotations
 
-import hashlib
-import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +20,6 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizerFast
 
-from pipelines.errors import IntegrityError
 from pipelines.evaluation.experiment.pairs import Pair
 from pipelines.models.files import sha256_of
 from pipelines.models.profile import Profile
@@ -31,13 +28,13 @@ from pipelines.quality.evidence import WEIGHTS
 from pipelines.quality.overcompletion import SURE, OvercompletionDetector
 from pipelines.training.composer import compose, draw_scene
 from pipelines.training.data import Composer
+from pipelines.training.perceptual import read_alexnet
 from pipelines.vision.plate import RIM, clean_plate
 
 BORDERLINE = (0.25, 4.0)
-"""Between these multiples of tau a picture is borderline, and HQ-SAM is asked."""
+"""A picture with E+ between these multiples of tau is borderline: HQ-SAM runs."""
 
 FIFTH = 5
-ALEXNET_SHA256 = "443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +42,15 @@ class Scores:
     """Measures of one picture.
 
     Attributes:
-        e_plus: E+ of the picture with the product laid back.
-        plated: E+ with the product laid over the clean plate, as a shop's images are finished. Measured where e_plus is
-            above tau, else e_plus itself: a lower bound, since the plate's seam may alarm where nothing did before.
+        e_plus: E+ of the picture with the product pasted back.
+        plated: E+ with the product over the clean plate, as a shop's images are finished. Measured only if e_plus is
+            above tau, else equal to it. It is a lower bound, since the plate's seam may cause an alarm of its own.
         d_plus: Area of detached product-like objects, in products.
-        uncertainty: How far the finders and HQ-SAM lie apart, in products; NaN where HQ-SAM was not asked.
-        sharpness: Mean gradient of the scene's luminance, levels a pixel.
-        scene: 1 where a classifier sees the prompt's wall and floor, 0.5 one of them, 0 none; NaN without one.
-        product_error: Mean difference to the product inside its mask before the paste, levels of 255.
-        seconds: Painting it took.
+        uncertainty: Difference between the finders and HQ-SAM, in products; NaN if HQ-SAM did not run.
+        sharpness: Mean gradient of the scene's luminance, levels per pixel.
+        scene: Share of the prompt's wall and floor that a classifier recognises: 0, 0.5, 1; NaN without a classifier.
+        product_error: Mean difference to the product inside its mask before it is pasted back, levels of 255.
+        seconds: Painting time.
     """
 
     e_plus: float
@@ -67,13 +64,15 @@ class Scores:
 
 
 def composite(pair: Pair, painted: Image.Image) -> NDArray[np.uint8]:
-    """The painted scene with the exact product laid over it, (side, side, 3)."""
+    """The painted scene with the exact product pasted back, (side, side, 3)."""
     return pair.product.over(np.asarray(painted.convert("RGB")))
 
 
 class Scorer:
-    """Loads what measures once. `classifier` None: no composed scenes to learn walls and floors from. `version` names
-    the threshold and the weights that scores depend on."""
+    """Loads the models that measure. `version` lists the threshold and the weights that scores depend on.
+
+    `classifier` is None if there are no composed scenes to learn walls and floors from.
+    """
 
     def __init__(self, profile: Profile, tau: float, classifier: SceneClassifier | None, device: str = "cpu"):
         self.tau = tau
@@ -115,8 +114,10 @@ class Scorer:
 
 
 class PromptAgreement:
-    """How far pictures agree with prompts: the cosine in the profile's CLIP, as CLIPScore has it (Hessel et al. 2021),
-    not scaled. Two CLIPs' cosines do not compare, and no bundled one's is a published CLIPScore."""
+    """Agreement of pictures with prompts: the unscaled cosine of CLIPScore (Hessel et al. 2021) in the profile's CLIP.
+
+    Cosines of two CLIPs are not comparable, and those of the bundled one are no published CLIPScore.
+    """
 
     def __init__(self, profile: Profile):
         part = profile.part("clip").check()
@@ -143,9 +144,9 @@ GRID = 16
 
 
 class SceneClassifier:
-    """Names the wall and the floor of a picture from what is not product: a linear softmax over a coarse grid.
+    """Classifies the wall and the floor of a picture outside the product: a linear softmax over a coarse grid.
 
-    Learnt from composed scenes, whose captions are true; `accuracy` is measured on composed scenes of their own.
+    It learns from composed scenes, whose captions are true. `accuracy` is measured on other composed scenes.
     """
 
     def __init__(self, data: Path, examples: int = 2400, tests: int = 400, seed: int = 3):
@@ -172,7 +173,7 @@ class SceneClassifier:
             self._heads[kind], self.accuracy[kind] = (words, weights), float(right)
 
     def agreement(self, image: NDArray[np.uint8], matte: NDArray[np.uint8], wall: str, floor: str) -> float:
-        """Share of wall and floor that are seen to be the prompt's: 0, 0.5 or 1."""
+        """Share of wall and floor that are recognised as the prompt's: 0, 0.5 or 1."""
         seen = (torch.tensor(_grid(image, matte))[None] - self._mean) / self._deviation
         right = 0
         for kind, name in (("wall", wall), ("floor", floor)):
@@ -182,7 +183,7 @@ class SceneClassifier:
 
 
 def _grid(image: NDArray[np.uint8], matte: NDArray[Any]) -> NDArray[np.float32]:
-    """Mean colour of the scene in each cell of a grid, the product's filled from beside it: (GRID * GRID * 3,)."""
+    """Mean colour of the scene in each cell of a grid; the product's cells get their row's mean: (GRID * GRID * 3,)."""
     share = cv2.resize(1 - matte.astype(np.float32) / 255, (GRID, GRID), interpolation=cv2.INTER_AREA)[..., None]
     scenery = image.astype(np.float32) / 255 * (1 - matte.astype(np.float32)[..., None] / 255)
     cells = cv2.resize(scenery, (GRID, GRID), interpolation=cv2.INTER_AREA)
@@ -209,7 +210,7 @@ def _logits(features: Tensor, weights: Tensor) -> Tensor:
 
 
 class AlexNetFeatures:
-    """AlexNet (Krizhevsky 2014) up to its last convolution, average-pooled: 256 numbers a picture, for KID."""
+    """AlexNet (Krizhevsky 2014) up to its last convolution, average-pooled: 256 features per picture, for KID."""
 
     def __init__(self, checkpoint: Path):
         self._layers = _read_alexnet(checkpoint)
@@ -236,10 +237,7 @@ DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
 
 def _read_alexnet(checkpoint: Path) -> list[tuple[Tensor, Tensor]]:
     """Kernels (out, in, h, w) and biases of the five convolutions. Raises IntegrityError for any other file."""
-    data = checkpoint.read_bytes()
-    if hashlib.sha256(data).hexdigest() != ALEXNET_SHA256:
-        raise IntegrityError(f"{checkpoint}: not the AlexNet that KID is defined by here; sha256 {ALEXNET_SHA256}")
-    tree = pickle.loads(data)["AlexNet_0"]  # noqa: S301  the pinned digest above: these bytes and no others
+    tree = read_alexnet(checkpoint)["AlexNet_0"]
     layers = [tree[f"Conv_{n}"] for n in range(5)]
     return [
         (torch.from_numpy(np.array(layer["kernel"])).permute(3, 2, 0, 1).float(), torch.tensor(np.array(layer["bias"])))

@@ -18,19 +18,19 @@ from pipelines.evaluation.experiment.scoring import SceneClassifier, Scorer
 from pipelines.evaluation.processes import end_with_parent, keep_freed_memory
 
 _tools: tuple[Painter, Scorer] | None = None
-"""What a worker process paints and scores with."""
+"""The models of this worker process."""
 
 
 def make_in_processes(
     batches: Sequence[tuple[Cell, Sequence[Pair]]], painter: Painter, scorer: Scorer, out: Path, jobs: int
 ) -> Iterator[tuple[Cell, int]]:
-    """Paint and score batches of pairs in `jobs` processes of one thread each; what they make is kept in `out`.
+    """Paint and score batches of pairs in `jobs` processes of one thread each; results are stored in `out`.
 
     Yields:
-        The cell of each batch that is done, in order, and how many pairs it has.
+        The cell and the number of pairs of each finished batch, in order.
 
     Raises:
-        Whatever a worker raised; batches that have not begun are given up then. BrokenProcessPool where one could not
+        The error of a worker; batches that have not started are cancelled. BrokenProcessPool if a worker could not
         start, or was killed.
     """
     with ProcessPoolExecutor(jobs, get_context("spawn"), _equip, (painter, scorer.tau, scorer.classifier)) as pool:

@@ -232,6 +232,8 @@ def test_what_is_no_address_is_a_reason(link, impatient):
         "127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "224.0.1.1",
         "240.0.0.1", "255.255.255.255", "192.0.2.1", "::1", "::", "fe80::1%eth0", "fc00::1", "ff02::1", "2001:db8::1",
         "::ffff:10.0.0.1", "::ffff:169.254.169.254", "2002:7f00:1::", "64:ff9b::7f00:1", "::7f00:1",
+        "192.0.0.9", "192.88.99.1", "168.63.129.16", "fec0::1", "2001:470::5efe:10.0.0.1",
+        "2001:470::200:5efe:10.0.0.1",
     ],
 )  # fmt: skip
 def test_not_public(address):
@@ -256,3 +258,18 @@ def test_a_feed_from_the_web_brings_its_photos_and_no_files_of_ours(shop, tmp_pa
     assert "came from the web" in cup.photo_problem
     with pytest.raises(UsageError, match="no public address"):
         ingest(url, store, Settings())
+
+
+@pytest.mark.parametrize(
+    ("header", "media_type"),
+    [
+        ("image/jpeg; charset=binary", "image/jpeg"),
+        ("Image/PNG", "image/png"),
+        ("image/jp\xe9g", ""),  # a signed request to the store could not carry it
+        ("image/\tpng", ""),
+        ("picture", ""),
+        ("", ""),
+    ],
+)
+def test_only_a_media_type_is_believed_of_a_server(header, media_type):
+    assert links.media_type_of(header) == media_type

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipelines.diffusion.brushnet import inject
 from pipelines.diffusion.control import canny_edges
-from pipelines.diffusion.feature_cache import Added, FeatureCache
+from pipelines.diffusion.feature_cache import BranchResiduals, FeatureCache
 from pipelines.diffusion.inpainting import METHODS
 from tests.pipelines.diffusion.tiny_models import SIDE, Parts, difference, make_brushnet, make_controlnet, product
 
@@ -115,7 +115,7 @@ class TestFeatureCache:
             with inject(unet, *added.injections):
                 return unet(sample, t, embeds, added_cond_kwargs=added_cond, **added.controls).sample
 
-        added = Added(injections, controls)
+        added = BranchResiduals(injections, controls)
         with cache.remember((True,), added):
             whole = run(unet, added, sample)
         assert cache.recalls((True,))

@@ -12,8 +12,8 @@ from PIL import Image
 from pipelines.errors import UsageError
 from pipelines.evaluation.describe import TitleRest, measure_describe
 from pipelines.models.profile import PROFILES, load_profile
+from pipelines.training.categories import Labelled, vocabulary
 from pipelines.training.data import Item, is_held_out
-from pipelines.training.labels import Labelled, vocabulary
 
 BUNDLED = [PROFILES / "mini" / part / "model.safetensors" for part in ("blip", "clip")]
 

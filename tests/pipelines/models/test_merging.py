@@ -92,7 +92,7 @@ def test_a_wrong_file_is_named(files: dict[str, Path], tmp_path: Path):
         merge_inpainting(tmp_path / "nothing.safetensors", files["inpainting"], files["original"], files["out"])
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(files["base"].read_bytes()[:-10])
-    with pytest.raises(IntegrityError, match=r"cut\.safetensors: expected .* bytes as its header says"):
+    with pytest.raises(IntegrityError, match=r"cut\.safetensors: expected safetensors, found a file that is cut short"):
         merge_inpainting(cut, files["inpainting"], files["original"], files["out"])
     assert not files["out"].exists()
     assert not list(tmp_path.glob("out*"))

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import pickle
+import struct
 from pathlib import Path
 
 import pytest
@@ -99,14 +101,22 @@ def test_weights_without_a_pin_are_refused(shop: Path) -> None:
         load_profile("shop").part("net").check()
 
 
+def with_header(offsets: dict[str, list]) -> bytes:
+    header = {name: {"dtype": "F32", "shape": [4], "data_offsets": pair} for name, pair in offsets.items()}
+    encoded = json.dumps(header).encode()
+    return struct.pack("<Q", len(encoded)) + encoded + bytes(16)
+
+
 @pytest.mark.parametrize(
     ("content", "found"),
     [
-        pytest.param(lambda data: data[:-4], "expected 104 bytes|expected .* bytes as its header says", id="truncated"),
+        pytest.param(lambda data: data[:-4], "cut short", id="truncated"),
         pytest.param(lambda data: data[:5], "cut short", id="five bytes"),
         pytest.param(lambda data: b"", "cut short", id="empty"),
         pytest.param(lambda data: pickle.dumps({"weight": 1}), "a torch or pickle file", id="pickle"),
         pytest.param(lambda data: b"PK\x03\x04" + bytes(200), "a torch or pickle file", id="torch zip"),
+        pytest.param(lambda data: with_header({"weight": [4]}), "another kind", id="offset missing"),
+        pytest.param(lambda data: with_header({"weight": ["0", "16"]}), "another kind", id="offsets are text"),
     ],
 )
 def test_a_broken_file_is_named_and_never_locked(shop: Path, content: object, found: str) -> None:

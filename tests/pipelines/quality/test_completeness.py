@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipelines.models.profile import load_profile
-from pipelines.quality.completeness import check_whole
+from pipelines.quality.completeness import check_completeness
 from pipelines.quality.overcompletion import Overcompletion
 from pipelines.stages.cutout import CutoutModels, cutout
 from pipelines.vision.photos import read_photo
@@ -44,7 +44,7 @@ class Answering:
 
 def test_a_whole_cutout_stays_as_it_is_and_nobody_is_asked():
     sam = Answering(PRODUCT)
-    found = check_whole(PHOTO, PRODUCT, Knowing(), TAU, sam)
+    found = check_completeness(PHOTO, PRODUCT, Knowing(), TAU, sam)
     assert not found.mended
     assert found.e_plus == 0
     assert sam.asked == []
@@ -52,7 +52,7 @@ def test_a_whole_cutout_stays_as_it_is_and_nobody_is_asked():
 
 def test_a_missing_handle_is_asked_for_by_a_point_on_it_and_taken():
     sam = Answering(PRODUCT)
-    found = check_whole(PHOTO, WITHOUT_HANDLE, Knowing(), TAU, sam)
+    found = check_completeness(PHOTO, WITHOUT_HANDLE, Knowing(), TAU, sam)
     assert found.mended
     assert found.e_plus == 0
     np.testing.assert_array_equal(found.mask > 0.5, PRODUCT > 0.5)
@@ -70,7 +70,7 @@ TABLE = np.maximum(PRODUCT, np.arange(120)[:, None] > 70).astype(np.float32)
 def test_a_mend_only_adds():
     without_corner = PRODUCT.copy()
     without_corner[40:46, 30:45] = 0  # a strap that the first answer had and the second has lost
-    found = check_whole(PHOTO, WITHOUT_HANDLE, Knowing(), TAU, Answering(without_corner))
+    found = check_completeness(PHOTO, WITHOUT_HANDLE, Knowing(), TAU, Answering(without_corner))
     assert found.mended
     np.testing.assert_array_equal(found.mask > 0.5, PRODUCT > 0.5)
 
@@ -81,7 +81,7 @@ def test_a_mend_only_adds():
     ids=["still without it", "unsure", "something else", "far more than was missing"],
 )
 def test_what_hq_sam_cannot_mend_stays_and_is_told_of(answer: np.ndarray):
-    found = check_whole(PHOTO, WITHOUT_HANDLE, Knowing(), TAU, Answering(answer))
+    found = check_completeness(PHOTO, WITHOUT_HANDLE, Knowing(), TAU, Answering(answer))
     assert not found.mended
     np.testing.assert_array_equal(found.mask, WITHOUT_HANDLE)
     assert found.e_plus == pytest.approx(400 / 3600)
@@ -89,7 +89,7 @@ def test_what_hq_sam_cannot_mend_stays_and_is_told_of(answer: np.ndarray):
 
 
 def test_without_hq_sam_only_the_question_is_asked():
-    found = check_whole(PHOTO, WITHOUT_HANDLE, Knowing(), TAU, None)
+    found = check_completeness(PHOTO, WITHOUT_HANDLE, Knowing(), TAU, None)
     assert not found.mended
     assert found.e_plus > TAU
 

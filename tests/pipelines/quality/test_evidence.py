@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
+import pytest
 
-from pipelines.quality.evidence import FIGURES, Evidence, Piece, pieces
+from pipelines.quality.evidence import FEATURES, Evidence, Piece, pieces
 
 SIDE = 320
 RED, PAPER = (190, 50, 40), (205, 205, 200)
@@ -58,8 +59,8 @@ def test_pieces_hang_together_with_the_mask_and_are_no_rim():
     for piece in found:
         assert not piece.mask[20:60, 20:60].any()
         assert not (piece.mask & PRODUCT).any()
-        assert piece.figures.shape == (len(FIGURES),)
-        assert np.isfinite(piece.figures).all()
+        assert tuple(piece.features) == FEATURES
+        assert np.isfinite(list(piece.features.values())).all()
 
 
 def test_a_cord_that_no_finder_saw_is_a_piece_of_its_own():
@@ -71,8 +72,19 @@ def test_a_cord_that_no_finder_saw_is_a_piece_of_its_own():
 def test_fitted_evidence_tells_what_it_was_fitted_to_and_survives_the_file(tmp_path):
     rng = np.random.default_rng(0)
     product = rng.random(900) < 0.5
-    figures = rng.normal(size=(900, len(FIGURES)))
-    figures[:, 3] += 3 * np.where(product, 1, -1)
-    found = [Piece(PRODUCT, 1.0, row) for row in figures]
-    Evidence.fit(figures, product).write("a test", tmp_path / "evidence.safetensors")
+    table = rng.normal(size=(900, len(FEATURES)))
+    table[:, 3] += 3 * np.where(product, 1, -1)
+    features = [dict(zip(FEATURES, row, strict=True)) for row in table.tolist()]
+    found = [Piece(PRODUCT, 1.0, one) for one in features]
+    Evidence.fit(features, product).write("a test", tmp_path / "evidence.safetensors")
     assert ((Evidence.read(tmp_path / "evidence.safetensors").sure(found) > 0.5) == product).mean() > 0.9
+
+
+def test_the_committed_weights_score_pieces_as_before():
+    image = picture((PRODUCT, RED), (CORD, RED))
+    seen = PRODUCT | CORD | SHADOW
+    found = pieces(image, PRODUCT, {"salient": seen.astype(np.float32), "colour": PRODUCT | CORD})
+    recorded = [0.9993040679, 0.0030506891, 0.9946492378]
+    assert Evidence.read().sure(found) == pytest.approx(recorded, abs=1e-6)
+    shuffled = [Piece(one.mask, one.share, dict(reversed(one.features.items()))) for one in found]
+    assert (Evidence.read().sure(shuffled) == Evidence.read().sure(found)).all()  # by name, not by position

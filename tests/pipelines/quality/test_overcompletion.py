@@ -181,6 +181,7 @@ class TestColourFinder:
         assert grown.sum() == pytest.approx(25 * 50, rel=0.3)
 
 
+@pytest.mark.medium
 def test_a_second_product_beside_the_first_is_one_of_d_plus_and_no_growth():
     detector = OvercompletionDetector.from_profile(load_profile("mini"))
     pairs = load_pairs(catalogue_subjects(SAMPLE), 4, 256)

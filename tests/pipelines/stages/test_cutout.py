@@ -17,7 +17,7 @@ from pipelines.errors import Rejected, UsageError
 from pipelines.evaluation.cutout import iou, measure_cutouts
 from pipelines.models.profile import PROFILES, load_profile
 from pipelines.quality.overcompletion import Overcompletion
-from pipelines.stages.cutout import STAGE, CutoutModels, _beside, _Found, cutout
+from pipelines.stages.cutout import STAGE, CutoutModels, _Found, _touches_skin, cutout
 from pipelines.vision.photos import Photo, png_bytes, read_photo
 from pipelines.vision.segmenters import Prompt
 from pipelines.workflow import Work
@@ -158,11 +158,11 @@ def test_a_cutout_that_lacks_a_part_is_held_with_the_share_and_a_picture_of_wher
 def test_skin_beside_a_garment_is_who_wears_it_and_skin_all_around_is_a_floor() -> None:
     coat, arm = np.zeros((200, 200), np.float32), np.zeros((200, 200), bool)
     coat[60:160, 60:140] = 1
-    assert not _beside(coat, arm)
+    assert not _touches_skin(coat, arm)
     arm[60:150, 142:150] = True
-    assert _beside(coat, arm)
-    assert not _beside(coat, np.roll(arm, 40, axis=1))  # somebody else's
-    assert not _beside(coat, coat < 0.5)
+    assert _touches_skin(coat, arm)
+    assert not _touches_skin(coat, np.roll(arm, 40, axis=1))  # somebody else's
+    assert not _touches_skin(coat, coat < 0.5)
 
 
 def test_a_speck_is_rejected_before_anyone_asks_whether_it_is_whole(

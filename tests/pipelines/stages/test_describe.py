@@ -16,7 +16,7 @@ from pipelines.models.profile import ModelPart, load_profile
 from pipelines.stages import describe
 from pipelines.stages.describe import STAGE, choose_category, choose_tags, product_view, subject
 from pipelines.training import blip, clip
-from pipelines.training.labels import vocabulary
+from pipelines.training.categories import vocabulary
 from pipelines.vision.captioner import Caption
 from pipelines.vision.tagger import Tag
 from pipelines.workflow import Work

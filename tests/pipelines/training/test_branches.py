@@ -15,7 +15,7 @@ from pipelines.diffusion import loras
 from pipelines.diffusion.brushnet import BrushNetModel
 from pipelines.errors import UsageError
 from pipelines.training import brushnet, controlnet, data, inpainters, unet
-from pipelines.training import loras as looks
+from pipelines.training import loras as trained_loras
 from pipelines.training.loop import PROFILE, TrainOptions
 
 TRAINING = Path(__file__).resolve().parents[3] / ".." / "shared" / "training"
@@ -30,7 +30,7 @@ def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainOptions:
     """Two steps at 128 px on one small shard, beginning from the bundled models."""
     monkeypatch.setattr(data, "SHARD", 16)
     monkeypatch.setitem(unet.SHOTS, 128, 16)
-    monkeypatch.setitem(looks.SHOTS, 128, 16)
+    monkeypatch.setitem(trained_loras.SHOTS, 128, 16)
     monkeypatch.setattr(unet, "PHOTOGRAPHS", 4)
     for part in ("autoencoder", "clip", "unet", "scheduler"):
         shutil.copytree(PROFILE / part, tmp_path / "out" / part)
@@ -65,13 +65,20 @@ def test_each_trainer_moves_its_weights_and_exports_what_the_sampler_loads(optio
     net = ControlNetModel.from_pretrained(options.out / "controlnet_inpaint")
     assert any(layer.weight.abs().max() > 0 for layer in net.controlnet_down_blocks)
 
-    for look in looks.LOOKS:
-        looks.train(dataclasses.replace(options, part=look))
-        lora = load_file(options.out / look / "pytorch_lora_weights.safetensors")
+    for style in trained_loras.STYLES:
+        trained_loras.train(dataclasses.replace(options, part=style))
+        lora = load_file(options.out / style / "pytorch_lora_weights.safetensors")
         assert all(key.startswith("unet.") for key in lora)
         assert any(tensor.abs().max() > 0 for key, tensor in lora.items() if "lora.up" in key or "lora_B" in key)
-        loras.add_lora(UNet2DConditionModel.from_pretrained(options.out / "unet"), options.out / look)
-    for part in ("unet", *brushnet.ARMS, "unet_inpaint9", "controlnet_inpaint", "controlnet_canny", *looks.LOOKS):
+        loras.add_lora(UNet2DConditionModel.from_pretrained(options.out / "unet"), options.out / style)
+    for part in (
+        "unet",
+        *brushnet.ARMS,
+        "unet_inpaint9",
+        "controlnet_inpaint",
+        "controlnet_canny",
+        *trained_loras.STYLES,
+    ):
         assert "128_px" in (options.out / part / "CARD.md").read_text(encoding="utf-8")
         for written in (options.out / part).glob("*.json"):
             assert str(options.out) not in written.read_text(encoding="utf-8")

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from pipelines.errors import UsageError
 from pipelines.training import blip, clip, upscaler
 from pipelines.training import data as training_data
+from pipelines.training.categories import labelled, vocabulary, with_article
 from pipelines.training.data import is_held_out
-from pipelines.training.labels import labelled, vocabulary, with_article
 from pipelines.training.loop import TrainOptions
 from pipelines.vision.captioner import Captioner
 from pipelines.vision.upscalers import SRVGGNetCompact

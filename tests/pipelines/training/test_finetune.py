@@ -27,8 +27,8 @@ from pipelines.settings import Settings, get_settings
 from pipelines.store import FolderStore
 from pipelines.training import brushnet, finetune
 from pipelines.training.data import is_held_out
-from pipelines.training.evaluate import Exam
-from pipelines.training.finetune import Finetune, Stage, begin, gather, held_out, own_pack, run_stage
+from pipelines.training.evaluate import Evaluator
+from pipelines.training.finetune import Finetune, TrainingStage, begin, gather, held_out, own_pack, train_stage
 from pipelines.training.loop import TrainOptions, fit
 from pipelines.training.sources import Dataset, Picture, picture_pack
 from pipelines.vision.photos import png_bytes
@@ -109,25 +109,29 @@ def test_two_stages_from_random_masks_with_the_n_of_each(profile, quick, store_a
     assert found is not None
     assert len(found.pictures) == 3
     job = Finetune(
-        Stage(salient, steps=4), Stage(cutouts(store_at, LEARNT + HELD_OUT), steps=1), side=64, batch=2, lr=1e-2
+        TrainingStage(salient, steps=4),
+        TrainingStage(cutouts(store_at, LEARNT + HELD_OUT), steps=1),
+        side=64,
+        batch=2,
+        lr=1e-2,
     )
     folder = job.folder(profile, tmp_path / "state")
     exports = begin(job, profile, folder)
     options = TrainOptions("brushnet", data=tmp_path)
-    first = run_stage("salient", job, folder, store_at, options, 50)
-    second = run_stage("instance", job, folder, store_at, options, 50)
+    first = train_stage("salient", job, folder, store_at, options, 50)
+    second = train_stage("instance", job, folder, store_at, options, 50)
     assert (first.figures["pictures"], first.figures["products"], first.figures["samples"]) == (2, 2, 8)
     assert (second.figures["pictures"], second.figures["products"], second.figures["steps"]) == (6, 3, 1)
     start, middle, end = (weights(exports / part) for part in ("brushnet_random", "brushnet_salient", "brushnet"))
     assert 0 < (end - middle).norm() < 0.5 * (middle - start).norm(), "stage 2 goes on from stage 1"
     assert [picture.product for picture in held_out(job, store_at, tmp_path)] == HELD_OUT
     # finished stages are not done again
-    assert run_stage("instance", job, folder, FolderStore(tmp_path / "nothing"), options, 50) == second
+    assert train_stage("instance", job, folder, FolderStore(tmp_path / "nothing"), options, 50) == second
 
 
 def test_a_killed_fine_tune_walks_on_along_the_same_loss_curve(profile, quick, store_at, tmp_path):
     data = cutouts(store_at, LEARNT)
-    job = Finetune(Stage("", minutes=0), Stage(data, steps=4), side=64, batch=2)
+    job = Finetune(TrainingStage("", minutes=0), TrainingStage(data, steps=4), side=64, batch=2)
     options = TrainOptions("brushnet", data=tmp_path)
 
     def kill(_: object, step: int) -> None:
@@ -136,22 +140,22 @@ def test_a_killed_fine_tune_walks_on_along_the_same_loss_curve(profile, quick, s
 
     for name in ("whole", "killed"):
         begin(job, profile, tmp_path / name)
-    run_stage("instance", job, tmp_path / "whole", store_at, options, 50)
+    train_stage("instance", job, tmp_path / "whole", store_at, options, 50)
     with pytest.raises(Killed):
-        run_stage("instance", job, tmp_path / "killed", store_at, options, 50, kill)
+        train_stage("instance", job, tmp_path / "killed", store_at, options, 50, kill)
     assert len(losses(tmp_path / "killed", "brushnet")) == 2
-    resumed = run_stage("instance", job, tmp_path / "killed", store_at, options, 50)
+    resumed = train_stage("instance", job, tmp_path / "killed", store_at, options, 50)
     assert losses(tmp_path / "killed", "brushnet") == pytest.approx(losses(tmp_path / "whole", "brushnet"), rel=1e-6)
     assert torch.equal(weights(resumed.folder), weights(tmp_path / "whole" / "models" / "brushnet"))
 
 
 def test_without_stage_1_it_begins_from_the_weights_in_use(profile, store_at, tmp_path):
-    job = Finetune(Stage("", minutes=0), Stage(cutouts(store_at, LEARNT), steps=1))
+    job = Finetune(TrainingStage("", minutes=0), TrainingStage(cutouts(store_at, LEARNT), steps=1))
     exports = begin(job, profile, tmp_path / "work")
     assert torch.equal(weights(exports / "brushnet_salient"), weights(profile.part("brushnet").path))
     with pytest.raises(UsageError, match="no model 'base'"):
         begin(job, replace(profile, parts=tuple(part for part in profile.parts if part.name != "unet")), tmp_path / "x")
-    other = Finetune(Stage("", minutes=0), Stage(cutouts(store_at, LEARNT), steps=2))
+    other = Finetune(TrainingStage("", minutes=0), TrainingStage(cutouts(store_at, LEARNT), steps=2))
     assert job.digest(profile) != other.digest(profile)
     assert job.digest(profile) == Finetune(job.salient, job.instance).digest(profile)
 
@@ -190,11 +194,13 @@ def full_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
 
 def test_a_released_brushnet_learns_beside_its_own_base(full_size, quick, store_at, tmp_path):
     profile = full_size("sd15")
-    job = Finetune(Stage("", minutes=0), Stage(cutouts(store_at, LEARNT), steps=2), side=64, batch=2, lr=1e-2)
+    job = Finetune(
+        TrainingStage("", minutes=0), TrainingStage(cutouts(store_at, LEARNT), steps=2), side=64, batch=2, lr=1e-2
+    )
     folder = job.folder(profile, tmp_path / "state")
     exports = begin(job, profile, folder)
     options = TrainOptions("brushnet", data=tmp_path, profile=profile.name)
-    trained = run_stage("instance", job, folder, store_at, options, 50)
+    trained = train_stage("instance", job, folder, store_at, options, 50)
     assert trained.figures["samples"] == 4
     assert not torch.equal(weights(trained.folder), weights(exports / "brushnet_salient"))
     card = (trained.folder / "CARD.md").read_text(encoding="utf-8")
@@ -223,11 +229,11 @@ def test_a_released_brushnet_learns_beside_its_own_base(full_size, quick, store_
 
 
 def test_sdxl_is_refused_before_anything_is_laid_out(full_size, store_at, tmp_path):
-    job = Finetune(Stage("", minutes=0), Stage(cutouts(store_at, LEARNT), steps=1), side=64)
+    job = Finetune(TrainingStage("", minutes=0), TrainingStage(cutouts(store_at, LEARNT), steps=1), side=64)
     with pytest.raises(UsageError, match="profile sdxl is of SDXL"):
         begin(job, full_size("sdxl"), tmp_path / "work")
     assert not (tmp_path / "work").exists()
-    two_stages = replace(job, salient=Stage("training", steps=1))
+    two_stages = replace(job, salient=TrainingStage("training", steps=1))
     with pytest.raises(UsageError, match=r"no brushnet_random .*; with 0 minutes stage 1 is left out"):
         begin(two_stages, full_size("sd15"), tmp_path / "work")
 
@@ -264,24 +270,24 @@ def test_the_command_trains_on_a_folder_into_another_and_says_how_much_it_had(pr
     assert isinstance(idle.exception, UsageError)
 
 
-def test_an_exam_is_the_same_every_time_and_tells_models_apart(profile, store_at, tmp_path):
+def test_an_evaluation_is_the_same_every_time_and_tells_models_apart(profile, store_at, tmp_path):
     pictures = Dataset.load(store_at, cutouts(store_at, LEARNT + HELD_OUT)).side(held_out=True)
-    exam = Exam.prepare(
+    evaluator = Evaluator.prepare(
         tmp_path / "frozen", pictures, store_at, profile, products=8, seeds=2, steps=2, max_megapixels=50
     )
-    assert exam.products == tuple(sorted(HELD_OUT, key=exam.products.index))
-    assert len(exam.products) == 2
-    found, painted = exam.judge()
+    assert evaluator.products == tuple(sorted(HELD_OUT, key=evaluator.products.index))
+    assert len(evaluator.products) == 2
+    found, painted = evaluator.evaluate()
     assert (found.n, found.products) == (4, 2)
-    own = exam.pipeline.brushnet
-    again, _ = exam.judge(own)
+    own = evaluator.pipeline.brushnet
+    again, _ = evaluator.evaluate(own)
     assert again == found
     with torch.no_grad():
         silent = type(own).from_config(own.config).eval()
-    other, repainted = exam.judge(silent)
-    assert exam.pipeline.brushnet is own
+    other, repainted = evaluator.evaluate(silent)
+    assert evaluator.pipeline.brushnet is own
     assert not np.array_equal(painted[0], repainted[0])
     assert {(s.product, s.seed) for s in other.scores} == {(s.product, s.seed) for s in found.scores}
-    assert exam.sheet(painted, repainted).size == (2 * 64, 3 * 64)
+    assert evaluator.sheet(painted, repainted).size == (2 * 64, 3 * 64)
     with pytest.raises(UsageError, match="held out"):
-        Exam.prepare(tmp_path / "none", [], store_at, profile, max_megapixels=50)
+        Evaluator.prepare(tmp_path / "none", [], store_at, profile, max_megapixels=50)

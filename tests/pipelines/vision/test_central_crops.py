@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipelines.vision.central_crops import look
+from pipelines.vision.central_crops import saliency_maps
 
 SIDE = 200
 PRODUCT = np.s_[70:140, 75:130]
@@ -34,25 +34,25 @@ def mask_of(place: tuple[slice, slice]) -> np.ndarray:
 
 
 def test_a_product_beside_something_more_striking_is_asked_for_and_weighs_more() -> None:
-    views = look(picture(), Brightest(), Brightest().segment(picture()))
-    boxes = [prompt.box.tolist() for prompt in views.prompts()]
+    maps = saliency_maps(picture(), Brightest(), Brightest().segment(picture()))
+    boxes = [prompt.box.tolist() for prompt in maps.prompts()]
     assert boxes[0] == [5, 5, 36, 36]  # what the whole picture says comes first
     assert [75, 70, 130, 140] in boxes
-    assert views.overlap(mask_of(PRODUCT)) > views.overlap(mask_of(POSTER)) > 0
+    assert maps.overlap(mask_of(PRODUCT)) > maps.overlap(mask_of(POSTER)) > 0
 
 
 def test_views_that_agree_ask_once() -> None:
     image = picture()
     image[POSTER] = 0
-    views = look(image, Brightest(), Brightest().segment(image))
-    assert len(list(views.prompts())) == 1
-    assert views.overlap(mask_of(PRODUCT)) == pytest.approx(1)
-    assert views.mean.min() >= 0
-    assert views.mean.max() == 1
+    maps = saliency_maps(image, Brightest(), Brightest().segment(image))
+    assert len(list(maps.prompts())) == 1
+    assert maps.overlap(mask_of(PRODUCT)) == pytest.approx(1)
+    assert maps.mean.min() >= 0
+    assert maps.mean.max() == 1
 
 
 def test_where_nothing_is_salient_nothing_is_asked_for() -> None:
     image = np.zeros((SIDE, 120, 3), np.uint8)
-    views = look(image, Brightest(), Brightest().segment(image))
-    assert list(views.prompts()) == []
-    assert views.overlap(np.zeros((SIDE, 120), bool)) == 0
+    maps = saliency_maps(image, Brightest(), Brightest().segment(image))
+    assert list(maps.prompts()) == []
+    assert maps.overlap(np.zeros((SIDE, 120), bool)) == 0

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipelines.evaluation.cutout import iou
-from pipelines.vision.studio import cut_studio, find_studio, strewn
+from pipelines.vision.studio import clutter, cut_studio, find_studio
 
 SIDE = 400
 
@@ -95,7 +95,7 @@ def test_paper_has_nothing_but_the_product_and_its_shadow_on_it() -> None:
     image = scene(product, paper(fall_off=0.25), (40, 90, 180))
     studio = find_studio(image)
     assert studio is not None
-    assert strewn(image, studio, product) == 0
+    assert clutter(image, studio, product) == 0
     image[20:60, 20:60] = (30, 120, 40)
-    assert strewn(image, studio, product) == pytest.approx(1600 / (SIDE**2 - product.sum()), rel=0.25)
-    assert strewn(image, studio, np.ones_like(product)) == 0
+    assert clutter(image, studio, product) == pytest.approx(1600 / (SIDE**2 - product.sum()), rel=0.25)
+    assert clutter(image, studio, np.ones_like(product)) == 0

@@ -1,4 +1,4 @@
-"""Pictures to learn from: what a branch that grows products adds to its twin's scene is known to the pixel."""
+"""Painted pictures to fit to: growth is known to the pixel, and no product is a held-out one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from pipelines.evaluation.detector.painted import NEAR, RIM, difference, lessons
+from pipelines.evaluation.detector.painted import NEAR, RIM, difference, painted_pictures
 from pipelines.models.profile import load_profile
 from pipelines.training.data import is_held_out
 
@@ -51,13 +51,13 @@ def test_a_horizon_a_few_px_higher_is_no_growth_and_nothing_far_away_is() -> Non
 @pytest.mark.slow
 @pytest.mark.skipif(not (SHARED / "training" / "index.csv").exists(), reason="the shared folder is not here")
 def test_painted_pictures_come_first_and_then_perfect_ones_and_none_of_a_held_out_product() -> None:
-    painted = list(lessons(SHARED, load_profile("mini"), 2))
+    painted = list(painted_pictures(SHARED, load_profile("mini"), 2))
     grown, perfect = painted[:4], painted[4:]
     assert len(perfect) == 4
-    assert not any(is_held_out(lesson.product) for lesson in grown)
-    for lesson in grown:
-        assert not (lesson.grown & ~lesson.beyond).any()
-        assert not (lesson.grown & ~lesson.unlike).any()
-    for lesson in perfect:  # the scene that was composed, but for what the autoencoder did to it
-        assert not lesson.unlike.any()
-        assert (lesson.matte >= 128).mean() > 0.02
+    assert not any(is_held_out(picture.product) for picture in grown)
+    for picture in grown:
+        assert not (picture.grown & ~picture.beyond).any()
+        assert not (picture.grown & ~picture.unlike).any()
+    for picture in perfect:  # the scene that was composed, but for what the autoencoder did to it
+        assert not picture.unlike.any()
+        assert (picture.matte >= 128).mean() > 0.02

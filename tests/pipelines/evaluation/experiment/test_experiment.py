@@ -16,7 +16,6 @@ from typer.testing import CliRunner
 
 from pipelines.cli.experiment import app as experiment_app
 from pipelines.errors import UsageError
-from pipelines.evaluation.detector.composites import SIDES, read_products
 from pipelines.evaluation.experiment import overcompletion
 from pipelines.evaluation.experiment.cells import ARMS, BASELINE, CELLS, CLAIM, COMPARED, CONTROL_ARM, TREATED, Cell
 from pipelines.evaluation.experiment.making import picture_key
@@ -24,6 +23,7 @@ from pipelines.evaluation.experiment.painting import Painter, edges_of
 from pipelines.evaluation.experiment.pairs import catalogue_subjects, load_pairs, load_subjects
 from pipelines.evaluation.experiment.report import as_json, write_report
 from pipelines.evaluation.experiment.scoring import PromptAgreement, Scorer
+from pipelines.evaluation.products import CALIBRATION, read_products
 from pipelines.models.profile import Profile, load_profile
 from pipelines.training.brushnet import ARMS as TRAINED
 from pipelines.training.composer import COLOURS, MATERIALS
@@ -99,7 +99,7 @@ def test_no_subject_was_trained_on():
 
 @pytest.mark.skipif(not (SHARED / "training" / "index.csv").exists(), reason="the shared folder is not here")
 def test_the_products_that_the_detector_was_fitted_to_are_known_and_are_not_most():
-    fitted = {name for name, _, _ in read_products(SHARED, SIDES[0])}
+    fitted = {name for name, _, _ in read_products(SHARED, CALIBRATION)}
     items = read_index(SHARED / "training", "cutouts", "test")
     named = {product_of(item): LAST_COLOUR.sub("", item.name) for item in items}
     subjects = load_subjects(SHARED)

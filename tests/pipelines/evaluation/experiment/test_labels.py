@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from pipelines.evaluation.experiment.cells import CLAIM, PAIRS
-from pipelines.evaluation.experiment.labels import Label, agreement, choose, draw_sheets, read_labels
+from pipelines.evaluation.experiment.labels import Label, agreement, draw_sample, draw_sheets, read_labels
 from pipelines.evaluation.experiment.making import picture_key
 from pipelines.evaluation.experiment.pairs import load_pairs, load_subjects
 from pipelines.models.profile import load_profile
@@ -46,10 +46,16 @@ def test_a_label_of_a_picture_that_other_weights_painted_is_no_label_of_this_one
 
 def test_cells_are_drawn_alike_and_no_pair_twice_while_there_are_others() -> None:
     results = {name: [result(n, 0.0) for n in range(30)] for name in "abc"}
-    chosen = choose(results, 30)
+    chosen = draw_sample(results, 30)
     assert sorted({cell: [c for c, _ in chosen].count(cell) for cell in "abc"}.values()) == [10, 10, 10]
     assert len({one.pair.number for _, one in chosen}) == 30
-    assert [cell for cell, _ in chosen] != sorted(cell for cell, _ in chosen)
+
+
+def test_the_place_on_the_sheets_does_not_tell_the_cell() -> None:
+    """Neither one by one (a, b, c, a, b, c, …) nor in blocks (a, a, …, b, b, …)."""
+    chosen = draw_sample({name: [result(n, 0.0) for n in range(30)] for name in "abc"}, 30)
+    for places in (chosen[0::3], chosen[1::3], chosen[2::3], chosen[:10], chosen[10:20], chosen[20:]):
+        assert {cell for cell, _ in places} == set("abc")
 
 
 def test_a_sheet_shows_the_product_beside_the_picture_and_not_where_it_comes_from(tmp_path: Path) -> None:
@@ -61,6 +67,8 @@ def test_a_sheet_shows_the_product_beside_the_picture_and_not_where_it_comes_fro
     one.composite = lambda: product.over(np.zeros((16, 16, 3), np.uint8))
     (sheet,) = draw_sheets([("cell of a name", one)], tmp_path)
     picture = np.asarray(Image.open(sheet))
+    (other,) = draw_sheets([("another cell", one)], tmp_path / "other")
+    assert (np.asarray(Image.open(other)) == picture).all()
     assert (picture[22, 2] == 128).all()
     assert (picture[22, 18] == 0).all()
     assert "name" not in sheet.name

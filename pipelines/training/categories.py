@@ -1,4 +1,4 @@
-"""What is on a training photo, in the words of the reviewed vocabulary: the labels that BLIP and CLIP learn from."""
+"""Categories of training pictures in the words of the reviewed vocabulary: the labels for BLIP and CLIP."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MASS_NOUNS = frozenset({"garlic", "ginger", "asparagus", "yoghurt", "sour cream"
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """A training picture and the category, a tag of the vocabulary, that its name says."""
+    """A training picture and the category in its name, a tag of the vocabulary."""
 
     item: Item
     category: str
@@ -26,7 +26,7 @@ def vocabulary() -> Vocabulary:
 
 
 def labelled(options: TrainOptions, folder: str, split: str) -> list[Labelled]:
-    """The pictures of 'photos' or 'cutouts' on one side of the hold-out whose name says a category."""
+    """The pictures of "photos" or "cutouts" in one split whose name contains a category."""
     words = vocabulary()
     found = [Labelled(item, words.find(item.name)) for item in read_index(options.data, folder, split)]
     return [one for one in found if one.category]

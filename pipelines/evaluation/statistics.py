@@ -1,4 +1,4 @@
-"""From scores to the table: means with 95 % intervals over products, KID, and the ratios of the claim."""
+"""Means with 95 % intervals over products, AUROC, KID, and the ratios of the claim."""
 
 from __future__ import annotations
 
@@ -21,16 +21,23 @@ class Figure:
     interval: Interval
 
     def apart(self, other: Figure) -> bool:
-        """Whether the two intervals do not meet."""
+        """Whether the two intervals do not overlap."""
         return self.interval[1] < other.interval[0] or other.interval[1] < self.interval[0]
 
 
+def auroc(whole: Floats, grown: Floats) -> float:
+    """Area under the ROC curve: P(grown > whole) + P(grown = whole) / 2, by ranks (Mann and Whitney 1947)."""
+    order = np.sort(whole)
+    below, upto = np.searchsorted(order, grown, "left"), np.searchsorted(order, grown, "right")
+    return float((below + upto).mean() / 2 / len(whole))
+
+
 def by_product(products: Sequence[str], statistic: Callable[[NDArray[np.int64]], float]) -> Figure:
-    """A statistic of pictures, and its interval when whole products are drawn with replacement.
+    """A statistic of pictures, and its interval from resampling whole products.
 
     Args:
         products: The product of each picture.
-        statistic: Maps how often each picture counts, (n,) whole numbers, to the value.
+        statistic: Maps the count of each picture, (n,) integers, to the value.
     """
     pictures = len(products)
     value, ends = clustered(products, lambda rows: statistic(np.bincount(rows, minlength=pictures)))
@@ -38,7 +45,7 @@ def by_product(products: Sequence[str], statistic: Callable[[NDArray[np.int64]],
 
 
 def mean(products: Sequence[str], values: Sequence[float]) -> Figure:
-    """The mean over pictures that have a value (NaN: none)."""
+    """The mean over pictures whose value is not NaN."""
     given = np.asarray(values, np.float64)
     there = ~np.isnan(given)
     filled = np.where(there, given, 0)
@@ -56,7 +63,7 @@ def rate_ratio(products: Sequence[str], baseline: Sequence[float], treated: Sequ
 
 
 def mean_ratio(products: Sequence[str], baseline: Sequence[float], treated: Sequence[float]) -> Figure:
-    """How many times smaller the mean of the same pairs is, baseline / treated."""
+    """Ratio of the means of the same pairs, baseline / treated."""
     before, after = np.asarray(baseline, np.float64), np.asarray(treated, np.float64)
     return by_product(products, lambda counts: float((counts * before).sum() / max((counts * after).sum(), 1e-9)))
 
@@ -67,11 +74,11 @@ def difference(products: Sequence[str], baseline: Sequence[float], treated: Sequ
 
 
 def margins(agreements: Floats) -> Floats:
-    """How much better each picture agrees with its own prompt than with the others' on average, (n,).
+    """How much higher each picture's agreement with its own prompt is than its mean agreement with the others, (n,).
 
     Args:
-        agreements: (n, n), of picture and prompt, a picture's own on the diagonal. What a picture has with any prompt
-            whatever, by its style, goes out. NaN where there is no other prompt.
+        agreements: (n, n), of picture and prompt; own prompts on the diagonal. The agreement that a picture has with
+            any prompt, by its style, cancels out. NaN if there is no other prompt.
     """
     own, n = np.diag(agreements), len(agreements)
     if n == 1:
@@ -86,7 +93,7 @@ def kid(products: Sequence[str], features: Floats, reference: Floats) -> Figure:
     Args:
         products: The product of each picture.
         features: (n, d) of the pictures.
-        reference: (m, d) of real pictures, taken as they are.
+        reference: (m, d) of real pictures, which are not resampled.
     """
     return by_product(products, _mmd(features, reference))
 
@@ -98,7 +105,7 @@ def kid_difference(products: Sequence[str], baseline: Floats, treated: Floats, r
 
 
 def _mmd(features: Floats, reference: Floats) -> Callable[[NDArray[np.int64]], float]:
-    """Maps how often each picture counts to the KID of these pictures."""
+    """Returns a function from the count of each picture to the KID of these pictures."""
     own, across, real = _kernel(features, features), _kernel(features, reference), _kernel(reference, reference)
     m = len(reference)
     constant = (real.sum() - np.trace(real)) / (m * (m - 1))
@@ -106,7 +113,7 @@ def _mmd(features: Floats, reference: Floats) -> Callable[[NDArray[np.int64]], f
 
     def mmd(counts: NDArray[np.int64]) -> float:
         total = counts.sum()
-        # pairs of two different pictures: a picture that was drawn twice says nothing about itself
+        # only pairs of two different pictures: a picture drawn twice is not compared with itself
         different = counts @ own @ counts - (counts**2 * diagonal).sum()
         pairs = total**2 - (counts**2).sum()
         return float(1000 * (different / pairs + constant - 2 * (counts * to_reference).sum() / total))

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.evaluation.experiment import statistics
-from pipelines.evaluation.experiment.statistics import Figure
+from pipelines.evaluation import statistics
+from pipelines.evaluation.statistics import Figure
 
 PRODUCTS = [f"p{n % 12}" for n in range(48)]
 
@@ -80,3 +80,9 @@ def test_what_a_picture_has_with_every_prompt_is_no_agreement_with_its_own():
     blurred = agreements + np.array([[0.1], [0.7], [-0.2]])  # a style that suits any prompt more, or less
     np.testing.assert_allclose(statistics.margins(blurred), expected)
     assert np.isnan(statistics.margins(np.array([[0.4]]))).all()
+
+
+def test_auroc_counts_pairs_and_halves_ties() -> None:
+    assert statistics.auroc(np.array([0.0, 0.1]), np.array([0.2, 0.3])) == 1
+    assert statistics.auroc(np.array([0.2, 0.3]), np.array([0.0, 0.1])) == 0
+    assert statistics.auroc(np.array([0.0, 0.0]), np.array([0.0, 0.5])) == pytest.approx(0.75)
