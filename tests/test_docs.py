@@ -306,14 +306,6 @@ WHOLE = (
     "`approve`", "`export`", "`up` and `status`", "`measure cutout`", "`measure describe`", "`measure detector`",
     "`measure scenes`",
 )  # fmt: skip
-    "`approve`",
-    "`export`",
-    "`up` and `status`",
-    "`measure cutout`",
-    "`measure describe`",
-    "`measure detector`",
-    "`measure scenes`",
-)
 """Commands of which every field is stable."""
 
 
