@@ -109,6 +109,9 @@ UNKNOWN_DEPTH = 0.2
 WALL = 0.4
 """A wall that ends further up than this is too low to hang something on: the product hangs before the ground too."""
 
+CLIMB = 0.035
+"""Over such a share of the height a shadow fades that climbs the wall behind a floor."""
+
 SOFT_EDGE = 0.004
 """Over such a share of the shorter side the ground's edge fades: no shadow ends in a hard line there."""
 
@@ -123,4 +126,7 @@ def _ground(canvas: tuple[int, int], corners: Sequence[tuple[float, float]]) -> 
     width, height = canvas
     mask = np.zeros((height, width), np.uint8)
     cv2.fillPoly(mask, [np.rint(np.array(corners) * 16).astype(np.int32)], 255, cv2.LINE_AA, shift=4)
+    if min(x for x, _ in corners) <= 0 and max(x for x, _ in corners) >= width:  # a floor: a wall begins where it ends
+        climbing = cv2.GaussianBlur(mask, (0, 0), sigmaX=1, sigmaY=CLIMB * height, borderType=cv2.BORDER_REPLICATE)
+        mask = np.maximum(mask, climbing)
     return cv2.GaussianBlur(mask, (0, 0), SOFT_EDGE * min(canvas), borderType=cv2.BORDER_REPLICATE) / np.float32(255)

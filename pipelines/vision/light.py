@@ -32,6 +32,9 @@ REACH = 0.14
 """How far from the product light changes, as a share of the shorter side: there half of what was painted counts.
 Beyond three times that the product changes nothing: what a model paints there is its opinion of the backdrop."""
 
+GLOW = 0.5
+"""How much of a brightening is believed: a product takes light away, and throws back a little."""
+
 DOUBT = 1.5
 """How much of that opinion (its root mean square) is taken off everywhere: what is no stronger is not believed."""
 
@@ -66,6 +69,7 @@ def light_between(
     away = away[..., None] / (reach * min(matte.shape))
     doubt = DOUBT * np.sqrt((change**2).mean(where=away > 3)) if (away > 3).any() else 0.0
     believed = np.sign(change) * np.maximum(np.abs(change) - doubt, 0)
+    believed = np.where(believed > 0, GLOW * believed, believed)
     return (1 + believed * np.where(away < 3, 0.5 ** (away**2), 0)).astype(np.float32)
 
 

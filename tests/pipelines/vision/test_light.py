@@ -76,10 +76,28 @@ def test_the_autoencoders_own_error_is_no_light() -> None:
 
 
 def test_far_from_the_product_nothing_changes() -> None:
-    before, painted = np.full((SMALL, SMALL, 3), 150, np.uint8), np.full((SMALL, SMALL, 3), 60, np.uint8)
+    before = np.full((SMALL, SMALL, 3), 150, np.uint8)
+    painted = np.rint(before * blob(SMALL, 0.5, 0.8)[..., None]).astype(np.uint8)
+    painted[:3] = 146  # far away
     light = light_between(painted, before, box())
     assert (light[:4] == 1).all()
-    assert (light[box() == 255] < 0.6).all()
+    assert light[51, 32].max() < 0.75
+
+
+def test_a_model_that_repaints_the_whole_picture_a_little_changes_no_light() -> None:
+    before = np.full((SMALL, SMALL, 3), 150, np.uint8)
+    mottled = cv2.GaussianBlur(np.random.default_rng(0).normal(0, 1, before.shape), (0, 0), 4)
+    painted = np.clip(before + 14 * mottled / mottled.std(), 0, 255).astype(np.uint8)
+    assert np.abs(light_between(painted, before, box(), reach=9.0) - 1).mean() > 0.02
+    assert np.abs(light_between(painted, before, box(), reach=0.1) - 1).mean() < 0.01
+
+
+def test_a_glow_is_believed_less_than_a_shadow() -> None:
+    before = np.full((SMALL, SMALL, 3), 120, np.uint8)
+    shadow = np.rint(before * blob(SMALL, 0.5, 0.8)[..., None]).astype(np.uint8)
+    glow = np.rint(before * (2 - blob(SMALL, 0.5, 0.8)[..., None])).astype(np.uint8)
+    darker, brighter = (light_between(painted, before, box()) - 1 for painted in (shadow, glow))
+    assert 0 < brighter.max() < 0.6 * -darker.min()
 
 
 @settings(max_examples=50, deadline=None)
