@@ -277,7 +277,7 @@ def test_a_shoot_shows_skus_and_reasons_as_they_are(tmp_path: Path) -> None:
         "shoot", catalogue(tmp_path, "[red]none[/].png"), "--scene", "studio-sage", "--out", tmp_path / "out"
     )
     assert done.exit_code == 2  # its one product was rejected
-    assert SHOWN.removesuffix(r"\r") in done.stdout
+    assert "[red]x[/] [/] :cup: [2J 31m" in done.stdout  # the feed's reader takes control characters out of an id
     assert "[red]none[/].png" in done.stdout
     assert "\x1b" not in done.output
 
