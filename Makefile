@@ -15,7 +15,7 @@ OUT ?= $(STATE)/demo
 # What imports no diffusers and starts no service. A single test: make quick QUICK=tests/pipelines/test_scenes.py
 QUICK ?= $(addprefix tests/pipelines/,catalogue cli quality runs vision) $(wildcard tests/pipelines/test_*.py) tests/test_docs.py
 
-.PHONY: help venv demo test lint unit quick chromium bench experiment down clean resolve-312
+.PHONY: help venv demo pictures test lint unit quick chromium bench experiment down clean resolve-312
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 14
@@ -39,6 +39,12 @@ demo: $(INSTALLED)  ## the whole walk on the sample catalogue; CATALOG=path.csv 
 	@code=0; $(BIN)/packshot run "$(CATALOG)" --scene "$(SCENE)" $(if $(LIMIT),--limit $(LIMIT)) --wait || code=$$?; \
 	if [ $$code -le 1 ]; then $(BIN)/packshot export latest --out "$(OUT)" || code=$$?; fi; \
 	$(BIN)/packshot status; exit $$code
+
+pictures: $(INSTALLED)  ## previews of all scenes and the README's picture, made by the pipeline
+	$(BIN)/packshot scenes preview --all
+	$(BIN)/packshot shoot pipelines/sample/catalog.csv --scene oak-window --limit 6 --out build/walk
+	$(BIN)/python -c "from PIL import Image; sheet = Image.open('build/walk/contact_sheet.png'); \
+	sheet.thumbnail((1400, 1400)); sheet.quantize(256).save('docs/pictures/walk.png', optimize=True)"
 
 test: lint chromium  ## ruff, mypy, the import contracts, then every test: fast ones first
 	$(BIN)/pytest

@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pipelines.errors import UsageError
@@ -34,6 +34,7 @@ class Settings(BaseSettings):
     models_dir: Path | None = Field(
         None, description="Folder of published checkpoints, for profiles other than `mini`."
     )
+    scenes_dir: Path | None = Field(None, description="Folder of a shop's own scenes; they join the bundled ones.")
 
     # Postgres
     database_url: str = Field(
@@ -103,6 +104,12 @@ class Settings(BaseSettings):
         MAX_MEGAPIXELS, gt=0, description="Largest photo, in megapixels. It is checked before decoding."
     )
     photo_timeout_seconds: float = Field(20, gt=0, description="Time limit of one photo's download, in seconds.")
+
+    @field_validator("scenes_dir")
+    @classmethod
+    def _absolute(cls, folder: Path | None) -> Path | None:
+        """Airflow's tasks work in another folder than the command that starts them."""
+        return folder and folder.absolute()
 
     def environment(self) -> dict[str, str]:
         """Settings that differ from the defaults, as PACKSHOT_* variables for a child process. Secrets are in clear."""

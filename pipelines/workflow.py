@@ -65,6 +65,7 @@ class Stage:
     compute(works, models, recipe) → [Made|Rejected] same order as `works`
     candidates(recipe) → int                         how many seeds may be tried, one step each
     score(step, recipe) → float                      lower is better; `passes(step, recipe)` stops the search
+    supplies(shot, recipe) → [(bytes, media type)]   inputs of its job that no earlier stage put into the store
     """
 
     name: str
@@ -77,6 +78,7 @@ class Stage:
     candidates: Callable[[Recipe], int] = lambda recipe: 1
     score: Callable[[Step, Recipe], float] = lambda step, recipe: 0.0
     passes: Callable[[Step, Recipe], bool] = lambda step, recipe: True
+    supplies: Callable[[Shot, Recipe], Sequence[tuple[bytes, str]]] = lambda shot, recipe: ()
 
 
 @dataclass(slots=True)
@@ -199,6 +201,9 @@ def _resolve(
         with ledger.claim(sorted(wanted)):
             there = ledger.find(sorted(wanted))
             todo = [job for key, job in wanted.items() if key not in there]
+            supplied = {data for shot, job in batch if job.key not in there for data in stage.supplies(shot, recipe)}
+            for data, media_type in supplied:
+                store.put(data, media_type)
             fresh = {
                 step.key: ledger.record(step, run) for step in _compute(stage, todo, recipe, models, store, limits)
             }

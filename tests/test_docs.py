@@ -26,6 +26,8 @@ from pipelines.diffusion.methods import METHODS
 from pipelines.evaluation.cutout import BaselineMeasure, CutoutMeasure, ProductCutout
 from pipelines.evaluation.describe import DescribeMeasure, Share
 from pipelines.evaluation.detector.measure import DetectorMeasure, Group
+from pipelines.evaluation.scenes import Figure as SceneFigure
+from pipelines.evaluation.scenes import FinalMeasure, SceneMeasure
 from pipelines.ledger.approval import Approval
 from pipelines.ledger.reports import Lineage, LineageStep, Report, ReportedShot, StageCount
 from pipelines.models.profile import PROFILES, UNPINNED, ModelPart, load_profile
@@ -33,7 +35,7 @@ from pipelines.revisions.comparison import Evaluation, Score
 from pipelines.revisions.registry import Revision
 from pipelines.runs.export import Export, ExportedImage
 from pipelines.runs.local import Outcome
-from pipelines.scenes import Channel, Checks, Control, Scene, ScenePlacement
+from pipelines.scenes import Backdrop, BackdropPicture, Channel, Checks, Control, Scene, ScenePlacement
 from pipelines.services.lifecycle import Service, Status
 from pipelines.settings import Settings
 
@@ -200,6 +202,8 @@ def test_no_setting_is_documented_that_is_not_there():
     [
         ("scene", Scene),
         ("of each of `controls`", Control),
+        ("of `backdrop`", Backdrop),
+        ("of each of `pictures`", BackdropPicture),
         ("of `placement`", ScenePlacement),
         ("of `channel`", Channel),
         ("of `checks`", Checks),
@@ -288,6 +292,7 @@ JSON = {
     "`measure cutout`": names_of(CutoutMeasure, ProductCutout, BaselineMeasure),
     "`measure describe`": names_of(DescribeMeasure, Share),
     "`measure detector`": names_of(DetectorMeasure, Group),
+    "`measure scenes`": names_of(SceneMeasure, FinalMeasure, SceneFigure),
 }
 NOT_FIELDS = {
     "`report`": {"run --wait"},
@@ -297,7 +302,10 @@ NOT_FIELDS = {
     "`measure describe`": {"caption", "tags", "title", "title_rest", "majority"},
     "`measure detector`": {"right", "wrong"},
 }
-WHOLE = ("`approve`", "`export`", "`up` and `status`", "`measure cutout`", "`measure describe`", "`measure detector`")
+WHOLE = (
+    "`approve`", "`export`", "`up` and `status`", "`measure cutout`", "`measure describe`", "`measure detector`",
+    "`measure scenes`",
+)  # fmt: skip
 """Commands of which every field is stable."""
 
 

@@ -1,7 +1,8 @@
-"""`packshot measure cutout | describe | detector`: measure a stage against exact truth."""
+"""`packshot measure cutout | describe | detector | scenes`: measure a stage, or the finished images."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -110,3 +111,29 @@ def detector(
 def _range(interval: tuple[float, float], form: str = ".4f") -> str:
     low, high = interval
     return f"{low:{form}} to {high:{form}}"
+
+
+@app.command()
+def scenes(
+    source: Annotated[
+        str, typer.Argument(metavar="RUN|FOLDER", help="A run's id, 'latest', or an output folder of `packshot shoot`.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Sharpness, contact shadow, overcompletion and halo of a run's final images against their bare backdrops."""
+    from pipelines.evaluation.scenes import Figure, measure_scenes
+    from pipelines.settings import get_settings
+
+    found = measure_scenes(source, get_settings())
+    named = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
+    figures = {name: value for name, value in named.items() if isinstance(value, Figure)}
+    rows = [
+        (
+            name,
+            "–" if figure.value is None else f"{figure.value:.4f}",
+            "–" if figure.interval is None else _range(figure.interval),
+            figure.n,
+        )
+        for name, figure in figures.items()
+    ]
+    answer(as_json, found, table(f"{found.n} finals", "value", "95 %", "n", rows=rows))

@@ -443,6 +443,15 @@ class InpaintingPipeline:
         with self._on_device(self.vae):
             return InpaintingOutput(decode(self.vae, latents), latents)
 
+    @torch.no_grad()
+    def round_trip(self, image: Images) -> list[Image.Image]:
+        """Images of one size as the autoencoder gives them back: encoded and decoded, nothing painted."""
+        images = image_list(image)
+        pixels = as_pixels(images, (images[0].height, images[0].width)).to(self.device, self.vae.dtype)
+        latents = self._encode_image(pixels)
+        with self._on_device(self.vae):
+            return decode(self.vae, latents)
+
     def _encode_text(self, texts: Sequence[str], empty_is_zero: bool = False) -> Text:
         encoders = [Encoder(self.text_encoder, self.tokenizer)]
         if self.text_encoder_2 is not None and self.tokenizer_2 is not None:

@@ -7,16 +7,31 @@ folder. There is no lineage across runs: that needs the services.
 from __future__ import annotations
 
 import io
+import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from pipelines.catalogue import reading
 from pipelines.catalogue.feed import ingest, load_manifest
-from pipelines.contracts import STAGES, Product, Shot, ShotState, State, Step, Store, sha256_hex
+from pipelines.contracts import (
+    STAGES,
+    Artifact,
+    Job,
+    ModelRef,
+    Product,
+    Shot,
+    ShotState,
+    State,
+    Step,
+    Store,
+    Verdict,
+    sha256_hex,
+)
 from pipelines.errors import UsageError
 from pipelines.ledger.memory import MemoryLedger
 from pipelines.ledger.outcomes import outcome_of
@@ -25,6 +40,9 @@ from pipelines.settings import Settings
 from pipelines.stages import stage
 from pipelines.store import FolderStore
 from pipelines.workflow import Limits, Recipe, run_stage
+
+RECORD = "steps.json"
+"""In the output folder's `.packshot`: what was computed, for `packshot measure scenes`."""
 
 SUFFIXES = {"image/jpeg": "jpg", "image/png": "png", "image/webp": "webp"}
 """How a published image's file name ends."""
@@ -73,9 +91,40 @@ def shoot(
         run_stage(stage(name), run, ready, recipe, ledger, store, limits, report)
     steps = ledger.chosen(run, shots)
     outcomes = [_write(shot, steps[shot.sku], store, out) for shot in shots]
+    write_record(out, [(shot, steps[shot.sku]) for shot in shots])
     rows = (sheet_row(shot, steps[shot.sku], o.state, o.reason, store) for shot, o in zip(shots, outcomes, strict=True))
     contact_sheet(rows, [outcome.state for outcome in outcomes], out / "contact_sheet.png")
     return outcomes
+
+
+def write_record(out: Path, walked: Sequence[tuple[Shot, dict[str, Step]]]) -> None:
+    """Add the steps of these shots to the output folder's record, in place of those of the same shots in it."""
+    path = out / ".packshot" / RECORD
+    known = {(shot.sku, shot.scene, shot.channel): (shot, steps) for shot, steps in read_record(out)}
+    known |= {(shot.sku, shot.scene, shot.channel): (shot, steps) for shot, steps in walked}
+    rows = [{"shot": asdict(s), "steps": {n: asdict(step) for n, step in steps.items()}} for s, steps in known.values()]
+    path.write_text(json.dumps(rows), "utf-8")
+
+
+def read_record(out: Path) -> list[tuple[Shot, dict[str, Step]]]:
+    """The shots whose images are in an output folder, each with its steps by stage; none where there is no record."""
+    path = out / ".packshot" / RECORD
+    if not path.is_file():
+        return []
+    rows = json.loads(path.read_text("utf-8"))
+    return [(_shot(row["shot"]), {name: _step(step) for name, step in row["steps"].items()}) for row in rows]
+
+
+def _shot(row: dict[str, Any]) -> Shot:
+    return Shot(**{**row, "product": Product(**row["product"])})
+
+
+def _step(row: dict[str, Any]) -> Step:
+    job = Job(**{**row["job"], "models": tuple(ModelRef(**model) for model in row["job"]["models"])})
+    outputs, verdicts = [Artifact(**o) for o in row["outputs"]], [Verdict(**v) for v in row["verdicts"]]
+    return Step(
+        **{**row, "job": job, "state": State(row["state"]), "outputs": tuple(outputs), "verdicts": tuple(verdicts)}
+    )
 
 
 def _have_folder(source: Path, out: Path) -> None:

@@ -1,28 +1,41 @@
 """Scenes: reviewed presets in YAML, one file a scene. What a merchandiser chooses when they choose a look.
 
-A scene says everything that decides how a shot looks: prompt, inpainting method, controls, LoRA, placement, channel and
-the thresholds of its checks. Unknown keys are refused, so a typing error cannot silently fall back to a default.
+A scene says everything that decides how a shot looks: prompt, inpainting method, backdrop, controls, LoRA, placement,
+channel and the thresholds of its checks. Unknown keys are refused, so a typing error cannot silently fall back to a
+default. Scenes lie in this package and in the folder of `PACKSHOT_SCENES_DIR`, where a bundled scene's name replaces
+that scene.
 """
 
 from __future__ import annotations
 
 import string
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from pipelines.contracts import canonical_json, sha256_hex
 from pipelines.diffusion.control_kinds import REFUSED_KINDS, Kind
 from pipelines.errors import UsageError
+from pipelines.settings import MAX_MEGAPIXELS, get_settings
 
 FOLDER = Path(__file__).resolve().parent
 PLACEHOLDERS = ("product", "tags", "colour", "category")
 """What a prompt template may ask of a product's description."""
 
+LIGHT = "light"
+"""What it may ask of the backdrop: the side from which its light comes."""
+
+ORIENTATION = 0x0112
+"""EXIF's tag; from 5 on the picture lies on its side."""
+
 Share = Annotated[float, Field(ge=0, le=1)]
+Point = tuple[Share, Share]
+"""x and y as shares of a picture's width and height, from the upper left."""
+
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 
 
@@ -91,9 +104,13 @@ class ScenePlacement(_Part):
 
 
 class Channel(_Part):
-    """Where the image is to be published, in px. `min_width` and `min_height` are the channel's own rule."""
+    """Where the image is to be published, in px. `min_width` and `min_height` are the channel's own rule.
+
+    `product_share`: the product's share of the frame where the channel prescribes one; it replaces `placement.scale`.
+    """
 
     name: Name = "web"
+    product_share: float | None = Field(None, gt=0.05, le=0.98)
     width: int = Field(1024, ge=64, le=8192)
     height: int = Field(1024, ge=64, le=8192)
     format: Literal["jpeg", "png", "webp"] = "jpeg"
@@ -109,6 +126,81 @@ class Channel(_Part):
         return self
 
 
+class BackdropPicture(_Part):
+    """One picture of an empty set, and what a product on it must know.
+
+    file: relative to the scene's folder. licence: who may use it, in a line. ground_line: share of the height on which
+    the product's foot stands, from the top. ground: corners of the visible ground; none: everything below the highest
+    place where a foot may be. light_from, light_elevation: where the main light is, degrees above the ground.
+    reflection: how strongly the ground mirrors, 0 = matt.
+    """
+
+    file: str = Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9_-]*/)*[A-Za-z0-9][A-Za-z0-9._-]*\.(png|jpe?g|webp)$")
+    licence: str = Field(min_length=1, max_length=300)
+    ground_line: float = Field(0.86, ge=0.2, le=1)
+    ground: tuple[Point, ...] = ()
+    light_from: Literal["left", "right", "front"] = "front"
+    light_elevation: float = Field(40, ge=10, le=80)
+    reflection: Share = 0.0
+
+    @field_validator("licence", mode="before")
+    @classmethod
+    def _said(cls, licence: Any) -> Any:
+        if not str(licence or "").strip():
+            raise ValueError("a backdrop needs a line that says under which licence the picture may be used")
+        return licence
+
+    @model_validator(mode="after")
+    def _stands_on_it(self) -> BackdropPicture:
+        if self.ground and len(self.ground) < 3:
+            raise ValueError("ground: a polygon has at least 3 corners, [x, y] as shares of width and height")
+        if self.ground and self.foot is None:
+            raise ValueError(f"ground_line {self.ground_line:g} is not on the ground: its polygon is not crossed there")
+        return self
+
+    @property
+    def media_type(self) -> str:
+        """Of the file, by its name."""
+        suffix = self.file.rsplit(".", 1)[-1]
+        return f"image/{'jpeg' if suffix == 'jpg' else suffix}"
+
+    @property
+    def foot(self) -> tuple[float, float] | None:
+        """From where to where, as shares of the width, there is ground on the ground line; None where there is none."""
+        if not self.ground:
+            return 0.0, 1.0
+        crossings = []
+        for (x0, y0), (x1, y1) in zip(self.ground, self.ground[1:] + self.ground[:1], strict=True):
+            if min(y0, y1) <= self.ground_line <= max(y0, y1):
+                along = (self.ground_line - y0) / (y1 - y0) if y1 != y0 else 0.0
+                crossings += [x0 + along * (x1 - x0)] + ([x1] if y1 == y0 else [])
+        return (min(crossings), max(crossings)) if crossings and max(crossings) > min(crossings) else None
+
+
+class Backdrop(_Part):
+    """Pictures that stand behind the products, and what is painted of the result.
+
+    pictures: a product's id chooses among them, always the same one. mode: `lock` draws a contact shadow and paints
+    nothing; `adjust` paints light and shadow and keeps the picture's detail; `transform` begins from the picture and
+    paints everything. strength: share of the noise to begin from. garments: whether clothes hang before the wall or
+    stand on the ground like everything else.
+    """
+
+    pictures: tuple[BackdropPicture, ...] = Field(min_length=1, max_length=64)
+    mode: Literal["lock", "adjust", "transform"] = "adjust"
+    strength: float | None = Field(None, gt=0, le=1)
+    garments: Literal["hang", "stand"] = "hang"
+
+    @property
+    def noise(self) -> float:
+        """`strength`, or what suits the mode."""
+        return self.strength or {"lock": 1.0, "adjust": 0.45, "transform": 0.9}[self.mode]
+
+    def picture_for(self, sku: str) -> BackdropPicture:
+        """The picture for a product, always the same one."""
+        return self.pictures[int(sha256_hex(sku.encode())[:8], 16) % len(self.pictures)]
+
+
 class Checks(_Part):
     """Thresholds. An image is held when E⁺ is above `overcompletion`, or a score is on the wrong side of its own."""
 
@@ -122,8 +214,9 @@ class Scene(_Part):
     """One reviewed look.
 
     `guidance_start` and `guidance_end` (shares of the steps) and `cache_interval` trade pixels for time; see
-    `pipelines.diffusion.inpainting`. `rim`: px of the painted picture around the product that are filled from the scene
-    beyond, because the autoencoder smears the product there (`pipelines.vision.plate`); 0 leaves it as it is.
+    `pipelines.diffusion.inpainting`. `outline_margin`: px of the painted picture around the product that are filled
+    from the scene beyond, because the autoencoder smears the product there (`pipelines.vision.plate`); 0 fills none.
+    With a `backdrop`, `strength` and `placement.ground_line` are the backdrop's.
     """
 
     name: Name
@@ -141,21 +234,31 @@ class Scene(_Part):
     candidates: int = Field(3, ge=1, le=16)
     base_seed: int = Field(0, ge=0)
     brushnet_scale: float = Field(1.0, ge=0, le=2)
-    rim: int = Field(9, ge=0, le=64)
+    outline_margin: int = Field(9, ge=0, le=64)
+    backdrop: Backdrop | None = None
     controls: tuple[Control, ...] = ()
     lora: SceneLora | None = None
     placement: ScenePlacement = ScenePlacement()
     channel: Channel = Channel()
     checks: Checks = Checks()
     picture: str = Field("", pattern=r"^([a-z0-9][a-z0-9_-]*\.(png|jpg|webp))?$")
+    _folder: Path = PrivateAttr(default=FOLDER)
 
     @field_validator("prompt")
     @classmethod
     def _known_placeholders(cls, prompt: str) -> str:
+        known = (*PLACEHOLDERS, LIGHT)
         for _, field, spec, conversion in string.Formatter().parse(prompt):
-            if field is not None and (field not in PLACEHOLDERS or spec or conversion):
-                raise ValueError(f"{{{field}}} is not one of {', '.join(f'{{{name}}}' for name in PLACEHOLDERS)}")
+            if field is not None and (field not in known or spec or conversion):
+                raise ValueError(f"{{{field}}} is not one of {', '.join(f'{{{name}}}' for name in known)}")
         return prompt
+
+    @model_validator(mode="after")
+    def _light_of_a_backdrop(self) -> Scene:
+        fields = [field for _, field, _, _ in string.Formatter().parse(self.prompt)]
+        if LIGHT in fields and self.backdrop is None:
+            raise ValueError("{light} in the prompt is the side of the backdrop's light, and there is no backdrop")
+        return self
 
     @model_validator(mode="after")
     def _guided_in_order(self) -> Scene:
@@ -165,69 +268,120 @@ class Scene(_Part):
         return self
 
     @property
+    def folder(self) -> Path:
+        """Where the scene's file is, and the pictures that it names."""
+        return self._folder
+
+    @property
     def digest(self) -> str:
         """sha256 over the whole definition: which version of a scene made an image."""
         return sha256_hex(canonical_json(self.model_dump(mode="json")).encode())
 
-    def fill_prompt(self, description: Mapping[str, Any]) -> str:
-        """The prompt for one product, from the facts of its describe step (subject, tags, colour, category)."""
+    def fill_prompt(self, description: Mapping[str, Any], light: str = "") -> str:
+        """The prompt for one product, from the facts of its describe step (subject, tags, colour, category).
+
+        light: the side from which the backdrop's light comes.
+        """
         tags = ", ".join(tag["tag"] for tag in description.get("tags", ()))
         filled = self.prompt.format(
             product=description["subject"],
             tags=tags,
             colour=description.get("colour", ""),
             category=description.get("category", ""),
+            light=light,
         )
         return " ".join(filled.replace(" ,", ",").split()).strip(" ,")
 
     def sampler_settings(self) -> dict[str, Any]:
         """What of the scene reaches the sampler, as parameters of a generate step.
 
-        Savings that are off are left out: a scene without them keeps the key of the steps that are there.
+        Savings that are off, and a share that the channel does not prescribe, are left out: a scene without them keeps
+        the key of the steps that are there.
         """
         settings = self.model_dump(
             mode="json",
             include={
-                "steps", "guidance_scale", "strength", "brushnet_scale", "rim", "controls", "lora", "placement",
+                "steps", "guidance_scale", "strength", "brushnet_scale", "outline_margin", "controls", "lora",
+                "placement",
             },
         )  # fmt: skip
+        if self.channel.product_share is not None:
+            settings["placement"]["scale"] = self.channel.product_share
         savings = {"guidance_start", "guidance_end", "cache_interval"}
         return settings | self.model_dump(mode="json", include=savings, exclude_defaults=True)
 
+    def backdrop_bytes(self, picture: BackdropPicture) -> bytes:
+        """The file of one of the backdrop's pictures. Raises UsageError where it cannot be read."""
+        try:
+            return (self.folder / picture.file).read_bytes()
+        except OSError as error:
+            raise UsageError(f"scene {self.name}: backdrop {self.folder / picture.file}: {error.strerror}") from error
 
-def list_scenes(folder: Path = FOLDER) -> list[Scene]:
-    """All scenes of a folder, by name."""
-    return [check_scene(path) for path in sorted(folder.glob("*.yaml"))]
+    def backdrop_digest(self, picture: BackdropPicture) -> str:
+        """sha256 of that file: the name of the backdrop in the store. Raises UsageError where it cannot be read."""
+        path = self.folder / picture.file
+        try:
+            found = path.stat()
+        except OSError as error:
+            raise UsageError(f"scene {self.name}: backdrop {path}: {error.strerror}") from error
+        return _file_digest(path, found.st_mtime_ns, found.st_size)
 
 
-def scene_names(folder: Path = FOLDER) -> list[str]:
+@lru_cache(maxsize=1024)
+def _file_digest(path: Path, mtime_ns: int, size: int) -> str:
+    """sha256 of a file; when it was changed and its size tell whether it must be read again."""
+    return sha256_hex(path.read_bytes())
+
+
+def scene_files(folder: Path | None = None) -> dict[str, Path]:
+    """Name → file of every scene, by name: those of `folder`, else the bundled ones and those of PACKSHOT_SCENES_DIR.
+
+    Reads file names only. Raises UsageError where PACKSHOT_SCENES_DIR is no folder.
+    """
+    own = get_settings().scenes_dir if folder is None else None
+    if own is not None and not own.is_dir():
+        raise UsageError(f"PACKSHOT_SCENES_DIR: {own} is not a folder")
+    folders = [folder] if folder is not None else [FOLDER, *([own] if own is not None else [])]
+    found = {path.stem: path for one in folders for path in one.glob("*.yaml")}
+    return dict(sorted(found.items()))
+
+
+def list_scenes(folder: Path | None = None) -> list[Scene]:
+    """All scenes, or those of a folder, by name."""
+    return [check_scene(path) for path in scene_files(folder).values()]
+
+
+def scene_names(folder: Path | None = None) -> list[str]:
     """Names alone, without reading the files: cheap enough for a DAG file."""
-    return sorted(path.stem for path in folder.glob("*.yaml"))
+    return list(scene_files(folder))
 
 
-def scene_titles(folder: Path = FOLDER) -> dict[str, str]:
+def scene_titles(folder: Path | None = None) -> dict[str, str]:
     """Title by name, as a form shows them; the name where a file has no title that can be read. Nothing else of the
     files is checked, so that a DAG file can be read while a scene is being edited."""
     titles = {}
-    for name in scene_names(folder):
+    for name, file in scene_files(folder).items():
         try:
-            document = yaml.safe_load((folder / f"{name}.yaml").read_text("utf-8"))
+            document = yaml.safe_load(file.read_text("utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError):
             document = None
         titles[name] = str(document.get("title", name)) if isinstance(document, dict) else name
     return titles
 
 
-def load_scene(name: str, folder: Path = FOLDER) -> Scene:
+def load_scene(name: str, folder: Path | None = None) -> Scene:
     """One scene by name. Raises UsageError where there is none, naming those that there are."""
-    path = folder / f"{name}.yaml"
-    if name not in scene_names(folder):
-        raise UsageError(f"no scene {name!r}: there are {', '.join(scene_names(folder)) or 'none'}")
-    return check_scene(path)
+    files = scene_files(folder)
+    if name not in files:
+        raise UsageError(f"no scene {name!r}: there are {', '.join(files) or 'none'}")
+    return check_scene(files[name])
 
 
 def check_scene(path: Path) -> Scene:
-    """Read and validate one file. Raises UsageError with one line that names file, field and what was expected."""
+    """Read and validate one file, and the headers of its backdrop's pictures.
+
+    Raises UsageError with one line that names file, field and what was expected.
+    """
     try:
         data = yaml.safe_load(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -243,10 +397,39 @@ def check_scene(path: Path) -> Scene:
         raise UsageError(f"{path}: {where}: {first['msg']}{more}") from error
     if scene.name != path.stem:
         raise UsageError(f"{path}: name: {scene.name!r} must be the file's name, {path.stem!r}")
+    scene._folder = path.parent
+    for number, picture in enumerate(scene.backdrop.pictures if scene.backdrop else ()):
+        try:
+            check_backdrop_file(path.parent / picture.file, scene.channel)
+        except UsageError as error:
+            raise UsageError(f"{path}: backdrop.pictures.{number}: {error}") from error
     return scene
 
 
-def picture_of(scene: Scene, folder: Path = FOLDER) -> Path | None:
+def check_backdrop_file(path: Path, channel: Channel) -> tuple[int, int]:
+    """Width and height of a picture that may stand behind a channel's products, px. Only its header is read.
+
+    Raises UsageError for a file that is no picture, or whose picture does not fill the channel's frame.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path, formats=("JPEG", "PNG", "WEBP")) as image:
+            width, height = image.size
+            if image.getexif().get(ORIENTATION, 1) >= 5:
+                width, height = height, width
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
+        said = getattr(error, "strerror", None) or "not a JPEG, PNG or WebP picture"
+        raise UsageError(f"{path}: {said}") from error
+    if width < channel.width or height < channel.height:
+        wanted = f"channel {channel.name} needs {channel.width}×{channel.height} px or more"
+        raise UsageError(f"{path.name} is {width}×{height} px, which is too small: {wanted}")
+    if width * height > MAX_MEGAPIXELS * 1e6:
+        raise UsageError(f"{path.name} has {width * height / 1e6:.0f} megapixels: at most {MAX_MEGAPIXELS}")
+    return width, height
+
+
+def picture_of(scene: Scene) -> Path | None:
     """The preview picture of a scene, or None where it has none."""
-    path = folder / scene.picture
+    path = scene.folder / scene.picture
     return path if scene.picture and path.is_file() else None

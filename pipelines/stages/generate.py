@@ -2,7 +2,11 @@
 
 The cutout is placed on the channel's canvas, reduced to the model's size, and everything around it is inpainted. Each
 candidate is measured at once: for overcompletion as it was painted, so that nothing grown hides under the clean plate,
-and on the plate for a rim around the product. The first seed that passes both ends the search, `candidates` at most.
+and on the plate for a halo around the product. The first seed that passes both ends the search, `candidates` at most.
+
+A scene with a backdrop begins from that picture with the product and its drawn shadow on it, not from noise. In mode
+`adjust` only the light of what is painted goes on to the next stage (`pipelines.vision.light`), in `transform` all of
+it; in `lock` nothing is painted.
 """
 
 from __future__ import annotations
@@ -25,7 +29,10 @@ from pipelines.errors import Rejected
 from pipelines.quality.evidence import weights_ref
 from pipelines.quality.fidelity import halo
 from pipelines.quality.overcompletion import SURE, OvercompletionDetector
-from pipelines.scenes import Checks, Control
+from pipelines.scenes import BackdropPicture, Checks, Control, Scene
+from pipelines.vision.backdrops import DRAWN, BackdropSettings, lay_backdrop
+from pipelines.vision.light import light_between, light_png, relight
+from pipelines.vision.people import garment_part
 from pipelines.vision.photos import png_bytes, read_photo
 from pipelines.vision.placement import Placement, lay_photo, lay_product, place
 from pipelines.vision.plate import clean_plate
@@ -37,9 +44,9 @@ SIDE_MULTIPLE = 64
 
 @dataclass(frozen=True, slots=True)
 class GenerateModels:
-    """The sampler with its branches, and the segmenter that looks at what it made."""
+    """The sampler with its branches (none where nothing is painted), and the segmenter that looks at what it made."""
 
-    pipeline: InpaintingPipeline
+    pipeline: InpaintingPipeline | None
     detector: OvercompletionDetector
 
 
@@ -62,26 +69,33 @@ def noise_seed(job: Job) -> int:
 
 
 def job(shot: Shot, upstream: Mapping[str, Step], recipe: Recipe, candidate: int) -> Job:
-    """What raw image and plate depend on: photo, cutout, prompt, the scene's sampler settings, models, seed."""
+    """What raw image and plate depend on: photo, cutout, backdrop, prompt, sampler settings, models, seed."""
     scene, profile = recipe.scene, recipe.profile
     method = recipe.method or scene.method
-    parts = [*profile.sampler_parts, "salient"]
-    parts += parts_of(profile, method)
-    parts += [f"controlnet_{control.kind}" for control in scene.controls]
-    parts += [scene.lora.name] if scene.lora else []
+    picture = scene.backdrop.picture_for(shot.sku) if scene.backdrop else None
+    parts = ["salient"]
+    if _paints(recipe):
+        parts += [*profile.sampler_parts, *parts_of(profile, method)]
+        parts += [f"controlnet_{control.kind}" for control in scene.controls]
+        parts += [scene.lora.name] if scene.lora else []
     base_seed = scene.base_seed if recipe.seed is None else recipe.seed
     return Job(
         stage=STAGE.name,
         version=STAGE.version,
-        inputs={"photo": shot.product.photo or "", "cutout": upstream["cutout"].output("cutout")},
+        inputs={
+            "photo": shot.product.photo or "",
+            "cutout": upstream["cutout"].output("cutout"),
+            **({"backdrop": scene.backdrop_digest(picture)} if picture else {}),
+        },
         parameters={
-            "prompt": scene.fill_prompt(upstream["describe"].facts),
+            "prompt": scene.fill_prompt(upstream["describe"].facts, picture.light_from if picture else ""),
             "negative_prompt": scene.negative_prompt,
             "method": method,
             "mask_guidance": recipe.mask_guidance,
             "sure": SURE,
             "canvas": [scene.channel.width, scene.channel.height],
             **scene.sampler_settings(),
+            **(_on_backdrop(shot, recipe, picture) if picture else {}),
             **({"pose": shot.product.extra.get("pose", "")} if _wants_pose(recipe) else {}),
         },
         models=(*(profile.ref(name) for name in parts), weights_ref()),
@@ -90,9 +104,44 @@ def job(shot: Shot, upstream: Mapping[str, Step], recipe: Recipe, candidate: int
     )
 
 
+def _paints(recipe: Recipe) -> bool:
+    return recipe.scene.backdrop is None or recipe.scene.backdrop.mode != "lock"
+
+
+def _on_backdrop(shot: Shot, recipe: Recipe, picture: BackdropPicture) -> dict[str, Any]:
+    """Parameters that a backdrop adds or replaces: how much is painted, and how the product stands before it."""
+    scene, backdrop = recipe.scene, recipe.scene.backdrop
+    assert backdrop is not None  # it is its picture
+    placement = scene.sampler_settings()["placement"] | {"ground_line": picture.ground_line}
+    if backdrop.garments == "hang" and garment_part(f"{shot.product.category} {shot.product.title}"):
+        placement["anchor"] = "centre"
+    return {
+        "strength": backdrop.noise,
+        "placement": placement,
+        "drawn": DRAWN,
+        "backdrop": {
+            "mode": backdrop.mode,
+            "wanted_line": scene.placement.ground_line,
+            "foot": list(picture.foot or (0.0, 1.0)),
+            **picture.model_dump(mode="json", exclude={"file", "licence"}),
+        },
+    }
+
+
+def supplies(shot: Shot, recipe: Recipe) -> list[tuple[bytes, str]]:
+    """The shot's backdrop, which is to be in the store before a step names it."""
+    if recipe.scene.backdrop is None:
+        return []
+    picture = recipe.scene.backdrop.picture_for(shot.sku)
+    return [(recipe.scene.backdrop_bytes(picture), picture.media_type)]
+
+
 def load(recipe: Recipe) -> GenerateModels:
     """Load the sampler for the scene's method, with its controls and LoRA, and the fast segmenter."""
     scene = recipe.scene
+    detector = OvercompletionDetector.from_profile(recipe.profile)
+    if not _paints(recipe):
+        return GenerateModels(None, detector)
     pipeline = InpaintingPipeline.from_profile(
         recipe.profile.name,
         method=recipe.method or scene.method,
@@ -103,7 +152,7 @@ def load(recipe: Recipe) -> GenerateModels:
     pipeline.to(recipe.device, getattr(torch, recipe.compute.dtype))
     if scene.lora:
         pipeline.load_lora(recipe.profile.part(scene.lora.name).check().path, scene.lora.scale)
-    return GenerateModels(pipeline, OvercompletionDetector.from_profile(recipe.profile))
+    return GenerateModels(pipeline, detector)
 
 
 def compute(works: Sequence[Work], models: GenerateModels, recipe: Recipe) -> list[Made | Rejected]:
@@ -115,7 +164,7 @@ def compute(works: Sequence[Work], models: GenerateModels, recipe: Recipe) -> li
 
 
 def _wants_pose(recipe: Recipe) -> bool:
-    return any(control.kind == "openpose" for control in recipe.scene.controls)
+    return _paints(recipe) and any(control.kind == "openpose" for control in recipe.scene.controls)
 
 
 def _pose(work: Work, recipe: Recipe) -> np.ndarray | Rejected | None:
@@ -138,23 +187,32 @@ def _paint(
     works: Sequence[Work], poses: Sequence[np.ndarray | None], models: GenerateModels, recipe: Recipe
 ) -> list[Made]:
     scene = recipe.scene
-    canvas: tuple[int, int] = (scene.channel.width, scene.channel.height)
-    width, height = model_canvas(*canvas, recipe.profile.native_size)
-    laid, small = [], []
-    for work, pose in zip(works, poses, strict=True):
-        photo = read_photo(work.inputs["photo"], recipe.max_megapixels).image()
-        cutout = Image.open(io.BytesIO(work.inputs["cutout"]))
-        matte = np.asarray(cutout.getchannel("A"))
-        where = place(matte, canvas, scene.placement.scale, scene.placement.anchor, scene.placement.ground_line)
-        laid.append(where)
-        small.append(_Reduced.of(photo, cutout, pose, where, width, height))
+    small = [_Reduced.of(work, pose, recipe) for work, pose in zip(works, poses, strict=True)]
+    images = [item.canvas for item in small]
+    before: list[Image.Image | None] = [None] * len(small)
+    if models.pipeline is not None:
+        if scene.backdrop and scene.backdrop.mode == "adjust":
+            before = list(models.pipeline.round_trip(images))
+        images = _sample(works, small, models.pipeline, recipe)
+    return [
+        _measured(image, start, item, scene, models.detector, str(recipe.compute))
+        for image, start, item in zip(images, before, small, strict=True)
+    ]
+
+
+def _sample(
+    works: Sequence[Work], small: Sequence[_Reduced], pipeline: InpaintingPipeline, recipe: Recipe
+) -> list[Image.Image]:
+    """Paint around each product, at the model's size."""
+    scene = recipe.scene
     controls = [_control(small, control, recipe.mask_guidance) for control in scene.controls]
-    images = models.pipeline(
-        image=[item.colour for item in small],
+    width, height = small[0].colour.size
+    return pipeline(
+        image=[item.canvas for item in small],
         product_mask=[item.mask for item in small],
         prompt=[work.job.parameters["prompt"] for work in works],
         negative_prompt=[work.job.parameters["negative_prompt"] for work in works],
-        strength=scene.strength,
+        strength=scene.backdrop.noise if scene.backdrop else scene.strength,
         num_inference_steps=scene.steps,
         guidance_scale=scene.guidance_scale,
         guidance_start=scene.guidance_start,
@@ -170,38 +228,60 @@ def _paint(
         width=width,
         generator=[torch.Generator("cpu").manual_seed(noise_seed(work.job)) for work in works],
     ).images
-    return [
-        _measured(image, item, where.facts(), scene.rim, models.detector, str(recipe.compute))
-        for image, item, where in zip(images, small, laid, strict=True)
-    ]
 
 
 @dataclass(frozen=True, slots=True)
 class _Reduced:
     """The placed product at the model's size: colour RGB, matte L, and the matte as (1, 1, H, W) float, 1 = product.
-    `photo` (RGB) is the photo around it, and `pose` the keypoints (people, 18, 3) if there are any, placed alike."""
 
+    `where` is its placement at full size. `photo` (RGB) is the photo around it, `pose` the keypoints (people, 18,
+    3) if there are any, placed alike. `backdrop` (RGB) is the scene's, with the drawn shadow, if there is one.
+    """
+
+    where: Placement
     colour: Image.Image
     matte: Image.Image
     mask: torch.Tensor
     photo: Image.Image
     pose: np.ndarray | None
+    backdrop: Image.Image | None
 
     @classmethod
-    def of(
-        cls,
-        photo: Image.Image,
-        cutout: Image.Image,
-        pose: np.ndarray | None,
-        where: Placement,
-        width: int,
-        height: int,
-    ) -> _Reduced:
-        colour, matte = lay_product(photo, cutout, where).reduced(width, height)
-        mask = torch.from_numpy(np.asarray(matte, np.float32) / 255)[None, None]
-        if pose is not None:
-            pose = _placed_pose(pose, where, width, height)
-        return cls(colour, matte, mask, lay_photo(photo, where, width, height), pose)
+    def of(cls, work: Work, pose: np.ndarray | None, recipe: Recipe) -> _Reduced:
+        channel = recipe.scene.channel
+        canvas = (channel.width, channel.height)
+        width, height = model_canvas(*canvas, recipe.profile.native_size)
+        photo = read_photo(work.inputs["photo"], recipe.max_megapixels).image()
+        cutout = Image.open(io.BytesIO(work.inputs["cutout"]))
+        matte = np.asarray(cutout.getchannel("A"))
+        asked = work.job.parameters["placement"]
+        line, ground, wall, laid = asked["ground_line"], (0.0, 1.0), 1.0, None
+        if "backdrop" in work.inputs:
+            settings = BackdropSettings.from_parameters(work.job.parameters["backdrop"])
+            laid = lay_backdrop(work.inputs["backdrop"], canvas, settings)
+            line, wall = laid.line / canvas[1], laid.wall / canvas[1]
+            ground = (laid.foot[0] / canvas[0], laid.foot[1] / canvas[0])
+        where = place(matte, canvas, asked["scale"], asked["anchor"], line, ground, wall)
+        product = lay_product(photo, cutout, where)
+        colour, small = product.reduced(width, height)
+        return cls(
+            where,
+            colour,
+            small,
+            torch.from_numpy(np.asarray(small, np.float32) / 255)[None, None],
+            lay_photo(photo, where, width, height),
+            None if pose is None else _placed_pose(pose, where, width, height),
+            Image.fromarray(laid.shaded(product, asked["anchor"]).reduced(width, height)) if laid else None,
+        )
+
+    @property
+    def canvas(self) -> Image.Image:
+        """What the sampler begins from: the product alone, or on its backdrop."""
+        return self.colour if self.backdrop is None else self.over(self.backdrop)
+
+    def over(self, scene: Image.Image) -> Image.Image:
+        """The product laid over a scene, RGB."""
+        return Image.composite(self.colour, scene, self.matte)
 
     def placed(self) -> Image.Image:
         """The product alone, RGBA."""
@@ -224,7 +304,7 @@ def _control(
 
 def _shown(item: _Reduced, control: Control) -> Image.Image:
     """What the ControlNet is shown of a shot: its pose; the photo's edges within the product, or the cutout's, with its
-    rim."""
+    outline."""
     if control.kind == "openpose":
         assert item.pose is not None  # `_pose` rejected the shot otherwise
         return pose_map(item.pose, item.matte.size)
@@ -250,47 +330,63 @@ def _placed_pose(pose: np.ndarray, where: Placement, width: int, height: int) ->
 
 def _measured(
     image: Image.Image,
+    before: Image.Image | None,
     item: _Reduced,
-    placement: Mapping[str, Any],
-    rim: int,
+    scene: Scene,
     detector: OvercompletionDetector,
     compute: str,
 ) -> Made:
+    """One candidate: `image` as it was painted, `before` as the painting began where its light alone is wanted."""
     matte = np.asarray(item.matte)
-    plate = Image.fromarray(clean_plate(np.asarray(image), matte, rim))
-    painted, finished = (np.asarray(Image.composite(item.colour, under, item.matte)) for under in (image, plate))
-    found = detector.measure(painted, matte)
+    painted = _clean(image, matte, scene)
+    outputs: tuple[Output, ...] = ()
+    if item.backdrop is None or (scene.backdrop and scene.backdrop.mode == "transform"):
+        plate, judged = painted, item.over(image)
+    else:
+        plate = np.asarray(item.backdrop)
+        if before is not None:
+            light = light_between(painted, _clean(before, matte, scene), matte)
+            plate = relight(plate, light)
+            outputs = (Output("light", light_png(light), "image/png"),)
+        judged = item.over(Image.fromarray(plate))  # nothing else of what was painted goes on
+    found = detector.measure(np.asarray(judged), matte)
     return Made(
         outputs=(
             Output("raw", png_bytes(image), "image/png"),
-            Output("plate", png_bytes(plate), "image/png"),
+            Output("plate", png_bytes(Image.fromarray(plate)), "image/png"),
             Output("placed", png_bytes(item.placed()), "image/png"),
+            *outputs,
         ),
         facts={
-            "placement": dict(placement),
+            "placement": item.where.facts(),
             "e_plus": found.e_plus,
-            "rim": halo(finished, matte).score,
+            "halo": halo(np.asarray(item.over(Image.fromarray(plate))), matte).score,
             "uncertainty": found.uncertainty,
             "compute": compute,
         },
     )
 
 
+def _clean(image: Image.Image, matte: np.ndarray, scene: Scene) -> np.ndarray:
+    return clean_plate(np.asarray(image), matte, scene.outline_margin)
+
+
 def _excess(step: Step, checks: Checks) -> float:
     """How far the worse of a candidate's two measures is up its threshold: at most 1 passes."""
-    measures = (step.facts["e_plus"], checks.overcompletion), (step.facts["rim"], checks.halo)
+    measures = (step.facts["e_plus"], checks.overcompletion), (step.facts["halo"], checks.halo)
     return max(measure / max(limit, 1e-9) for measure, limit in measures)
 
 
 STAGE = Stage(
     name="generate",
-    version=5,
+    version=6,
     needs=("cutout", "describe"),
     job=job,
     load=load,
     compute=compute,
     batched=True,
-    candidates=lambda recipe: recipe.scene.candidates,
+    candidates=lambda recipe: recipe.scene.candidates if _paints(recipe) else 1,
     score=lambda step, recipe: _excess(step, recipe.scene.checks),
     passes=lambda step, recipe: _excess(step, recipe.scene.checks) <= 1,
+    supplies=supplies,
 )

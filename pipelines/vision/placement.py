@@ -47,12 +47,26 @@ class Placement:
         return cls(**{**facts, "source": tuple(facts["source"])})
 
 
-def place(matte: np.ndarray, canvas: tuple[int, int], scale: float, anchor: str, ground_line: float) -> Placement:
+FOOT_ROWS = 0.06
+"""The lowest share of a product's height: how wide it is there is how wide it stands."""
+
+
+def place(
+    matte: np.ndarray,
+    canvas: tuple[int, int],
+    scale: float,
+    anchor: str,
+    ground_line: float,
+    ground: tuple[float, float] = (0.0, 1.0),
+    wall: float = 1.0,
+) -> Placement:
     """Choose where the product goes.
 
     matte: (H, W) uint8, 255 = product. canvas: (width, height) in px. scale: the product's longer side as a share of
     the canvas's shorter one, 0..1. anchor: "ground" puts its foot on `ground_line` (share of the height from the top),
-    "centre" puts it in the middle. The product never leaves the canvas.
+    "centre" puts it in the middle. ground: from where to where there is ground on that line, shares of the width; a
+    standing product is in its middle, and its foot no wider. wall: share of the height at which the wall ends that a
+    product in the middle hangs on. The product never leaves the canvas.
 
     Raises ValueError for an empty matte (the cutout stage rejects those) or an unknown anchor.
     """
@@ -68,17 +82,22 @@ def place(matte: np.ndarray, canvas: tuple[int, int], scale: float, anchor: str,
     ratio = min(
         wanted / max(width, height),
         0.96 * canvas_width / width,
-        (0.96 if anchor == "centre" else max(0.1, ground_line - 0.03)) * canvas_height / height,
+        (0.96 * wall if anchor == "centre" else max(0.1, ground_line - 0.03)) * canvas_height / height,
     )
+    middle = 0.5
+    if anchor == "ground" and ground != (0.0, 1.0):
+        middle = (ground[0] + ground[1]) / 2
+        low = (matte[max(top, bottom - max(1, round(FOOT_ROWS * height))) : bottom] > 12).any(0)
+        ratio = min(ratio, 0.9 * (ground[1] - ground[0]) * canvas_width / (np.ptp(np.flatnonzero(low)) + 1))
     native = NATIVE_SPAN[0] <= 1 / ratio <= NATIVE_SPAN[1] and width <= canvas_width and height <= canvas_height
     if not native:
         width, height = max(1, round(width * ratio)), max(1, round(height * ratio))
-    foot = round(ground_line * canvas_height) if anchor == "ground" else (canvas_height + height) // 2
+    foot = round(ground_line * canvas_height) if anchor == "ground" else (round(wall * canvas_height) + height) // 2
     return Placement(
         canvas_width,
         canvas_height,
         (left, top, right, bottom),
-        (canvas_width - width) // 2,
+        min(max(math.floor(middle * canvas_width - width / 2), 0), canvas_width - width),
         min(max(foot - height, 0), canvas_height - height),
         width,
         height,

@@ -2,7 +2,7 @@
 
 A latent is one cell of 8 x 8 px. Cells that the outline crosses hold product and scene at once, and a small decoder
 lays the product's colours, or a dark seam, up to a cell beyond it: even a perfect picture that is encoded and decoded
-comes back with a rim (docs/research/detector.md). The product itself is laid over from the photo, so nothing of what
+comes back with a halo (docs/research/detector.md). The product itself is laid over from the photo, so nothing of what
 was painted in its place, or within a cell of it, is needed: the plate fills both from the scene further out.
 """
 
@@ -21,21 +21,21 @@ DENSE = 4
 """A coarser pixel counts as known from a quarter of its four pixels on."""
 
 
-def clean_plate(scene: np.ndarray, matte: np.ndarray, rim: int) -> np.ndarray:
-    """Fill the product's place, and `rim` px around it, from the scene beyond.
+def clean_plate(scene: np.ndarray, matte: np.ndarray, margin: int) -> np.ndarray:
+    """Fill the product's place, and `margin` px around it, from the scene beyond.
 
     Args:
         scene: (H, W, 3) uint8, as painted.
         matte: (H, W) uint8, 255 = product.
-        rim: px; 0 gives the scene back as it is.
+        margin: px; 0 gives the scene back as it is.
 
     Returns:
-        (H, W, 3) uint8; equal to `scene` from `rim` px on. Where the product leaves no such pixel, `scene`.
+        (H, W, 3) uint8; equal to `scene` from `margin` px on. Where the product leaves no such pixel, `scene`.
     """
-    if rim == 0:
+    if margin == 0:
         return scene
     away = cv2.distanceTransform((matte < 128).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    known = np.where(away > 0, np.clip((away - rim) / SOFTNESS + 1, 0, 1), 0).astype(np.float32)
+    known = np.where(away > 0, np.clip((away - margin) / SOFTNESS + 1, 0, 1), 0).astype(np.float32)
     if not (known == 1).any():
         return scene
     filled = _pulled_and_pushed(scene.astype(np.float32), known)

@@ -57,7 +57,7 @@ def test_the_prompt_speaks_the_words_that_the_bundled_models_were_taught(scene: 
     surfaces = "|".join([*COLOURS, *MATERIALS])
     taught = (
         rf"a photo of {{product}} (standing on an? ({'|'.join(COLOURS)}) podium )?on an? ({surfaces}) floor "
-        rf"against an? ({surfaces}) wall, soft light from the ({'|'.join(LIGHTS)})"
+        rf"against an? ({surfaces}) wall, soft light from the ({'|'.join(LIGHTS)}|{{light}})"
         rf"(, an? ({'|'.join(COLOURS)}) (ball beside|arch behind) it|, (window light|plant shadow) on the wall)?"
     )
     assert re.fullmatch(taught, scene.prompt), scene.prompt
@@ -170,6 +170,25 @@ def test_a_file_under_another_name_than_its_scene_is_refused(tmp_path: Path) -> 
 def test_a_file_that_is_not_there_is_refused_by_its_path(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"none\.yaml"):
         check_scene(tmp_path / "none.yaml")
+
+
+def test_scenes_stand_before_backdrops_and_one_is_painted_from_noise() -> None:
+    assert [scene.name for scene in SCENES if scene.backdrop is None] == ["painted-sage"]
+
+
+@EACH
+def test_backdrops_say_what_was_rendered(scene: Scene) -> None:
+    """render.py writes backdrops.yaml; the scenes repeat what a product must know of each picture."""
+    rendered = yaml.safe_load((FOLDER / "backdrops" / "backdrops.yaml").read_text("utf-8"))
+    for picture in scene.backdrop.pictures if scene.backdrop else ():
+        entry = rendered[picture.file.removeprefix("backdrops/")]
+        assert entry["scene"] == scene.name
+        for name in ("licence", "ground_line", "light_from", "light_elevation"):
+            assert getattr(picture, name) == entry[name]
+        assert picture.reflection == entry["gloss"]
+        assert len(picture.ground) == len(entry["ground"])
+        for said, seen in zip(picture.ground, entry["ground"], strict=True):
+            assert said == pytest.approx(seen, abs=1e-3)
 
 
 @EACH

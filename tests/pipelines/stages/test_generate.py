@@ -192,7 +192,7 @@ def test_the_plate_is_the_raw_image_without_its_rim_unless_a_scene_keeps_that() 
         pipeline=lambda **call: SimpleNamespace(images=[Image.fromarray(smeared)]), detector=load(recipe()).detector
     )
     plain, given = recipe(), inputs(30)
-    keeping = dataclasses.replace(plain, scene=plain.scene.model_copy(update={"rim": 0}))
+    keeping = dataclasses.replace(plain, scene=plain.scene.model_copy(update={"outline_margin": 0}))
     assert job_of(plain, given).key != job_of(keeping, given).key
     images = []
     for asked in (plain, keeping):

@@ -70,7 +70,7 @@ def test_the_products_place_is_filled_however_narrow_the_rim(rim: int) -> None:
 
 
 def test_scenes_leave_out_as_much_as_the_decoder_smears() -> None:
-    assert Scene(name="mine", title="Mine", prompt="a photo").rim == RIM
+    assert Scene(name="mine", title="Mine", prompt="a photo").outline_margin == RIM
 
 
 def test_a_rim_of_nought_leaves_the_picture_as_painted() -> None:
