@@ -80,7 +80,7 @@ class S3Store:
     def __init__(self, settings: Settings):
         self.bucket = settings.s3_bucket
         self._client = Minio(
-            settings.s3_endpoint,
+            endpoint=settings.s3_endpoint,
             access_key=settings.s3_access_key,
             secret_key=settings.s3_secret_key.get_secret_value(),
             secure=settings.s3_secure,
@@ -97,10 +97,10 @@ class S3Store:
 
     def prepare(self) -> None:
         """Make the bucket where it is not there yet."""
-        if self._client.bucket_exists(self.bucket):
+        if self._client.bucket_exists(bucket_name=self.bucket):
             return
         try:
-            self._client.make_bucket(self.bucket)
+            self._client.make_bucket(bucket_name=self.bucket)
         except S3Error as error:
             if error.code not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
                 raise
@@ -114,10 +114,10 @@ class S3Store:
         present = self._find(digest)
         if present is None or present.etag != hashlib.md5(data, usedforsecurity=False).hexdigest():
             self._client.put_object(
-                self.bucket,
-                object_name(digest),
-                io.BytesIO(data),
-                len(data),
+                bucket_name=self.bucket,
+                object_name=object_name(digest),
+                data=io.BytesIO(data),
+                length=len(data),
                 content_type=media_type,
                 part_size=ONE_PART,
             )
@@ -140,13 +140,13 @@ class S3Store:
 
     def verify_all(self) -> Iterator[Checked]:
         """Read every object and say what its bytes hash to."""
-        for item in self._client.list_objects(self.bucket, prefix=PREFIX, recursive=True):
+        for item in self._client.list_objects(bucket_name=self.bucket, prefix=PREFIX, recursive=True):
             data = self._read(item.object_name)
             yield Checked(item.object_name, sha256_hex(data), len(data))
 
     def _read(self, name: str) -> bytes:
         try:
-            response = self._client.get_object(self.bucket, name)
+            response = self._client.get_object(bucket_name=self.bucket, object_name=name)
         except S3Error as error:
             if error.code == "NoSuchKey":
                 raise KeyError(name.rsplit("/", 1)[-1]) from error
@@ -159,7 +159,7 @@ class S3Store:
 
     def _find(self, digest: str) -> Object | None:
         try:
-            return self._client.stat_object(self.bucket, object_name(digest))
+            return self._client.stat_object(bucket_name=self.bucket, object_name=object_name(digest))
         except S3Error as error:
             if error.code in ("NoSuchKey", "NoSuchObject"):
                 return None

@@ -18,15 +18,21 @@ WEIGHT_SUFFIXES = LEGACY_SUFFIXES | {".safetensors"}
 
 
 def sha256_of(*files: Path) -> str:
-    """Return the sha256 of files, one after the other. It is cached until a size or modification time changes."""
-    return _digest(tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+    """Return the sha256 of files, one after the other. It is cached until a file is replaced or written to."""
+    return _digest(tuple(_identity(file) for file in files))
 
 
-@lru_cache(maxsize=256)
-def _digest(files: tuple[tuple[str, int, int], ...]) -> str:
-    """Size and modification time are cache keys only: they detect a replaced file."""
+def _identity(file: Path) -> tuple[str, int, int, int, int]:
+    """Return what changes with a file's content: size and modification time can be set back, the change time cannot."""
+    stat = file.stat()
+    return str(file), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+@lru_cache(maxsize=1024)
+def _digest(files: tuple[tuple[str, int, int, int, int], ...]) -> str:
+    """All but the path are cache keys only."""
     digest = hashlib.sha256()
-    for path, _, _ in files:
+    for path, *_ in files:
         with Path(path).open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)

@@ -2,7 +2,8 @@
 
 A profile is `profiles/<name>.yaml`. A bundled profile's weights are in `profiles/<name>/<part>/`. Other profiles'
 weights are in a models directory or in the hub's cache. Keys and lineage carry the digests of the YAML, so each part is
-checked against its digest before it is loaded. `<models directory>/<name>.yaml` may replace and add parts of a profile
+checked against its digest before it is loaded. `locked` has the digests of configurations and tokenizers, which are
+checked too and are in no key. `<models directory>/<name>.yaml` may replace and add parts of a profile
 that is not bundled: a community base, another HQ-SAM, a LoRA. Promoted revisions, trained on the shop's own pictures,
 take precedence. `pipelines.revisions.registry` keeps them in the state directory.
 
@@ -16,7 +17,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,12 @@ UNPINNED = "unpinned"
 """A profile's entry for sha256 if none is published."""
 
 
+_CONFIGURATION_SUFFIXES = frozenset({".jinja", ".json", ".model", ".py", ".txt"})
+"""Files that the libraries read beside weights, if they find them: configurations and tokenizers."""
+
+_REDIRECTING = ("*.index.json", "adapter_config.json", "adapter_model.*")
+"""Files that make the libraries load other weights than those of the usual names."""
+
 BASE_MODELS = ("text_encoder", "text_encoder_2", "unet", "vae")
 """Folders of a diffusers base that hold weights, in name order, without the safety checker's."""
 
@@ -48,7 +55,8 @@ class ModelPart:
     """One model of a profile. `path` is its folder, or its file if it is a single one.
 
     Its source is `files` of the hub repository `hub` at `ref.revision`, or `url`. `config` is a folder of diffusers
-    configurations for a single file, which contains none. An `optional` part is fetched only by name.
+    configurations for a single file, which contains none. An `optional` part is fetched only by name. `locked` maps the
+    configurations in its folder to their sha256; if it is None, their content is not checked.
     """
 
     name: str
@@ -63,6 +71,7 @@ class ModelPart:
     files: tuple[str, ...] = ()
     config: Path | None = None
     optional: bool = False
+    locked: Mapping[str, str] | None = field(default=None, hash=False)
 
     @property
     def single_file(self) -> bool:
@@ -115,6 +124,21 @@ class ModelPart:
         """Return the sha256 of the weight files, one after the other in name order."""
         return sha256_of(*self.weights)
 
+    def configurations(self) -> dict[str, Path]:
+        """Return the files in the part's folder that the libraries read beside the weights, by their path in it.
+
+        A single file has none: `config` is part of packshot.
+        """
+        if self.path.is_file():
+            return {}
+        weights = set(self.weights)
+        files = (file for file in _inside(self.path) if _is_configuration(file.name) and file not in weights)
+        return {file.relative_to(self.path).as_posix(): file for file in files}
+
+    def configuration_digests(self) -> dict[str, str]:
+        """Return the sha256 of each of `configurations`, by its path."""
+        return {name: sha256_of(path) for name, path in self.configurations().items()}
+
     def located(self, download: bool = True) -> ModelPart:
         """Return this part with its actual path: in the models directory, or else in the hub's cache on this machine.
 
@@ -135,7 +159,7 @@ class ModelPart:
         raise UsageError(f"{self.path}: not there{self._remedy}")
 
     def check(self, download: bool = True) -> ModelPart:
-        """Return this part for loading: located, complete, and with the profile's digest.
+        """Return this part for loading: located, complete, with the profile's digest and nothing unexpected beside it.
 
         A part without a digest is loaded only with PACKSHOT_TRUST_UNPINNED; a legacy torch file without one needs
         PACKSHOT_TRUST_PICKLE too. Raises UsageError if files are missing, IntegrityError if they are wrong or not
@@ -152,6 +176,7 @@ class ModelPart:
             )
         if not part.pinned:
             _check_trusted(part, names, actual)
+        _check_configurations(part)
         return part
 
 
@@ -243,6 +268,8 @@ def load_profile(name: str, models_dir: Path | None = None, promoted: bool = Tru
             file = own
             entries |= _read_yaml(own)["parts"]
         parts = tuple(_read_part(name, part, entries, root) for part in entries)
+        if document["bundled"]:
+            parts = tuple(replace(part, locked=part.locked or {}) for part in parts)
         return Profile(
             name=name,
             title=document["title"],
@@ -264,7 +291,10 @@ def active_profile() -> Profile:
 
 
 def promoted_file(state_dir: Path, profile: str) -> Path:
-    """Return the path of the JSON file that maps a profile's parts to the sha256 of promoted revisions."""
+    """Return the path of the JSON file of a profile's promoted revisions.
+
+    It maps a part to `sha256` of the revision's weights and `files`, the sha256 of each file by name.
+    """
     return state_dir / "revisions" / f"{profile}.json"
 
 
@@ -278,12 +308,24 @@ def _with_promoted(profile: str, parts: tuple[ModelPart, ...]) -> tuple[ModelPar
     file = promoted_file(state_dir, profile)
     if not file.is_file():
         return parts
-    promoted: dict[str, str] = json.loads(file.read_text(encoding="utf-8"))
+    promoted: dict[str, dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
+    if not all(isinstance(revision, dict) for revision in promoted.values()):
+        raise UsageError(f"{file}: written by an earlier version; delete it, and the next run writes it anew")
 
-    def revised(part: ModelPart, sha256: str) -> ModelPart:
-        folder = revision_folder(state_dir, profile, part.name, sha256)
-        ref = ModelRef(part.name, sha256[:12], sha256)
-        return replace(part, path=folder, ref=ref, source="a promoted revision", hub="", url="", files=(), config=None)
+    def revised(part: ModelPart, revision: dict[str, Any]) -> ModelPart:
+        sha256: str = revision["sha256"]
+        locked = {name: digest for name, digest in revision["files"].items() if _is_configuration(name)}
+        return replace(
+            part,
+            path=revision_folder(state_dir, profile, part.name, sha256),
+            ref=ModelRef(part.name, sha256[:12], sha256),
+            source="a promoted revision",
+            hub="",
+            url="",
+            files=(),
+            config=None,
+            locked=locked,
+        )
 
     return tuple(revised(part, promoted[part.name]) if part.name in promoted else part for part in parts)
 
@@ -306,6 +348,8 @@ def verify(profile: Profile) -> list[Check]:
 def lock(profile: Profile) -> list[str]:
     """Write the digests of the existing files to a bundled profile's YAML, and change nothing else in it.
 
+    `sha256` is of the weights and is in keys, `locked` is of each configuration and is in no key.
+
     Returns the names of the changed parts. Parts without files keep their digest. Raises IntegrityError for an invalid
     safetensors file, so a truncated one is never locked.
     """
@@ -313,6 +357,7 @@ def lock(profile: Profile) -> list[str]:
     if not _read_yaml(file)["bundled"]:
         raise UsageError(f"{file.name}: only a bundled profile is locked; the digests of the others are their sources'")
     actual: dict[str, str] = {}
+    locked: dict[str, dict[str, str]] = {}
     for part in profile.parts:
         try:
             files = part.weights
@@ -321,24 +366,84 @@ def lock(profile: Profile) -> list[str]:
         for weights in files:
             check_file_complete(weights)
         actual[part.name] = part.digest()
+        locked[part.name] = part.configuration_digests()
 
     temporary = file.with_suffix(f".yaml.{os.getpid()}")
-    temporary.write_text(with_digests(file.read_text(encoding="utf-8"), actual), encoding="utf-8")
+    temporary.write_text(with_digests(file.read_text(encoding="utf-8"), actual, locked), encoding="utf-8")
     temporary.replace(file)
     load_profile.cache_clear()
-    return [part.name for part in profile.parts if actual.get(part.name, part.ref.sha256) != part.ref.sha256]
+    return [
+        part.name
+        for part in profile.parts
+        if part.name in actual and (actual[part.name], locked[part.name]) != (part.ref.sha256, part.locked)
+    ]
 
 
-def with_digests(text: str, digests: Mapping[str, str]) -> str:
-    """A profile's YAML with these parts' revisions and digests, the rest of it untouched."""
+def _inside(folder: Path) -> list[Path]:
+    """Return the files in a part's folder, as deep as the libraries read; links are followed."""
+    return sorted(file for levels in ("*", "*/*", "*/*/*") for file in folder.glob(levels) if file.is_file())
+
+
+def _is_configuration(name: str) -> bool:
+    return Path(name).suffix in _CONFIGURATION_SUFFIXES
+
+
+def _check_configurations(part: ModelPart) -> None:
+    """Raise IntegrityError if a library would read something in the part's folder that the profile does not name."""
+    if part.path.is_file():
+        return
+    listed = {*part.files, *(part.locked or ())}
+    for pattern in _REDIRECTING:
+        for file in (file for file in _inside(part.path) if file.match(pattern)):
+            if file.relative_to(part.path).as_posix() not in listed and file not in part.weights:
+                raise IntegrityError(
+                    f"{file}: expected only files that the profile lists, found one that makes other weights load; "
+                    "remove it, or list it under `files`"
+                )
+            _check_shards(part, file)
+    if part.locked is None:
+        return
+    found = part.configurations()
+    for name in sorted(found.keys() | part.locked):
+        if name not in part.locked:
+            raise IntegrityError(f"{part.path / name}: expected only files that the profile locks; remove it")
+        if name not in found:
+            raise IntegrityError(f"{part.path / name}: expected it, as the profile locks it, found none")
+        if (actual := sha256_of(found[name])) != part.locked[name]:
+            expected = part.locked[name][:12]
+            raise IntegrityError(
+                f"{found[name]}: expected sha256 {expected}… as the profile says, found {actual[:12]}…"
+            )
+
+
+def _check_shards(part: ModelPart, index: Path) -> None:
+    """Raise IntegrityError if an index names a file whose digest the part does not cover."""
+    if not index.name.endswith(".index.json"):
+        return
+    try:
+        shards = {str(shard) for shard in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise IntegrityError(f"{index}: expected an index of weight files ({type(error).__name__}: {error})") from error
+    for shard in sorted(shards):
+        if index.parent / shard not in part.weights:
+            raise IntegrityError(f"{index}: expected only weight files that the profile lists, found {shard!r}")
+
+
+def with_digests(text: str, digests: Mapping[str, str], locked: Mapping[str, Mapping[str, str]]) -> str:
+    """A profile's YAML with these parts' revisions, digests and locked configurations, the rest of it untouched."""
     lines, current = [], ""
     for line in text.splitlines():
         if heading := re.fullmatch(r"  (\w+):(?: +#.*)?", line):
             current = heading[1]
-        elif current in digests and (field := re.match(r"    (revision|sha256):", line)):
-            value = digests[current] if field[1] == "sha256" else digests[current][:12]
-            line = f'    {field[1]}: "{value}"'
+        elif current in digests and (entry := re.match(r"    (revision|sha256):", line)):
+            value = digests[current] if entry[1] == "sha256" else digests[current][:12]
+            line = f'    {entry[1]}: "{value}"'
+        elif current in digests and re.match(r"    locked:|      ", line):
+            continue
         lines.append(line)
+        if current in digests and line.startswith("    sha256:"):
+            configurations = [f'      {name}: "{digest}"' for name, digest in locked[current].items()]
+            lines += ["    locked:", *configurations] if configurations else ["    locked: {}"]
     return "\n".join(lines) + "\n"
 
 
@@ -386,6 +491,7 @@ def _read_part(profile: str, name: str, entries: Mapping[str, dict[str, Any]], r
         files=tuple(entry.get("files", ())),
         config=PROFILES / entry["config"] if "config" in entry else None,
         optional=bool(entry.get("optional", False)),
+        locked={str(file): str(digest) for file, digest in entry["locked"].items()} if "locked" in entry else None,
     )
 
 

@@ -76,15 +76,20 @@ _WITHIN = {"clip_text_model": ("clip",)}
 
 
 def weight_file_options(weights: Collection[Path], folder: Path) -> dict[str, Any]:
-    """Return the `from_pretrained` arguments that make a library read only `weights` (see `ModelPart.weights`)."""
+    """Return the `from_pretrained` arguments that make a library read only `weights` (see `ModelPart.weights`).
+
+    Raises IntegrityError if `weights` has no file in the folder, or if the library would read another one of it.
+    """
     names = [file for file in weights if file.parent == folder]
     if not names:
         raise IntegrityError(f"{folder}: expected its weights among the files that the profile lists, found none")
     plain = any("." not in file.stem for file in names)  # a variant is model.fp16.safetensors, a shard model-00001-of-…
-    return {
-        "use_safetensors": any(file.suffix == ".safetensors" for file in names),
-        "variant": None if plain else "fp16",
-    }
+    suffix = ".safetensors" if any(file.suffix == ".safetensors" for file in names) else ".bin"
+    for stem in ("model", "pytorch_model", "diffusion_pytorch_model"):  # read before any shards
+        preferred = folder / f"{stem}{'' if plain else '.fp16'}{suffix}"
+        if preferred.is_file() and preferred not in names:
+            raise IntegrityError(f"{preferred}: expected only weights that the profile lists; remove it")
+    return {"use_safetensors": suffix == ".safetensors", "variant": None if plain else "fp16"}
 
 
 def load_transformer(model_class: Any, folder: Path, expected: str, weights: Collection[Path] | None = None) -> Any:

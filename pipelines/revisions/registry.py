@@ -125,13 +125,13 @@ def keep_files(store: Store, folder: Path) -> dict[str, str]:
 
 
 def bring_files(store: Store, files: Mapping[str, str], folder: Path) -> None:
-    """Have an exported model's files in `folder`, whole; nothing is fetched where all are there.
+    """Have an exported model's files in `folder`, whole; nothing is fetched where all are there with their digests.
 
     Several processes may do so at once. Raises KeyError or IntegrityError where the store lacks or has lost them.
     """
 
     def whole() -> bool:
-        return all((folder / name).is_file() for name in files)
+        return all((folder / name).is_file() and sha256_of(folder / name) == files[name] for name in files)
 
     if whole():
         return
@@ -143,7 +143,7 @@ def bring_files(store: Store, files: Mapping[str, str], folder: Path) -> None:
         if whole():
             return  # another process was quicker
         if folder.exists():
-            shutil.rmtree(folder)  # a part of it was removed
+            shutil.rmtree(folder)  # a part of it was removed or changed
         try:
             fresh.rename(folder)
         except OSError:
@@ -239,7 +239,9 @@ def install(engine: Engine, store: Store, profile: str, state_dir: Path) -> dict
     for revision in found:
         bring_files(store, revision.files, revision_folder(state_dir, profile, revision.part, revision.sha256))
     file = promoted_file(state_dir, profile)
-    wanted = canonical_json(current)
+    wanted = canonical_json(
+        {revision.part: {"sha256": revision.sha256, "files": dict(revision.files)} for revision in found}
+    )
     if (file.read_text(encoding="utf-8") if file.is_file() else "{}") != wanted:
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary = file.with_suffix(f".json.{os.getpid()}")

@@ -60,9 +60,9 @@ def store_client(settings: Settings) -> minio.Minio:
     """A client that gives up on a dead endpoint within seconds, unlike the SDK's own pool."""
     pool = urllib3.PoolManager(timeout=urllib3.Timeout(connect=2, read=10), retries=urllib3.Retry(0))
     return minio.Minio(
-        settings.s3_endpoint,
-        settings.s3_access_key,
-        settings.s3_secret_key.get_secret_value(),
+        endpoint=settings.s3_endpoint,
+        access_key=settings.s3_access_key,
+        secret_key=settings.s3_secret_key.get_secret_value(),
         secure=settings.s3_secure,
         region=settings.s3_region,
         http_client=pool,
@@ -73,10 +73,10 @@ def store_answers(client: minio.Minio, bucket: str, make: bool = False) -> bool:
     """Whether an object can be put and got: SeaweedFS lists buckets before it can write. `make` creates the bucket."""
     data = PROBE.encode()  # always the same: two that ask at once are in nobody's way
     try:
-        if make and not client.bucket_exists(bucket):
-            client.make_bucket(bucket)
-        client.put_object(bucket, PROBE, io.BytesIO(data), len(data))
-        response = client.get_object(bucket, PROBE)
+        if make and not client.bucket_exists(bucket_name=bucket):
+            client.make_bucket(bucket_name=bucket)
+        client.put_object(bucket_name=bucket, object_name=PROBE, data=io.BytesIO(data), length=len(data))
+        response = client.get_object(bucket_name=bucket, object_name=PROBE)
         try:
             return response.data == data
         finally:

@@ -237,11 +237,16 @@ class Chain:
             dataclasses.replace(part, path=self.options.out / part.path.relative_to(PROFILE)) for part in bundled.parts
         )
         digests = {part.name: part.digest() for part in parts}
-        text = with_digests((PROFILES / f"{NAME}.yaml").read_text(encoding="utf-8"), digests)
+        locked = {part.name: part.configuration_digests() for part in parts}
+        text = with_digests((PROFILES / f"{NAME}.yaml").read_text(encoding="utf-8"), digests, locked)
         self.options.out.with_suffix(".yaml").write_text(text, encoding="utf-8")
         pinned = tuple(
-            dataclasses.replace(part, ref=dataclasses.replace(part.ref, revision=digest[:12], sha256=digest))
-            for part, digest in zip(parts, digests.values(), strict=True)
+            dataclasses.replace(
+                part,
+                ref=dataclasses.replace(part.ref, revision=digests[part.name][:12], sha256=digests[part.name]),
+                locked=locked[part.name],
+            )
+            for part in parts
         )
         profile = dataclasses.replace(bundled, parts=pinned)
         if problems := [f"{check.name}: {check.problem}" for check in verify(profile) if check.problem]:

@@ -32,13 +32,15 @@ def overwrite(store: FolderStore | S3Store, settings: Settings | None, digest: s
         return
     assert settings is not None
     client = Minio(
-        settings.s3_endpoint,
+        endpoint=settings.s3_endpoint,
         access_key=settings.s3_access_key,
         secret_key=settings.s3_secret_key.get_secret_value(),
         secure=False,
         region=settings.s3_region,
     )
-    client.put_object(settings.s3_bucket, object_name(digest), io.BytesIO(data), len(data))
+    client.put_object(
+        bucket_name=settings.s3_bucket, object_name=object_name(digest), data=io.BytesIO(data), length=len(data)
+    )
 
 
 def settings_of(store: FolderStore | S3Store, request: pytest.FixtureRequest) -> Settings | None:

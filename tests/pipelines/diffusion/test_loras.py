@@ -89,21 +89,6 @@ def test_names_are_taken_once_and_must_be_there(pipeline, files):
     assert pipeline.lora_scales == {"oak_v1": 1.0}
 
 
-def test_a_file_of_two_formats_is_refused_rather_than_half_loaded(pipeline, tmp_path):
-    block = "down_blocks.0.attentions.0"
-    mixed = load_file(write(tmp_path / "mixed.safetensors", pipeline.unet, f"{block}.transformer_blocks.0", 1))
-    mixed = {key.replace("lora_A", "lora.down").replace("lora_B", "lora.up"): value for key, value in mixed.items()}
-    width = pipeline.unet.get_submodule(f"{block}.proj_in").weight.shape[0]
-    mixed[f"unet.{block}.proj_in.lora_A.weight"] = torch.randn(4, width, 1, 1)
-    mixed[f"unet.{block}.proj_in.lora_B.weight"] = torch.randn(width, 4, 1, 1)
-    save_file(mixed, tmp_path / "mixed.safetensors")
-    plain = shoot(pipeline)
-    with pytest.raises(IntegrityError, match=r"mixed\.safetensors: only 1 of its 3 layers load; expected one format"):
-        pipeline.load_lora(tmp_path / "mixed.safetensors")
-    assert not pipeline.lora_scales
-    assert shoot(pipeline).tobytes() == plain.tobytes()
-
-
 def test_kohyas_names_of_sdxls_original_blocks_give_the_picture_of_pefts(sdxl_parts, parts, tmp_path):
     block = "down_blocks.1.attentions.0.transformer_blocks.0"
     peft = write(tmp_path / "peft.safetensors", sdxl_parts.unet, block, 3)
@@ -262,8 +247,8 @@ class TestTextEncoders:
             ("wider", r"expected a LoRA for this text encoder, of \(\(4, 32\), .* found \(\(4, 48\)"),
             ("deeper", "expected a LoRA for this text encoder, which has no place for .*layers_11"),
             ("second", "expected a LoRA for 1 text encoders, found lora_te2_"),
-            ("half", "expected two matrices for the text encoder's .*q_proj, found one"),
-            ("dora", "which has no place for .*dora_scale"),
+            ("half", "expected two matrices of .*q_proj for this text encoder, found alpha, down"),
+            ("dora", r"expected a LoRA, found a DoRA \(lora_te_.*dora_scale\), which is not supported"),
         ],
     )
     def test_a_half_that_does_not_fit_is_refused_in_one_line_and_nothing_is_loaded(

@@ -163,6 +163,75 @@ def test_what_a_profile_does_not_list_is_not_read(clip: Path, tmp_path: Path):
         torch.testing.assert_close(loaded[name], value.float(), rtol=0, atol=0)
 
 
+def pinned(folder: Path, files: tuple[str, ...]) -> ModelPart:
+    made = replace(part(folder), files=files)
+    return replace(made, ref=replace(made.ref, sha256=made.digest()))
+
+
+def shard(folder: Path, tensors: dict, index: str = "diffusion_pytorch_model.safetensors.index.json") -> str:
+    """Write other weights and an index that names them, which diffusers prefers to the usual name."""
+    save_file(tensors, folder / "other.safetensors", {"format": "pt"})
+    weights = dict.fromkeys(tensors, "other.safetensors")
+    (folder / index).write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weights}))
+    return index
+
+
+NETS = (
+    "text_encoder/model.safetensors", "unet/diffusion_pytorch_model.safetensors",
+    "vae/diffusion_pytorch_model.safetensors",
+)  # fmt: skip
+
+
+def test_an_index_that_makes_other_weights_load_is_refused(clip: Path, tmp_path: Path):
+    base = tiny_base()
+    made = pinned(write_folder(base, tmp_path / "folder"), NETS)
+    assert_same(base, load_base(made.check(), clip))
+    index = shard(made.path / "unet", {name: value + 1 for name, value in base.unet.state_dict().items()})
+    with pytest.raises(IntegrityError, match=rf"unet/{index}: expected only files that the profile lists"):
+        made.check()
+    listed = replace(made, files=(*NETS, f"unet/{index}"))
+    with pytest.raises(IntegrityError, match=rf"{index}: expected only weight files .*, found 'other.safetensors'"):
+        listed.check()
+
+
+def test_listed_shards_load_and_their_index_may_name_no_others(clip: Path, tmp_path: Path):
+    base = tiny_base()
+    folder = write_folder(base, tmp_path / "folder")
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    base.unet.save_pretrained(folder / "unet", max_shard_size="300KB")
+    index = "unet/diffusion_pytorch_model.safetensors.index.json"
+    shards = [f"unet/{file.name}" for file in sorted((folder / "unet").glob("*.safetensors"))]
+    assert len(shards) > 1
+    made = pinned(folder, (*shards, index, NETS[0], NETS[2]))
+    assert_same(base, load_base(made.check(), clip))
+    weights = json.loads((folder / index).read_text())
+    weights["weight_map"]["conv_in.weight"] = "../../elsewhere.safetensors"
+    (folder / index).write_text(json.dumps(weights))
+    with pytest.raises(IntegrityError, match=r"index\.json: expected only weight files .*'\.\./\.\./elsewhere"):
+        made.check()
+    (folder / index).write_text("[]")
+    with pytest.raises(IntegrityError, match=r"index\.json: expected an index of weight files"):
+        made.check()
+
+
+def test_an_adapter_beside_a_text_encoder_is_refused(tmp_path: Path):
+    made = pinned(write_folder(tiny_base(), tmp_path / "folder"), NETS)
+    (made.path / "text_encoder" / "adapter_config.json").write_text('{"base_model_name_or_path": "elsewhere"}')
+    with pytest.raises(IntegrityError, match=r"adapter_config\.json: expected only files that the profile lists"):
+        made.check()
+
+
+def test_weights_of_the_usual_name_that_are_not_listed_are_not_read_in_place_of_the_listed(clip: Path, tmp_path: Path):
+    base = tiny_base()
+    folder = write_folder(base, tmp_path / "folder")
+    usual = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    usual.with_name("reviewed.safetensors").write_bytes(usual.read_bytes())
+    save_file({name: value + 1 for name, value in load_file(usual).items()}, usual, {"format": "pt"})
+    made = pinned(folder, (NETS[0], "unet/reviewed.safetensors", NETS[2]))
+    with pytest.raises(IntegrityError, match=r"unet/diffusion_pytorch_model\.safetensors: expected only weights that"):
+        load_base(made.check(), clip)
+
+
 @pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])  # the released inpainting model is a .ckpt
 def test_a_single_file_for_inpainting_has_nine_channels(suffix: str, clip: Path, tmp_path: Path):
     base, file = tiny_base(in_channels=9), tmp_path / f"inpaint{suffix}"

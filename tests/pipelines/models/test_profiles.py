@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import os
 import pickle
 import struct
 from pathlib import Path
@@ -13,6 +15,7 @@ from safetensors.torch import save_file
 
 from pipelines.errors import IntegrityError, UsageError
 from pipelines.models import profile as models
+from pipelines.models.files import sha256_of
 from pipelines.models.profile import load_profile, lock, verify
 
 CHAIN = {
@@ -99,6 +102,101 @@ def test_replaced_weights_are_refused_until_they_are_locked(shop: Path) -> None:
 def test_weights_without_a_pin_are_refused(shop: Path) -> None:
     with pytest.raises(IntegrityError, match="expected a pinned sha256"):
         load_profile("shop").part("net").check()
+
+
+def test_lock_has_a_digest_of_each_configuration_and_keys_do_not(shop: Path) -> None:
+    net = shop / "shop" / "net"
+    lock(load_profile("shop"))
+    ref = load_profile("shop").ref("net")
+    (net / "config.json").write_text("{}")
+    (net / "CARD.md").write_text("for people")
+    assert lock(load_profile("shop")) == ["net"]
+    assert load_profile("shop").ref("net") == ref
+    load_profile("shop").part("net").check()
+    (net / "config.json").write_text('{"scaling_factor": 2}')
+    with pytest.raises(IntegrityError, match=r"config\.json: expected sha256 44136fa355b3… .*, found"):
+        load_profile("shop").part("net").check()
+    assert "config.json" in verify(load_profile("shop"))[0].problem
+    assert lock(load_profile("shop")) == ["net"]
+    load_profile("shop").part("net").check()
+    (net / "config.json").unlink()
+    with pytest.raises(IntegrityError, match=r"config\.json: expected it, as the profile locks it, found none"):
+        load_profile("shop").part("net").check()
+    assert lock(load_profile("shop")) == ["net"]
+    assert (shop / "shop.yaml").read_text().count("config.json") == 0
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "tokenizer.json", "model.safetensors.index.json", "adapter_config.json", "merges.txt",
+     "additional_chat_templates/other.jinja"],
+)  # fmt: skip
+def test_a_file_that_is_not_locked_is_refused_beside_bundled_weights(shop: Path, name: str) -> None:
+    lock(load_profile("shop"))
+    part = load_profile("shop").part("net")
+    (part.path / name).parent.mkdir(exist_ok=True)
+    (part.path / name).write_text(json.dumps({"weight_map": {"weight": "model.safetensors"}}))
+    with pytest.raises(IntegrityError, match=f"{name}: expected only files that the profile l") as refused:
+        part.check()
+    assert "\n" not in str(refused.value)
+
+
+def test_a_bundled_part_without_a_lock_has_no_configuration(shop: Path) -> None:
+    lock(load_profile("shop"))
+    file = shop / "shop.yaml"
+    file.write_text(file.read_text().replace("    locked: {}\n", ""))
+    load_profile.cache_clear()
+    (shop / "shop" / "net" / "config.json").write_text("{}")
+    with pytest.raises(IntegrityError, match=r"config\.json: expected only files that the profile locks"):
+        load_profile("shop").part("net").check()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("clip/adapter_config.json", b"{}"),
+        ("clip/preprocessor_config.json", None),
+        ("blip/tokenizer.json", None),
+        ("brushnet/diffusion_pytorch_model.safetensors.index.json", b"{}"),
+        ("unet/config.json", None),
+        ("scheduler/scheduler_config.json", None),
+    ],
+)
+def test_mini_is_loaded_with_its_own_configurations_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes | None
+) -> None:
+    (tmp_path / "mini.yaml").write_bytes((models.PROFILES / "mini.yaml").read_bytes())
+    part = Path(name).parent
+    (tmp_path / "mini" / part).mkdir(parents=True)
+    for file in (models.PROFILES / "mini" / part).iterdir():
+        (tmp_path / "mini" / part / file.name).symlink_to(file)
+    monkeypatch.setattr(models, "PROFILES", tmp_path)
+    load_profile.cache_clear()
+    try:
+        load_profile("mini").part(part.name).check()
+        changed = tmp_path / "mini" / name
+        kept = content or changed.read_bytes().replace(b":", b": ", 1)
+        changed.unlink(missing_ok=True)
+        changed.write_bytes(kept)
+        with pytest.raises(IntegrityError, match=changed.name):
+            load_profile("mini").part(part.name).check()
+    finally:
+        load_profile.cache_clear()
+
+
+def test_a_digest_is_not_taken_for_that_of_other_bytes_of_equal_size_and_time(tmp_path: Path) -> None:
+    file, other = tmp_path / "model.bin", tmp_path / "other.bin"
+    file.write_bytes(b"one")
+    before = file.stat()
+    digests = [sha256_of(file)]
+    file.write_bytes(b"two")  # in place
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    digests.append(sha256_of(file))
+    other.write_bytes(b"six")
+    os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
+    other.replace(file)
+    digests.append(sha256_of(file))
+    assert digests == [hashlib.sha256(content).hexdigest() for content in (b"one", b"two", b"six")]
 
 
 def with_header(offsets: dict[str, list]) -> bytes:

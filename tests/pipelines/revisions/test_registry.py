@@ -177,6 +177,30 @@ def test_another_machine_gets_the_files_from_the_store_and_mends_its_own(ledger,
     assert sorted(path.name for path in folder.parent.iterdir()) == [made.revision], "nothing half-made is left"
 
 
+@pytest.mark.parametrize("name", ["config.json", "diffusion_pytorch_model.safetensors.index.json"])
+def test_a_promoted_folder_is_loaded_with_the_configuration_that_was_registered(
+    ledger, store, state_dir, trained, name
+):
+    made = registered(ledger, store, trained(0.1))
+    promote(ledger.engine, BUNDLED, "brushnet", made.revision, by="ada")
+    install(ledger.engine, store, "mini", state_dir)
+    folder = revision_folder(state_dir, "mini", "brushnet", made.sha256)
+    load_profile("mini").part("brushnet").check()
+    (folder / name).write_text("{}")
+    with pytest.raises(IntegrityError, match=name):
+        load_profile("mini").part("brushnet").check()
+    if name == "config.json":
+        install(ledger.engine, store, "mini", state_dir)
+        load_profile("mini").part("brushnet").check()
+
+
+def test_what_an_earlier_version_wrote_of_promotions_is_named_with_the_remedy(state_dir):
+    promoted_file(state_dir, "mini").parent.mkdir(parents=True)
+    promoted_file(state_dir, "mini").write_text('{"brushnet":"' + "a" * 64 + '"}')
+    with pytest.raises(UsageError, match=r"mini\.json: written by an earlier version; delete it"):
+        load_profile("mini")
+
+
 def test_the_same_weights_are_one_revision(ledger, store, state_dir, trained):
     folder = trained(0.1)
     assert registered(ledger, store, folder).created_at == registered(ledger, store, folder, e_plus=0.1).created_at

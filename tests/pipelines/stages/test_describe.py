@@ -39,7 +39,7 @@ def save_untrained_models(folder: Path) -> None:
 
 
 def pinned(part: ModelPart, path: Path) -> ModelPart:
-    moved = dataclasses.replace(part, path=path)
+    moved = dataclasses.replace(part, path=path, locked=None)
     return dataclasses.replace(moved, ref=dataclasses.replace(part.ref, sha256=moved.digest()))
 
 
