@@ -17,6 +17,7 @@ import json
 import logging
 import math
 import os
+import re
 import resource
 import signal
 import socket
@@ -29,7 +30,7 @@ from logging.handlers import BufferingHandler
 from typing import Any
 
 import numpy as np
-from PIL import AvifImagePlugin, Image, ImageOps, UnidentifiedImageError
+from PIL import AvifImagePlugin, ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from pipelines.errors import Rejected
 from pipelines.vision.containers import (
@@ -40,7 +41,7 @@ from pipelines.vision.containers import (
     essential_png,
     webp_size,
 )
-from pipelines.vision.srgb import to_srgb
+from pipelines.vision.srgb import ADOBE_RGB, to_srgb
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,16 @@ CPU_SECONDS, CPU_SECONDS_A_MEGAPIXEL = 4, 0.4
 
 MEMORY_BYTES, MEMORY_BYTES_A_PIXEL = 384 * 2**20, 64
 """Address space for one photo beside what the process has. AVIF with alpha takes 47 bytes a pixel, other formats 32."""
+
+_SIGNATURES = {
+    "JPEG": re.compile(rb"\xff\xd8\xff"),
+    "PNG": re.compile(rb"\x89PNG"),
+    "WEBP": re.compile(rb"RIFF....WEBP", re.DOTALL),
+    "TIFF": re.compile(rb"II[*+]\0|MM\0[*+]"),
+    "GIF": re.compile(rb"GIF8"),
+    "BMP": re.compile(rb"BM....\0\0\0\0", re.DOTALL),
+    "AVIF": re.compile(rb"....ftypavi[fs]", re.DOTALL),
+}
 
 OUT_OF_MEMORY = "the photo takes more memory to decode than one of its size should; export it as a plain PNG or JPEG"
 
@@ -123,6 +134,11 @@ def decode(data: bytes, max_megapixels: float, bounds: Bounds) -> Decoded:
             warnings.simplefilter("ignore")  # on decompression bombs: the limit below is ours; on odd metadata
             image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
+        for name, signature in _SIGNATURES.items():
+            if signature.match(data):
+                raise Rejected(
+                    f"the photo is a {name} that is broken or of a rare kind; export it again as JPEG or 8-bit PNG"
+                ) from None
         raise Rejected(f"the photo is not an image that can be read; send one of {', '.join(FORMATS)}") from None
     except Image.DecompressionBombError:
         raise Rejected(f"the photo is far larger than the limit of {max_megapixels:g} megapixels; shrink it") from None
@@ -130,9 +146,6 @@ def decode(data: bytes, max_megapixels: float, bounds: Bounds) -> Decoded:
         raise
     except Exception as error:  # a decoder's error, of whatever type, is about the file
         raise Rejected(f"the photo is broken ({_said(error)}); upload it again") from None
-    if "icc_profile" in image.info and tags.cicp is not None and image.format == "AVIF":
-        tags = ColourTags()  # of both, the profile holds for colours (MIAF, 7.3.6.4)
-
     _check_size(*image.size, max_megapixels, bounds)
     try:
         image.load()
@@ -140,6 +153,10 @@ def decode(data: bytes, max_megapixels: float, bounds: Bounds) -> Decoded:
         raise
     except Exception as error:
         raise Rejected(f"the photo is cut short or broken ({_said(error)}); upload it again") from None
+    if "icc_profile" in image.info:
+        tags = ColourTags()  # JPEG, WebP, TIFF; of AVIF's both, the profile holds for colours (MIAF, 7.3.6.4)
+    elif image.format in ("JPEG", "MPO") and _is_adobe_rgb(image):
+        tags = ADOBE_RGB
     image = _upright(image)
     alpha = _alpha(image)
     return Decoded(to_srgb(image, tags), None if alpha is None or alpha.min() >= 254 else alpha)
@@ -177,6 +194,16 @@ def _upright(image: Image.Image) -> Image.Image:
     except Exception as error:
         log.warning("unreadable EXIF, orientation left as it is: %s", _said(error))
         return image
+
+
+def _is_adobe_rgb(image: Image.Image) -> bool:
+    """Return whether a camera says that it wrote Adobe RGB: by EXIF alone (DCF 2.0), without a profile."""
+    try:
+        return image.getexif().get_ifd(ExifTags.IFD.Interop).get(1) == "R03"
+    except MemoryError:
+        raise
+    except Exception:  # unreadable EXIF
+        return False
 
 
 def _alpha(image: Image.Image) -> np.ndarray | None:

@@ -41,6 +41,8 @@ _PRIMARIES: dict[int, tuple[float, ...]] = {
 }
 """x and y of white, red, green and blue, by the number of ITU-T H.273, table 2."""
 
+ADOBE_RGB = ColourTags(gamma=256 / 563, chromaticities=(*_D65_XY, 0.64, 0.33, 0.21, 0.71, 0.15, 0.06))
+
 _WHITE_NITS, _HLG_WHITE = 203.0, 0.75
 """HDR: luminance of white paper in PQ, and its level in HLG (ITU-R BT.2408). Brighter light is cut off."""
 
@@ -86,15 +88,14 @@ def to_srgb(image: Image.Image, tags: ColourTags) -> np.ndarray:
     profile = _profile(image, tags)
     if image.mode == "F" or image.mode.startswith("I"):
         return _deep_grey(image, profile)
-    space = profile.profile.xcolor_space.strip() if profile is not None else ""
-    colours = _for_space(image, space)
+    colours = _for_space(image, _space(profile)) if profile is not None else None
     if profile is not None and colours is not None:
         try:
             return _converted(colours, profile)
         except (ImageCms.PyCMSError, ValueError, OSError) as error:
             log.warning("unusable colour profile, colours taken as sRGB: %s", error)
     elif profile is not None:
-        log.warning("a colour profile for %s in a picture of mode %s, colours taken as sRGB", space, image.mode)
+        log.warning("a colour profile of another kind in a picture of mode %s, taken as sRGB", image.mode)
     if image.mode == "LAB":
         return _converted(image, ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")))
     return np.array(_flat(image).convert("RGB"))
@@ -110,10 +111,17 @@ def _profile(image: Image.Image, tags: ColourTags) -> ImageCms.ImageCmsProfile |
     if not icc or len(icc) > MAX_PROFILE_BYTES:
         return None
     try:
-        return ImageCms.ImageCmsProfile(io.BytesIO(icc))
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
+        _space(profile)
+        return profile
     except (OSError, TypeError, ValueError) as error:
         log.warning("unreadable colour profile, colours taken as sRGB: %s", error)
         return None
+
+
+def _space(profile: ImageCms.ImageCmsProfile) -> str:
+    """Return the kind of colours that a profile takes: RGB, GRAY, CMYK, Lab; UnicodeDecodeError for damaged ones."""
+    return str(profile.profile.xcolor_space.strip())
 
 
 def _for_space(image: Image.Image, space: str) -> Image.Image | None:
@@ -181,7 +189,7 @@ def _deep_grey(image: Image.Image, profile: ImageCms.ImageCmsProfile | None) -> 
     np.clip(grey / _white(grey, image.mode), 0, 1, out=grey)
     ramp = _cube("L")
     curve = np.array(ramp.convert("RGB"))[0]
-    colours = _for_space(ramp, profile.profile.xcolor_space.strip()) if profile is not None else None
+    colours = _for_space(ramp, _space(profile)) if profile is not None else None
     if profile is not None and colours is not None:
         try:
             curve = _converted(colours, profile)[0]
@@ -217,7 +225,7 @@ def _icc_of_gamma(gamma: float | None, chromaticities: tuple[float, ...] | None)
     gamma, chromaticities = gamma or _SRGB_GAMMA, chromaticities or _PRIMARIES[1]
     if not 0.1 <= gamma <= 2 or not all(0 <= value <= 1 for value in chromaticities):
         return None
-    curve = _srgb_curve if abs(gamma - _SRGB_GAMMA) < 0.005 else lambda v: v ** (1 / gamma)  # what writers mean by it
+    curve = _srgb_curve if abs(gamma - _SRGB_GAMMA) < 1e-4 else lambda v: v ** (1 / gamma)  # what writers mean by it
     try:
         return icc_profile(chromaticities, curve)
     except (ZeroDivisionError, FloatingPointError, ValueError, struct.error, np.linalg.LinAlgError):

@@ -59,9 +59,10 @@ def linear_grey() -> bytes:
     return _profile(b"mntr", b"GRAY", b"XYZ ", {b"kTRC": curve})
 
 
-def yellow_paper() -> bytes:
-    """A CMYK profile: paper is Lab (80, 0, 60), and every ink makes it black."""
-    nodes = [(80, 0, 60) if not any(inks) else (0, 0, 0) for inks in product((0, 1), repeat=4)]
+def yellow_for_cyan() -> bytes:
+    """A CMYK profile: full cyan alone is Lab (80, 0, 60), every other ink is black."""
+    colours = {(0, 0, 0, 0): (100, 0, 0), (1, 0, 0, 0): (80, 0, 60)}
+    nodes = [colours.get(inks, (0, 0, 0)) for inks in product((0, 1), repeat=4)]
     return _profile(b"prtr", b"CMYK", b"Lab ", {b"A2B0": _table(4, nodes)})
 
 

@@ -25,7 +25,7 @@ from tests.pipelines.vision.pictures import (
     linear_p3,
     png_chunk,
     with_chunk,
-    yellow_paper,
+    yellow_for_cyan,
 )
 
 CASES = Path(__file__).resolve().parents[4] / "shared" / "cases" / "photos"
@@ -197,17 +197,17 @@ def test_a_profile_is_applied_to_inks_and_lab() -> None:
     assert np.abs(middle(encoded(red, "TIFF")) - (255, 0, 0)).max() <= 8
     dark = Image.new("LAB", (40, 40), (0, 209, 198))
     assert np.abs(middle(encoded(dark, "TIFF", icc_profile=inverted_lab())) - 255).max() <= 3
-    paper = middle(encoded(Image.new("LAB", (40, 40), (204, 128, 188)), "TIFF"))
+    yellow = middle(encoded(Image.new("LAB", (40, 40), (204, 128, 188)), "TIFF"))
     for file_format in ("JPEG", "TIFF"):
-        white = Image.new("CMYK", (40, 40), (0, 0, 0, 0))
-        assert np.abs(middle(encoded(white, file_format)) - 255).max() <= 1
-        printed = middle(encoded(white, file_format, icc_profile=yellow_paper()))
-        assert np.abs(printed - paper).max() <= 4
+        cyan = Image.new("CMYK", (40, 40), (255, 0, 0, 0))
+        assert np.abs(middle(encoded(cyan, file_format)) - (0, 255, 255)).max() <= 2
+        printed = middle(encoded(cyan, file_format, icc_profile=yellow_for_cyan()))
+        assert np.abs(printed - yellow).max() <= 4
 
 
 def test_a_profile_for_another_kind_of_picture_is_left_aside() -> None:
     image = Image.new("RGB", (40, 40), COLOUR)
-    for profile in (yellow_paper(), linear_grey(), inverted_lab()):
+    for profile in (yellow_for_cyan(), linear_grey(), inverted_lab()):
         assert middle(encoded(image, icc_profile=profile)).tolist() == list(COLOUR)
 
 
@@ -249,6 +249,16 @@ def test_code_points_come_before_a_profile_in_png_and_after_it_in_avif() -> None
     assert middle(png).tolist() == list(COLOUR)
     avif = encoded(image, "AVIF", quality=100, subsampling="4:4:4", icc_profile=linear_p3())
     assert np.abs(middle(avif) - from_linear_p3(COLOUR)).max() <= 3
+
+
+def test_a_camera_that_says_adobe_rgb_in_its_exif_is_believed() -> None:
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0xA001] = 0xFFFF  # colour space: uncalibrated
+    exif.get_ifd(0x8769)[0xA005] = {1: "R03"}
+    green = Image.new("RGB", (40, 40), (144, 255, 120))
+    assert np.abs(middle(encoded(green, "JPEG", quality=100)) - (144, 255, 120)).max() <= 3
+    converted = middle(encoded(green, "JPEG", quality=100, exif=exif))
+    assert np.abs(converted - (0, 255, 110)).max() <= 4
 
 
 @pytest.mark.parametrize("transfer", [16, 18], ids=["PQ", "HLG"])
