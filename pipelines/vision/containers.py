@@ -64,7 +64,8 @@ def essential_png(data: bytes) -> tuple[bytes, ColourTags]:
     Raises:
         Rejected: it has more than `MAX_CHUNKS` chunks, or a critical one with a wrong checksum.
     """
-    kept, tags = [PNG_SIGNATURE], {}
+    kept: list[bytes] = [PNG_SIGNATURE]
+    tags: dict[bytes, bytes] = {}
     position = len(PNG_SIGNATURE)
     for _ in range(MAX_CHUNKS):
         if position + 8 > len(data):

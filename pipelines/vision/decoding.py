@@ -228,7 +228,7 @@ def _preview(photo: Decoded, size: int) -> bytes:
 
 def send(connection: socket.socket, head: dict[str, Any], *bodies: bytes | np.ndarray) -> None:
     """Send a message: the length of a JSON head, the head with its bodies' sizes, the bodies."""
-    views = [memoryview(body).cast("B") for body in bodies]
+    views = [memoryview(body if isinstance(body, bytes) else body.data).cast("B") for body in bodies]
     text = json.dumps(head | {"sizes": [len(view) for view in views]}).encode()
     connection.sendall(struct.pack(">I", len(text)) + text)
     for view in views:
@@ -241,14 +241,14 @@ def receive(connection: socket.socket) -> tuple[dict[str, Any], list[np.ndarray]
     Raises:
         EOFError: the other side has ended.
     """
-    (length,) = struct.unpack(">I", _receive(connection, 4))
+    (length,) = struct.unpack(">I", _receive(connection, 4).data)
     head = json.loads(_receive(connection, length).tobytes())
     return head, [_receive(connection, size) for size in head["sizes"]]
 
 
 def _receive(connection: socket.socket, size: int) -> np.ndarray:
     data = np.empty(size, np.uint8)
-    view = memoryview(data)
+    view = data.data
     while view:
         count = connection.recv_into(view)
         if count == 0:
