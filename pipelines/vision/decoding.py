@@ -137,7 +137,7 @@ def decode(data: bytes, max_megapixels: float, bounds: Bounds) -> Decoded:
         for name, signature in _SIGNATURES.items():
             if signature.match(data):
                 raise Rejected(
-                    f"the photo is a {name} that is broken or of a rare kind; export it again as JPEG or 8-bit PNG"
+                    f"the photo is broken or a rare kind of {name}; export it again as JPEG or 8-bit PNG"
                 ) from None
         raise Rejected(f"the photo is not an image that can be read; send one of {', '.join(FORMATS)}") from None
     except Image.DecompressionBombError:

@@ -94,6 +94,11 @@ def test_a_huge_png_is_refused_before_decoding(width: int, height: int) -> None:
         read_photo(png_header(width, height))
 
 
+def test_a_file_that_is_no_kind_of_its_format_that_is_read_is_named() -> None:
+    with pytest.raises(Rejected, match="rare kind of TIFF; export it again as JPEG"):
+        read_photo(b"II*\0" + bytes(200))
+
+
 def test_the_limit_on_megapixels_is_the_callers() -> None:
     data = encoded(Image.new("RGB", (200, 200)))
     assert read_photo(data, max_megapixels=0.04).size == (200, 200)
