@@ -383,4 +383,4 @@ def _complete(result: CutoutResult, tau: float) -> Verdict:
     return Verdict("whole", round(result.beyond, 4), tau, passed, reason, picture="whole")
 
 
-STAGE = Stage(name="cutout", version=8, needs=(), job=job, load=load, compute=compute)
+STAGE = Stage(name="cutout", version=9, needs=(), job=job, load=load, compute=compute)

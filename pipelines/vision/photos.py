@@ -1,31 +1,44 @@
 """Read a photo as shops upload it: any mode, any orientation, any size up to a limit that is checked before
-decoding."""
+decoding.
+
+Strangers' bytes are decoded in a child process with limits on CPU time and memory (`decoding.py`), one photo at a time.
+It starts with the first photo (0.3 s to 1 s) and stays; a photo of 1 megapixel then takes 3 to 25 ms more than in this
+process.
+"""
 
 from __future__ import annotations
 
+import atexit
 import io
 import logging
-import struct
-import warnings
-import zlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from pipelines.errors import Rejected
+from pipelines.errors import Rejected, Unavailable
 from pipelines.settings import MAX_MEGAPIXELS
+from pipelines.vision.decoding import FORMATS, MIN_SIDE, receive, send
+
+__all__ = ["FORMATS", "MIN_SIDE", "Photo", "photo_preview", "png_bytes", "read_photo"]
 
 log = logging.getLogger(__name__)
 
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "AVIF")
-"""Formats that shops send. Each further decoder of Pillow's is attack surface without a user."""
+SILENCE_SECONDS = 120
+"""A decoder that says nothing for so long waits for something: it uses up its CPU time sooner, where it computes."""
 
-MIN_SIDE = 32
-MAX_ASPECT = 20
+REMEDY = "export it as a plain PNG or JPEG"
 
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error)
-"""Exceptions that Pillow raises for broken files, by format."""
+PHOTOS_A_PROCESS = 500
+"""Then it is replaced, so that no leak of a decoder adds up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,102 +66,33 @@ class Photo:
 def read_photo(data: bytes, max_megapixels: float = MAX_MEGAPIXELS) -> Photo:
     """Decode the bytes of a photo.
 
-    It applies EXIF orientation, converts CMYK, Lab and colour profiles to sRGB, scales 16 bits to 8, expands palettes
-    and grey, and takes an animation's first frame.
+    It applies EXIF orientation, converts CMYK, Lab and colour profiles to sRGB, scales 16 bits and floats to 8 bits,
+    expands palettes and grey, and takes an animation's first frame.
 
     Args:
         data: The file.
         max_megapixels: The limit; the header is checked before a pixel is decoded.
 
     Raises:
-        Rejected: the file is empty, not an image, broken, too large, too small or too narrow.
+        Rejected: the file is empty, not an image, broken, too large, too small, too narrow, or takes more time or
+            memory to decode than a photo of its size may.
     """
-    if not data:
-        raise Rejected("the photo is empty (0 bytes); upload it again")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is ours
-            image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except UnidentifiedImageError:
-        raise Rejected(f"the photo is not an image that can be read; send one of {', '.join(FORMATS)}") from None
-    except Image.DecompressionBombError:
-        raise Rejected(f"the photo is far larger than the limit of {max_megapixels:g} megapixels; shrink it") from None
-    except _BROKEN as error:
-        raise Rejected(f"the photo is broken ({error}); upload it again") from None
-
-    width, height = image.size
-    if width * height > max_megapixels * 1e6:
-        megapixels = width * height / 1e6
-        raise Rejected(
-            f"the photo is {width} × {height} px ({megapixels:.0f} megapixels), "
-            f"the limit is {max_megapixels:g}; shrink it"
-        )
-    if min(width, height) < MIN_SIDE:
-        raise Rejected(f"the photo is {width} × {height} px, too small: each side needs {MIN_SIDE} px at least")
-    if max(width, height) > MAX_ASPECT * min(width, height):
-        raise Rejected(f"the photo is {width} × {height} px, too narrow to hold a product")
-
-    try:
-        image.load()
-    except _BROKEN as error:
-        raise Rejected(f"the photo is cut short or broken ({error}); upload it again") from None
-    image = _upright(image)
-    alpha = _alpha(image)
-    return Photo(_srgb(image), None if alpha is None or alpha.min() >= 254 / 255 else alpha)
+    head, (rgb, *alpha) = _DECODER.ask(data, max_megapixels)
+    height, width, channels = head["shape"]
+    return Photo(
+        rgb.reshape(height, width, channels),
+        alpha[0].reshape(height, width).astype(np.float32) / 255 if alpha else None,
+    )
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except _BROKEN as error:
-        log.warning("unreadable EXIF, orientation left as it is: %s", error)
-        return image
+def photo_preview(data: bytes, size: int, max_megapixels: float = MAX_MEGAPIXELS) -> bytes:
+    """Return a photo as WebP, at most `size` px on its longer side. Its pixels never are in this process.
 
-
-def _alpha(image: Image.Image) -> np.ndarray | None:
-    """Return (H, W) float32, 0..1; None if the mode has no transparency."""
-    if not image.has_transparency_data:
-        return None
-    if image.mode in ("I;16", "I"):  # one grey value marked transparent, 16 bits deep
-        return (np.asarray(image) != image.info["transparency"]).astype(np.float32)
-    return np.asarray(image.convert("RGBA").getchannel("A"), dtype=np.float32) / 255
-
-
-def _srgb(image: Image.Image) -> np.ndarray:
-    """Return (H, W, 3) uint8 colours; transparency is ignored."""
-    if image.mode.startswith("I"):
-        grey = np.asarray(image).astype(np.float32) / 257  # 65,535 becomes 255
-        return np.repeat(np.clip(grey + 0.5, 0, 255).astype(np.uint8)[..., None], 3, axis=2)
-    if image.mode == "F":
-        grey = np.nan_to_num(np.asarray(image))
-        grey = grey * 255 if grey.max(initial=0) <= 1 else grey
-        return np.repeat(np.clip(grey + 0.5, 0, 255).astype(np.uint8)[..., None], 3, axis=2)
-    if image.mode in ("RGB", "RGBA", "CMYK", "LAB", "L"):
-        converted = _through_profile(image)
-        if converted is not None:
-            return np.array(converted)
-    if image.mode in ("P", "PA", "LA", "La", "RGBa"):
-        image = image.convert("RGBA")
-    if image.mode == "RGBA":
-        return np.array(image)[..., :3].copy()
-    return np.array(image.convert("RGB"))
-
-
-def _through_profile(image: Image.Image) -> Image.Image | None:
-    """Convert the image to sRGB with its colour profile. Return None without a profile, for an sRGB one, or for an
-    unusable one."""
-    profile = image.info.get("icc_profile")
-    if not profile and image.mode != "LAB":
-        return None
-    colours = image.convert("RGB") if image.mode == "RGBA" else image
-    try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile)) if profile else ImageCms.createProfile("LAB")
-        if "sRGB" in ImageCms.getProfileDescription(source):
-            return None  # a conversion would only round the product's pixels
-        return ImageCms.profileToProfile(colours, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-    except (ImageCms.PyCMSError, *_BROKEN) as error:
-        log.warning("unusable colour profile, colours taken as sRGB: %s", error)
-        return None
+    Raises:
+        Rejected: as `read_photo` does.
+    """
+    _, (preview,) = _DECODER.ask(data, max_megapixels, size)
+    return preview.tobytes()
 
 
 def png_bytes(image: Image.Image) -> bytes:
@@ -156,3 +100,103 @@ def png_bytes(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=4)
     return buffer.getvalue()
+
+
+@dataclass(slots=True)
+class _Child:
+    """The process, the socket to it, and how many photos it was sent."""
+
+    process: subprocess.Popen[bytes]
+    connection: socket.socket
+    asked: int = 0
+
+    @classmethod
+    def start(cls) -> _Child:
+        """Start the process: the same interpreter, no more of the environment than it needs."""
+        ours, theirs = socket.socketpair()
+        ours.settimeout(SILENCE_SECONDS)
+        environment = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
+        environment |= {"PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OPENBLAS_NUM_THREADS": "1"}
+        program = f"from pipelines.vision.decoding import serve; serve({theirs.fileno()})"
+        with theirs:
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-c", program],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                env=environment,
+            )
+        return cls(process, ours)
+
+
+class _Decoder:
+    """The child process: started when first asked, asked by one thread at a time, ended with this process."""
+
+    def __init__(self) -> None:
+        self._child: _Child | None = None
+        self._turn = threading.Lock()
+        os.register_at_fork(after_in_child=self._forget)
+        atexit.register(self._end)
+
+    def _forget(self) -> None:
+        """Begin without a process. After a fork it is the parent's, and so is whoever holds the lock."""
+        if self._child is not None:
+            self._child.connection.close()
+            self._child.process.returncode = 0  # not this process's to wait for
+        self._child = None
+        self._turn = threading.Lock()
+
+    def ask(self, data: bytes, max_megapixels: float, preview: int = 0) -> tuple[dict[str, Any], list[np.ndarray]]:
+        """Send a photo and return the answer's head and bodies.
+
+        Raises:
+            Rejected: the photo cannot be decoded.
+            Unavailable: somebody ended the process.
+            RuntimeError: the decoder has a bug, or does not start.
+        """
+        if not data:
+            raise Rejected("the photo is empty (0 bytes); upload it again")
+        request = {"max_megapixels": max_megapixels, "preview": preview}
+        with self._turn:
+            try:
+                head, bodies = self._exchange(request, data)
+            except BaseException:  # a shot's time limit and Ctrl-C too: half an answer would be the next photo's
+                self._end()
+                raise
+        for note in head["notes"]:
+            log.warning("%s", note)
+        if "error" in head:
+            raise RuntimeError(f"decoding failed: {head['error']}")
+        if "rejected" in head:
+            raise Rejected(head["rejected"])
+        return head, bodies
+
+    def _exchange(self, request: dict[str, Any], data: bytes) -> tuple[dict[str, Any], list[np.ndarray]]:
+        if self._child is not None and self._child.asked >= PHOTOS_A_PROCESS:
+            self._end()
+        child = self._child = self._child or _Child.start()
+        child.asked += 1
+        try:
+            send(child.connection, request, data)
+            return receive(child.connection)
+        except TimeoutError:
+            raise Rejected(f"the photo was not decoded within {SILENCE_SECONDS} s; {REMEDY}") from None
+        except (EOFError, ConnectionError):
+            ended = child.process.wait()
+        if ended == -signal.SIGXCPU:
+            raise Rejected(f"the photo takes more time to decode than one of its size should; {REMEDY}")
+        if ended == -signal.SIGKILL:
+            raise Unavailable("the process that decodes photos was killed, by the system for lack of memory or by hand")
+        if ended < 0:
+            raise Rejected(f"the photo is broken: its decoder crashed ({signal.Signals(-ended).name}); {REMEDY}")
+        raise RuntimeError(f"the process that decodes photos ended with exit code {ended}; its error is above")
+
+    def _end(self) -> None:
+        if self._child is not None:
+            self._child.connection.close()
+            self._child.process.kill()
+            self._child.process.wait()
+        self._child = None
+
+
+_DECODER = _Decoder()

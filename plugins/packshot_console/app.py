@@ -11,6 +11,7 @@ forbids any: what a catalogue says about its products is text here and nothing e
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from functools import lru_cache
 from http import HTTPStatus
@@ -21,6 +22,7 @@ import jinja2
 from airflow.api_fastapi.app import get_auth_manager
 from airflow.api_fastapi.core_api.security import requires_access_dag
 from fastapi import Depends, FastAPI, HTTPException, Path, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.exception_handlers import http_exception_handler
 from fastapi.responses import HTMLResponse, RedirectResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
@@ -54,6 +56,7 @@ def create_app() -> FastAPI:
     )
     app.middleware("http")(_secure)
     app.exception_handler(StarletteHTTPException)(_to_login)
+    one_preview = asyncio.Lock()
 
     @app.get("/")
     def index(request: Request) -> Response:
@@ -76,10 +79,11 @@ def create_app() -> FastAPI:
         return _page(request, "run.html", view=found)
 
     @app.get("/pictures/{digest}")
-    def picture(digest: Digest, size: Annotated[int, Query(ge=16, le=1600)] = 360) -> Response:
-        if not views.is_known(digest):
+    async def picture(digest: Digest, size: Annotated[int, Query(ge=16, le=1600)] = 360) -> Response:
+        if not await run_in_threadpool(views.is_known, digest):
             raise HTTPException(HTTPStatus.NOT_FOUND, "the ledger knows no such artifact")
-        data = pictures.preview(digest, size)
+        async with one_preview:  # whoever waits holds none of the server's threads
+            data = await run_in_threadpool(pictures.preview, digest, size)
         if data is None:
             raise HTTPException(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "this artifact is no picture that can be shown")
         return Response(data, media_type="image/webp", headers={"Cache-Control": FOREVER})

@@ -1,22 +1,20 @@
-"""Small pictures for the page, decoded and encoded again: no byte of an uploaded file reaches a browser."""
+"""Small pictures for the page, decoded and encoded again: no byte of an uploaded file reaches a browser.
+
+Both happen in the child process of `pipelines.vision.photos`, one picture at a time. Its CPU time and memory are
+limited, and Airflow's API server holds only the file and the preview.
+"""
 
 from __future__ import annotations
 
-import io
 from functools import lru_cache
-
-import numpy as np
-from PIL import Image
 
 from packshot_console.services import store
 from pipelines.errors import Rejected
 from pipelines.settings import get_settings
-from pipelines.vision.photos import read_photo
+from pipelines.vision.photos import photo_preview
 
 CACHED_PREVIEWS = 512
 """At some 15 kB each."""
-
-QUALITY = 82
 
 SERVED_AS_STORED = frozenset({"image/png", "image/jpeg", "image/webp", "application/json", "text/csv"})
 """Media types of what the stages made themselves. A catalogue's photo is only ever shown as a preview."""
@@ -26,16 +24,9 @@ SERVED_AS_STORED = frozenset({"image/png", "image/jpeg", "image/webp", "applicat
 def preview(digest: str, size: int) -> bytes | None:
     """The picture as WebP, at most `size` px on its longer side; None where it is none, or too large to decode."""
     try:
-        photo = read_photo(store().get(digest), get_settings().photo_max_megapixels)
+        return photo_preview(store().get(digest), size, get_settings().photo_max_megapixels)
     except (Rejected, KeyError):
         return None
-    image = Image.fromarray(photo.rgb)
-    if photo.alpha is not None:
-        image.putalpha(Image.fromarray(np.round(photo.alpha * 255).astype(np.uint8)))
-    image.thumbnail((size, size), Image.Resampling.LANCZOS)
-    out = io.BytesIO()
-    image.save(out, "WEBP", quality=QUALITY)
-    return out.getvalue()
 
 
 def stored(digest: str) -> bytes:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import io
 import re
+import resource
+from concurrent.futures import ThreadPoolExecutor
 
 from PIL import Image
 
+from pipelines.contracts import Product
+from pipelines.ledger.postgres import PostgresLedger
 from pipelines.store import S3Store
 
 RUN = "manual__2026-05-01T10:00:00+00:00"
@@ -98,6 +102,22 @@ def test_previews_have_the_size_that_was_asked_for(viewer, run) -> None:
     small = viewer.get(f"/pictures/{run['published']}?size=64")
     assert Image.open(io.BytesIO(small.content)).size == (64, 48)
     assert viewer.get(f"/pictures/{run['published']}?size=99999").status_code == 422
+
+
+def test_large_photos_shown_at_once_take_no_memory_of_the_server(
+    viewer, run, ledger: PostgresLedger, store: S3Store
+) -> None:
+    digests = []
+    for shade in (20, 60, 100, 140):
+        photo = io.BytesIO()
+        Image.new("RGB", (3_000, 3_000), (shade, shade, shade)).save(photo, "WEBP", lossless=True, method=0)
+        digests.append(store.put(photo.getvalue(), "image/webp"))
+    ledger.upsert_products([Product(f"BIG-{i}", 9 + i, "Big", "Kitchen", d) for i, d in enumerate(digests)])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with ThreadPoolExecutor(len(digests)) as pool:
+        answers = list(pool.map(lambda digest: viewer.get(f"/pictures/{digest}", timeout=60), digests))
+    assert [Image.open(io.BytesIO(answer.content)).getpixel((9, 9))[0] // 20 for answer in answers] == [1, 3, 5, 7]
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 50e6
 
 
 def test_nothing_can_be_written(viewer, run) -> None:
