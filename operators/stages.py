@@ -30,8 +30,8 @@ class StageOperator(PackshotOperator):
     :param scene: the scene's name.
     :param reprocess: `missing` reuses every finished step; `failed` and `all` compute again (`Reprocess`).
     :param batch_size: shots computed at once, if the stage supports it; the setting by default.
-    :param shot_seconds: time limit of one shot, in seconds; the setting by default. A shot past it ends as `failed`,
-        and the shard continues. ``execution_timeout`` is for the whole shard, and fails the task.
+    :param shot_seconds: time limit of one shot, in seconds of computing; the setting by default. A shot past it ends
+        as `failed`, and the shard continues. ``execution_timeout`` is for the whole shard, and fails the task.
     """
 
     template_fields: Sequence[str] = ("run", "shard", "scene", "reprocess")

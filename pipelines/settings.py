@@ -79,7 +79,16 @@ class Settings(BaseSettings):
         ge=1,
         description="Shots per batch in `describe` and `generate`. The batch is halved if it does not fit into memory.",
     )
-    shot_seconds: float = Field(300, gt=0, description="Time limit of one shot in one stage, in seconds.")
+    shot_seconds: float = Field(
+        300,
+        gt=0,
+        description="Time limit of one shot in one stage, in seconds of computing. Waiting for a core does not count.",
+    )
+    threads: int | None = Field(
+        None,
+        ge=1,
+        description="Threads of each process that computes. By default: the machine's cores divided by the GPU slots.",
+    )
     device: str = Field("auto", description="`auto`, `cpu`, `cuda` or `cuda:<n>`.")
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         "auto", description="Precision of the diffusion models: `auto`, `float32`, `float16` or `bfloat16`."

@@ -18,16 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import certifi
-import urllib3
-from minio import Minio
-from minio.datatypes import Object
-from minio.error import S3Error
-
 from pipelines.contracts import sha256_hex
 from pipelines.errors import IntegrityError
 
 if TYPE_CHECKING:
+    from minio.datatypes import Object
+
     from pipelines.settings import Settings
 
 ONE_PART = 5 * 2**30
@@ -75,9 +71,13 @@ def _verified(digest: str, data: bytes) -> bytes:
 
 
 class S3Store:
-    """Artifacts in one bucket of an S3 server."""
+    """Artifacts in one bucket of an S3 server. The SDK is imported here, because a folder needs none."""
 
     def __init__(self, settings: Settings):
+        import certifi
+        import urllib3
+        from minio import Minio
+
         self.bucket = settings.s3_bucket
         self._client = Minio(
             endpoint=settings.s3_endpoint,
@@ -97,6 +97,8 @@ class S3Store:
 
     def prepare(self) -> None:
         """Make the bucket where it is not there yet."""
+        from minio.error import S3Error
+
         if self._client.bucket_exists(bucket_name=self.bucket):
             return
         try:
@@ -145,6 +147,8 @@ class S3Store:
             yield Checked(item.object_name, sha256_hex(data), len(data))
 
     def _read(self, name: str) -> bytes:
+        from minio.error import S3Error
+
         try:
             response = self._client.get_object(bucket_name=self.bucket, object_name=name)
         except S3Error as error:
@@ -158,6 +162,8 @@ class S3Store:
             response.release_conn()
 
     def _find(self, digest: str) -> Object | None:
+        from minio.error import S3Error
+
         try:
             return self._client.stat_object(bucket_name=self.bucket, object_name=object_name(digest))
         except S3Error as error:

@@ -7,12 +7,14 @@ folder. A stage does not know which.
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from more_itertools import chunked
@@ -98,7 +100,7 @@ class StageSummary:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Shots computed at once, and seconds for one shot; a batch has that time for each of its shots."""
+    """Shots computed at once, and seconds of computing for one shot; a batch has that time for each of its shots."""
 
     batch_size: int = 4
     shot_seconds: float = 300.0
@@ -283,22 +285,39 @@ class _Once:
         return self._loaded[0]
 
 
+PATIENCE = 10
+"""A shot may take this many times its limit by the clock, if it computes for less: a full machine, a slow network."""
+
+
 @contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
-    """Raises ShotTimeout after `seconds`. In other threads than the main one there is no limit.
+    """Raises ShotTimeout once this thread has computed for `seconds`, or after PATIENCE times as long by the clock.
+
+    Computing is the thread's CPU time. It takes part in all that torch computes and waits for the rest, so on a quiet
+    machine its CPU time is about the time by the clock. On a busy machine it waits for a core: that is no fault of the
+    shot. A shot that waits for something that never comes ends by the clock. In other threads than the main one there
+    is no limit.
 
     A process has one interval timer, and Airflow's execution_timeout uses it too. Its handler and its remaining time
-    are restored.
+    are restored; if its time comes first, its handler is called.
     """
     outer = signal.getitimer(signal.ITIMER_REAL)[0]
     if threading.current_thread() is not threading.main_thread() or 0 < outer <= seconds:
         yield
         return
 
-    def expire(signum: int, frame: object) -> None:
-        raise ShotTimeout(f"no result after {seconds:g} s")
+    def expire(signum: int, frame: FrameType | None) -> None:
+        waited, computed = time.monotonic() - started, time.thread_time() - computed_before
+        if 0 < outer <= waited and callable(previous):
+            previous(signum, frame)
+        if computed >= seconds:
+            raise ShotTimeout(f"no result after {computed:.3g} s of computing")
+        if waited >= PATIENCE * seconds:
+            raise ShotTimeout(f"no result after {waited:.3g} s, {computed:.3g} s of it computing")
+        again = min(seconds - computed, PATIENCE * seconds - waited, outer - waited if outer > waited else math.inf)
+        signal.setitimer(signal.ITIMER_REAL, max(again, 0.001))
 
-    started = time.monotonic()
+    started, computed_before = time.monotonic(), time.thread_time()
     previous = signal.signal(signal.SIGALRM, expire)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 for name in [name for name in os.environ if name.startswith(("PACKSHOT_", "AIRFLOW_"))]:
     del os.environ[name]
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "2")  # how they wait is decided by `import pipelines`, for every process
 STATE_DIR = Path(tempfile.mkdtemp(prefix="packshot-tests-"))
 os.environ["PACKSHOT_STATE_DIR"] = str(STATE_DIR)
 

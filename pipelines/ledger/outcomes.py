@@ -7,10 +7,12 @@ that a run of 100 000 shots does not load its steps. A test holds both to the sa
 from __future__ import annotations
 
 from collections.abc import Mapping
-
-from sqlalchemy import Connection, text
+from typing import TYPE_CHECKING
 
 from pipelines.contracts import STAGES, ShotState, State, Step
+
+if TYPE_CHECKING:  # `packshot shoot` takes `outcome_of` alone
+    from sqlalchemy import Connection
 
 
 def outcome_of(steps: Mapping[str, Step]) -> tuple[ShotState, str]:
@@ -28,16 +30,22 @@ def outcome_of(steps: Mapping[str, Step]) -> tuple[ShotState, str]:
 
 def settle(connection: Connection, run: str) -> None:
     """Sets state and reason of every shot of a run from its steps, verdicts and publications so far."""
+    from sqlalchemy import text
+
     connection.execute(text(_SETTLE), {"run": run, "stages": list(STAGES)})
 
 
 def close(connection: Connection, run: str, problem: str | None) -> None:
     """Ends pending shots: held if they were ready and a problem stopped publication, failed otherwise."""
+    from sqlalchemy import text
+
     connection.execute(text(_CLOSE), {"run": run, "problem": problem})
 
 
 def rates(connection: Connection) -> dict[str, float]:
     """Mean seconds a shot, by stage, over the last 500 computed steps. Candidates that were not chosen count."""
+    from sqlalchemy import text
+
     return dict(connection.execute(text(_RATES)).tuples().all())
 
 

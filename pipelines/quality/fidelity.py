@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from scipy import ndimage
 
 from pipelines.vision.placement import OPAQUE, LaidProduct
 
@@ -64,8 +63,8 @@ def halo(image: np.ndarray, matte: np.ndarray) -> Measure:
         matte: (H, W) uint8, 255 = product.
     """
     side = max(matte.shape)
-    distance = ndimage.distance_transform_edt(matte < 3)
-    sector = _sectors(matte)
+    distance = _distance(matte)
+    sector = _sectors(matte, (distance > 0) & (distance <= 5 * max(2.0, max(RIM_SHARES) * side)))
     worst, where = 0.0, np.zeros(matte.shape, np.float32)
     for share in RIM_SHARES:
         width = max(2.0, share * side)
@@ -96,13 +95,14 @@ def background_quality(image: np.ndarray, matte: np.ndarray) -> Measure:
         image: (H, W, 3) uint8.
         matte: (H, W) uint8, 255 = product.
     """
-    far = ndimage.distance_transform_edt(matte < 3) > 0.01 * max(matte.shape)
+    far = _distance(matte) > 0.01 * max(matte.shape)
     if far.mean() < 0.02:
         return Measure(1.0, np.zeros(matte.shape, np.float32))
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    contrast = cv2.meanStdDev(image, mask=far.astype(np.uint8))[1].max()
     looks = {
         "noise": _noise(image, far),
-        "flat": min(1.0, float(image[far].std(axis=0).max()) / FLAT_LEVELS / 2),
+        "flat": min(1.0, float(contrast) / FLAT_LEVELS / 2),
         "banding": min(_levels_used(grey, far), _stripes(grey, far)),
         "dead": _alive(image, far),
     }
@@ -148,7 +148,7 @@ def _noise(image: np.ndarray, region: np.ndarray) -> float:
 def _levels_used(grey: np.ndarray, region: np.ndarray) -> float:
     """Return a score of the share of grey levels that occur between the 2nd and 98th percentile; 0.4 or less scores
     under 0.5."""
-    values = np.rint(grey[region]).astype(int)
+    values = grey[region]
     low, high = np.percentile(values, [2, 98]).astype(int)
     if high - low < 12:
         return 1.0
@@ -160,7 +160,12 @@ def _levels_used(grey: np.ndarray, region: np.ndarray) -> float:
 def _stripes(grey: np.ndarray, region: np.ndarray) -> float:
     """Return 1 without stripes. Return less than 0.5 from `STRIPES` alternations that explain most of the variance of
     rows or columns."""
-    smooth = cv2.GaussianBlur(grey, (0, 0), 0.03 * max(grey.shape))
+    height, width = grey.shape
+    sigma = 0.03 * max(grey.shape)
+    shrink = max(1.0, sigma / 8)  # nothing finer than sigma is left in `smooth`
+    size = (round(width / shrink), round(height / shrink))
+    small = cv2.resize(grey.astype(np.float32), size, interpolation=cv2.INTER_AREA)
+    smooth = cv2.resize(cv2.GaussianBlur(small, (0, 0), sigma / shrink), (width, height))
     detail = np.where(region, grey - smooth, 0)
     score = 1.0
     for axis in (0, 1):
@@ -176,19 +181,26 @@ def _stripes(grey: np.ndarray, region: np.ndarray) -> float:
 
 def _alive(image: np.ndarray, region: np.ndarray) -> float:
     """Return 1 if no pixel is black or clipped, 0.5 if half of them are."""
-    pixels = image[region].astype(int)
-    black = pixels.max(axis=1) <= 4
-    limits = (pixels.max(axis=1) >= 253) & (pixels.min(axis=1) <= 2)
-    return float(1 - (black | limits).mean())
+    red, green, blue = cv2.split(image)
+    high, low = cv2.max(cv2.max(red, green), blue), cv2.min(cv2.min(red, green), blue)
+    dead = (high <= 4) | ((high >= 253) & (low <= 2))
+    return float(1 - dead[region].mean())
 
 
-def _sectors(matte: np.ndarray) -> np.ndarray:
-    """Return each pixel's direction from the product's centre, 0..SECTORS-1."""
+def _distance(matte: np.ndarray) -> np.ndarray:
+    """Return each pixel's exact distance to the matte, px, float32."""
+    return cv2.distanceTransform((matte < 3).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+
+
+def _sectors(matte: np.ndarray, region: np.ndarray) -> np.ndarray:
+    """Return the direction from the product's centre of each pixel of a region, 0..SECTORS-1; 0 outside it."""
     rows, columns = np.nonzero(matte >= 128)
-    y, x = np.mgrid[: matte.shape[0], : matte.shape[1]]
     middle = (rows.mean(), columns.mean()) if rows.size else (matte.shape[0] / 2, matte.shape[1] / 2)
+    y, x = np.nonzero(region)
     angle = np.arctan2(y - middle[0], x - middle[1])
-    return ((angle + np.pi) / (2 * np.pi) * SECTORS).astype(int) % SECTORS
+    sectors = np.zeros(matte.shape, np.intp)
+    sectors[region] = ((angle + np.pi) / (2 * np.pi) * SECTORS).astype(int) % SECTORS
+    return sectors
 
 
 def _means(image: np.ndarray, region: np.ndarray, sector: np.ndarray) -> np.ndarray:

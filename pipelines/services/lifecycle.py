@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import SecretStr
-from sqlalchemy.engine import make_url
 
-from pipelines.ledger.schema import migrate
 from pipelines.services.airflow_client import Airflow
 from pipelines.services.airflow_server import API_SERVER, DAG_PROCESSOR, SCHEDULER, TRIGGERER, health, start_airflow
 from pipelines.services.daemons import ServiceFailed, ask_to_stop, log_file, process, stop
@@ -61,6 +59,8 @@ def up(settings: Settings, *, airflow: bool = True, report: Report = lambda line
     `airflow` False leaves Airflow out (tests of the ledger and the store). `report` gets a line a service. Takes
     seconds if everything runs. Raises ServiceFailed.
     """
+    from pipelines.ledger.schema import migrate
+
     state_dir = settings.state_dir
 
     def timed(name: str, start: Callable[[], bool]) -> None:
@@ -118,9 +118,9 @@ def status(settings: Settings, *, airflow: bool = True) -> Status:
     embedded = _embedded(_without_embedded(settings, installation))
     settings = _connected(settings, installation)
 
-    def service(name: str, own: bool, address: str, answers: bool, detail: str = "") -> Service:
-        running = not own or process(state_dir, name) is not None
-        state = "up" if running and answers else "failing" if running else "down"
+    def service(name: str, own: bool, address: str, answers: Callable[[], bool], detail: str = "") -> Service:
+        running = not own or process(state_dir, name) is not None  # else nobody is there to be asked
+        state = "up" if running and answers() else "failing" if running else "down"
         return Service(name, state, own, address, detail, str(log_file(state_dir, name)) if own else "")
 
     services = [
@@ -128,13 +128,13 @@ def status(settings: Settings, *, airflow: bool = True) -> Status:
             "postgres",
             "postgres" in embedded,
             host(settings.database_url),
-            database_answers(settings.database_url),
+            lambda: database_answers(settings.database_url),
         ),
         service(
             "s3",
             "s3" in embedded,
             settings.s3_endpoint,
-            store_answers(store_client(settings), settings.s3_bucket),
+            lambda: store_answers(store_client(settings), settings.s3_bucket),
             f"bucket {settings.s3_bucket}",
         ),
     ]
@@ -151,7 +151,8 @@ def status(settings: Settings, *, airflow: bool = True) -> Status:
             components.append((TRIGGERER, "triggerer", ""))
         for name, component, detail in components:
             answers = found.get(component) == "healthy"
-            services.append(service(name, "airflow" in embedded, settings.airflow_url, answers, detail))
+            own = "airflow" in embedded
+            services.append(service(name, own, settings.airflow_url, lambda healthy=answers: healthy, detail))
     passwords = state_dir / "airflow" / "passwords.json" if "airflow" in embedded else None
     return Status(tuple(services), settings.airflow_url, settings.airflow_user, passwords, state_dir / "logs")
 
@@ -187,11 +188,12 @@ def _connected(settings: Settings, installation: Installation) -> Settings:
     if not settings.database_url:
         update["database_url"] = installation.database_url
     if not settings.airflow_database_url:
-        update["airflow_database_url"] = (
-            make_url(settings.database_url).set(database="airflow").render_as_string(hide_password=False)
-            if settings.database_url
-            else installation.airflow_database_url
-        )
+        update["airflow_database_url"] = installation.airflow_database_url
+        if settings.database_url:
+            from sqlalchemy.engine import make_url
+
+            beside = make_url(settings.database_url).set(database="airflow")
+            update["airflow_database_url"] = beside.render_as_string(hide_password=False)
     if not settings.s3_endpoint:
         update["s3_endpoint"] = installation.s3_endpoint
         update["s3_access_key"] = installation.s3_access_key

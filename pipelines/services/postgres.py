@@ -13,7 +13,6 @@ from pathlib import Path
 import psutil
 import psycopg2
 from psycopg2 import sql
-from sqlalchemy.engine import make_url
 
 from pipelines.services.daemons import Daemon, ServiceFailed, ensure, process, wait
 from pipelines.services.installation import LOOPBACK, Installation, write_private
@@ -123,6 +122,8 @@ def _is_backend(candidate: psutil.Process, data: Path) -> bool:
 
 def _libpq(url: str) -> str:
     """The URL as psycopg2 takes it."""
+    from sqlalchemy.engine import make_url
+
     return make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
 
 
@@ -153,6 +154,8 @@ def _create_database(admin_url: str, name: str, password: str) -> None:
 
 def have_airflow_database(settings: Settings) -> None:
     """Creates Airflow's database on an external server, unless it exists."""
+    from sqlalchemy.engine import make_url
+
     if database_answers(settings.airflow_database_url):
         return
     name = make_url(settings.airflow_database_url).database or "airflow"
@@ -173,5 +176,6 @@ def have_airflow_database(settings: Settings) -> None:
 
 def host(url: str) -> str:
     """host:port/database of a URL, without its password."""
-    parsed = make_url(url)
-    return f"{parsed.host}:{parsed.port or 5432}/{parsed.database}"
+    login, at, where = url.partition("://")[2].partition("@")
+    server, _, database = (where if at else login).partition("?")[0].partition("/")
+    return f"{server}/{database}" if ":" in server else f"{server}:5432/{database}"

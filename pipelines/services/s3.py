@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import sysconfig
 from pathlib import Path
-
-import minio
-import urllib3
+from typing import TYPE_CHECKING
 
 from pipelines.services.daemons import Daemon, ensure, wait
 from pipelines.services.installation import LOOPBACK, Installation
 from pipelines.settings import Settings
+
+if TYPE_CHECKING:
+    from minio import Minio
 
 PROBE = "probe"
 """Name and bytes of the object that tests a store. No digest has this name."""
@@ -56,8 +57,11 @@ def start_store(settings: Settings, installation: Installation) -> bool:
     return started
 
 
-def store_client(settings: Settings) -> minio.Minio:
+def store_client(settings: Settings) -> Minio:
     """A client that gives up on a dead endpoint within seconds, unlike the SDK's own pool."""
+    import minio
+    import urllib3
+
     pool = urllib3.PoolManager(timeout=urllib3.Timeout(connect=2, read=10), retries=urllib3.Retry(0))
     return minio.Minio(
         endpoint=settings.s3_endpoint,
@@ -69,8 +73,11 @@ def store_client(settings: Settings) -> minio.Minio:
     )
 
 
-def store_answers(client: minio.Minio, bucket: str, make: bool = False) -> bool:
+def store_answers(client: Minio, bucket: str, make: bool = False) -> bool:
     """Whether an object can be put and got: SeaweedFS lists buckets before it can write. `make` creates the bucket."""
+    from minio.error import MinioException
+    from urllib3.exceptions import HTTPError
+
     data = PROBE.encode()  # always the same: two that ask at once are in nobody's way
     try:
         if make and not client.bucket_exists(bucket_name=bucket):
@@ -81,5 +88,5 @@ def store_answers(client: minio.Minio, bucket: str, make: bool = False) -> bool:
             return response.data == data
         finally:
             response.close()
-    except (urllib3.exceptions.HTTPError, minio.error.MinioException):
+    except (HTTPError, MinioException):
         return False

@@ -93,4 +93,4 @@ def _verdict(check: str, measure: Measure, threshold: float, at_most: bool) -> V
     return Verdict(check, measure.score, threshold, passed, "" if passed else measure.reason, picture=check)
 
 
-STAGE = Stage(name="inspect", version=3, needs=("generate", "upscale"), job=job, load=load, compute=compute)
+STAGE = Stage(name="inspect", version=4, needs=("generate", "upscale"), job=job, load=load, compute=compute)

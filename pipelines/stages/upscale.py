@@ -88,4 +88,4 @@ def _finish(work: Work, upscaler: Upscaler | None, recipe: Recipe) -> Made:
     )
 
 
-STAGE = Stage(name="upscale", version=2, needs=("generate",), job=job, load=load, compute=compute)
+STAGE = Stage(name="upscale", version=3, needs=("generate",), job=job, load=load, compute=compute)

@@ -93,7 +93,9 @@ def test_a_bad_photo_and_a_slow_shot_cost_themselves_alone(stage, run, context, 
     summary = cut_out(run, context, shot_seconds=0.3)
     assert time.monotonic() - started < 20
     assert (summary["rejected"], summary["failed"]) == (1, 1)
-    assert summary["reasons"] == {f"{run}-1 is bad": 1, "ShotTimeout: no result after 0.3 s": 1}
+    bad, late = sorted(summary["reasons"], key=lambda reason: "ShotTimeout" in reason)
+    assert bad == f"{run}-1 is bad"
+    assert late.startswith("ShotTimeout: no result after ")
     ledger.settle(run)
     assert [shot.state for shot in report(ledger.engine, run).shots] == ["rejected", "failed", "pending"]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
 import threading
 import time
 from dataclasses import asdict, replace
@@ -15,9 +17,13 @@ from pipelines.ledger.memory import MemoryLedger
 from pipelines.store import FolderStore, object_name
 from pipelines.workflow import Limits, Recipe, Stage, run_stage
 
+WAITS = {"starved": 0.5, "stuck": 60}
+"""Seconds for which a photo's work waits and does not compute."""
+
 
 class Painter:
-    """A stage that writes its seed; photos called `bad`, `bug` and `slow` misbehave; `room` is the largest batch."""
+    """A stage that writes its seed; photos called `bad`, `bug`, `slow` and those of WAITS misbehave; `room` is the
+    largest batch."""
 
     def __init__(self, candidates: int = 1, room: int = 99):
         self.loaded, self.batches, self.room = 0, [], room
@@ -54,8 +60,11 @@ class Painter:
             return Rejected("no product found")
         if photo == "bug":
             raise ZeroDivisionError("oops")
-        if photo == "slow":
-            time.sleep(5)
+        if photo == "slow":  # computes, and never ends
+            while time.thread_time() < 1e6:
+                pass
+        if photo in WAITS:
+            time.sleep(WAITS[photo])
         score = {"stubborn": (0.9, 0.7, 0.8), "second": (0.9, 0.1, 0.0)}.get(photo, (0.0,) * 3)[work.job.seed]
         return Made((Output("picture", f"{photo}{work.job.seed}".encode(), "text/plain"),), {"score": score})
 
@@ -208,8 +217,37 @@ def test_a_shot_past_its_time_fails_alone(world):
     run_stage(Painter().stage, "run", shots("slow", "a"), RECIPE, ledger, store, limits)
     chosen = ledger.chosen("run", shots("slow", "a"))
     assert chosen["slow"]["paint"].state is State.FAILED
-    assert "0.2 s" in chosen["slow"]["paint"].reason
+    assert "s of computing" in chosen["slow"]["paint"].reason
     assert chosen["a"]["paint"].state is State.DONE
+
+
+def test_a_shot_that_waits_for_a_core_is_not_late_and_one_that_waits_for_ever_is(world):
+    store, ledger, shots = world
+    limits = Limits(batch_size=1, shot_seconds=0.1)
+    run_stage(Painter().stage, "run", shots("starved", "stuck", "a"), RECIPE, ledger, store, limits)
+    steps = {sku: steps["paint"] for sku, steps in ledger.chosen("run", shots("starved", "stuck", "a")).items()}
+    assert steps["starved"].state is State.DONE
+    assert steps["starved"].seconds > limits.shot_seconds
+    assert steps["stuck"].state is State.FAILED
+    assert re.fullmatch(r"ShotTimeout: no result after 1\S* s, 0\S* s of it computing", steps["stuck"].reason)
+    assert steps["a"].state is State.DONE
+
+
+def test_a_patient_shot_does_not_outlive_the_tasks_own_time_limit(world):
+    store, ledger, shots = world
+
+    def task_is_over(*_):
+        raise KeyboardInterrupt("the task's time is over")
+
+    previous = signal.signal(signal.SIGALRM, task_is_over)
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    try:
+        limits = Limits(shot_seconds=0.2)
+        with pytest.raises(KeyboardInterrupt, match="the task's time is over"):
+            run_stage(Painter().stage, "run", shots("stuck"), RECIPE, ledger, store, limits)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
 
 
 def test_seeds_are_tried_until_one_passes_and_the_best_is_kept_otherwise(world):

@@ -14,8 +14,21 @@ from typer.main import get_command
 
 from pipelines.cli.main import app
 from pipelines.cli.train import fine_tune
+from pipelines.settings import ROOT
 
-HEAVY = {"airflow", "cv2", "diffusers", "pandas", "scipy", "torch", "transformers"}
+HEAVY = {"airflow", "cv2", "diffusers", "minio", "pandas", "scipy", "sqlalchemy", "torch", "transformers"}
+UNUSED = {
+    "airflow",
+    "alembic",
+    "fastapi",
+    "great_expectations",
+    "lightgbm",
+    "minio",
+    "pandas",
+    "psycopg2",
+    "sqlalchemy",
+}
+"""What `shoot` installs with packshot and does not use: services, tables, calibration; and timm's models."""
 LIST_MODULES = """
 import sys
 from pipelines.cli.main import main
@@ -39,6 +52,20 @@ def test_help_and_status_import_nothing_heavy(arguments: tuple[str, ...], most: 
     assert "pipelines.cli.console" in loaded
     assert HEAVY & {name.partition(".")[0] for name in loaded} == set()
     assert len(loaded) < most
+
+
+@pytest.mark.slow
+def test_shoot_imports_no_service_no_table_and_no_model_that_it_does_not_run(tmp_path: Path) -> None:
+    photo = ROOT / "pipelines/sample/images/smp-013-leather-basketball-size-7.jpg"
+    arguments = ["shoot", str(photo), "--scene", "white-plain", "--out", str(tmp_path)]
+    environment = os.environ | {"PACKSHOT_STATE_DIR": str(tmp_path / "state")}
+    done = subprocess.run(
+        [sys.executable, "-c", LIST_MODULES, *arguments], capture_output=True, text=True, env=environment, check=True
+    )
+    assert list(tmp_path.glob("*-white-plain.jpg")), done.stderr[-2000:]
+    loaded = done.stderr.rpartition("\n ")[2].split()
+    assert UNUSED & {name.partition(".")[0] for name in loaded} == set()
+    assert not [name for name in loaded if name.startswith(("timm.models", "pipelines.training", "pipelines.services"))]
 
 
 def help_texts() -> Iterator[tuple[str, str]]:

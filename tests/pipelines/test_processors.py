@@ -1,0 +1,78 @@
+"""Every process of packshot waits asleep, and takes its share of the cores, from before torch is loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from pipelines.processors import COUNTS, PATIENT, cores, share_the_machine
+from pipelines.settings import ROOT
+
+AS_TORCH_IS_LOADED = """
+import importlib.abc, json, os, sys
+
+class Look(importlib.abc.MetaPathFinder):
+    seen = None
+
+    def find_spec(self, name, path, target=None):
+        if name == "torch" and Look.seen is None:
+            Look.seen = dict(os.environ)
+
+sys.meta_path.insert(0, Look())
+for name in sys.argv[1:]:
+    __import__(name)
+import torch
+print(json.dumps({"environment": Look.seen, "threads": torch.get_num_threads()}))
+"""
+
+
+def loaded(*modules: str, **variables: str) -> dict:
+    """The environment when torch is first imported, and torch's threads, in a process that imports `modules`."""
+    clean = {name: value for name, value in os.environ.items() if name not in {*PATIENT, *COUNTS}}
+    argv = [sys.executable, "-c", AS_TORCH_IS_LOADED, *modules]
+    environment = clean | {"PYTHONPATH": str(ROOT)} | variables
+    done = subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize(
+    "modules",
+    [
+        ("pipelines.runs.local", "pipelines.stages.cutout"),
+        pytest.param(("operators.stages", "pipelines.stages.inspect"), marks=pytest.mark.slow),
+        pytest.param(("pipelines.evaluation.experiment.workers",), marks=pytest.mark.slow),
+        pytest.param(("pipelines.training.loop",), marks=pytest.mark.slow),
+        pytest.param(("benchmarks.sampler",), marks=pytest.mark.slow),
+    ],
+    ids=lambda modules: modules[0],
+)
+def test_whatever_loads_torch_waits_asleep_on_every_core(modules: tuple[str, ...]) -> None:
+    found = loaded(*modules)
+    assert {name: found["environment"].get(name) for name in PATIENT} == PATIENT
+    assert {found["environment"].get(name) for name in COUNTS} == {str(cores())}
+    assert found["threads"] == cores()
+
+
+@pytest.mark.medium
+def test_torch_takes_the_threads_of_the_setting() -> None:
+    assert loaded("pipelines.models.weights", PACKSHOT_THREADS="1", OMP_NUM_THREADS="2")["threads"] == 1
+
+
+def test_the_cores_are_divided_by_the_tasks_that_compute_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.processors.cores", lambda: 16)
+    for slots, threads in {"1": "16", "3": "5", "64": "1", "many": "16"}.items():
+        assert share_the_machine({"PACKSHOT_GPU_SLOTS": slots})["OMP_NUM_THREADS"] == threads
+
+
+def test_what_is_set_stays() -> None:
+    own = {"OMP_WAIT_POLICY": "ACTIVE", "OMP_NUM_THREADS": "7"}
+    added = share_the_machine(own)
+    assert added.keys() & own.keys() == set()
+    assert added["OPENCV_FOR_THREADS_NUM"] == "7"
+    assert share_the_machine(own | {"PACKSHOT_THREADS": "2"})["OMP_NUM_THREADS"] == "2", "the setting has precedence"
