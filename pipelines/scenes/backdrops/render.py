@@ -246,15 +246,14 @@ def wood(name: str, early: Colour, late: Colour, ring: float, open_pores: float,
         g.remap(fibre, 0.3, 0.7, 0.88, 1.08),
         g.remap(pores, 0.0, 1.0, 1.0, 1.0 - open_pores),
     )
-    height = g.maths("SUBTRACT", g.maths("MULTIPLY", fibre, 0.5), g.maths("MULTIPLY", pores, 0.7))
-    height = g.maths("ADD", height, g.maths("MULTIPLY", dark, 0.25))
+    height = g.maths("SUBTRACT", g.maths("MULTIPLY", fibre, 0.5), g.maths("MULTIPLY", g.remap(dashes, 0.6, 0.7), 0.5))
     return g.finish(colour, mean(early, late), height, 0.0010, polish, 0.36)
 
 
 def linen(name: str, colour: Colour, thread: float) -> bpy.types.Material:
     """Plain weave on a wall in the plane of x and z: threads go over and under, and some are thicker (slubs)."""
     g = Graph(name)
-    place = g.swirl(g.place(), 3.0, thread * 3.0, 4.0)
+    place = g.swirl(g.place(), 3.0, thread * 3.0, 2.0)
     place = g.swirl(place, 40.0, thread * 0.7, 1.0)
     x, _, z = g.parts(place)
     wave = [g.maths("SINE", g.maths("MULTIPLY", c, math.pi / thread)) for c in (x, z)]
@@ -270,7 +269,7 @@ def linen(name: str, colour: Colour, thread: float) -> bpy.types.Material:
     lift = [g.maths("MULTIPLY", h, g.remap(s, 0.3, 0.75, 0.7, 1.35)) for h, s in zip(lift, slub, strict=True)]
     height = g.maths("MAXIMUM", lift[0], lift[1])
     hair = g.noise(g.place(), 420.0, 2.0)
-    cloud = g.noise(g.place(), 1.3, 4.0)
+    cloud = g.noise(g.place(), 1.3, 2.0)
     tint = g.shade(
         linear(colour),
         g.remap(height, 0.1, 1.0, 0.68, 1.05),
@@ -282,18 +281,18 @@ def linen(name: str, colour: Colour, thread: float) -> bpy.types.Material:
     return g.finish(tint, shaded(colour, 0.93), height, thread * 0.22)
 
 
-def plaster(name: str, colour: Colour, mottle: float = 0.10, relief: float = 0.0026, grain: float = 1.0) -> bpy.types.Material:
+def plaster(name: str, colour: Colour, mottle: float = 0.10, relief: float = 0.0026) -> bpy.types.Material:
     """Lime plaster: clouds of tone, flat strokes of the trowel in all directions, fine sand, few pits."""
     g = Graph(name)
     place = g.place()
-    bent = g.swirl(place, 1.7, 0.5)
+    bent = g.swirl(place, 1.7, 0.5, 1.0)
     clouds = g.noise(bent, 1.6, 4.0, 0.6)
     strokes = [
         g.noise(g.move("MULTIPLY", g.turn(bent, angle), (1.0, 2.0, 5.5)), 2.2, 4.0, 0.62) for angle in (24.0, 108.0)
     ]
     stroke = g.maths("MAXIMUM", strokes[0], strokes[1])
     sand = g.noise(place, 170.0, 2.0, 0.7)
-    pits = g.add("TexVoronoi", {"Vector": g.swirl(place, 20.0, 0.03), "Scale": 26.0}).outputs["Distance"]
+    pits = g.add("TexVoronoi", {"Vector": place, "Scale": 26.0}).outputs["Distance"]
     seldom = g.remap(g.noise(place, 5.0, 2.0), 0.52, 0.66)
     pit = g.maths("MULTIPLY", g.remap(pits, 0.13, 0.05), seldom)
     tint = g.shade(
@@ -303,8 +302,7 @@ def plaster(name: str, colour: Colour, mottle: float = 0.10, relief: float = 0.0
         g.remap(sand, 0.3, 0.7, 0.965, 1.03),
         g.remap(pit, 0.0, 1.0, 1.0, 0.82),
     )
-    height = g.maths("ADD", g.maths("MULTIPLY", stroke, 1.0), g.maths("MULTIPLY", sand, 0.10 * grain))
-    height = g.maths("SUBTRACT", height, g.maths("MULTIPLY", pit, 0.25))
+    height = g.maths("ADD", stroke, g.maths("MULTIPLY", sand, 0.1))
     return g.finish(tint, colour, height, relief)
 
 
@@ -316,14 +314,14 @@ def marble(name: str, ground: Colour, vein: Colour, roughness: float = 0.16) -> 
     flow = g.move("MULTIPLY", place, (0.75, 2.0, 2.0))
     flow = g.swirl(g.swirl(flow, 1.1, 0.9, 2.0), 5.0, 0.12, 5.0)
     layers = []
-    for scale, width, low in ((0.9, 0.035, 0.50), (1.9, 0.014, 0.47), (4.3, 0.010, 0.53)):
+    for scale, width, low in ((0.9, 0.055, 0.49), (1.9, 0.024, 0.46), (4.3, 0.020, 0.52)):
         field = g.noise(g.move("ADD", flow, (scale * 7, scale, 0)), scale, 1.0, 0.4)
         line = g.remap(g.maths("ABSOLUTE", g.maths("SUBTRACT", field, 0.5)), 0.0, width, 1.0, 0.0)
         layers.append(g.maths("MULTIPLY", line, g.remap(g.noise(flow, scale * 1.3, 2.0), low, low + 0.16)))
     halo = g.remap(g.maths("ABSOLUTE", g.maths("SUBTRACT", g.noise(flow, 0.9, 4.0, 0.55), 0.5)), 0.0, 0.16, 1.0, 0.0)
-    clouds = g.noise(flow, 1.6, 6.0, 0.65)
+    clouds = g.noise(flow, 1.6, 4.0, 0.65)
     grey = g.maths("ADD", g.maths("MULTIPLY", halo, 0.16), g.remap(clouds, 0.42, 0.8, 0.0, 0.30))
-    for layer, strength in zip(layers, (0.72, 0.80, 0.42), strict=True):
+    for layer, strength in zip(layers, (0.62, 0.50, 0.28), strict=True):
         grey = g.maths("MAXIMUM", grey, g.maths("MULTIPLY", layer, strength))
     crystal = g.noise(place, 130.0, 3.0, 0.7)
     colour = g.shade(g.blend(grey, linear(ground), linear(vein)), g.remap(crystal, 0.3, 0.7, 0.97, 1.02))
@@ -678,7 +676,7 @@ def blush_arch_1() -> list[Point]:
     arched_wall(blush, plaster("blush niche", (0.85, 0.66, 0.60), 0.07), 1.25, 0.6, 0.7, 0.0)
     ground = slab(plaster("floor", (0.87, 0.71, 0.66), 0.05, 0.0014), 1.9)
     ambient(0.40)
-    softbox(-55, 40, 150, 1.4, colour=(1.0, 0.97, 0.93))
+    softbox(-55, 40, 150, 1.4, colour=(1.0, 0.985, 0.965))
     return ground
 
 
@@ -689,7 +687,7 @@ def blush_arch_2() -> list[Point]:
     )
     ground = slab(plaster("floor", (0.88, 0.73, 0.68), 0.05, 0.0014), 2.1)
     ambient(0.42)
-    softbox(52, 42, 150, 1.4, colour=(1.0, 0.97, 0.93))
+    softbox(52, 42, 150, 1.4, colour=(1.0, 0.985, 0.965))
     return ground
 
 
@@ -718,8 +716,8 @@ VIEWS = (
     View("marble-podium-2", marble_podium_2, (58, 40), 0.81, 9.5, height=1.85, gloss=0.3, tone=0.64),
     View("studio-sage-1", studio_sage_1, (-58, 44), 0.86, 11.0, tone=0.64),
     View("studio-sage-2", studio_sage_2, (50, 48), 0.86, 9.0, tone=0.64),
-    View("blush-arch-1", blush_arch_1, (-55, 40), 0.87, 11.0, tone=0.70),
-    View("blush-arch-2", blush_arch_2, (52, 42), 0.87, 10.0, tone=0.70),
+    View("blush-arch-1", blush_arch_1, (-55, 40), 0.87, 11.0, tone=0.67),
+    View("blush-arch-2", blush_arch_2, (52, 42), 0.87, 10.0, tone=0.68),
     View("white-plain-1", white_plain_1, (-55, 46), 0.84, 11.0, tone=0.91),
     View("white-plain-2", white_plain_2, (45, 52), 0.84, 9.0, tone=0.91),
 )
