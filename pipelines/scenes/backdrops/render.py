@@ -7,15 +7,16 @@ Needs Blender as a Python module. `bpy` pins an old numpy, so give it a virtual 
     bpy-venv/bin/python pipelines/scenes/backdrops/render.py --only oak-window --size 384 --out previews
 
 Geometry and materials are made here; no model and no texture is loaded. A set is built around the place where a product
-stands: its foot is at (0, 0, 0), x runs to the right, y away from the camera, z up. A product of the usual size is about
-one unit high.
+stands: its foot is at (0, 0, 0), x runs to the right, y away from the camera, z up. A product of the usual size is
+about one unit high.
 
-Light is smooth and texture is not, so Cycles renders them apart, and a picture costs a fifth:
-- texture, at full size, without light: colour, and the relief of bumps as the main light's direction shows it;
-- light, at a third of the size, on white surfaces, cleaned by OpenImageDenoise; light that bounces sees each material's mean colour;
-- gloss, at a quarter of the size, where a material is polished: what the surface mirrors.
-The picture is texture * light + gloss, in linear light. `develop` meters, tones and encodes it. `backdrops.yaml` says of
-each picture what a product on it must know: the line that it stands on, where ground is visible, and from where the
+Light is smooth and texture is not. Cycles renders them apart, so that a picture costs a fifth:
+- texture, at full size, without light: colour, and the relief that the main light gives to bumps;
+- light, at a third or a quarter of the size, on white surfaces, cleaned by OpenImageDenoise. Light that bounces sees
+  the mean colour of each material;
+- gloss, at a sixth of the size, where a material is polished: what the surface mirrors.
+The picture is texture * light + gloss, in linear light. `develop` meters, tones and encodes it. `backdrops.yaml` says
+of each picture what a product on it must know: the line that it stands on, where ground is visible, and from where the
 light comes.
 """
 
@@ -26,7 +27,7 @@ import math
 import random
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ LICENCE = "CC0-1.0, rendered for packshot by render.py"
 LENS, SENSOR = 85.0, 36.0  # mm
 RELIEF = 0.6  # share of the light that comes from the main light, so that bumps show
 FAR = 6.0  # half the width of a floor or wall, units
+NEAR = -2.6  # where a floor begins, units: out of sight, yet before the camera
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +56,14 @@ class View:
 
     name: str
     build: Callable[[], list[Point]]
-    light: tuple[float, float]  # azimuth (0 = from the camera, negative = left) and elevation of the main light, degrees
+    light: tuple[float, float]  # main light, degrees: azimuth (0 = from the camera, negative = left) and elevation
     ground_line: float = 0.86  # share of the height, from the top, at which the foot stands
     pitch: float = 11.0  # degrees the camera looks down
     height: float = 1.75  # units that the frame is high, at the foot
-    fstop: float = 8.0
+    fstop: float = 16.0
     tone: float = 0.62  # sRGB value that the meter gives to the middle of the picture, 0..1
     gloss: float = 0.0  # strength of the floor's reflection, 0 (matt) .. 1 (mirror)
-    contrast: float = 1.0  # slope of the tone curve around `tone`
+    light_scale: int = 4  # light is rendered at this fraction of the size; less where edges cast it
 
 
 # ---- materials -------------------------------------------------------------------------------------------------------
@@ -92,11 +94,11 @@ class Graph:
         self.tree = self.material.node_tree
         self.tree.nodes.remove(self.tree.nodes["Principled BSDF"])
 
-    def add(self, kind: str, inputs: dict[str | int, Socket], **settings: Any) -> bpy.types.Node:
+    def add(self, kind: str, inputs: Mapping[Any, Socket], **settings: Any) -> bpy.types.Node:
         """A node with `inputs` (sockets are linked, constants are set) and `settings` (attributes)."""
         node = self.tree.nodes.new(f"ShaderNode{kind}")
-        for key, value in settings.items():
-            setattr(node, key, value)
+        for name, value in settings.items():
+            setattr(node, name, value)
         for key, value in inputs.items():
             self.plug(node.inputs[key], value)
         return node
@@ -139,7 +141,9 @@ class Graph:
         """ADD, MULTIPLY, FRACT, ABSOLUTE, MAXIMUM … of numbers."""
         return self.add("Math", {0: a, 1: b}, operation=operation).outputs[0]
 
-    def noise(self, vector: Socket, scale: float, detail: float = 3.0, roughness: float = 0.5, warp: float = 0.0) -> Socket:
+    def noise(
+        self, vector: Socket, scale: float, detail: float = 3.0, roughness: float = 0.5, warp: float = 0.0
+    ) -> Socket:
         """Fractal noise, about 0.25..0.75, mean 0.5."""
         inputs: dict[str | int, Socket] = {"Vector": vector, "Scale": scale, "Detail": detail, "Roughness": roughness}
         return self.add("TexNoise", inputs | {"Distortion": warp}).outputs[0]
@@ -185,8 +189,8 @@ class Graph:
         polish: float = 0.0,
         roughness: float = 0.3,
     ) -> bpy.types.Material:
-        """Wires the surface: three shaders, one a pass (`show_pass` chooses). `flat` is the mean colour, `height` 0..1 a
-        bump of `depth` units, `polish` the refractive index of the coat (0: matt). Returns the material."""
+        """Wires the surface: three shaders, one a pass (`render_pass` chooses). `flat` is the mean colour, `height` a
+        bump (0..1) of `depth` units, `polish` the refractive index of the coat (0: matt). Returns the material."""
         camera = self.add("LightPath", {}).outputs["Is Camera Ray"]
         plain = self.add("BsdfDiffuse", {"Color": linear(flat)}).outputs[0]
         white = self.add("BsdfDiffuse", {"Color": (1, 1, 1, 1)}).outputs[0]
@@ -207,18 +211,22 @@ class Graph:
             ratio = self.maths("DIVIDE", self.maths("MAXIMUM", lit, 0.0), self.maths("MAXIMUM", even, 0.25))
             ratio = self.maths("MINIMUM", ratio, 1.8)
             relief = self.maths("ADD", self.maths("MULTIPLY", ratio, RELIEF), 1.0 - RELIEF)
-            turned_away = self.maths("LESS_THAN", even, 0.25)  # no main light there: no relief
-            relief = self.maths("ADD", self.maths("MULTIPLY", relief, self.maths("SUBTRACT", 1.0, turned_away)), turned_away)
+            away = self.maths("LESS_THAN", even, 0.25)  # no main light there: no relief
+            towards = self.maths("MULTIPLY", relief, self.maths("SUBTRACT", 1.0, away))
+            relief = self.maths("ADD", towards, away)
         self.add("Emission", {"Color": self.shade(colour, relief)}, name="texture")
         return self.material
 
 
-def wood(name: str, early: Colour, late: Colour, ring: float, open_pores: float, polish: float = 1.25) -> bpy.types.Material:
-    """Sawn boards, grain along x. A tree's rings are cylinders around its heart, which runs almost along the board, above
-    or below it: cutting them gives arches in the middle and stripes at the edges. Pores are short dark dashes."""
+def wood(
+    name: str, early: Colour, late: Colour, ring: float, open_pores: float, polish: float = 1.25
+) -> bpy.types.Material:
+    """Sawn boards, grain along x. The rings of a tree are cylinders around its heart. The heart runs almost along the
+    board, above or below it, so the cut gives arches in the middle and stripes at the edges. Pores are dark dashes."""
     g = Graph(name)
     board = g.chance()
-    place = g.move("ADD", g.place(), g.vector(g.maths("MULTIPLY", board, 91.0), g.maths("MULTIPLY", board, 37.0), board))
+    elsewhere = g.vector(g.maths("MULTIPLY", board, 91.0), g.maths("MULTIPLY", board, 37.0), board)
+    place = g.move("ADD", g.place(), elsewhere)
     _, y, z = g.parts(g.place())
     slow = g.noise(g.move("MULTIPLY", place, (0.4, 0.4, 0.4)), 1.0, 2.0, 0.35)
     shiver = g.noise(g.move("MULTIPLY", place, (1.3, 7.0, 7.0)), 1.0, 3.0, 0.5)
@@ -334,14 +342,16 @@ def paper(name: str, colour: Colour) -> bpy.types.Material:
     place = g.place()
     tooth = g.noise(place, 240.0, 2.0, 0.7)
     cloud = g.noise(place, 1.1, 2.0)
-    tint = g.shade(linear(colour), g.remap(tooth, 0.3, 0.7, 0.955, 1.03), g.remap(cloud, 0.3, 0.7, 0.985, 1.01))
-    return g.finish(tint, colour, tooth, 0.0016)
+    tint = g.shade(linear(colour), g.remap(tooth, 0.3, 0.7, 0.975, 1.02), g.remap(cloud, 0.3, 0.7, 0.985, 1.01))
+    return g.finish(tint, colour, tooth, 0.0005)
 
 
 # ---- geometry --------------------------------------------------------------------------------------------------------
 
 
-def mesh(name: str, points: Sequence[Point], faces: Sequence[Sequence[int]], material: bpy.types.Material | None) -> Any:
+def mesh(
+    name: str, points: Sequence[Point], faces: Sequence[Sequence[int]], material: bpy.types.Material | None
+) -> Any:
     """An object of these corners and faces."""
     data = bpy.data.meshes.new(name)
     data.from_pydata(points, [], faces)
@@ -373,9 +383,12 @@ def soften(part: Any, edge: float) -> None:
     bevel.angle_limit = math.radians(40)
 
 
-def disc(name: str, radius: float, low: float, high: float, material: bpy.types.Material, y: float = 0.0) -> list[Point]:
+def disc(
+    name: str, radius: float, low: float, high: float, material: bpy.types.Material, y: float = 0.0
+) -> list[Point]:
     """An upright cylinder with a rounded rim. Returns the outline of its top."""
-    bpy.ops.mesh.primitive_cylinder_add(vertices=256, radius=radius, depth=high - low, location=(0, y, (low + high) / 2))
+    middle = (0, y, (low + high) / 2)
+    bpy.ops.mesh.primitive_cylinder_add(vertices=256, radius=radius, depth=high - low, location=middle)
     part = bpy.context.object
     part.name = name
     part.data.materials.append(material)
@@ -385,12 +398,13 @@ def disc(name: str, radius: float, low: float, high: float, material: bpy.types.
     return [(radius * math.cos(a), y + radius * math.sin(a), high) for a in angles]
 
 
-def boards(material: bpy.types.Material, width: float, length: float, into: bool, back: float, seed: int) -> list[Point]:
+def boards(
+    material: bpy.types.Material, width: float, length: float, into: bool, back: float, seed: int
+) -> list[Point]:
     """A floor of boards up to y = `back`, running into the picture or across it. Returns its outline."""
     rng = random.Random(seed)
     gap = 0.0022
-    near = -2.6
-    across, along = ((-3.2, 3.2), (near, back)) if into else ((near, back), (-3.6, 3.6))
+    across, along = ((-3.2, 3.2), (NEAR, back)) if into else ((NEAR, back), (-3.6, 3.6))
     row, count = across[0], 0
     while row < across[1]:
         wide = min(width, across[1] - row)
@@ -409,17 +423,19 @@ def boards(material: bpy.types.Material, width: float, length: float, into: bool
             start = end
         row += width
     dark = Graph("gap")
-    box("under", (-FAR, near, -0.2), (FAR, back, -0.02), dark.finish(linear((0.12, 0.09, 0.07)), (0.12, 0.09, 0.07)))
-    return [(-FAR, near, 0.0), (FAR, near, 0.0), (FAR, back, 0.0), (-FAR, back, 0.0)]
+    box("under", (-FAR, NEAR, -0.2), (FAR, back, -0.02), dark.finish(linear((0.12, 0.09, 0.07)), (0.12, 0.09, 0.07)))
+    return outline_of_floor(back)
 
 
-def slab(material: bpy.types.Material, back: float) -> list[Point]:
-    """A plain floor up to y = `back`. Returns its outline."""
-    part = box("floor", (-FAR, -4.0, -0.3), (FAR, back, 0.0), material)
-    return [tuple(part.matrix_basis @ Vector(c)) for c in ((-FAR, -1.8, 0.15), (FAR, -1.8, 0.15))] + [
-        (FAR, back, 0.0),
-        (-FAR, back, 0.0),
-    ]
+def slab(material: bpy.types.Material, back: float, z: float = 0.0) -> list[Point]:
+    """A plain floor at height `z` up to y = `back`. Returns its outline."""
+    box("floor", (-FAR, -4.0, z - 0.3), (FAR, back, z), material)
+    return outline_of_floor(back)
+
+
+def outline_of_floor(back: float) -> list[Point]:
+    """Corners of the ground up to y = `back`; it begins before the camera's view does."""
+    return [(-FAR, NEAR, 0.0), (FAR, NEAR, 0.0), (FAR, back, 0.0), (-FAR, back, 0.0)]
 
 
 def wall(material: bpy.types.Material, y: float) -> None:
@@ -435,10 +451,12 @@ def sweep(material: bpy.types.Material, back: float, radius: float) -> list[Poin
     points = [(x, y, z) for y, z in profile for x in (-FAR, FAR)]
     part = mesh("sweep", points, [(2 * i, 2 * i + 1, 2 * i + 3, 2 * i + 2) for i in range(len(profile) - 1)], material)
     part.data.polygons.foreach_set("use_smooth", [True] * len(part.data.polygons))
-    return [(-FAR, -1.8, 0.0), (FAR, -1.8, 0.0), (FAR, back, 0.0), (-FAR, back, 0.0)]
+    return outline_of_floor(back)
 
 
-def arched_wall(front: bpy.types.Material, inside: bpy.types.Material, y: float, half: float, spring: float, x: float) -> None:
+def arched_wall(
+    front: bpy.types.Material, inside: bpy.types.Material, y: float, half: float, spring: float, x: float
+) -> None:
     """A wall at `y` with a niche: `half` wide to each side of `x`; its arch begins at height `spring`; rounded lip."""
     lip = 0.016
     rings = [(8.0, y)]  # how far outside of the niche's outline, and how deep
@@ -452,9 +470,10 @@ def arched_wall(front: bpy.types.Material, inside: bpy.types.Material, y: float,
         points += [(x + r * math.cos(a), depth, spring + r * math.sin(a)) for a in angles]
         points.append((x - r, depth, -0.4))
     n = len(angles) + 2
-    faces = [(k * n + i, k * n + i + 1, (k + 1) * n + i + 1, (k + 1) * n + i) for k in range(len(rings) - 1) for i in range(n - 1)]
+    strips = [k * n + i for k in range(len(rings) - 1) for i in range(n - 1)]
+    faces: list[Sequence[int]] = [(i, i + 1, i + 1 + n, i + n) for i in strips]
     last = (len(rings) - 1) * n
-    faces.append(tuple(range(last, last + n)))  # type: ignore[arg-type]
+    faces.append(range(last, last + n))
     part = mesh("wall", points, faces, front)
     part.data.materials.append(inside)
     reveal = (len(rings) - 2) * (n - 1)
@@ -506,9 +525,17 @@ def softbox(
 
 
 def sunbeam(
-    azimuth: float, elevation: float, aim: Point, strength: float, blockers: Callable[[random.Random], list], spread: float,
-    soft: float = 0.1, near: float = 3.0, seed: int = 1, colour: Colour = (1.0, 0.92, 0.80),
-) -> None:  # fmt: skip
+    azimuth: float,
+    elevation: float,
+    aim: Point,
+    strength: float,
+    blockers: Callable[[random.Random], list[list[Point]]],
+    spread: float,
+    soft: float = 0.1,
+    near: float = 3.0,
+    seed: int = 1,
+    colour: Colour = (1.0, 0.92, 0.80),
+) -> None:
     """Low sun through a window. `blockers` gives polygons in the window's plane, `near` units before `aim`, as
     (x, y, depth) corners; only their shadows are seen. The beam is `spread` units wide at `aim`; `soft` is the width of
     its half-shadows there, in units, roughly."""
@@ -538,7 +565,9 @@ def panes(width: float, height: float, columns: int, rows: int, bar: float = 0.0
     return [[(a, c, 0.0), (b, c, 0.0), (b, d, 0.0), (a, d, 0.0)] for a, b, c, d in bars]
 
 
-def twig(rng: random.Random, start: Point, angle: float, length: float, leaf: float, droop: float = 40.0) -> list[list[Point]]:
+def twig(
+    rng: random.Random, start: Point, angle: float, length: float, leaf: float, droop: float = 40.0
+) -> list[list[Point]]:
     """A bending twig with pointed leaves to both sides, as blockers; `angle` and `droop` in degrees."""
     shapes: list[list[Point]] = []
     x, y, depth = start
@@ -549,7 +578,8 @@ def twig(rng: random.Random, start: Point, angle: float, length: float, leaf: fl
         heading -= math.radians(droop) / count + rng.gauss(0, 0.04)
         nx, ny = x + step * math.cos(heading), y + step * math.sin(heading)
         sx, sy = -math.sin(heading) * leaf * 0.02, math.cos(heading) * leaf * 0.02
-        shapes.append([(x - sx, y - sy, depth), (nx - sx, ny - sy, depth), (nx + sx, ny + sy, depth), (x + sx, y + sy, depth)])
+        corners = ((x - sx, y - sy), (nx - sx, ny - sy), (nx + sx, ny + sy), (x + sx, y + sy))
+        shapes.append([(*corner, depth) for corner in corners])
         x, y = nx, ny
         lean = heading + (1 if i % 2 else -1) * math.radians(rng.uniform(28, 62))
         size, tilt = leaf * rng.uniform(0.7, 1.15) * (1.0 - 0.45 * i / count), rng.uniform(0.6, 1.0)
@@ -571,7 +601,7 @@ def oak_window_1() -> list[Point]:
     """Oak boards into the picture, natural linen, sun through leaves from the left."""
     ground = boards(wood("oak", *OAK, 0.012, 0.26), 0.21, 3.2, True, 1.7, 3)
     wall(linen("linen", (0.88, 0.86, 0.81), 0.0085), 1.7)
-    ambient(0.42, (0.93, 0.95, 1.0))
+    ambient(0.42, (0.97, 0.97, 1.0))
     softbox(-62, 38, 110, 2.4, colour=(1.0, 0.93, 0.84))
     sunbeam(-58, 24, (0.15, 1.7, 1.0), 1.9, leaves_1, 2.2, 0.07, seed=4)
     return ground
@@ -580,9 +610,14 @@ def oak_window_1() -> list[Point]:
 def leaves_1(rng: random.Random) -> list[list[Point]]:
     """A window of two columns with twigs before it."""
     shapes = panes(1.5, 2.0, 2, 3, 0.045)
-    for start, angle in (((-0.95, 0.75, 0.3), 5), ((-0.9, 0.1, 0.5), 22),
-                         ((0.85, 1.05, 0.4), 205), ((-0.8, -0.7, 0.6), 35),
-                         ((0.9, 0.3, 0.2), 190), ((-0.6, 1.1, 0.1), -15)):  # fmt: skip
+    for start, angle in (
+        ((-0.95, 0.75, 0.3), 5),
+        ((-0.9, 0.1, 0.5), 22),
+        ((0.85, 1.05, 0.4), 205),
+        ((-0.8, -0.7, 0.6), 35),
+        ((0.9, 0.3, 0.2), 190),
+        ((-0.6, 1.1, 0.1), -15),
+    ):
         shapes += twig(rng, start, angle, 1.0, 0.30)
     return shapes
 
@@ -591,7 +626,7 @@ def oak_window_2() -> list[Point]:
     """Oak table, boards across, white linen, leaves only."""
     ground = boards(wood("oak", *OAK, 0.012, 0.26), 0.26, 9.0, False, 1.25, 8)
     wall(linen("linen", (0.86, 0.85, 0.83), 0.0085), 2.3)
-    ambient(0.5, (0.94, 0.96, 1.0))
+    ambient(0.5, (0.98, 0.98, 1.0))
     softbox(-55, 42, 110, 2.4, colour=(1.0, 0.94, 0.86))
     sunbeam(-50, 28, (0.2, 2.3, 1.05), 1.7, leaves_2, 2.4, 0.10, seed=11)
     return ground
@@ -600,8 +635,14 @@ def oak_window_2() -> list[Point]:
 def leaves_2(rng: random.Random) -> list[list[Point]]:
     """Hanging twigs, no window frame."""
     shapes = []
-    for start, angle in (((-1.5, 1.0, 0.3), -10), ((-1.6, 0.2, 0.0), 8), ((-1.2, 1.5, 0.6), -30), ((1.5, 1.2, 0.3), 200),
-                         ((-1.5, -0.7, 0.2), 25), ((1.6, -0.4, 0.4), 165)):  # fmt: skip
+    for start, angle in (
+        ((-1.5, 1.0, 0.3), -10),
+        ((-1.6, 0.2, 0.0), 8),
+        ((-1.2, 1.5, 0.6), -30),
+        ((1.5, 1.2, 0.3), 200),
+        ((-1.5, -0.7, 0.2), 25),
+        ((1.6, -0.4, 0.4), 165),
+    ):
         shapes += twig(rng, start, angle, 1.35, 0.34, 55)
     return shapes
 
@@ -622,7 +663,7 @@ def walnut_window_2() -> list[Point]:
     wall(plaster("umber", (0.50, 0.47, 0.43)), 2.3)
     ambient(0.36, (0.95, 0.96, 1.0))
     softbox(55, 42, 100, 2.2, colour=(1.0, 0.94, 0.86))
-    sunbeam(60, 24, (-0.1, 2.3, 1.0), 0.75, lambda rng: panes(1.9, 1.7, 1, 7, 0.11), 2.2, 0.09)
+    sunbeam(60, 24, (-0.1, 2.3, 1.0), 0.6, lambda rng: panes(1.9, 1.7, 1, 7, 0.11), 2.2, 0.09)
     return ground
 
 
@@ -631,9 +672,7 @@ def marble_podium_1() -> list[Point]:
     stone = marble("carrara", (0.90, 0.89, 0.87), (0.36, 0.36, 0.38))
     top = disc("podium", 0.68, -0.11, 0.0, stone)
     disc("step", 0.92, -0.26, -0.11, stone)
-    floor = slab(plaster("floor", (0.70, 0.69, 0.68), 0.05, 0.0012), 1.9)
-    bpy.data.objects["floor"].location.z -= 0.26
-    del floor
+    slab(plaster("floor", (0.70, 0.69, 0.68), 0.05, 0.0012), 1.9, -0.26)
     wall(plaster("grey", (0.72, 0.71, 0.70), 0.08), 1.9)
     ambient(0.38, (0.96, 0.97, 1.0))
     softbox(-62, 42, 190, 1.5)
@@ -644,8 +683,7 @@ def marble_podium_2() -> list[Point]:
     """A square plinth of veined marble before a warm wall, light with a soft edge from the right."""
     stone = marble("calacatta", (0.91, 0.89, 0.85), (0.47, 0.39, 0.31))
     box("podium", (-0.72, -0.5, -0.5), (0.72, 0.5, 0.0), stone, 0.008)
-    slab(plaster("floor", (0.76, 0.72, 0.67), 0.05, 0.0012), 1.7)
-    bpy.data.objects["floor"].location.z -= 0.3
+    slab(plaster("floor", (0.76, 0.72, 0.67), 0.05, 0.0012), 1.7, -0.3)
     wall(plaster("sand", (0.77, 0.73, 0.67), 0.10), 1.7)
     ambient(0.4, (0.97, 0.98, 1.0))
     softbox(58, 40, 170, 1.3, colour=(1.0, 0.96, 0.9))
@@ -666,7 +704,7 @@ def studio_sage_2() -> list[Point]:
     ground = sweep(paper("sage", (0.62, 0.69, 0.60)), 1.3, 0.5)
     ambient(0.30)
     softbox(55, 46, 75, 1.6)
-    sunbeam(55, 34, (0.0, 1.8, 1.0), 1.1, lambda rng: panes(1.0, 1.9, 1, 1), 2.4, 0.3, colour=(1.0, 0.98, 0.94))
+    sunbeam(55, 34, (0.0, 1.8, 1.0), 0.75, lambda rng: panes(1.25, 4.2, 1, 1), 3.0, 0.3, colour=(1.0, 0.98, 0.94))
     return ground
 
 
@@ -682,9 +720,8 @@ def blush_arch_1() -> list[Point]:
 
 def blush_arch_2() -> list[Point]:
     """Blush plaster with a terracotta niche, off the middle, light from the right."""
-    arched_wall(
-        plaster("blush", (0.88, 0.73, 0.68), 0.07), plaster("terracotta", (0.74, 0.46, 0.36), 0.08), 1.45, 0.66, 0.72, -0.12
-    )
+    blush, terracotta = plaster("blush", (0.88, 0.73, 0.68), 0.07), plaster("terracotta", (0.74, 0.46, 0.36), 0.08)
+    arched_wall(blush, terracotta, 1.45, 0.66, 0.72, -0.12)
     ground = slab(plaster("floor", (0.88, 0.73, 0.68), 0.05, 0.0014), 2.1)
     ambient(0.42)
     softbox(52, 42, 150, 1.4, colour=(1.0, 0.985, 0.965))
@@ -708,18 +745,18 @@ def white_plain_2() -> list[Point]:
 
 
 VIEWS = (
-    View("oak-window-1", oak_window_1, (-58, 26), 0.87, 11.5, gloss=0.1, tone=0.66, fstop=11),
-    View("oak-window-2", oak_window_2, (-52, 30), 0.87, 9.5, gloss=0.1, tone=0.64, fstop=8),
+    View("oak-window-1", oak_window_1, (-58, 26), 0.87, 11.5, gloss=0.1, tone=0.66, fstop=22),
+    View("oak-window-2", oak_window_2, (-52, 30), 0.87, 9.5, gloss=0.1, tone=0.64, fstop=22),
     View("walnut-window-1", walnut_window_1, (58, 30), 0.86, 11.5, gloss=0.15, tone=0.50),
     View("walnut-window-2", walnut_window_2, (57, 32), 0.86, 9.5, gloss=0.15, tone=0.46),
-    View("marble-podium-1", marble_podium_1, (-62, 42), 0.80, 11.0, height=1.85, gloss=0.3, tone=0.64),
-    View("marble-podium-2", marble_podium_2, (58, 40), 0.81, 9.5, height=1.85, gloss=0.3, tone=0.64),
+    View("marble-podium-1", marble_podium_1, (-62, 42), 0.80, 11.0, height=1.85, gloss=0.3, tone=0.64, light_scale=3),
+    View("marble-podium-2", marble_podium_2, (58, 40), 0.81, 9.5, height=1.85, gloss=0.3, tone=0.64, light_scale=3),
     View("studio-sage-1", studio_sage_1, (-58, 44), 0.86, 11.0, tone=0.64),
     View("studio-sage-2", studio_sage_2, (50, 48), 0.86, 9.0, tone=0.64),
-    View("blush-arch-1", blush_arch_1, (-55, 40), 0.87, 11.0, tone=0.67),
-    View("blush-arch-2", blush_arch_2, (52, 42), 0.87, 10.0, tone=0.68),
-    View("white-plain-1", white_plain_1, (-55, 46), 0.84, 11.0, tone=0.91),
-    View("white-plain-2", white_plain_2, (45, 52), 0.84, 9.0, tone=0.91),
+    View("blush-arch-1", blush_arch_1, (-55, 40), 0.87, 11.0, tone=0.67, light_scale=3),
+    View("blush-arch-2", blush_arch_2, (52, 42), 0.87, 10.0, tone=0.68, light_scale=3),
+    View("white-plain-1", white_plain_1, (-55, 46), 0.84, 11.0, tone=0.93),
+    View("white-plain-2", white_plain_2, (45, 52), 0.84, 9.0, tone=0.93),
 )
 
 
@@ -778,13 +815,27 @@ def render_pass(name: str, view: View, size: int, samples: int) -> np.ndarray:
     return render()
 
 
-def photograph(view: View, size: int, samples: int) -> np.ndarray:
-    """The whole picture in linear light, (size, size, 3). Light and gloss get `samples`, texture a third of it."""
-    picture = render_pass("texture", view, size, max(1, samples // 3))
-    picture *= enlarge(render_pass("light", view, size // 3, samples), size)
+def photograph(view: View, size: int, samples: int, texture_samples: int) -> np.ndarray:
+    """The whole picture in linear light, (size, size, 3)."""
+    picture = render_pass("texture", view, size, texture_samples)
+    if texture_samples == 1:  # about as soft as a good lens: it averages the neighbours' samples
+        picture = soften_pixels(picture, 0.5)
+    picture *= enlarge(render_pass("light", view, size // view.light_scale, samples), size)
     if view.gloss:
-        picture += enlarge(render_pass("gloss", view, size // 4, samples), size)
+        picture += enlarge(render_pass("gloss", view, size // 6, samples), size)
     return picture
+
+
+def soften_pixels(picture: np.ndarray, sigma: float) -> np.ndarray:
+    """A Gaussian of three taps along both axes."""
+    side_weight = math.exp(-0.5 / sigma**2)
+    middle = 1 / (1 + 2 * side_weight)
+    for axis in (0, 1):
+        ends = np.pad(picture, [(1, 1) if a == axis else (0, 0) for a in range(3)], mode="edge")
+        count = picture.shape[axis]
+        beside = np.take(ends, range(count), axis) + np.take(ends, range(2, count + 2), axis)
+        picture = middle * (picture + side_weight * beside)
+    return picture.astype(np.float32)
 
 
 def enlarge(light: np.ndarray, size: int) -> np.ndarray:
@@ -808,13 +859,12 @@ def render() -> np.ndarray:
 
 
 def develop(light: np.ndarray, view: View) -> Image.Image:
-    """Meters the middle of the picture to `view.tone`, applies contrast and a soft shoulder (so that nothing clips),
+    """Meters the middle of the picture to `view.tone`, applies a soft shoulder (so that nothing clips)
     and encodes as sRGB with a trace of grain, which keeps smooth gradients from banding."""
     size = len(light)
     middle = light[size // 3 : round(size * 0.95), size // 5 : -size // 5]
     target = linear((view.tone,) * 3)[0]
     light = light * (target / float(np.median(middle.mean(-1))))
-    light = target * (light / target) ** view.contrast
     knee = 0.55
     light = np.where(light < knee, light, knee + (1 - knee) * (1 - np.exp(-(light - knee) / (1 - knee))))
     encoded = np.where(light <= 0.0031308, 12.92 * light, 1.055 * np.maximum(light, 1e-6) ** (1 / 2.4) - 0.055)
@@ -875,7 +925,8 @@ HEADER = """\
 # Written by render.py. One entry a picture.
 # ground_line: share of the height, from the top, on which the product's foot stands.
 # ground: corners (x, y) of the visible ground or podium top, shares of width and height from the upper left.
-# light_azimuth: degrees around the product, 0 = from the camera, negative = from the left. light_elevation: above the floor.
+# light_azimuth: degrees around the product, 0 = from the camera, negative = from the left.
+# light_elevation: degrees above the floor.
 # camera_pitch: degrees the camera looks down. gloss: strength of the floor's reflection, 0 (matt) to 1 (mirror).
 """
 
@@ -888,13 +939,13 @@ def write_entry(out: Path, name: str, entry: dict[str, Any]) -> None:
     path.write_text(HEADER + yaml.safe_dump(entries, sort_keys=False, width=110, default_flow_style=None), "utf-8")
 
 
-def make(view: View, out: Path, size: int, samples: int, threads: int) -> Path:
+def make(view: View, out: Path, size: int, samples: int, texture_samples: int, threads: int) -> Path:
     """Builds, renders and saves one picture and its entry."""
     bpy.ops.wm.read_factory_settings(use_empty=True)
     outline = view.build()
     aim_camera(view)
     set_up_renderer(threads)
-    picture = develop(photograph(view, size, samples), view)
+    picture = develop(photograph(view, size, samples, texture_samples), view)
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{view.name}.webp"
     picture.save(path, quality=88, method=4)
@@ -906,9 +957,10 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
-    parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="scenes (oak-window) or pictures (oak-window-2)")
+    parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="scenes (oak-window) or pictures (-2)")
     parser.add_argument("--size", type=int, default=2048, help="side in px")
     parser.add_argument("--samples", type=int, default=6, help="a pixel of light and gloss")
+    parser.add_argument("--texture-samples", type=int, default=2, help="a pixel of texture")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     known = {name for view in VIEWS for name in (view.name, view.name.rsplit("-", 1)[0])}
@@ -916,9 +968,13 @@ def main() -> None:
         parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}")
     for view in VIEWS:
         if not arguments.only or {view.name, view.name.rsplit("-", 1)[0]} & set(arguments.only):
-            start = time.monotonic()
-            path = make(view, arguments.out, arguments.size, arguments.samples, arguments.threads)
-            print(f"{path.name} {path.stat().st_size / 1e6:.2f} MB {time.monotonic() - start:.0f} s", flush=True)
+            start, work = time.monotonic(), time.process_time()
+            path = make(
+                view, arguments.out, arguments.size, arguments.samples, arguments.texture_samples, arguments.threads
+            )
+            wall_time, cpu_time = time.monotonic() - start, time.process_time() - work
+            megabytes = path.stat().st_size / 1e6
+            print(f"{path.name} {megabytes:.2f} MB {wall_time:.0f} s (CPU {cpu_time:.0f} s)", flush=True)
 
 
 if __name__ == "__main__":
