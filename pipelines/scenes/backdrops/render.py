@@ -599,7 +599,7 @@ WALNUT = ((0.46, 0.34, 0.26), (0.27, 0.185, 0.14))
 
 def oak_window_1() -> list[Point]:
     """Oak boards into the picture, natural linen, sun through leaves from the left."""
-    ground = boards(wood("oak", *OAK, 0.012, 0.26), 0.21, 3.2, True, 1.7, 3)
+    ground = boards(wood("oak", *OAK, 0.012, 0.2), 0.21, 3.2, True, 1.7, 3)
     wall(linen("linen", (0.88, 0.86, 0.81), 0.0085), 1.7)
     ambient(0.42, (0.97, 0.97, 1.0))
     softbox(-62, 38, 110, 2.4, colour=(1.0, 0.93, 0.84))
@@ -624,7 +624,7 @@ def leaves_1(rng: random.Random) -> list[list[Point]]:
 
 def oak_window_2() -> list[Point]:
     """Oak table, boards across, white linen, leaves only."""
-    ground = boards(wood("oak", *OAK, 0.012, 0.26), 0.26, 9.0, False, 1.25, 8)
+    ground = boards(wood("oak", *OAK, 0.012, 0.2), 0.26, 9.0, False, 1.25, 8)
     wall(linen("linen", (0.86, 0.85, 0.83), 0.0085), 2.3)
     ambient(0.5, (0.98, 0.98, 1.0))
     softbox(-55, 42, 110, 2.4, colour=(1.0, 0.94, 0.86))
