@@ -307,7 +307,7 @@ def plaster(name: str, colour: Colour, mottle: float = 0.10, relief: float = 0.0
         linear(colour),
         g.remap(clouds, 0.3, 0.7, 1.0 - mottle, 1.0 + mottle * 0.6),
         g.remap(stroke, 0.45, 0.75, 1.0 + mottle * 0.25, 1.0 - mottle * 0.45),
-        g.remap(sand, 0.3, 0.7, 0.965, 1.03),
+        g.remap(sand, 0.3, 0.7, 0.94, 1.05),
         g.remap(pit, 0.0, 1.0, 1.0, 0.82),
     )
     height = g.maths("ADD", stroke, g.maths("MULTIPLY", sand, 0.1))
@@ -748,7 +748,7 @@ VIEWS = (
     View("oak-window-1", oak_window_1, (-58, 26), 0.87, 11.5, gloss=0.1, tone=0.66, fstop=22),
     View("oak-window-2", oak_window_2, (-52, 30), 0.87, 9.5, gloss=0.1, tone=0.64, fstop=22),
     View("walnut-window-1", walnut_window_1, (58, 30), 0.86, 11.5, gloss=0.15, tone=0.50),
-    View("walnut-window-2", walnut_window_2, (57, 32), 0.86, 9.5, gloss=0.15, tone=0.46),
+    View("walnut-window-2", walnut_window_2, (57, 32), 0.86, 9.5, gloss=0.15, tone=0.51),
     View("marble-podium-1", marble_podium_1, (-62, 42), 0.80, 11.0, height=1.85, gloss=0.3, tone=0.64, light_scale=3),
     View("marble-podium-2", marble_podium_2, (58, 40), 0.81, 9.5, height=1.85, gloss=0.3, tone=0.64, light_scale=3),
     View("studio-sage-1", studio_sage_1, (-58, 44), 0.86, 11.0, tone=0.64),
@@ -948,7 +948,7 @@ def make(view: View, out: Path, size: int, samples: int, texture_samples: int, t
     picture = develop(photograph(view, size, samples, texture_samples), view)
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{view.name}.webp"
-    picture.save(path, quality=88, method=4)
+    picture.save(path, quality=92, method=4)
     write_entry(out, path.name, describe(view, visible_ground(outline), size))
     return path
 
