@@ -818,7 +818,7 @@ def render_pass(name: str, view: View, size: int, samples: int) -> np.ndarray:
 def photograph(view: View, size: int, samples: int, texture_samples: int) -> np.ndarray:
     """The whole picture in linear light, (size, size, 3)."""
     picture = render_pass("texture", view, size, texture_samples)
-    if texture_samples == 1:  # about as soft as a good lens: it averages the neighbours' samples
+    if texture_samples < 4:  # about as soft as a good lens: it averages the neighbours' samples
         picture = soften_pixels(picture, 0.5)
     picture *= enlarge(render_pass("light", view, size // view.light_scale, samples), size)
     if view.gloss:
