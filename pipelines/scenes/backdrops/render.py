@@ -700,11 +700,11 @@ def studio_sage_1() -> list[Point]:
 
 
 def studio_sage_2() -> list[Point]:
-    """Sage paper, a soft slanting field of light from the right on the wall."""
-    ground = sweep(paper("sage", (0.62, 0.69, 0.60)), 1.3, 0.5)
-    ambient(0.30)
-    softbox(55, 46, 75, 1.6)
-    sunbeam(55, 34, (0.0, 1.8, 1.0), 0.75, lambda rng: panes(1.25, 4.2, 1, 1), 3.0, 0.3, colour=(1.0, 0.98, 0.94))
+    """Deeper sage, a softbox from the right, a pool of light low on the wall."""
+    ground = sweep(paper("sage", (0.60, 0.68, 0.59)), 0.9, 1.3)
+    ambient(0.20)
+    softbox(57, 44, 110, 1.4, 3.2)
+    softbox(15, 35, 16, 0.6, 1.7, (-0.05, 2.0, 0.6))
     return ground
 
 
