@@ -751,12 +751,12 @@ VIEWS = (
     View("walnut-window-2", walnut_window_2, (57, 32), 0.86, 9.5, gloss=0.15, tone=0.51),
     View("marble-podium-1", marble_podium_1, (-62, 42), 0.80, 11.0, height=1.85, gloss=0.3, tone=0.64, light_scale=3),
     View("marble-podium-2", marble_podium_2, (58, 40), 0.81, 9.5, height=1.85, gloss=0.3, tone=0.64, light_scale=3),
-    View("studio-sage-1", studio_sage_1, (-58, 44), 0.86, 11.0, tone=0.64),
-    View("studio-sage-2", studio_sage_2, (50, 48), 0.86, 9.0, tone=0.64),
+    View("studio-sage-1", studio_sage_1, (-58, 44), 0.86, 11.0, tone=0.64, light_scale=6),
+    View("studio-sage-2", studio_sage_2, (50, 48), 0.86, 9.0, tone=0.64, light_scale=6),
     View("blush-arch-1", blush_arch_1, (-55, 40), 0.87, 11.0, tone=0.67, light_scale=3),
     View("blush-arch-2", blush_arch_2, (52, 42), 0.87, 10.0, tone=0.68, light_scale=3),
-    View("white-plain-1", white_plain_1, (-55, 46), 0.84, 11.0, tone=0.93),
-    View("white-plain-2", white_plain_2, (45, 52), 0.84, 9.0, tone=0.93),
+    View("white-plain-1", white_plain_1, (-55, 46), 0.84, 11.0, tone=0.93, light_scale=6),
+    View("white-plain-2", white_plain_2, (45, 52), 0.84, 9.0, tone=0.93, light_scale=6),
 )
 
 
@@ -868,7 +868,7 @@ def develop(light: np.ndarray, view: View) -> Image.Image:
     knee = 0.55
     light = np.where(light < knee, light, knee + (1 - knee) * (1 - np.exp(-(light - knee) / (1 - knee))))
     encoded = np.where(light <= 0.0031308, 12.92 * light, 1.055 * np.maximum(light, 1e-6) ** (1 / 2.4) - 0.055)
-    grain = np.random.default_rng(7).normal(0.0, 0.004, (size, size, 1)).astype(np.float32)
+    grain = np.random.default_rng(7).normal(0.0, 0.007, (size, size, 1)).astype(np.float32)
     return Image.fromarray((np.clip(encoded + grain, 0, 1) * 255 + 0.5).astype(np.uint8))
 
 
