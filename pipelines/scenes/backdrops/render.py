@@ -752,7 +752,7 @@ VIEWS = (
     View("marble-podium-1", marble_podium_1, (-62, 42), 0.80, 11.0, height=1.85, gloss=0.3, tone=0.64, light_scale=3),
     View("marble-podium-2", marble_podium_2, (58, 40), 0.81, 9.5, height=1.85, gloss=0.3, tone=0.64, light_scale=3),
     View("studio-sage-1", studio_sage_1, (-58, 44), 0.86, 11.0, tone=0.64, light_scale=6),
-    View("studio-sage-2", studio_sage_2, (50, 48), 0.86, 9.0, tone=0.64, light_scale=6),
+    View("studio-sage-2", studio_sage_2, (57, 44), 0.86, 9.0, tone=0.64, light_scale=6),
     View("blush-arch-1", blush_arch_1, (-55, 40), 0.87, 11.0, tone=0.67, light_scale=3),
     View("blush-arch-2", blush_arch_2, (52, 42), 0.87, 10.0, tone=0.68, light_scale=3),
     View("white-plain-1", white_plain_1, (-55, 46), 0.84, 11.0, tone=0.93, light_scale=6),
