@@ -812,7 +812,10 @@ def render_pass(name: str, view: View, size: int, samples: int) -> np.ndarray:
         if part.type == "LIGHT":
             part.hide_render = name == "texture"
     scene.render.resolution_x = scene.render.resolution_y = size
-    return render()
+    pixels = render()
+    if scene.cycles.use_denoising:  # it leaves specks on the outermost pixels
+        pixels = np.pad(pixels[2:-2, 2:-2], ((2, 2), (2, 2), (0, 0)), mode="edge")
+    return pixels
 
 
 def photograph(view: View, size: int, samples: int, texture_samples: int) -> np.ndarray:
