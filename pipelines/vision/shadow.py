@@ -224,7 +224,7 @@ def _cast(matte: np.ndarray, feet: Feet, light_from: str, elevation: float) -> n
         blur = 0.7 + 0.012 * width + 0.09 * reach * middle
         soft = cv2.GaussianBlur(drawn, (0, 0), sigmaX=blur, sigmaY=max(0.6, 0.35 * blur))
         layers = np.maximum(layers, soft * math.exp(-middle / (0.9 * max(tall, 1))))
-    layers = cv2.GaussianBlur(layers, (0, 0), 1.2)
+    layers = cv2.GaussianBlur(layers, (0, 0), 2.2)
     return cv2.resize(layers, matte.shape[::-1], interpolation=cv2.INTER_CUBIC).clip(0, 1)
 
 
