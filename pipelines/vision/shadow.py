@@ -174,6 +174,10 @@ def _footprint(matte: np.ndarray, feet: Feet) -> np.ndarray:
     return mask * _smooth(hidden, 0.03 * feet.width)
 
 
+LIT_SIDE = 0.6
+"""By so much the shade around the foot is weaker on the side of the light, and stronger on the other."""
+
+
 def _ambient(matte: np.ndarray, feet: Feet, light_from: str) -> np.ndarray:
     """The shade around and below the foot, (H, W) float32, 0..1, a little heavier away from the light."""
     covered = _footprint(matte, feet)
@@ -184,8 +188,10 @@ def _ambient(matte: np.ndarray, feet: Feet, light_from: str) -> np.ndarray:
     spread = 0.05 * min(feet.width, feet.tall) + 0.006 * min(matte.shape)
     wide = _blurred(covered, spread, spread * 0.45)
     close = _blurred(touching, spread * 0.3, spread * 0.16)
-    moved = _moved(np.maximum(wide, close), 0.3 * spread * SIDES[light_from], 0.15 * spread)
-    return np.clip(moved * 1.25, 0, 1)
+    moved = _moved(np.maximum(wide, close), 0.45 * spread * SIDES[light_from], 0.15 * spread)
+    across = (np.arange(matte.shape[1]) - feet.columns.mean()) / (0.5 * feet.width)
+    lit = 1 + LIT_SIDE * SIDES[light_from] * np.clip(across, -1, 1)
+    return np.clip(moved * 1.25 * lit.astype(np.float32)[None], 0, 1)
 
 
 LAYERS = 7
@@ -224,7 +230,7 @@ def _cast(matte: np.ndarray, feet: Feet, light_from: str, elevation: float) -> n
         blur = 0.7 + 0.012 * width + 0.09 * reach * middle
         soft = cv2.GaussianBlur(drawn, (0, 0), sigmaX=blur, sigmaY=max(0.6, 0.35 * blur))
         layers = np.maximum(layers, soft * math.exp(-middle / (0.9 * max(tall, 1))))
-    layers = cv2.GaussianBlur(layers, (0, 0), 1.2)
+    layers = cv2.GaussianBlur(layers, (0, 0), 2.2)
     return cv2.resize(layers, matte.shape[::-1], interpolation=cv2.INTER_CUBIC).clip(0, 1)
 
 
