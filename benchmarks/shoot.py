@@ -20,7 +20,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from pathlib import Path
 
 import psutil
@@ -54,7 +53,7 @@ def shoot_here(products: int) -> dict[str, float]:
     from pipelines.settings import get_settings
     from pipelines.vision.segmenters import SalientSegmenter
 
-    cpu: Counter[str] = Counter()
+    cpu: dict[str, float] = {}
     runs, images, began = [0], [], psutil.Process().create_time()
     stage, since = "start", 0.0
     plain = SalientSegmenter.segment
@@ -66,7 +65,7 @@ def shoot_here(products: int) -> dict[str, float]:
     def started(name: str, _: int) -> None:
         nonlocal stage, since
         now = time.process_time()
-        cpu[stage] += now - since
+        cpu[stage] = cpu.get(stage, 0.0) + now - since
         stage, since = name, now
 
     def progress(name: str, _: Shot, step: Step) -> None:

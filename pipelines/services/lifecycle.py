@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pydantic import SecretStr
@@ -150,9 +151,8 @@ def status(settings: Settings, *, airflow: bool = True) -> Status:
         if "airflow" in embedded:  # somebody else's may have none: no DAG of packshot's defers a task
             components.append((TRIGGERER, "triggerer", ""))
         for name, component, detail in components:
-            answers = found.get(component) == "healthy"
-            own = "airflow" in embedded
-            services.append(service(name, own, settings.airflow_url, lambda healthy=answers: healthy, detail))
+            answers = partial("healthy".__eq__, found.get(component, ""))  # asked above, for all at once
+            services.append(service(name, "airflow" in embedded, settings.airflow_url, answers, detail))
     passwords = state_dir / "airflow" / "passwords.json" if "airflow" in embedded else None
     return Status(tuple(services), settings.airflow_url, settings.airflow_user, passwords, state_dir / "logs")
 
