@@ -21,6 +21,7 @@ from PIL import Image
 from pipelines.contracts import Job, Made, Output, Shot, Step, Verdict
 from pipelines.errors import Rejected, UsageError
 from pipelines.models.profile import Profile
+from pipelines.quality import checkerboard, cut_by_border, product_photo, single_product
 from pipelines.quality.completeness import check_completeness
 from pipelines.quality.evidence import Evidence, weights_ref
 from pipelines.quality.heat import heat_picture
@@ -115,7 +116,6 @@ class CutoutResult:
         doubtful: `(h, w)` bool: the part that may be paper seen through an opening; None if there is no paper.
         unopened: Whether the title names a product with an opening and the cutout has none.
         see_through: `(H, W)` bool: the part whose alpha the shop made see-through; None if the photo has no alpha.
-        saliency: `(h, w)` float32, 0..1, of the salient-object net; None if the photo has alpha.
     """
 
     matte: np.ndarray
@@ -130,7 +130,6 @@ class CutoutResult:
     doubtful: np.ndarray | None = None
     unopened: bool = False
     see_through: np.ndarray | None = None
-    saliency: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +143,6 @@ class _Found:
     held: str = ""
     worn: bool = False
     studio: Studio | None = None
-    saliency: np.ndarray | None = None
 
 
 def cutout(
@@ -189,7 +187,7 @@ def _opened(photo: Photo, image: np.ndarray, found: _Found, mask: np.ndarray, ti
         mask, doubtful = np.where(openings.certain, 0, mask).astype(np.float32), openings.doubtful
     unopened = found.studio is None and names_opening(title) and not _has_hole(mask > 0.5)
     result = _finish(photo, _soft_matte(photo, mask), found.path, found.agreement, found.held)
-    return replace(result, doubtful=doubtful, unopened=unopened, saliency=found.saliency)
+    return replace(result, doubtful=doubtful, unopened=unopened)
 
 
 def _by_alpha(photo: Photo, alpha: np.ndarray) -> CutoutResult:
@@ -218,11 +216,11 @@ def _find(image: np.ndarray, models: CutoutModels, path: str, garment: str) -> _
     skin = find_skin(image)
     if figure is not None and is_worn(figure, skin, garment):
         mask, held = _garment_alone(image, figure, skin, models.hqsam, garment)
-        return _Found(mask, "hqsam", _iou(mask > 0.5, salient), held, worn=True, saliency=saliency)
+        return _Found(mask, "hqsam", _iou(mask > 0.5, salient), held, worn=True)
     on_paper = studio is not None and figure is not None and clutter(image, studio, figure) <= MAX_CLUTTER
     if path == "auto" and figure is not None and on_paper:
         agreement = _iou(figure, salient)
-        return _Found(figure.astype(np.float32), "studio", agreement, studio=studio, saliency=saliency)
+        return _Found(figure.astype(np.float32), "studio", agreement, studio=studio)
 
     # on paper the product is the only object, and a crop would only cut it
     maps = SaliencyMaps(saliency, (), saliency) if on_paper else saliency_maps(image, models.salient, saliency)
@@ -231,13 +229,12 @@ def _find(image: np.ndarray, models: CutoutModels, path: str, garment: str) -> _
         mask = lying_on(image, mask, models.hqsam)
     agreement = max(_iou(mask > 0.5, salient), _iou(mask > 0.5, main_pieces(maps.mean > 0.5)))
     if garment and (around := printed_on(image, mask, models.hqsam)) is not mask:
-        reason = "a garment was cut out around what may be its print"
-        return _Found(around, "hqsam", agreement, reason, saliency=saliency)
+        return _Found(around, "hqsam", agreement, "a garment was cut out around what may be its print")
     held = _unstable(mask)
     if agreement < MIN_AGREEMENT:
         held = f"unsure what the product is: the two segmenters agree on {agreement:.0%} of it"
     worn = bool(garment) and _touches_skin(mask, skin)
-    return _Found(mask, "hqsam", agreement, held, worn, studio if on_paper else None, saliency)
+    return _Found(mask, "hqsam", agreement, held, worn, studio if on_paper else None)
 
 
 def _best_mask(image: np.ndarray, maps: SaliencyMaps, hqsam: HQSamSegmenter) -> np.ndarray:
@@ -455,7 +452,7 @@ def _compute_one(work: Work, models: CutoutModels) -> Made | Rejected:
     if result.where is not None:
         outputs.append(heat_picture("whole", photo.rgb, result.where))
         verdicts.append(_complete(result, parameters["whole_tau"]))
-    for verdict, where in _doubts(result):
+    for verdict, where in [*step_doubts(result), *photo_checks(photo, result, title)]:
         verdicts.append(verdict)
         outputs.append(heat_picture(verdict.check, photo.rgb, where))
     return Made(
@@ -478,7 +475,39 @@ def _agreed(result: CutoutResult) -> Verdict:
     return Verdict("cutout", score, MIN_AGREEMENT, passed, result.held, picture="cutout")
 
 
-def _doubts(result: CutoutResult) -> list[tuple[Verdict, np.ndarray]]:
+def photo_checks(photo: Photo, result: CutoutResult, title: str) -> list[tuple[Verdict, np.ndarray]]:
+    """Return the verdicts on the photo itself, each with its map of where `(h, w)`, 0..1.
+
+    A shop crops its own cutouts to the product, so contact with the border means nothing there.
+    """
+    image = _fit(photo.rgb, WORKING_SIDE)
+    matte = cv2.resize(result.matte, (image.shape[1], image.shape[0]), interpolation=cv2.INTER_AREA)
+    by_shop = result.path == "alpha"
+    measures = [
+        (
+            "product_photo",
+            product_photo.measure_graphic(_over_white(image, matte) if by_shop else image),
+            product_photo,
+        ),
+        ("single_product", single_product.measure_things(image, matte > 0.5, title), single_product.LIMIT),
+    ]
+    if not by_shop:
+        measures.append(("checkerboard", checkerboard.measure_checkerboard(photo.rgb), checkerboard.LIMIT))
+        measures.append(("border", cut_by_border.measure_border_contact(matte), cut_by_border.LIMIT))
+    return [
+        (Verdict(name, round(found.score, 4), limit, not found.reason, found.reason, picture=name), found.where)
+        for name, found, limit in measures
+    ]
+
+
+def _over_white(image: np.ndarray, matte: np.ndarray) -> np.ndarray:
+    """Return a product on white: what is below a shop's alpha is no part of its photo."""
+    alpha = matte[..., None]
+    mixed: np.ndarray = (image * alpha + 255 * (1 - alpha) + 0.5).astype(np.uint8)
+    return mixed
+
+
+def step_doubts(result: CutoutResult) -> list[tuple[Verdict, np.ndarray]]:
     """Return the verdicts on openings and on see-through parts, each with its map of where."""
     found = []
     if result.doubtful is not None or result.unopened:

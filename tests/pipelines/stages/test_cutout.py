@@ -120,6 +120,23 @@ def test_a_see_through_product_keeps_its_alpha_and_its_colours_and_is_held(model
     assert "see-through" in found["see_through"].reason
 
 
+@pytest.mark.parametrize(
+    ("name", "title", "check", "reason"),
+    [
+        ("32-text-banner.png", "Blue jug", "product_photo", "no product photo but a graphic"),
+        ("31-six-products.jpg", "Yellow slip-on shoe", "single_product", "6 separate things"),
+        ("16-shoe-painted-checkerboard.png", "Yellow slip-on shoe", "checkerboard", "a painted checkerboard of 12 px"),
+    ],
+)
+@pytest.mark.slow
+def test_what_is_no_photo_of_one_product_is_held_with_the_reason(
+    models: CutoutModels, name: str, title: str, check: str, reason: str
+) -> None:
+    verdict = verdicts(case(name), models, title)[check]
+    assert not verdict.passed
+    assert reason in verdict.reason
+
+
 def test_a_studio_photo_is_cut_by_colour_and_opaque_inside(models: CutoutModels) -> None:
     image, mask = block_on(white())
     result = cutout(Photo(image, None), models)
@@ -183,8 +200,9 @@ def test_the_step_carries_the_cutout_at_the_photos_size_and_a_verdict(models: Cu
     assert rgba.shape == (400, 400, 4)
     assert iou(rgba[..., 3] > 127, mask) > 0.97
     assert made.facts["path"] == "studio"
-    checks = ["cutout", "whole", "openings"]
-    assert [(verdict.check, verdict.passed) for verdict in made.verdicts] == [(check, True) for check in checks]
+    checks = ["cutout", "whole", "openings", "product_photo", "single_product", "checkerboard", "border"]
+    assert [verdict.check for verdict in made.verdicts] == checks
+    assert [verdict.check for verdict in made.verdicts if not verdict.passed] == ["product_photo"]  # it is a drawing
     assert [output.role for output in made.outputs] == checks
     assert isinstance(refused, Rejected)
     assert "0 bytes" in refused.reason
@@ -207,7 +225,8 @@ def test_a_cutout_that_lacks_a_part_is_held_with_the_share_and_a_picture_of_wher
     lacking = CutoutModels(models.salient, models.hqsam, Lacking())  # type: ignore[arg-type]
     (made,) = STAGE.compute([Work(job, {"photo": png_bytes(Image.fromarray(image))})], lacking, SimpleNamespace())
     assert isinstance(made, Made)
-    (verdict,) = [verdict for verdict in made.verdicts if not verdict.passed]
+    (verdict,) = [verdict for verdict in made.verdicts if verdict.check == "whole"]
+    assert not verdict.passed
     assert (verdict.check, verdict.score, verdict.threshold) == ("whole", 0.1, 0.006)
     assert verdict.reason == "the cutout seems to lack a part: 10.0% of its area beside it"
     (where,) = [output for output in made.outputs if output.role == verdict.picture]
