@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 
 from pipelines.cli.main import app
 from pipelines.diffusion.methods import METHODS
+from pipelines.evaluation.checks import CheckMeasure, ChecksMeasure
 from pipelines.evaluation.cutout import BaselineMeasure, CutoutMeasure, ProductCutout
 from pipelines.evaluation.describe import DescribeMeasure, Share
 from pipelines.evaluation.detector.measure import DetectorMeasure, Group
@@ -290,6 +291,7 @@ JSON = {
     "`up` and `status`": names_of(Status, Service) | {"healthy"},
     "`models list` and `models verify`": MODEL,
     "`measure cutout`": names_of(CutoutMeasure, ProductCutout, BaselineMeasure),
+    "`measure checks`": names_of(ChecksMeasure, CheckMeasure),
     "`measure describe`": names_of(DescribeMeasure, Share),
     "`measure detector`": names_of(DetectorMeasure, Group),
     "`measure scenes`": names_of(SceneMeasure, FinalMeasure, SceneFigure),
@@ -299,13 +301,14 @@ NOT_FIELDS = {
     "`lineage`": set(),
     "`models list` and `models verify`": {"verify"},
     "`measure cutout`": {"--baselines", "u2netp", "mobile_sam"},
+    "`measure checks`": {"photos", "on paper"},
     "`measure describe`": {"caption", "tags", "title", "title_rest", "majority"},
     "`measure detector`": {"right", "wrong"},
 }
 WHOLE = (
-    "`approve`", "`export`", "`up` and `status`", "`measure cutout`", "`measure describe`", "`measure detector`",
-    "`measure scenes`",
-)  # fmt: skip
+    *("`approve`", "`export`", "`up` and `status`", "`measure scenes`"),
+    *("`measure cutout`", "`measure checks`", "`measure describe`", "`measure detector`"),
+)
 """Commands of which every field is stable."""
 
 

@@ -1,4 +1,4 @@
-"""`packshot measure cutout | describe | detector | scenes`: measure a stage, or the finished images."""
+"""`packshot measure cutout | checks | describe | detector | scenes`: measure a stage, or the finished images."""
 
 from __future__ import annotations
 
@@ -51,6 +51,40 @@ def cutout(
         found,
         table("SKU", "path", "IoU", "boundary F", rows=products),
         table(f"n = {found.n}", "mean IoU", "95 %", "mean boundary F", "95 %", rows=means),
+    )
+
+
+@app.command()
+def checks(
+    data: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="The training folder: faults are made of its cutouts.")
+    ] = Path("../shared/training"),
+    limit: Annotated[int | None, typer.Option(min=6, help="Faults a check and clean photos; else 60 and 100.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Recall of each check of photos and cutouts on planted faults, and false holds on clean photos."""
+    from pipelines.evaluation.checks import measure_checks
+    from pipelines.models.profile import active_profile
+
+    found = measure_checks(data, active_profile(), limit)
+    rows = [
+        (
+            one.check,
+            f"{one.recall:.1%}",
+            _range(one.recall_interval, ".1%"),
+            str(one.faults),
+            f"{one.false_holds:.1%}",
+            _range(one.false_holds_interval, ".1%"),
+            f"{one.clean_photos} {one.clean}",
+        )
+        for one in found.checks
+    ]
+    answer(
+        as_json,
+        found,
+        table("check", "recall", "95 %", "faults", "false holds", "95 %", "clean", rows=rows),
+        f"any check of the photo alone: {found.held_photos:.1%} of clean photos; any check: {found.held_on_paper:.1%} "
+        "of single products on paper",
     )
 
 

@@ -1,10 +1,11 @@
 """Stage 1: cut the product out of its photo (paper, section 3.1, step 1).
 
-There are three paths, tried in this order. A photo with alpha is used unchanged. On plain studio paper the product is
-cut out by colour. All other photos go to HQ-SAM, prompted by the salient-object net, with several prompts if the
-product is ambiguous. A part that the cutout seems to lack is segmented with one more prompt
-(`quality/completeness.py`). The edge is refined to a soft matte at the photo's own resolution, and the old background's
-colour is removed from it.
+There are three paths, tried in this order. A photo with alpha is used unchanged, also where it is see-through. On plain
+studio paper the product is cut out by colour. All other photos go to HQ-SAM, prompted by the salient-object net, with
+several prompts if the product is ambiguous. A part that the cutout seems to lack is segmented with one more prompt
+(`quality/completeness.py`). Paper inside the product is opened (`vision/openings.py`). The edge is refined to a soft
+matte at the photo's own resolution, and the old background's colour is removed from it. Checks of the photo and of the
+cutout hold what a person should see.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from PIL import Image
 from pipelines.contracts import Job, Made, Output, Shot, Step, Verdict
 from pipelines.errors import Rejected, UsageError
 from pipelines.models.profile import Profile
+from pipelines.quality import checkerboard, cut_by_border, product_photo, single_product
 from pipelines.quality.completeness import check_completeness
 from pipelines.quality.evidence import Evidence, weights_ref
 from pipelines.quality.heat import heat_picture
@@ -27,10 +29,11 @@ from pipelines.quality.overcompletion import SURE, ColourFinder, OvercompletionD
 from pipelines.scenes import Checks
 from pipelines.vision.central_crops import SaliencyMaps, saliency_maps
 from pipelines.vision.matting import decontaminate, refine_matte
+from pipelines.vision.openings import find_openings, names_opening
 from pipelines.vision.people import find_skin, garment_part, garment_prompt, is_worn
 from pipelines.vision.photos import Photo, png_bytes, read_photo
 from pipelines.vision.segmenters import STABLE, HQSamSegmenter, Prompt, SalientSegmenter, filled, main_pieces, stability
-from pipelines.vision.studio import clutter, cut_studio, find_studio
+from pipelines.vision.studio import Studio, clutter, cut_studio, find_studio
 from pipelines.vision.surfaces import is_sheet, lying_on, printed_on
 from pipelines.workflow import Recipe, Stage, Work
 
@@ -64,7 +67,20 @@ MAX_SKIN = 0.25
 """More skin colour than this is a wooden floor: 0.27 to 0.53 of the picture in four photos of clothes."""
 
 SHADOW_ALPHA = 0.8
-"""The alpha channel often contains the product's soft shadow. Below this value it is not product."""
+"""The alpha channel often contains the product's soft shadow. Below this value, outside the product, it is none."""
+
+SHADOW_LIGHT, SHADOW_TINT = 80.0, 20.0
+"""A see-through region beside the product is its shadow if its mean level, or the span of its mean colour, is less.
+Of 31 cutouts with a shadow, 11 have a light grey one."""
+
+MIN_CLEAR = 0.001
+"""Share of the picture that an alpha channel clears at least if it is a cutout."""
+
+ROUNDED_CORNERS = 0.05
+"""An alpha channel that clears less may only round a photo's corners."""
+
+MAX_DOUBTFUL = 0.02
+"""Share of the product that may be paper inside it, and share that may be see-through."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +113,9 @@ class CutoutResult:
         beyond: E+ of the photo with this cutout: area of the missing part over the cutout's; NaN if not checked.
         where: `(h, w)` float32, 0..1: the missing part; None if not checked.
         mended: Whether a missing part was added.
+        doubtful: `(h, w)` bool: the part that may be paper seen through an opening; None if there is no paper.
+        unopened: Whether the title names a product with an opening and the cutout has none.
+        see_through: `(H, W)` bool: the part whose alpha the shop made see-through; None if the photo has no alpha.
     """
 
     matte: np.ndarray
@@ -108,22 +127,26 @@ class CutoutResult:
     beyond: float = float("nan")
     where: np.ndarray | None = None
     mended: bool = False
+    doubtful: np.ndarray | None = None
+    unopened: bool = False
+    see_through: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class _Found:
     """A soft mask `(h, w)` of the working picture, its path, the segmenters' agreement, and the reason to hold it.
-    `worn`: a person wears it and continues beyond it."""
+    `worn`: a person wears it and continues beyond it. `studio` is the paper, if there is any."""
 
     mask: np.ndarray
     path: str
     agreement: float
     held: str = ""
     worn: bool = False
+    studio: Studio | None = None
 
 
 def cutout(
-    photo: Photo, models: CutoutModels, path: str = "auto", garment: str = "", tau: float = WHOLE
+    photo: Photo, models: CutoutModels, path: str = "auto", garment: str = "", tau: float = WHOLE, title: str = ""
 ) -> CutoutResult:
     """Cut the product out of a photo.
 
@@ -133,6 +156,7 @@ def cutout(
         path: `auto`, or `hqsam` to use HQ-SAM for every photo.
         garment: `upper`, `lower` or "": which half of a person a worn garment covers (`people.garment_part`).
         tau: E+ of the photo with its cutout up to which the cutout is complete.
+        title: The product's; it may name a thing with an opening.
 
     Raises:
         Rejected: the photo shows no product, or nothing but product.
@@ -140,18 +164,44 @@ def cutout(
     if path not in PATHS:
         raise UsageError(f"cutout path {path!r}: there are {', '.join(PATHS)}")
     if path == "auto" and photo.alpha is not None and _is_cut_out(photo.alpha):
-        return _finish(photo, _without_shadow(photo.alpha), "alpha", 1.0)
+        return _by_alpha(photo, photo.alpha)
 
     image = _fit(photo.rgb, WORKING_SIDE)
     found = _find(image, models, path, garment)
     if models.detector is None or not MIN_AREA <= (found.mask > 0.5).mean() <= MAX_AREA:  # `_finish` refuses it
-        return _finish(photo, _soft_matte(photo, found.mask), found.path, found.agreement, found.held)
+        return _opened(photo, image, found, found.mask, title)
     # a person checks held ones; on a person, a second mask would include other clothes
     hqsam = None if found.held or found.worn else models.hqsam
     checked = check_completeness(image, found.mask, models.detector, tau, hqsam)
-    path = "hqsam" if checked.mended else found.path
-    result = _finish(photo, _soft_matte(photo, checked.mask), path, found.agreement, found.held)
+    found = replace(found, path="hqsam" if checked.mended else found.path)
+    # only now: to the detector, an opening is a missing part
+    result = _opened(photo, image, found, checked.mask, title)
     return replace(result, beyond=checked.e_plus, where=checked.where, mended=checked.mended)
+
+
+def _opened(photo: Photo, image: np.ndarray, found: _Found, mask: np.ndarray, title: str) -> CutoutResult:
+    """Return the result of a mask `(h, w)` of the working picture, with its openings removed."""
+    doubtful = None
+    if found.studio is not None and not found.worn:
+        openings = find_openings(image, found.studio, mask > 0.5, title)
+        mask, doubtful = np.where(openings.certain, 0, mask).astype(np.float32), openings.doubtful
+    unopened = found.studio is None and names_opening(title) and not _has_hole(mask > 0.5)
+    result = _finish(photo, _soft_matte(photo, mask), found.path, found.agreement, found.held)
+    return replace(result, doubtful=doubtful, unopened=unopened)
+
+
+def _by_alpha(photo: Photo, alpha: np.ndarray) -> CutoutResult:
+    """Return the product as the shop cut it out; it is held if the alpha may only round a photo's corners."""
+    matte = _without_shadow(photo.rgb, alpha)
+    see_through = _see_through(matte)
+    held = ""
+    clear = float((alpha < 0.05).mean())
+    if clear < ROUNDED_CORNERS and find_studio(photo.rgb) is not None:
+        held = f"the photo's transparency clears only {clear:.1%} of it, and inside is a plain background"
+    # its colours are the product's alone, so there is no background to remove from them
+    level = 0.5 if see_through.mean() < MIN_AREA else 0.05
+    result = _finish(photo, matte, "alpha", 1.0, held, level=level, by_shop=True)
+    return replace(result, see_through=see_through)
 
 
 def _find(image: np.ndarray, models: CutoutModels, path: str, garment: str) -> _Found:
@@ -169,7 +219,8 @@ def _find(image: np.ndarray, models: CutoutModels, path: str, garment: str) -> _
         return _Found(mask, "hqsam", _iou(mask > 0.5, salient), held, worn=True)
     on_paper = studio is not None and figure is not None and clutter(image, studio, figure) <= MAX_CLUTTER
     if path == "auto" and figure is not None and on_paper:
-        return _Found(figure.astype(np.float32), "studio", _iou(figure, salient))
+        agreement = _iou(figure, salient)
+        return _Found(figure.astype(np.float32), "studio", agreement, studio=studio)
 
     # on paper the product is the only object, and a crop would only cut it
     maps = SaliencyMaps(saliency, (), saliency) if on_paper else saliency_maps(image, models.salient, saliency)
@@ -182,7 +233,8 @@ def _find(image: np.ndarray, models: CutoutModels, path: str, garment: str) -> _
     held = _unstable(mask)
     if agreement < MIN_AGREEMENT:
         held = f"unsure what the product is: the two segmenters agree on {agreement:.0%} of it"
-    return _Found(mask, "hqsam", agreement, held, worn=bool(garment) and _touches_skin(mask, skin))
+    worn = bool(garment) and _touches_skin(mask, skin)
+    return _Found(mask, "hqsam", agreement, held, worn, studio if on_paper else None)
 
 
 def _best_mask(image: np.ndarray, maps: SaliencyMaps, hqsam: HQSamSegmenter) -> np.ndarray:
@@ -254,14 +306,52 @@ def _touches_skin(mask: np.ndarray, skin: np.ndarray) -> bool:
 
 
 def _is_cut_out(alpha: np.ndarray) -> bool:
-    """Return whether the alpha channel is a cutout: partly transparent, partly opaque."""
-    return float((alpha < 0.05).mean()) > 0.02 and float((alpha > SHADOW_ALPHA).mean()) > MIN_AREA
+    """Return whether the alpha channel is a cutout: clear in a region that reaches the border, visible elsewhere.
+
+    Scattered clear pixels, as in a damaged file, are none.
+    """
+    clear = cv2.morphologyEx((alpha < 0.05).astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
+    _, labels = cv2.connectedComponents(np.pad(clear, 1, constant_values=1), connectivity=4)
+    outside = (labels == labels[0, 0])[1:-1, 1:-1]
+    return float(outside.mean()) >= MIN_CLEAR and float((alpha > 0.05).mean()) > MIN_AREA
 
 
-def _without_shadow(alpha: np.ndarray) -> np.ndarray:
-    """Return the alpha channel on the product and 2 px around it, 0 elsewhere."""
-    product = cv2.dilate((alpha > SHADOW_ALPHA).astype(np.uint8), np.ones((5, 5), np.uint8))
-    return alpha * product
+def _without_shadow(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Return the alpha channel on the product and 2 px around it, 0 elsewhere.
+
+    What the opaque part encloses is product, also where it is see-through. A see-through region beside it is product if
+    it is too light and too colourful for a shadow, or if nearly nothing is opaque.
+    """
+    opaque = (alpha > SHADOW_ALPHA).astype(np.uint8)
+    if opaque.mean() < MIN_AREA:
+        return alpha
+    product = _filled_holes(opaque)
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(((alpha > 0.05) & (product == 0)).astype(np.uint8))
+    colour = np.stack([np.bincount(labels.ravel(), weights=rgb[..., c].ravel()) for c in range(3)], axis=1)
+    colour /= np.maximum(1, stats[:, cv2.CC_STAT_AREA])[:, None]
+    kept = (colour.mean(axis=1) >= SHADOW_LIGHT) & (np.ptp(colour, axis=1) >= SHADOW_TINT)
+    kept &= stats[:, cv2.CC_STAT_AREA] >= MIN_AREA * alpha.size
+    kept[0] = False
+    product |= kept[labels].astype(np.uint8)
+    return alpha * cv2.dilate(product, np.ones((5, 5), np.uint8))
+
+
+def _filled_holes(mask: np.ndarray) -> np.ndarray:
+    """Return a mask `(H, W)` uint8, 0 or 1, with everything that it encloses."""
+    _, labels = cv2.connectedComponents(np.pad(1 - mask, 1, constant_values=1), connectivity=4)
+    return (labels != labels[0, 0])[1:-1, 1:-1].astype(np.uint8)
+
+
+def _has_hole(mask: np.ndarray) -> bool:
+    """Return whether a mask `(H, W)` bool encloses a region of a hundredth of its area."""
+    return bool(_filled_holes(mask.astype(np.uint8)).sum() - mask.sum() >= 0.01 * mask.sum())
+
+
+def _see_through(matte: np.ndarray) -> np.ndarray:
+    """Return where a matte is see-through, `(H, W)` bool, without its soft edge."""
+    partly = ((matte > 0.05) & (matte < 0.95)).astype(np.uint8)
+    size = max(5, round(0.008 * max(matte.shape)) | 1)
+    return cv2.morphologyEx(partly, cv2.MORPH_OPEN, np.ones((size, size), np.uint8)) > 0
 
 
 def _unstable(mask: np.ndarray) -> str:
@@ -279,15 +369,19 @@ def _soft_matte(photo: Photo, mask: np.ndarray) -> np.ndarray:
     return refine_matte(photo.rgb, full, radius=max(3, round(0.004 * max(width, height))))
 
 
-def _finish(photo: Photo, matte: np.ndarray, path: str, score: float, held: str = "") -> CutoutResult:
-    area = float((matte > 0.5).mean())
+def _finish(
+    photo: Photo, matte: np.ndarray, path: str, score: float, held: str = "", level: float = 0.5, by_shop: bool = False
+) -> CutoutResult:
+    """Return the result of a matte; pixels above `level` are product. A matte `by_shop` may fill the photo."""
+    product = matte > level
+    area = float(product.mean())
     if area < MIN_AREA:
         raise Rejected("no product found: what stood out turned out to be a shadow or a speck")
-    if area > MAX_AREA:
+    if area > MAX_AREA and not by_shop:
         raise Rejected("no product found: the photo is filled to its edges, there is no background to tell it from")
-    rows, columns = np.flatnonzero((matte > 0.5).any(axis=1)), np.flatnonzero((matte > 0.5).any(axis=0))
+    rows, columns = np.flatnonzero(product.any(axis=1)), np.flatnonzero(product.any(axis=0))
     box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
-    return CutoutResult(matte, decontaminate(photo.rgb, matte), path, box, score, held)
+    return CutoutResult(matte, photo.rgb if by_shop else decontaminate(photo.rgb, matte), path, box, score, held)
 
 
 def _fit(image: np.ndarray, side: int) -> np.ndarray:
@@ -315,6 +409,7 @@ def job(shot: Shot, upstream: Mapping[str, Step], recipe: Recipe, candidate: int
         "max_megapixels": recipe.max_megapixels,
         "whole_tau": WHOLE,
         "sure": SURE,
+        "title": product.title,
     }
     if product.photo is None:
         parameters["problem"] = product.photo_problem or "the product has no photo"
@@ -342,9 +437,10 @@ def _compute_one(work: Work, models: CutoutModels) -> Made | Rejected:
     parameters = work.job.parameters
     if "problem" in parameters:
         return Rejected(parameters["problem"])
+    title = parameters["title"]
     try:
         photo = read_photo(work.inputs["photo"], parameters["max_megapixels"])
-        result = cutout(photo, models, parameters["path"], parameters["garment"], parameters["whole_tau"])
+        result = cutout(photo, models, parameters["path"], parameters["garment"], parameters["whole_tau"], title)
     except Rejected as rejection:
         return rejection
     scaled = result.matte * 255
@@ -356,6 +452,9 @@ def _compute_one(work: Work, models: CutoutModels) -> Made | Rejected:
     if result.where is not None:
         outputs.append(heat_picture("whole", photo.rgb, result.where))
         verdicts.append(_complete(result, parameters["whole_tau"]))
+    for verdict, where in [*step_doubts(result), *photo_checks(photo, result, title)]:
+        verdicts.append(verdict)
+        outputs.append(heat_picture(verdict.check, photo.rgb, where))
     return Made(
         outputs=tuple(outputs),
         facts={
@@ -374,6 +473,61 @@ def _agreed(result: CutoutResult) -> Verdict:
     """Return the verdict on the segmenters' agreement and certainty."""
     score, passed = round(result.score, 4), not result.held
     return Verdict("cutout", score, MIN_AGREEMENT, passed, result.held, picture="cutout")
+
+
+def photo_checks(photo: Photo, result: CutoutResult, title: str) -> list[tuple[Verdict, np.ndarray]]:
+    """Return the verdicts on the photo itself, each with its map of where `(h, w)`, 0..1.
+
+    A shop crops its own cutouts to the product, so contact with the border means nothing there.
+    """
+    image = _fit(photo.rgb, WORKING_SIDE)
+    matte = cv2.resize(result.matte, (image.shape[1], image.shape[0]), interpolation=cv2.INTER_AREA)
+    by_shop = result.path == "alpha"
+    measures = [
+        (
+            "product_photo",
+            product_photo.measure_graphic(_over_white(image, matte) if by_shop else image),
+            product_photo,
+        ),
+        ("single_product", single_product.measure_things(image, matte > 0.5, title), single_product.LIMIT),
+    ]
+    if not by_shop:
+        measures.append(("checkerboard", checkerboard.measure_checkerboard(photo.rgb), checkerboard.LIMIT))
+        measures.append(("border", cut_by_border.measure_border_contact(matte), cut_by_border.LIMIT))
+    return [
+        (Verdict(name, round(found.score, 4), limit, not found.reason, found.reason, picture=name), found.where)
+        for name, found, limit in measures
+    ]
+
+
+def _over_white(image: np.ndarray, matte: np.ndarray) -> np.ndarray:
+    """Return a product on white: what is below a shop's alpha is no part of its photo."""
+    alpha = matte[..., None]
+    mixed: np.ndarray = (image * alpha + 255 * (1 - alpha) + 0.5).astype(np.uint8)
+    return mixed
+
+
+def step_doubts(result: CutoutResult) -> list[tuple[Verdict, np.ndarray]]:
+    """Return the verdicts on openings and on see-through parts, each with its map of where."""
+    found = []
+    if result.doubtful is not None or result.unopened:
+        where = result.doubtful if result.doubtful is not None else (result.matte > 0.5)
+        score = 1.0 if result.unopened else round(float(where.mean() / max(1e-9, (result.matte > 0.5).mean())), 4)
+        passed = score <= MAX_DOUBTFUL
+        reason = f"{score:.0%} of the product may be background seen through an opening, or a white print"
+        if result.unopened:
+            reason = "the title names a product with an opening, and the cutout has none"
+        found.append((_doubt("openings", score, "" if passed else reason), where))
+    if result.see_through is not None:
+        where = result.see_through
+        score = round(float(where.sum() / max(1, (result.matte > 0.05).sum())), 4)
+        reason = f"{score:.0%} of the product is see-through: what was behind it may be in its colours"
+        found.append((_doubt("see_through", score, "" if score <= MAX_DOUBTFUL else reason), where))
+    return found
+
+
+def _doubt(check: str, score: float, reason: str) -> Verdict:
+    return Verdict(check, score, MAX_DOUBTFUL, not reason, reason, picture=check)
 
 
 def _complete(result: CutoutResult, tau: float) -> Verdict:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from pipelines import sample
-from pipelines.contracts import Job, Made, Product, Shot
+from pipelines.contracts import Job, Made, Product, Shot, Verdict
 from pipelines.errors import Rejected, UsageError
 from pipelines.evaluation.cutout import iou, measure_cutouts
 from pipelines.models.profile import PROFILES, load_profile
@@ -23,6 +23,7 @@ from pipelines.vision.segmenters import Prompt
 from pipelines.workflow import Work
 
 CATALOG = Path(__file__).parents[3] / ".." / "shared" / "catalog"
+CASES = CATALOG.with_name("cases")
 SAMPLE = Path(sample.__file__).parent
 WEIGHTS = [PROFILES / "mini" / part / "model.safetensors" for part in ("salient", "hqsam")]
 
@@ -57,6 +58,83 @@ def test_a_photo_with_alpha_is_taken_as_it_is_without_its_shadow(models: CutoutM
     assert result.box == (140, 120, 260, 280)
     assert np.array_equal(result.matte, mask)
     assert np.array_equal(result.colours, image)
+
+
+def case(name: str) -> bytes:
+    if not CASES.exists():
+        pytest.skip("../shared/cases is not here")
+    return (CASES / "photos" / name).read_bytes()
+
+
+def verdicts(data: bytes, models: CutoutModels, title: str) -> dict[str, Verdict]:
+    """What the step says of a photo, by check."""
+    settings = {"path": "auto", "garment": "", "max_megapixels": 50, "whole_tau": 0.006, "title": title}
+    job = Job("cutout", STAGE.version, {"photo": "x"}, settings)
+    (made,) = STAGE.compute([Work(job, {"photo": data})], models, SimpleNamespace())
+    assert isinstance(made, Made)
+    assert {verdict.picture for verdict in made.verdicts} <= {output.role for output in made.outputs} | {""}
+    return {verdict.check: verdict for verdict in made.verdicts}
+
+
+def test_a_ring_on_paper_is_open(models: CutoutModels) -> None:
+    result = cutout(read_photo(case("39-ring.png")), models)
+    assert (result.matte > 0.5).mean() == pytest.approx(0.138, abs=0.01)
+    assert not result.held
+    assert result.beyond <= 0.006  # its opening is no missing part
+
+
+def test_alpha_that_clears_only_the_corners_is_believed(models: CutoutModels) -> None:
+    data = case("19-notebook-fills-frame-rgba.png")
+    photo = read_photo(data)
+    result = cutout(photo, models)
+    assert (result.path, result.held, result.box) == ("alpha", "", (0, 0, *photo.size))
+    assert np.array_equal(result.matte, photo.alpha)
+
+
+def test_alpha_that_rounds_the_corners_of_a_studio_photo_is_held(models: CutoutModels) -> None:
+    image, _ = block_on(white())
+    alpha = np.ones(image.shape[:2], np.float32)
+    alpha[:15, :15] = alpha[-15:, :15] = 0
+    assert "inside is a plain background" in cutout(Photo(image, alpha), models).held
+
+
+def test_scattered_clear_pixels_are_no_cutout(models: CutoutModels) -> None:
+    image, mask = block_on(white())
+    alpha = np.ones(image.shape[:2], np.float32)
+    alpha[::20, ::20] = 0
+    result = cutout(Photo(image, alpha), models)
+    assert result.path == "studio"
+    assert iou(result.matte > 0.5, mask) > 0.97
+
+
+def test_a_see_through_product_keeps_its_alpha_and_its_colours_and_is_held(models: CutoutModels) -> None:
+    data = case("17-glass-semitransparent.png")
+    photo = read_photo(data)
+    assert photo.alpha is not None
+    result = cutout(photo, models)
+    inside = np.s_[120:500, 230:370]
+    assert np.array_equal(result.matte[inside], photo.alpha[inside])
+    assert np.array_equal(result.colours, photo.rgb)
+    found = verdicts(data, models, "Tonic glass")
+    assert not found["see_through"].passed
+    assert "see-through" in found["see_through"].reason
+
+
+@pytest.mark.parametrize(
+    ("name", "title", "check", "reason"),
+    [
+        ("32-text-banner.png", "Blue jug", "product_photo", "no product photo but a graphic"),
+        ("31-six-products.jpg", "Yellow slip-on shoe", "single_product", "6 separate things"),
+        ("16-shoe-painted-checkerboard.png", "Yellow slip-on shoe", "checkerboard", "a painted checkerboard of 12 px"),
+    ],
+)
+@pytest.mark.slow
+def test_what_is_no_photo_of_one_product_is_held_with_the_reason(
+    models: CutoutModels, name: str, title: str, check: str, reason: str
+) -> None:
+    verdict = verdicts(case(name), models, title)[check]
+    assert not verdict.passed
+    assert reason in verdict.reason
 
 
 def test_a_studio_photo_is_cut_by_colour_and_opaque_inside(models: CutoutModels) -> None:
@@ -111,7 +189,7 @@ def test_an_unknown_path_is_a_usage_error(models: CutoutModels) -> None:
 
 def test_the_step_carries_the_cutout_at_the_photos_size_and_a_verdict(models: CutoutModels) -> None:
     image, mask = block_on(white())
-    settings = {"path": "auto", "garment": "", "max_megapixels": 50, "whole_tau": 0.006}
+    settings = {"path": "auto", "garment": "", "max_megapixels": 50, "whole_tau": 0.006, "title": "Box"}
     job = Job("cutout", STAGE.version, {"photo": "x"}, settings)
     recipe = SimpleNamespace()
     made, refused = STAGE.compute(
@@ -122,8 +200,10 @@ def test_the_step_carries_the_cutout_at_the_photos_size_and_a_verdict(models: Cu
     assert rgba.shape == (400, 400, 4)
     assert iou(rgba[..., 3] > 127, mask) > 0.97
     assert made.facts["path"] == "studio"
-    assert [(verdict.check, verdict.passed) for verdict in made.verdicts] == [("cutout", True), ("whole", True)]
-    assert [output.role for output in made.outputs] == ["cutout", "whole"]
+    checks = ["cutout", "whole", "openings", "product_photo", "single_product", "checkerboard", "border"]
+    assert [verdict.check for verdict in made.verdicts] == checks
+    assert [verdict.check for verdict in made.verdicts if not verdict.passed] == ["product_photo"]  # it is a drawing
+    assert [output.role for output in made.outputs] == checks
     assert isinstance(refused, Rejected)
     assert "0 bytes" in refused.reason
 
@@ -140,12 +220,13 @@ def test_a_cutout_that_lacks_a_part_is_held_with_the_share_and_a_picture_of_wher
             heat[rows[-1] + 4 : rows[-1] + 12] = 1
             return Overcompletion(0.1, 1.0, 0.0, 0.0, {}, heat)
 
-    settings = {"path": "auto", "garment": "", "max_megapixels": 50, "whole_tau": 0.006}
+    settings = {"path": "auto", "garment": "", "max_megapixels": 50, "whole_tau": 0.006, "title": "Box"}
     job = Job("cutout", STAGE.version, {"photo": "x"}, settings)
     lacking = CutoutModels(models.salient, models.hqsam, Lacking())  # type: ignore[arg-type]
     (made,) = STAGE.compute([Work(job, {"photo": png_bytes(Image.fromarray(image))})], lacking, SimpleNamespace())
     assert isinstance(made, Made)
-    (verdict,) = [verdict for verdict in made.verdicts if not verdict.passed]
+    (verdict,) = [verdict for verdict in made.verdicts if verdict.check == "whole"]
+    assert not verdict.passed
     assert (verdict.check, verdict.score, verdict.threshold) == ("whole", 0.1, 0.006)
     assert verdict.reason == "the cutout seems to lack a part: 10.0% of its area beside it"
     (where,) = [output for output in made.outputs if output.role == verdict.picture]

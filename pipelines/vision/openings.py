@@ -1,0 +1,99 @@
+"""Openings of a product on plain paper: the paper that is seen through a ring, a bangle, a chain or a frame.
+
+The salient-object net fills them. Their content is the paper's, and a sharp edge surrounds them. A white print has the
+same edge; its level or its grain differs from the paper's. On overexposed paper both are pure white, and only a person
+can decide.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from pipelines.vision.studio import Studio
+
+OPEN_THINGS = frozenset(
+    ["bangle", "bangles", "bracelet", "chain", "hoop", "hoops", "necklace", "ring", "rings", "wreath", "wreaths"]
+)
+"""Words of titles whose product has an opening."""
+
+SMALLEST = 0.012
+"""Side of the smallest opening, as a share of the picture's longer side."""
+
+EDGE = 24.0
+"""Levels from the paper that the product around an opening has at least."""
+
+SHARP, PARTLY_SHARP = 0.9, 0.6
+"""Share of an opening's rim with such an edge: all around, or interrupted by the product's own shadow."""
+
+SURROUNDED = 0.97
+"""Share of an opening's rim that is product. At the product's edge, plain white is a white product on white paper."""
+
+SAME_LEVEL = 1.3
+"""Largest mean difference between an opening and the paper, in levels. A white print on a shaded product has more."""
+
+OVEREXPOSED = 253.0
+"""Level from which paper and white print are the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class Openings:
+    """Paper inside a product.
+
+    Attributes:
+        certain: `(H, W)` bool: paper, to be removed from the mask.
+        doubtful: `(H, W)` bool: paper or a white print.
+    """
+
+    certain: np.ndarray
+    doubtful: np.ndarray
+
+
+def names_opening(title: str) -> bool:
+    """Return whether a title names a product with an opening."""
+    return not OPEN_THINGS.isdisjoint(re.findall(r"[a-z]+", title.lower()))
+
+
+def find_openings(image: np.ndarray, studio: Studio, product: np.ndarray, title: str = "") -> Openings:
+    """Find pieces of paper that the product surrounds.
+
+    Args:
+        image: `(H, W, 3)` uint8 RGB.
+        studio: Its background.
+        product: `(H, W)` bool.
+        title: The product's; it decides on overexposed paper.
+    """
+    side = max(image.shape[:2])
+    difference = image.astype(np.float32) - studio.colour
+    away = np.abs(cv2.GaussianBlur(difference, (0, 0), 0.8)).max(axis=2)
+    plain = (away < max(3.0, 2.5 * studio.spread)) & product
+    certain, doubtful = np.zeros_like(product), np.zeros_like(product)
+    paper = studio.colour[~product].mean() if (~product).any() else 255.0
+    reach = max(2, round(0.004 * side))
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(plain.astype(np.uint8), connectivity=4)
+    for piece in range(1, count):
+        if stats[piece, cv2.CC_STAT_AREA] < (SMALLEST * side) ** 2:
+            continue
+        inside = labels == piece
+        near = cv2.dilate(inside.astype(np.uint8), _disc(reach))
+        rim = (cv2.dilate(near, _disc(reach)) > 0) & (near == 0)
+        if not rim.any() or product[rim].mean() < SURROUNDED:
+            continue
+        sharp = float((away[rim] > EDGE).mean())
+        content = cv2.erode(inside.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+        level = float(np.abs(difference[content].mean(axis=0)).max()) if content.any() else np.inf
+        if level > SAME_LEVEL or sharp < PARTLY_SHARP:
+            continue
+        known = paper < OVEREXPOSED or names_opening(title)
+        target = certain if sharp >= SHARP and known else doubtful
+        target |= near > 0 if target is certain else inside
+    # the product's own pixels at the rim stay: only what is not distinct from paper is removed
+    certain &= away < EDGE
+    return Openings(certain, doubtful)
+
+
+def _disc(radius: int) -> np.ndarray:
+    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))

@@ -1,0 +1,66 @@
+"""Paper seen through a product is opened; white prints stay; on overexposed paper the title or a person decides."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pipelines.vision.openings import Openings, find_openings, names_opening
+from pipelines.vision.studio import find_studio
+
+
+def ring(paper: int, inside: int, grain: float = 0.6) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A brown ring on paper: image, its filled disc and its hole."""
+    noise = np.random.default_rng(0).normal(0, grain, (400, 400, 3))
+    rows, columns = np.mgrid[:400, :400]
+    distance = np.hypot(rows - 200, columns - 200)
+    image = np.full((400, 400, 3), paper, np.float32)
+    image[distance < 150] = (150, 100, 40)
+    image[distance < 110] = inside
+    return np.clip(image + noise + 0.5, 0, 255).astype(np.uint8), distance < 150, distance < 110
+
+
+def openings(paper: int, inside: int, title: str = "", grain: float = 0.6) -> tuple[Openings, np.ndarray]:
+    image, product, hole = ring(paper, inside, grain)
+    studio = find_studio(image)
+    assert studio is not None
+    return find_openings(image, studio, product, title), hole
+
+
+def test_paper_inside_a_ring_is_opened() -> None:
+    found, hole = openings(246, 246)
+    assert (found.certain & hole).sum() > 0.98 * hole.sum()
+    assert (found.certain & ~hole).sum() < 0.02 * hole.sum()
+    assert not found.doubtful.any()
+
+
+@pytest.mark.parametrize("inside", [243, 250, 255])
+def test_a_white_print_of_another_level_stays(inside: int) -> None:
+    found, _ = openings(246, inside)
+    assert not found.certain.any()
+    assert not found.doubtful.any()
+
+
+def test_on_overexposed_paper_a_person_decides_unless_the_title_does() -> None:
+    found, hole = openings(255, 255, "Round tray", grain=0)
+    assert not found.certain.any()
+    assert found.doubtful.sum() > 0.95 * hole.sum()
+    found, hole = openings(255, 255, "Wooden ring", grain=0)
+    assert found.certain.sum() > 0.95 * hole.sum()
+    assert not found.doubtful.any()
+
+
+def test_white_that_reaches_the_products_edge_is_the_product() -> None:
+    image, _, _ = ring(246, 246)
+    rows, columns = np.mgrid[:400, :400]
+    product = np.hypot(rows - 200, columns - 200) < 100  # a white disc, cut out of the hole
+    studio = find_studio(image)
+    assert studio is not None
+    found = find_openings(image, studio, product)
+    assert not found.certain.any()
+    assert not found.doubtful.any()
+
+
+def test_a_title_names_an_opening_by_whole_words() -> None:
+    assert names_opening("Gold Ring, 18 ct")
+    assert not names_opening("String bag")
