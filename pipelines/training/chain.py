@@ -33,7 +33,7 @@ NAME = "mini"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Stage:
+class ChainStage:
     """One part's training: its share of the hours, the other parts that it writes, and the side in px that it is
     trained at where it begins from a model that is there (None: the trainer's own sizes)."""
 
@@ -49,18 +49,18 @@ class Stage:
 
 
 STAGES = (
-    Stage("autoencoder", 0.14),
-    Stage("unet", 0.36, also=("clip", "scheduler"), going_on=256),
-    Stage("clip", 0.04),
-    Stage("brushnet_random", 0.12, going_on=256),
-    Stage("brushnet_salient", 0.05, going_on=256),
-    Stage("brushnet", 0.06, going_on=256),
-    Stage("brushnet_control", 0.11, going_on=256),
-    Stage("controlnet_canny", 0.04),
-    Stage("unet_inpaint9", 0.02),
-    Stage("controlnet_inpaint", 0.02),
-    Stage("lora_oak_window", 0.02),
-    Stage("base_high_key", 0.02),
+    ChainStage("autoencoder", 0.14),
+    ChainStage("unet", 0.36, also=("clip", "scheduler"), going_on=256),
+    ChainStage("clip", 0.04),
+    ChainStage("brushnet_random", 0.12, going_on=256),
+    ChainStage("brushnet_salient", 0.05, going_on=256),
+    ChainStage("brushnet", 0.06, going_on=256),
+    ChainStage("brushnet_control", 0.11, going_on=256),
+    ChainStage("controlnet_canny", 0.04),
+    ChainStage("unet_inpaint9", 0.02),
+    ChainStage("controlnet_inpaint", 0.02),
+    ChainStage("lora_oak_window", 0.02),
+    ChainStage("base_high_key", 0.02),
 )
 """In the order in which each stands on those before it; the shares add up to one."""
 
@@ -152,7 +152,7 @@ class Chain:
         shutil.copytree(PROFILE, unfinished, ignore=lambda folder, names: [n for n in names if n in own])
         unfinished.rename(self.options.out)
 
-    def _train(self, stage: Stage) -> None:
+    def _train(self, stage: ChainStage) -> None:
         round_, progress = self.rounds[-1], self.rounds[-1].stages[stage.part]
         if progress.state == "waiting":
             self._keep(stage)
@@ -191,7 +191,7 @@ class Chain:
     def _before(self) -> Path:
         return self.options.work / "before"
 
-    def _keep(self, stage: Stage) -> None:
+    def _keep(self, stage: ChainStage) -> None:
         """Copy the parts that a stage will write, as they are."""
         shutil.rmtree(self._before, ignore_errors=True)
         self._before.mkdir(parents=True)
@@ -199,19 +199,19 @@ class Chain:
             if (self.options.out / part).exists():
                 shutil.copytree(self.options.out / part, self._before / part)
 
-    def _restore(self, stage: Stage) -> None:
+    def _restore(self, stage: ChainStage) -> None:
         """Put back the parts that a stage writes as they were before it, or nothing where there was nothing."""
         for part in stage.writes:
             shutil.rmtree(self.options.out / part, ignore_errors=True)
             if (self._before / part).exists():
                 shutil.copytree(self._before / part, self.options.out / part)
 
-    def _spent(self, stage: Stage) -> tuple[float, int]:
+    def _spent(self, stage: ChainStage) -> tuple[float, int]:
         """Hours and samples of a stage in this round, over all its sizes."""
         stored = [json.loads(file.read_text(encoding="utf-8")) for file in self._of(stage, "figures.json")]
         return sum(one["minutes"] for one in stored) / 60, sum(one["samples"] for one in stored)
 
-    def _of(self, stage: Stage, name: str) -> list[Path]:
+    def _of(self, stage: ChainStage, name: str) -> list[Path]:
         """The files called `name` in the work folders of a stage: one for each size that it is trained at."""
         pattern = re.compile(rf"{stage.part}(_\d+|_decoder)?")
         found = self.options.work.glob(f"{stage.part}*/{name}")
