@@ -115,7 +115,7 @@ def on_checkerboard(cutout: np.ndarray, rng: Draw) -> np.ndarray:
     lay(ground, cutout, ((640 - width) // 2, (640 - height) // 2, width, height))
     if rng.random() < 0.5:  # enlarged or reduced after saving
         side = int(rng.integers(480, 900))
-        ground = cv2.resize(ground, (side, side), interpolation=cv2.INTER_LINEAR)
+        ground = np.asarray(cv2.resize(ground, (side, side), interpolation=cv2.INTER_LINEAR), np.float32)
     return saved(ground, rng)
 
 
@@ -157,7 +157,7 @@ def graphic(kind: str, rng: Draw) -> np.ndarray:
     pixels = np.asarray(image, np.float32)
     if kind == "banner" and rng.random() < 0.4:  # a gradient behind the text
         slope = np.linspace(1, rng.uniform(0.6, 0.9), width)[None, :, None]
-        pixels = pixels * slope
+        pixels = (pixels * slope).astype(np.float32)
     return saved(pixels, rng)
 
 

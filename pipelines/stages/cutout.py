@@ -328,7 +328,7 @@ def _without_shadow(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     product = _filled_holes(opaque)
     _, labels, stats, _ = cv2.connectedComponentsWithStats(((alpha > 0.05) & (product == 0)).astype(np.uint8))
     colour = np.stack([np.bincount(labels.ravel(), weights=rgb[..., c].ravel()) for c in range(3)], axis=1)
-    colour /= np.maximum(1, stats[:, cv2.CC_STAT_AREA])[:, None]
+    colour = colour / np.maximum(1, stats[:, cv2.CC_STAT_AREA])[:, None]
     kept = (colour.mean(axis=1) >= SHADOW_LIGHT) & (np.ptp(colour, axis=1) >= SHADOW_TINT)
     kept &= stats[:, cv2.CC_STAT_AREA] >= MIN_AREA * alpha.size
     kept[0] = False
@@ -487,7 +487,7 @@ def photo_checks(photo: Photo, result: CutoutResult, title: str) -> list[tuple[V
         (
             "product_photo",
             product_photo.measure_graphic(_over_white(image, matte) if by_shop else image),
-            product_photo,
+            product_photo.LIMIT,
         ),
         ("single_product", single_product.measure_things(image, matte > 0.5, title), single_product.LIMIT),
     ]

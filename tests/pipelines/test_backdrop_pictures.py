@@ -25,7 +25,7 @@ def test_a_product_stands_on_visible_ground_that_can_take_a_shadow(name: str) ->
     entry = ENTRIES[name]
     with Image.open(BACKDROPS / name) as picture:
         assert list(picture.size) == entry["size"]
-        assert min(picture.size) >= 1024
+        assert min(picture.size) >= 2048
         pixels = np.asarray(picture.convert("RGB"), np.float32) / 255
     assert entry["licence"].startswith("CC0-1.0")
     height, width = pixels.shape[:2]
