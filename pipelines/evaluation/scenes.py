@@ -1,8 +1,8 @@
 """Do finished images look as if they had been photographed where they stand (`packshot measure scenes`)?
 
 Where a shot has a backdrop, the final image is compared with that backdrop alone: how much of its sharpness is left,
-how much darker the ground is just below the foot, and on which side of the product the shadow lies. What the pipeline's
-own checks said of the finals is counted beside it.
+how much darker the ground is just below the foot, and on which side of the product the shadow lies. The verdicts of
+the pipeline's own checks are counted too.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A photographed product has shades everywhere. A graphic has few colours, flat areas, sharp edges, thin strokes and rows
 of letters. Nine such statistics are weighed by a logistic regression with squares. It was fitted on 253 photos and 130
-graphics: the sample catalogue, and the training side's one half; `packshot measure checks` uses the other half.
+graphics: the sample catalogue, and one half of the training folder. `packshot measure checks` uses the other half.
 """
 
 from __future__ import annotations

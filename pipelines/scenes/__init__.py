@@ -2,8 +2,8 @@
 
 A scene says everything that decides how a shot looks: prompt, inpainting method, backdrop, controls, LoRA, placement,
 channel and the thresholds of its checks. Unknown keys are refused, so a typing error cannot silently fall back to a
-default. Scenes lie in this package and in the folder of `PACKSHOT_SCENES_DIR`, where a bundled scene's name replaces
-that scene.
+default. Scenes are in this package and in the folder of `PACKSHOT_SCENES_DIR`. A scene of that folder replaces a
+bundled scene of the same name.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The process has a small interpreter, none of the parent's secrets in its environment, and limits that the kernel keeps:
 
     RLIMIT_CPU    seconds of all its threads, set anew for each photo; beyond them the kernel ends the process
-    RLIMIT_AS     address space, set anew for each photo by its size in pixels; beyond it no memory is had
+    RLIMIT_AS     address space, set anew for each photo by its size in pixels; beyond it allocation fails
     RLIMIT_FSIZE  0: it writes no file
 
 So no file, whatever its structure and whatever error a decoder has, takes more than that. `photos.py` starts the

@@ -1,8 +1,8 @@
 """The shadow that a product casts, drawn from its silhouette alone: what a retoucher paints on the layer below it.
 
-A standing product has three: a thin dark line where it touches the ground, the shade around its foot that the sky does
-not reach, and a long faint shadow on the side away from the light, softer with every step from the foot. A product that
-hangs, or lies below the camera, has a soft one close behind it.
+The shadow of a standing product has three parts: a thin dark line where it touches the ground, shade around its foot,
+which the ambient light does not reach, and a long faint part on the side away from the light. The long part gets softer
+with the distance from the foot. A product that hangs, or lies below the camera, has a soft shadow close behind it.
 
     shade = standing_shadow(matte, "left", 40.0, ground)     # (H, W) float32, 1 = unshaded
 """
