@@ -29,8 +29,9 @@ EDGE = 24.0
 SHARP, PARTLY_SHARP = 0.9, 0.6
 """Share of an opening's rim with such an edge: all around, or interrupted by the product's own shadow."""
 
-SURROUNDED = 0.97
-"""Share of an opening's rim that is product. At the product's edge, plain white is a white product on white paper."""
+SURROUNDED, PARTLY_SURROUNDED = 0.97, 0.9
+"""Share of an opening's rim that is product: closed, or with a gap to the outside, which leaves it in doubt. At the
+product's edge, plain white is a white product on white paper."""
 
 SAME_LEVEL = 1.3
 """Largest mean difference between an opening and the paper, in levels. A white print on a shaded product has more."""
@@ -80,14 +81,15 @@ def find_openings(image: np.ndarray, studio: Studio, product: np.ndarray, title:
         inside = labels == piece
         near = cv2.dilate(inside.astype(np.uint8), _disc(reach))
         rim = (cv2.dilate(near, _disc(reach)) > 0) & (near == 0)
-        if not rim.any() or product[rim].mean() < SURROUNDED:
+        surrounded = float(product[rim].mean()) if rim.any() else 0.0
+        if surrounded < PARTLY_SURROUNDED:
             continue
         sharp = float((away[rim] > EDGE).mean())
         content = cv2.erode(inside.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
         level = float(np.abs(difference[content].mean(axis=0)).max()) if content.any() else np.inf
-        if level > SAME_LEVEL or sharp < PARTLY_SHARP:
+        if level > SAME_LEVEL or sharp < (PARTLY_SHARP if surrounded >= SURROUNDED else SHARP):
             continue
-        known = paper < OVEREXPOSED or names_opening(title)
+        known = surrounded >= SURROUNDED and (paper < OVEREXPOSED or names_opening(title))
         target = certain if sharp >= SHARP and known else doubtful
         target |= near > 0 if target is certain else inside
     # the product's own pixels at the rim stay: only what is not distinct from paper is removed
