@@ -64,7 +64,7 @@ def test_white_that_reaches_the_products_edge_is_the_product() -> None:
 def test_an_opening_with_a_gap_to_the_outside_is_decided_by_a_person() -> None:
     image, product, hole = ring(246, 246)
     rows, columns = np.mgrid[:400, :400]
-    gap = (np.abs(np.arctan2(rows - 200, columns - 200)) < np.radians(10)) & (np.hypot(rows - 200, columns - 200) > 112)
+    gap = (np.abs(np.arctan2(rows - 200, columns - 200)) < np.radians(10)) & (np.hypot(rows - 200, columns - 200) > 106)
     studio = find_studio(image)
     assert studio is not None
     found = find_openings(image, studio, product & ~gap)  # as between the cups and the band of headphones
