@@ -42,9 +42,9 @@ demo: $(INSTALLED)  ## the whole walk on the sample catalogue; CATALOG=path.csv 
 
 pictures: $(INSTALLED)  ## previews of all scenes and the README's picture, made by the pipeline
 	$(BIN)/packshot scenes preview --all
-	$(BIN)/packshot shoot pipelines/sample/catalog.csv --scene oak-window --limit 6 --out build/walk
-	$(BIN)/python -c "from PIL import Image; sheet = Image.open('build/walk/contact_sheet.png'); \
-	sheet.thumbnail((1400, 1400)); sheet.quantize(256).save('docs/pictures/walk.png', optimize=True)"
+	$(BIN)/packshot shoot pipelines/sample/catalog.csv --scene oak-window --limit 4 --out build/walk
+	$(BIN)/python -c "from PIL import Image; sheet = Image.open('build/walk/contact_sheet.png').convert('RGB'); \
+	sheet.thumbnail((1800, 1800)); sheet.save('docs/pictures/walk.jpg', quality=88, optimize=True)"
 
 test: lint chromium  ## ruff, mypy, the import contracts, then every test: fast ones first
 	$(BIN)/pytest
