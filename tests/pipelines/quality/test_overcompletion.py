@@ -5,14 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from pipelines import sample
+from pipelines import sample, scenes
 from pipelines.evaluation.experiment.pairs import catalogue_subjects, load_pairs
 from pipelines.models.profile import load_profile
 from pipelines.quality.overcompletion import SURE, ColourFinder, OvercompletionDetector, detached, extension
 
 SIDE = 320
 SAMPLE = Path(sample.__file__).with_name("catalog.csv")
+SCENES = Path(scenes.__file__).parent
 
 
 def box(top: int, left: int, bottom: int, right: int) -> np.ndarray:
@@ -182,11 +184,14 @@ class TestColourFinder:
 
 
 @pytest.mark.medium
-def test_a_second_product_beside_the_first_is_one_of_d_plus_and_no_growth():
+@pytest.mark.parametrize("backdrop", ["studio-sage-1", "white-plain-1"])
+def test_a_second_product_beside_the_first_is_one_of_d_plus_and_no_growth(backdrop):
     detector = OvercompletionDetector.from_profile(load_profile("mini"))
-    pairs = load_pairs(catalogue_subjects(SAMPLE), 4, 256)
+    pairs = load_pairs(catalogue_subjects(SAMPLE), 4, SIDE)
+    with Image.open(SCENES / "backdrops" / f"{backdrop}.webp") as picture:
+        scene = np.asarray(picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX))
     for pair in (replace(pair, scale=0.3) for pair in pairs):
-        alone, matte = pair.drawn(), pair.product.matte
+        alone, matte = pair.product.over(scene), pair.product.matte
         aside = round(1.15 * matte.any(axis=0).sum())
         second, colour = (np.roll(picture, aside, axis=1) for picture in (matte, pair.product.colour))
         twice = np.where((second >= 128)[..., None], colour, alone)
