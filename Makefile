@@ -15,7 +15,7 @@ OUT ?= $(STATE)/demo
 # What imports no diffusers and starts no service. A single test: make quick QUICK=tests/pipelines/test_scenes.py
 QUICK ?= $(addprefix tests/pipelines/,catalogue cli quality runs vision) $(wildcard tests/pipelines/test_*.py) tests/test_docs.py
 
-.PHONY: help venv demo pictures test lint unit quick chromium bench experiment down clean resolve-312
+.PHONY: help venv demo pictures test exhaustive lint unit quick chromium bench experiment down clean resolve-312
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 14
@@ -46,8 +46,11 @@ pictures: $(INSTALLED)  ## previews of all scenes and the README's picture, made
 	$(BIN)/python -c "from PIL import Image; sheet = Image.open('build/walk/contact_sheet.png').convert('RGB'); \
 	sheet.thumbnail((1800, 1800)); sheet.save('docs/pictures/walk.jpg', quality=88, optimize=True)"
 
-test: lint chromium  ## ruff, mypy, the import contracts, then every test: fast ones first
-	$(BIN)/pytest
+test: lint chromium  ## ruff, mypy, the import contracts, then the tests: fast ones first
+	$(BIN)/pytest -m "not exhaustive"
+
+exhaustive: $(INSTALLED)  ## thousands of damaged photos and of feeds, which `make test` samples
+	$(BIN)/pytest -m exhaustive
 
 lint: $(INSTALLED)  ## ruff, mypy, import-linter
 	$(BIN)/ruff check .

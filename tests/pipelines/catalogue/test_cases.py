@@ -157,7 +157,7 @@ def test_no_row_is_lost(feed):
     check_no_row_is_lost(feed)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @given(feeds())
 @settings(max_examples=5000, deadline=None)
 def test_no_row_of_five_thousand_feeds_is_lost(feed):

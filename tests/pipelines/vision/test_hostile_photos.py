@@ -136,7 +136,7 @@ def test_a_damaged_file_is_decoded_or_rejected(file_format: str) -> None:
     decoded_or_rejected(file_format, MUTANTS_IN_CI)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("file_format", FORMATS)
 def test_two_thousand_damaged_files_are_decoded_or_rejected(file_format: str) -> None:
     decoded_or_rejected(file_format, MUTANTS)
