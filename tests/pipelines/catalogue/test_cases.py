@@ -157,6 +157,7 @@ def test_no_row_is_lost(feed):
     check_no_row_is_lost(feed)
 
 
+@pytest.mark.slow
 @pytest.mark.exhaustive
 @given(feeds())
 @settings(max_examples=5000, deadline=None)

@@ -136,6 +136,7 @@ def test_a_damaged_file_is_decoded_or_rejected(file_format: str) -> None:
     decoded_or_rejected(file_format, MUTANTS_IN_CI)
 
 
+@pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("file_format", FORMATS)
 def test_two_thousand_damaged_files_are_decoded_or_rejected(file_format: str) -> None:
@@ -232,6 +233,7 @@ decoding.serve(int(sys.argv[1]))
 """
 
 
+@pytest.mark.medium
 def test_the_kernel_ends_a_decoder_that_computes_or_allocates_without_end() -> None:
     ours, theirs = socketpair()
     process = subprocess.Popen(
