@@ -13,7 +13,7 @@ JOBS ?= $(or $(shell nproc 2>/dev/null),1)
 OUT ?= $(STATE)/demo
 
 # What imports no diffusers and starts no service. A single test: make quick QUICK=tests/pipelines/test_scenes.py
-QUICK ?= $(addprefix tests/pipelines/,catalogue quality runs vision) $(wildcard tests/pipelines/test_*.py)
+QUICK ?= $(addprefix tests/pipelines/,catalogue quality runs) $(wildcard tests/pipelines/test_*.py)
 
 .PHONY: help venv demo pictures test exhaustive lint unit quick chromium bench experiment down clean resolve-312
 
