@@ -58,7 +58,7 @@ lint: $(INSTALLED)  ## ruff, mypy, import-linter
 	$(BIN)/mypy pipelines operators dags plugins benchmarks
 	PYTHONPATH=plugins $(BIN)/lint-imports
 
-quick: $(INSTALLED)  ## the inner loop: hundreds of tests in under a minute, without services, training and diffusion
+quick: $(INSTALLED)  ## hundreds of tests in under a minute: catalogue, quality, runs and the flat modules
 	$(BIN)/pytest -m "not slow and not medium and not services and not airflow and not browser" $(QUICK)
 
 unit: $(INSTALLED)  ## the tests that take less than ten seconds each
