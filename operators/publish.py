@@ -7,20 +7,22 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.sdk.exceptions import AirflowFailException
+from more_itertools import chunked
 
 from operators.base import PROBLEM, PackshotOperator, open_services
-from operators.tables import (
-    catalogue_rows,
-    check_table,
-    grounds_for_publication,
-    publication_rows,
-    score_rows,
-)
+from operators.tables import check_table
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from pipelines.ledger.reports import Report
+    from pipelines.ledger.reports import Report, ReportedShot
+
+
+SHOTS_AT_ONCE = 500
+"""Shots whose images are encoded before the next are read from the ledger."""
+
+SHOTS_LOGGED = 200
+"""Shots that the summary names; `packshot report` has all of them."""
 
 
 class CheckTableOperator(PackshotOperator):
@@ -44,12 +46,12 @@ class CheckTableOperator(PackshotOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Validate; returns the digest of the validation document."""
+        from pipelines.ledger import checked
+
         services = open_services()
-        shots = services.ledger.shots(self.run)
-        if self.table == "catalogue":
-            rows = catalogue_rows(shots)
-        else:
-            rows = score_rows(shots, services.ledger.chosen(self.run, shots))
+        read = checked.catalogue if self.table == "catalogue" else checked.scores
+        with services.ledger.engine.connect() as connection:
+            rows = read(connection, self.run)
         return check_table(self, services, context, self.table, rows)
 
 
@@ -78,7 +80,8 @@ class PublishOperator(PackshotOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         """Publish; returns how many images the set has, and how many of them are new."""
         from pipelines.catalogue.feed import published_feed
-        from pipelines.contracts import Artifact, Publication, State
+        from pipelines.contracts import Artifact, Publication
+        from pipelines.ledger import checked
         from pipelines.stages import stage
         from pipelines.store import object_name
         from pipelines.workflow import Limits, run_stage
@@ -87,38 +90,41 @@ class PublishOperator(PackshotOperator):
         ledger = services.ledger
         recipe = services.recipe(self.scene, self.reprocess, self.run)
 
-        # 1. What may be shown
-        shots = ledger.shots(self.run)
-        grounds = grounds_for_publication(services, shots, ledger.chosen(self.run, shots))
-        chosen = [shot for shot in shots if shot.sku in grounds]
+        # 1. What may be shown: of the shots that this run looked at, and of those that somebody approved since
+        ledger.adopt_unsettled(self.run)
+        with ledger.engine.connect() as connection:
+            chosen = checked.publishable(connection, self.run)
 
         # 2. Encode it
         limits = Limits(services.settings.batch_size, services.settings.shot_seconds)
-        run_stage(stage("publish"), self.run, chosen, recipe, ledger, services.store, limits)
-        steps = ledger.chosen(self.run, chosen)
-        encoded = [shot for shot in chosen if steps[shot.sku]["publish"].state is State.DONE]
+        for skus in chunked(chosen, SHOTS_AT_ONCE):
+            shots = ledger.shots(self.run, skus=skus)
+            run_stage(stage("publish"), self.run, shots, recipe, ledger, services.store, limits)
 
         # 3. Check it as one set
-        rows = publication_rows(encoded, steps, grounds, recipe.scene.channel)
-        checked = check_table(self, services, context, "publication", rows)
+        channel = recipe.scene.channel
+        with ledger.engine.connect() as connection:
+            rows = checked.publication(connection, self.run, channel.min_width, channel.min_height)
+        result = check_table(self, services, context, "publication", rows)
 
         # 4. Show it, all at once
-        titles, bucket = {shot.sku: shot.product.title for shot in encoded}, services.settings.s3_bucket
+        named = (rows[column] for column in ("sku", "scene", "channel", "digest"))
+        images = [Publication(*image) for image in zip(*named, strict=True)]
+        new = ledger.publish(self.run, images)
+        ledger.settle(self.run)
+        bucket = services.settings.s3_bucket
         feed = published_feed(
-            (row["sku"], titles[row["sku"]], f"s3://{bucket}/{object_name(row['digest'])}", row["digest"])
-            for row in rows
+            (sku, title, f"s3://{bucket}/{object_name(digest)}", digest)
+            for sku, title, digest in checked.shown(ledger.engine, self.run)
         )
         digest = services.store.put(feed, "text/csv")
-        new = ledger.publish(
-            self.run, [Publication(row["sku"], row["scene"], row["channel"], row["digest"]) for row in rows]
-        )
         ledger.attach(self.run, Artifact(digest, "feed", "text/csv", len(feed)))  # never a feed of what is not shown
-        self.log.info("published", images=len(rows), new=new)
-        return {"images": len(rows), "new": new, **checked}
+        self.log.info("published", images=len(images), new=new)
+        return {"images": len(images), "new": new, **result}
 
 
 class SummaryOperator(PackshotOperator):
-    """Closes the run in the ledger and logs the outcome of every shot.
+    """Closes the run in the ledger and logs what became of it, with the shots that were not published.
 
     The task, and with it the run, fails if a shot failed or something stopped the run. Rejected and held shots are
     ordinary outcomes.
@@ -136,17 +142,19 @@ class SummaryOperator(PackshotOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Sum up; returns the report without its rows."""
-        from pipelines.ledger.reports import report
+        from pipelines.contracts import ShotState
+        from pipelines.ledger.reports import report, reported_shots
 
         ledger = open_services().ledger
         told = [context["ti"].xcom_pull(task_ids=task_id, key=PROBLEM) for task_id in self.checks]
         problem = next((problem for problem in told if problem), None)
         ledger.settle(self.run)
-        so_far = report(ledger.engine, self.run)
+        so_far = report(ledger.engine, self.run, with_shots=False)
         failed = bool(problem or so_far.failed or so_far.pending)
         ledger.finish_run(self.run, "failed" if failed else "success", problem)
-        found = report(ledger.engine, self.run)
-        self.log.info("what became of run %s\n%s", self.run, as_table(found))
+        found = report(ledger.engine, self.run, with_shots=False)
+        others = reported_shots(ledger.engine, self.run, [s for s in ShotState if s != "published"], SHOTS_LOGGED)
+        self.log.info("what became of run %s\n%s", self.run, as_table(found, others))
         if problem:
             raise AirflowFailException(f"the run was stopped: {problem['reason']}")
         if failed:
@@ -154,8 +162,8 @@ class SummaryOperator(PackshotOperator):
         return {name: value for name, value in found.to_json().items() if name not in ("shots", "params")}
 
 
-def as_table(report: Report) -> str:
-    """The report as text for a task's log."""
+def as_table(report: Report, shots: Sequence[ReportedShot]) -> str:
+    """The report as text for a task's log, with the shots that were not published."""
     lines = [
         f"{report.products} products: {report.published} published, {report.held} held, {report.rejected} rejected, "
         f"{report.failed} failed",
@@ -163,5 +171,5 @@ def as_table(report: Report) -> str:
     ]
     for stage, count in report.steps.items():
         lines.append(f"{stage:<10} {count.computed:>8} {count.reused:>8} {report.seconds[stage]:>9.1f}")
-    lines += [f"row {shot.row:<5} {shot.state:<10} {shot.sku}  {shot.reason}" for shot in report.shots]
+    lines += [f"row {shot.row:<5} {shot.state:<10} {shot.sku}  {shot.reason}" for shot in shots]
     return "\n".join(lines)

@@ -81,6 +81,7 @@ class StageOperator(PackshotOperator):
             services.store,
             limits,
             progress,
+            services.settings.compute,
         )
         self.log.info("stage", **{k: v for k, v in asdict(summary).items() if k != "reasons"})
         return asdict(summary) | {"reasons": dict(Counter(summary.reasons).most_common(REASONS_KEPT))}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pipelines.contracts import ShotState
 from pipelines.errors import UsageError
 from pipelines.ledger.postgres import PostgresLedger
-from pipelines.ledger.reports import report
+from pipelines.ledger.reports import report, reported_shots
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +27,13 @@ def approve(ledger: PostgresLedger, run: str, sku: str, by: str) -> Approval:
     The approval covers these bytes only, no other image of the product. Raises UsageError for an unknown run, a product
     that is not in it or that no check held, and a product without an image.
     """
-    found = next((shot for shot in report(ledger.engine, run).shots if shot.sku == sku), None)
+    report(ledger.engine, run, with_shots=False)  # raises for an unknown run
+    found = next(iter(reported_shots(ledger.engine, run, sku=sku)), None)
     if found is None:
         raise UsageError(f"run {run} has no product {sku!r}: `packshot report {run}` lists what was not published")
     if found.state is not ShotState.HELD:
         raise UsageError(f"{sku} is {found.state} in run {run}: only a held image is approved")
-    shot = next(shot for shot in ledger.shots(run) if shot.sku == sku)
+    [shot] = ledger.shots(run, skus=[sku])
     steps = ledger.chosen(run, [shot])[sku]
     if all(verdict.passed for step in steps.values() for verdict in step.verdicts):
         raise UsageError(f"{sku} passed its checks; the whole publication was stopped: {found.reason}")

@@ -42,11 +42,32 @@ def close(connection: Connection, run: str, problem: str | None) -> None:
     connection.execute(text(_CLOSE), {"run": run, "problem": problem})
 
 
+def settle_shots(connection: Connection, run: str) -> None:
+    """Says of every shot that the run worked on whether it is settled: nothing is left to be tried under its recipe."""
+    from sqlalchemy import text
+
+    connection.execute(text(_SETTLED), {"run": run})
+
+
+def unsettle_steps(connection: Connection, step: Step) -> None:
+    """Takes it back for the shots of the steps that this one supersedes: those with its key without the attempt."""
+    from sqlalchemy import text
+
+    connection.execute(text(_UNSETTLE_STEPS), {"key": step.key, "base": step.job.base})
+
+
+def unsettle_images(connection: Connection, final: str) -> None:
+    """Takes it back for the shots that were held with this `final` image."""
+    from sqlalchemy import text
+
+    connection.execute(text(_UNSETTLE_IMAGES), {"final": final})
+
+
 def rates(connection: Connection) -> dict[str, float]:
     """Mean seconds a shot, by stage, over the last 500 computed steps. Candidates that were not chosen count."""
     from sqlalchemy import text
 
-    return dict(connection.execute(text(_RATES)).tuples().all())
+    return dict(connection.execute(text(_RATES), {"stages": list(STAGES)}).tuples().all())
 
 
 # The first that applies: a step that was rejected or failed; a publication of what this run made, by any run, unless it
@@ -103,10 +124,44 @@ FROM (
 WHERE run_shots.run = :run AND run_shots.position = inspected.position AND run_shots.state = 'pending'
 """
 
+# A published image has to be the current one, and no step may have been superseded meanwhile.
+_SETTLED = """
+UPDATE run_shots SET settled = found.settled
+FROM (
+    SELECT rs.position,
+           r.recipe <> '' AND (rs.state IN ('held', 'rejected') OR rs.state = 'published' AND EXISTS (
+               SELECT FROM run_steps u JOIN step_outputs o USING (key)
+               JOIN publications p ON p.shot = u.shot AND p.digest = o.digest AND p.superseded_at IS NULL
+               WHERE u.run = rs.run AND u.shot = rs.shot AND u.chosen AND u.stage = 'publish'
+           )) AND NOT EXISTS (
+               SELECT FROM run_steps u JOIN steps s USING (key) JOIN steps newer ON newer.base = s.base
+               WHERE u.run = rs.run AND u.shot = rs.shot AND newer.created_at > s.created_at AND newer.state <> 'failed'
+           ) AS settled
+    FROM run_shots rs JOIN runs r ON r.id = rs.run WHERE rs.run = :run
+) found
+WHERE run_shots.run = :run AND run_shots.position = found.position AND run_shots.settled <> found.settled
+"""
+
+_UNSETTLE_STEPS = """
+UPDATE run_shots SET settled = false
+FROM steps s JOIN run_steps u ON u.key = s.key
+WHERE s.base = :base AND s.key <> :key AND run_shots.run = u.run AND run_shots.shot = u.shot AND run_shots.settled
+"""
+
+_UNSETTLE_IMAGES = """
+UPDATE run_shots SET settled = false
+FROM step_inputs i JOIN run_steps u ON u.key = i.key
+WHERE i.role = 'final' AND i.digest = :final AND run_shots.run = u.run AND run_shots.shot = u.shot
+  AND run_shots.settled AND run_shots.state = 'held'
+"""
+
 _RATES = """
-SELECT stage, sum(seconds) / count(DISTINCT (run, shot)) FROM (
-    SELECT u.stage, u.run, u.shot, s.seconds,
-           row_number() OVER (PARTITION BY u.stage ORDER BY s.created_at DESC) AS age
-    FROM run_steps u JOIN steps s USING (key) WHERE NOT u.reused AND s.state = 'done'
-) recent WHERE age <= 500 GROUP BY stage
+SELECT recent.stage, sum(recent.seconds) / count(DISTINCT (u.run, u.shot))
+FROM unnest(CAST(:stages AS text[])) AS of (stage)
+CROSS JOIN LATERAL (
+    SELECT s.key, s.stage, s.seconds FROM steps s
+    WHERE s.stage = of.stage AND s.state = 'done' ORDER BY s.created_at DESC LIMIT 500
+) recent
+JOIN run_steps u ON u.key = recent.key AND NOT u.reused
+GROUP BY recent.stage
 """

@@ -6,19 +6,20 @@ Reports and lineage are in `pipelines.ledger.reports`.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 import psycopg2.errors
 from more_itertools import chunked
-from sqlalchemy import Connection, Engine, create_engine, delete, exists, func, or_, select, text, update
+from sqlalchemy import Connection, Engine, bindparam, create_engine, delete, exists, func, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, OperationalError
 from sqlalchemy.pool import NullPool
 
+from pipelines.catalogue.manifest import Line
 from pipelines.contracts import (
     FINISHED,
     Artifact,
@@ -34,7 +35,7 @@ from pipelines.contracts import (
     sha256_hex,
 )
 from pipelines.errors import IntegrityError, UsageError
-from pipelines.ledger import outcomes, rows
+from pipelines.ledger import outcomes, rows, selection
 from pipelines.ledger.schema import (
     approvals,
     artifacts,
@@ -47,6 +48,12 @@ from pipelines.ledger.schema import (
     scenes,
     shots,
     steps,
+)
+
+_SHOTS = (
+    select(product_versions, run_shots.c.row, shots.c.scene, shots.c.channel)
+    .join_from(run_shots, shots, run_shots.c.shot == shots.c.id)
+    .join(product_versions, run_shots.c.version == product_versions.c.id)
 )
 
 CLAIM_POLL_MS = 2000
@@ -147,6 +154,8 @@ class PostgresLedger:
             if won is None:
                 return rows.read_steps(connection, [step.key], tuple(State))[step.key]
             rows.write_parts(connection, step)
+            if step.job.attempt:
+                outcomes.unsettle_steps(connection, step)
         return step
 
     def use(self, run: str, uses: Sequence[tuple[Shot, Sequence[ShotStep]]]) -> None:
@@ -156,10 +165,12 @@ class PostgresLedger:
             rows.write_uses(connection, run, [(shot, used) for shot, tried in uses for used in tried])
 
     def chosen(self, run: str, shots: Sequence[Shot]) -> dict[str, dict[str, Step]]:
-        """SKU → stage → the chosen step of this run."""
+        """SKU → stage → the chosen step of this run, or of the run before it that left the shot as it is."""
         found: dict[str, dict[str, Step]] = defaultdict(dict)
         with self.engine.connect() as connection:
             keys = rows.chosen_keys(connection, run, shots)
+            own = {sku for sku, _ in keys}
+            keys += rows.inherited_keys(connection, run, [shot for shot in shots if shot.sku not in own])
             by_key = rows.read_steps(connection, sorted({key for _, key in keys}), tuple(State))
         for sku, key in keys:
             found[sku][by_key[key].job.stage] = by_key[key]
@@ -223,21 +234,48 @@ class PostgresLedger:
             rows.insert_missing(connection, scenes, [{"digest": digest, "name": name, "definition": dict(definition)}])
         return digest
 
-    def upsert_products(self, items: Sequence[Product], now: datetime | None = None) -> Changes:
+    def upsert_products(self, items: Iterable[Line] | Sequence[Product], now: datetime | None = None) -> Changes:
         """Updates the products to a feed. A product that differs gets a new version, dated `now`."""
-        now = now or datetime.now(UTC)
-        new = changed = 0
+        lines = [Line.of(item) for item in items if isinstance(item, Product)] or cast("Iterable[Line]", items)
         with self.engine.begin() as connection:
-            for chunk in chunked(sorted(items, key=lambda product: product.sku), rows.CHUNK):
-                known = rows.current_products(connection, [product.sku for product in chunk])
-                fresh = [product for product in chunk if product.sku not in known]
-                kept = [product for product in chunk if product.sku in known]
-                differing = [product for product in kept if known[product.sku].content != rows.product_digest(product)]
-                rows.add_versions(connection, fresh + differing, now)
-                rows.move_rows(connection, [product for product in kept if known[product.sku].row != product.row])
-                new += len(fresh)
-                changed += len(differing)
-        return Changes(new, changed, len(items) - new - changed)
+            return selection.upsert(connection, lines, now or datetime.now(UTC))
+
+    def refresh(
+        self, run: str, lines: Iterable[Line], scene: str, channel: str, line: str, recipe: str, forced: bool = False
+    ) -> selection.Selected:
+        """Selects these products for the run, in this order, and writes rows for what differs from the runs of its line
+        before it. `recipe` is the fingerprint of what decides besides the products. Raises IntegrityError for a product
+        that was not upserted."""
+        with self.engine.begin() as connection:
+            return selection.refresh(connection, run, lines, scene, channel, line, recipe, forced)
+
+    def to_look_at(self, run: str) -> Iterator[tuple[list[int], list[Shot]]]:
+        """Positions and shots of the run that do not stand as an earlier run left them, some hundred at a time."""
+        after = -1
+        statement = (
+            _SHOTS.add_columns(run_shots.c.position)
+            .where(run_shots.c.run == run, run_shots.c.position > bindparam("after"))
+            .order_by(run_shots.c.position)
+            .limit(rows.CHUNK)
+        )
+        while True:
+            with self.engine.connect() as connection:
+                found = connection.execute(statement, {"after": after}).all()
+            if not found:
+                return
+            after = found[-1].position
+            yield [row.position for row in found], [rows.shot_of(row) for row in found]
+
+    def cut_shards(self, run: str, positions: Sequence[int], size: int) -> int:
+        """Puts these of the run's shots into shards of `size`; the others need no stage. Returns how many."""
+        with self.engine.begin() as connection:
+            return selection.cut(connection, run, positions, size)
+
+    def adopt_unsettled(self, run: str) -> None:
+        """Makes those shots the run's own that an earlier run left it and that are settled no more, with their steps:
+        somebody approved a held image since."""
+        with self.engine.begin() as connection:
+            selection.adopt_unsettled(connection, run)
 
     def select(self, run: str, selected: Sequence[Shot], shard_size: int) -> int:
         """Selects these shots, in this order, for the run; returns the number of shards of `shard_size` shots.
@@ -252,19 +290,24 @@ class PostgresLedger:
             connection.execute(text("ANALYZE run_shots"))
         return -(-len(selected) // shard_size)
 
-    def shots(self, run: str, shard: int | None = None) -> list[Shot]:
-        """The run's shots (of one shard) in order, with their products as they were when the run began."""
-        statement = (
-            select(product_versions, run_shots.c.row, shots.c.scene, shots.c.channel)
-            .join_from(run_shots, shots, run_shots.c.shot == shots.c.id)
-            .join(product_versions, run_shots.c.version == product_versions.c.id)
-            .where(run_shots.c.run == run)
-            .order_by(run_shots.c.position)
-        )
+    def shots(self, run: str, shard: int | None = None, skus: Sequence[str] | None = None) -> list[Shot]:
+        """The run's shots (of one shard, or of these SKUs) in order, with their products as they were when the run
+        began. A shard has only shots that the run works on; otherwise those that did not change are there too."""
         if shard is not None:
-            statement = statement.where(run_shots.c.shard == shard)
+            statement = _SHOTS.where(run_shots.c.run == run, run_shots.c.shard == shard).order_by(run_shots.c.position)
+        else:
+            all_of = rows.shots_of_runs
+            statement = (
+                select(product_versions, all_of.c.row, shots.c.scene, shots.c.channel)
+                .join_from(all_of, shots, all_of.c.shot == shots.c.id)
+                .join(product_versions, all_of.c.version == product_versions.c.id)
+                .where(all_of.c.run == run)
+                .order_by(all_of.c.row, all_of.c.position)
+            )
+        if skus is not None:
+            statement = statement.where(shots.c.sku.in_(skus))
         with self.engine.connect() as connection:
-            return [Shot(rows.product_of(row), row.scene, row.channel) for row in connection.execute(statement)]
+            return [rows.shot_of(row) for row in connection.execute(statement)]
 
     def products_changed_between(
         self,
@@ -312,6 +355,7 @@ class PostgresLedger:
         """Approves this `final` image for publication, whatever its verdicts. Returns who approved it first."""
         with self.engine.begin() as connection:
             rows.insert_missing(connection, approvals, [{"digest": digest, "by": by}])
+            outcomes.unsettle_images(connection, digest)
             return connection.execute(select(approvals.c.by).where(approvals.c.digest == digest)).scalar_one()
 
     def approved(self, digests: Sequence[str]) -> set[str]:
@@ -369,6 +413,7 @@ class PostgresLedger:
         """
         with self.engine.begin() as connection:
             outcomes.settle(connection, run)
+            outcomes.settle_shots(connection, run)
             outcomes.close(connection, run, problem["reason"] if problem else None)
             connection.execute(
                 update(runs)

@@ -5,18 +5,18 @@ Read models: every number is one grouped query, nothing here writes.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, case, func, or_, select
+from sqlalchemy import Connection, Engine, case, func, literal, or_, select, union_all
 
 from pipelines.contracts import STAGES, ModelRef, ShotState, State, Step
 from pipelines.errors import UsageError
-from pipelines.ledger.rows import read_steps
+from pipelines.ledger.rows import read_steps, shots_of_runs
 from pipelines.ledger.schema import (
     product_versions,
     publications,
@@ -211,39 +211,42 @@ def feed_for(engine: Engine, run: str) -> str:
         return connection.scalar(own) or connection.scalar(last) or ""
 
 
-def report(engine: Engine, run: str) -> Report:
-    """The outcome of every product of `run`. Raises UsageError for an unknown run."""
+def report(engine: Engine, run: str, with_shots: bool = True) -> Report:
+    """The outcome of every product of `run`; `with_shots=False` counts them and lists none. Raises UsageError for an
+    unknown run."""
     with engine.connect() as connection:
         about = connection.execute(select(runs).where(runs.c.id == run)).first()
         if about is None:
             raise UsageError(f"no run {run!r} in the ledger: `packshot run` and `packshot campaign` print their ids")
-        outcomes = connection.execute(
-            select(shots.c.sku, run_shots.c.row, run_shots.c.state, run_shots.c.reason)
-            .join_from(run_shots, shots, run_shots.c.shot == shots.c.id)
-            .where(run_shots.c.run == run)
-            .order_by(run_shots.c.position)
-        ).all()
+        states = dict(
+            connection.execute(
+                select(shots_of_runs.c.state, func.count())
+                .where(shots_of_runs.c.run == run)
+                .group_by(shots_of_runs.c.state)
+            )
+            .tuples()
+            .all()
+        )
         documents = connection.execute(
             select(run_artifacts.c.role, run_artifacts.c.digest)
             .where(run_artifacts.c.run == run)
             .order_by(run_artifacts.c.role)
         ).all()
         counts, seconds = _stages(connection, run)
-    reported = tuple(ReportedShot(row.sku, row.row, ShotState(row.state), row.reason) for row in outcomes)
-    states = Counter(shot.state for shot in reported)
+    counted = {state: states.get(state, 0) for state in ShotState}
     return Report(
         run=run,
         dag_id=about.dag_id,
         scene=about.scene,
         channel=about.channel,
         state=about.state,
-        products=len(reported),
-        published=states[ShotState.PUBLISHED],
-        held=states[ShotState.HELD],
-        rejected=states[ShotState.REJECTED],
-        failed=states[ShotState.FAILED],
-        pending=states[ShotState.PENDING],
-        shots=reported,
+        products=sum(states.values()),
+        published=counted[ShotState.PUBLISHED],
+        held=counted[ShotState.HELD],
+        rejected=counted[ShotState.REJECTED],
+        failed=counted[ShotState.FAILED],
+        pending=counted[ShotState.PENDING],
+        shots=reported_shots(engine, run) if with_shots else (),
         steps=counts,
         seconds=seconds,
         problem=about.problem,
@@ -254,12 +257,46 @@ def report(engine: Engine, run: str) -> Report:
     )
 
 
+def reported_shots(
+    engine: Engine,
+    run: str,
+    states: Sequence[ShotState] = tuple(ShotState),
+    limit: int | None = None,
+    offset: int = 0,
+    sku: str | None = None,
+) -> tuple[ReportedShot, ...]:
+    """The outcome of a run's products in feed order: of those in these states, of `limit` of them, or of one."""
+    statement = (
+        select(shots.c.sku, shots_of_runs.c.row, shots_of_runs.c.state, shots_of_runs.c.reason)
+        .join_from(shots_of_runs, shots, shots_of_runs.c.shot == shots.c.id)
+        .where(shots_of_runs.c.run == run, shots_of_runs.c.state.in_(states))
+        .order_by(shots_of_runs.c.row, shots_of_runs.c.position)
+        .limit(limit)
+        .offset(offset)
+    )
+    if sku is not None:
+        statement = statement.where(shots.c.sku == sku)
+    with engine.connect() as connection:
+        found = connection.execute(statement)
+        return tuple(ReportedShot(row.sku, row.row, ShotState(row.state), row.reason) for row in found)
+
+
 def _stages(connection: Connection, run: str) -> tuple[dict[str, StageCount], dict[str, float]]:
-    """Steps and seconds of every stage. A step that two shots share counts once."""
+    """Steps and seconds of every stage. A step that two shots share counts once; those of unchanged shots as reused."""
+    own = select(run_steps.c.stage, run_steps.c.key, run_steps.c.reused).where(run_steps.c.run == run)
+    earlier = (
+        select(run_steps.c.stage, run_steps.c.key, literal(True))
+        .join_from(
+            shots_of_runs,
+            run_steps,
+            (run_steps.c.run == shots_of_runs.c.made_by) & (run_steps.c.shot == shots_of_runs.c.shot),
+        )
+        .where(shots_of_runs.c.run == run, shots_of_runs.c.made_by != run)
+    )
+    both = union_all(own, earlier).subquery()
     used = (
-        select(run_steps.c.stage, run_steps.c.key, func.bool_and(run_steps.c.reused).label("reused"))
-        .where(run_steps.c.run == run)
-        .group_by(run_steps.c.stage, run_steps.c.key)
+        select(both.c.stage, both.c.key, func.bool_and(both.c.reused).label("reused"))
+        .group_by(both.c.stage, both.c.key)
         .subquery()
     )
     rows = connection.execute(

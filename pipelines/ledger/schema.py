@@ -111,7 +111,11 @@ runs = Table(
     Column("started_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     Column("finished_at", DateTime(timezone=True)),
     Column("problem", JSONB, comment="What stopped publication: failed expectations and their rows."),
+    Column("number", BigInteger, Identity(), nullable=False, comment="Runs in the order in which they were planned."),
+    Column("line", Text, nullable=False, server_default="", comment="Runs of one line build on one another."),
+    Column("recipe", Text, nullable=False, server_default="", comment="Fingerprint of what decides, products apart."),
     Index(None, "triggered_by", "started_at"),
+    Index(None, "line", "number"),
 )
 
 run_shots = Table(
@@ -122,12 +126,15 @@ run_shots = Table(
     Column("shot", BigInteger, ForeignKey("shots.id"), nullable=False),
     Column("version", BigInteger, ForeignKey("product_versions.id"), nullable=False),
     Column("row", Integer, nullable=False),
-    Column("shard", Integer, nullable=False),
+    Column("shard", Integer, comment="Null: no stage has anything to do."),
     Column("state", Text, nullable=False, server_default="pending"),
     Column("reason", Text, nullable=False, server_default=""),
+    Column("settled", Boolean, nullable=False, server_default="false", comment="Nothing is left to be tried."),
+    Column("until", BigInteger, comment="Number of the run of this line from which on it no longer counts."),
     UniqueConstraint("run", "shot"),
     Index(None, "shot"),
 )
+Index("run_shots_standing_idx", run_shots.c.run, postgresql_where=run_shots.c.until.is_(None))
 
 artifacts = Table(
     "artifacts",

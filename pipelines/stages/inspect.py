@@ -7,39 +7,18 @@ recorded, passed or not: thresholds are reviewed with these scores.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
-from pipelines.contracts import Job, Made, Shot, Step, Verdict
-from pipelines.quality.evidence import weights_ref
+from pipelines.contracts import Made, Verdict
 from pipelines.quality.fidelity import Measure, background_quality, halo, product_fidelity
 from pipelines.quality.heat import heat_picture
-from pipelines.quality.overcompletion import SURE, OvercompletionDetector
+from pipelines.quality.overcompletion import OvercompletionDetector
 from pipelines.vision.photos import read_photo
 from pipelines.vision.placement import Placement, lay_product
-from pipelines.workflow import Recipe, Stage, Work
-
-
-def job(shot: Shot, upstream: Mapping[str, Step], recipe: Recipe, candidate: int) -> Job:
-    """Return the inspection's job: final image, placed product, thresholds, segmenters."""
-    return Job(
-        stage=STAGE.name,
-        version=STAGE.version,
-        inputs={
-            "final": upstream["upscale"].output("final"),
-            "photo": shot.product.photo or "",
-            "cutout": upstream["cutout"].output("cutout"),
-        },
-        parameters={
-            "placement": dict(upstream["generate"].facts["placement"]),
-            "thresholds": recipe.scene.checks.model_dump(mode="json"),
-            "sure": SURE,
-        },
-        models=(*(recipe.profile.ref(name) for name in ("salient", "hqsam")), weights_ref()),
-        attempt=recipe.attempt,
-    )
+from pipelines.workflow import Recipe, Work
 
 
 def load(recipe: Recipe) -> OvercompletionDetector:
@@ -91,6 +70,3 @@ def _inspect(work: Work, detector: OvercompletionDetector, recipe: Recipe) -> Ma
 def _verdict(check: str, measure: Measure, threshold: float, at_most: bool) -> Verdict:
     passed = measure.score <= threshold if at_most else measure.score >= threshold
     return Verdict(check, measure.score, threshold, passed, "" if passed else measure.reason, picture=check)
-
-
-STAGE = Stage(name="inspect", version=4, needs=("generate", "upscale"), job=job, load=load, compute=compute)

@@ -130,6 +130,7 @@ def test_migrating_again_changes_nothing_and_keeps_the_views(settings, ledger):
     migrate(settings.database_url)
     assert set(inspect(ledger.engine).get_view_names()) == {
         "shots_by_state_and_day",
+        "shots_of_runs",
         "seconds_by_stage",
         "overcompletion_by_scene_and_category",
     }
