@@ -389,7 +389,7 @@ def test_shots_are_cut_into_shards_in_order_and_keep_the_product_of_that_time(le
 
 def test_thousands_of_shots_are_selected_in_order_and_none_twice(ledger, request):
     run, count = request.node.name, 2500
-    shots = [Shot(product(f"{run}-{n:04d}", n), "studio", "web") for n in reversed(range(count))]
+    shots = [Shot(product(f"{run}-{count - n:04d}", n), "studio", "web") for n in range(count)]
     open_run(ledger, f"{run}-1", shots[::2])
     open_run(ledger, f"{run}-2", shots)
     assert ledger.shots(f"{run}-2") == shots
@@ -411,7 +411,7 @@ def test_runs_that_add_the_same_shots_in_opposite_orders_both_get_them(ledger, r
         thread.start()
     for thread in threads:
         thread.join(timeout=60)
-    assert all(ledger.shots(name) == selection for name, selection in selections.items())
+    assert all(ledger.shots(name) == shots for name in selections)
 
 
 def test_postgres_knows_how_large_a_selected_run_is(ledger, request):

@@ -1,0 +1,240 @@
+"""A night's run records how it differs from the run before it, and every report reads through."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import subprocess
+import sys
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from operators.plan import PlanRefreshOperator
+from operators.publish import PublishOperator, SummaryOperator
+from pipelines.catalogue.manifest import write_manifest
+from pipelines.contracts import Job, Made, Output, Product, Shot, Verdict, sha256_hex
+from pipelines.ledger.approval import approve
+from pipelines.ledger.postgres import PostgresLedger
+from pipelines.ledger.reports import Report, report
+from pipelines.ledger.schema import metadata
+from pipelines.runs import planning
+from pipelines.scenes import load_scene, scene_names
+from pipelines.settings import ROOT, Settings
+from pipelines.stages import keys
+from pipelines.store import S3Store
+from pipelines.workflow import Recipe, Stage, run_stage
+
+SCENE = load_scene(scene_names()[0])
+WIDTH = SCENE.channel.min_width
+_shops = itertools.count(1)
+
+
+def stage(name: str, needs: tuple[str, ...]) -> Stage:
+    """A stage that writes what it read. Products called `bad` have no product, those called `grown` are held."""
+
+    def job(shot: Shot, upstream: Any, recipe: Recipe, candidate: int) -> Job:
+        inputs = {"before": upstream[needs[-1]].output(needs[-1])} if needs else {"photo": shot.product.photo or ""}
+        if name in ("inspect", "publish"):
+            inputs["final"] = inputs["before"]
+        return Job(name, 1, inputs, {"title": shot.product.title}, attempt=recipe.attempt)
+
+    def compute(works: Any, models: None, recipe: Recipe) -> list[Made]:
+        [work] = works
+        role = "published" if name == "publish" else name
+        title = work.job.parameters["title"]
+        held = name == "inspect" and title.startswith("grown")
+        verdict = Verdict("overcompletion", 0.9 if held else 0.0, 0.05, not held, "it grew" if held else "")
+        data = f"{name} {title} {work.job.key}".encode()
+        facts = {"width": WIDTH, "height": WIDTH}
+        return [Made((Output(role, data, "image/png"),), facts, (verdict,) if name == "inspect" else ())]
+
+    return Stage(name, 1, needs, job, lambda recipe: None, compute)
+
+
+STAGES = {
+    made.name: made
+    for made in (
+        stage("cutout", ()),
+        stage("describe", ("cutout",)),
+        stage("generate", ("cutout", "describe")),
+        stage("upscale", ("generate",)),
+        stage("inspect", ("upscale",)),
+        stage("publish", ("inspect", "upscale")),
+    )
+}
+
+
+class Shop:
+    """A feed that is refreshed night after night, through the operators and real stages of no weight."""
+
+    def __init__(self, ledger: PostgresLedger, store: S3Store, context: dict[str, Any]):
+        self.ledger, self.store, self.context = ledger, store, context
+        self.name = f"shop-{next(_shops)}"
+        self.nights = itertools.count(1)
+        self.feed = {name: name for name in ("cup", "pot", "grown-vase")}
+
+    def sku(self, name: str) -> str:
+        return f"{self.name}-{name}"
+
+    def night(self, **about: Any) -> Report:
+        """One whole run; its report."""
+        run = f"{self.name}-night-{next(self.nights)}"
+        products = [
+            Product(self.sku(name), row, title, "Home", self.store.put(self.sku(name).encode(), "image/png"))
+            for row, (name, title) in enumerate(self.feed.items(), 2)
+        ]
+        about = {
+            "feed": write_manifest(self.store, "feed.csv", "0" * 64, products), "categories": [], "skus": [],
+            "limit": None, "reprocess": "missing",
+        } | about  # fmt: skip
+        plan = PlanRefreshOperator(task_id="plan", run=run, scene=SCENE.name, triggered_by="test", **about)
+        self.looked_at = 0
+        for shard in plan.execute(self.context):
+            shots = self.ledger.shots(run, shard)
+            self.looked_at += len(shots)
+            recipe = replace(RECIPE, attempt=run if about["reprocess"] != "missing" else "")
+            for name in list(STAGES)[:-1]:
+                run_stage(STAGES[name], run, shots, recipe, self.ledger, self.store)
+        self.finish(run, about["reprocess"])
+        return report(self.ledger.engine, run)
+
+    def finish(self, run: str, reprocess: str = "missing") -> None:
+        """Publish and sum up, as their tasks do."""
+        PublishOperator(task_id="publish", run=run, scene=SCENE.name, reprocess=reprocess).execute(self.context)
+        SummaryOperator(task_id="summary", run=run, checks=[]).execute(self.context)
+
+    def shown(self, found: Report) -> dict[str, str]:
+        """Name → digest of its image, by the run's feed."""
+        rows = csv.DictReader(io.StringIO(self.store.get(found.documents["feed"]).decode()))
+        return {row["id"].removeprefix(f"{self.name}-"): row["sha256"] for row in rows}
+
+    def states(self, found: Report) -> dict[str, str]:
+        """Name → state."""
+        return {shot.sku.removeprefix(f"{self.name}-"): shot.state.value for shot in found.shots}
+
+    def rows(self) -> int:
+        """Rows of the whole ledger."""
+        with self.ledger.engine.connect() as connection:
+            return sum(connection.scalar(text(f'SELECT count(*) FROM "{table}"')) or 0 for table in metadata.tables)
+
+
+RECIPE = Recipe(None, SCENE)  # type: ignore[arg-type]  # the stages above read nothing of it
+
+
+@pytest.fixture
+def shop(ledger, store, context, monkeypatch) -> Shop:
+    monkeypatch.setattr(keys, "STAGES", STAGES)
+    monkeypatch.setattr(keys, "fingerprint", lambda recipe: sha256_hex(b"the recipe"))
+    return Shop(ledger, store, context)
+
+
+def test_a_night_without_change_adds_a_row_for_the_run_and_reports_every_product(shop) -> None:
+    first = shop.night()
+    assert shop.looked_at == 3
+    before = shop.rows()
+    second = shop.night()
+    assert shop.rows() - before <= 10
+    assert shop.looked_at == 0
+    assert shop.states(second) == shop.states(first) == {"cup": "published", "pot": "published", "grown-vase": "held"}
+    assert shop.shown(second) == shop.shown(first)
+    assert (second.products, second.published, second.held) == (3, 2, 1)
+    assert {name: count.computed for name, count in second.steps.items()} == dict.fromkeys(STAGES, 0)
+    assert {name: count.reused for name, count in second.steps.items()} == {
+        name: count.computed for name, count in first.steps.items()
+    }
+
+
+def test_only_what_is_new_changed_or_gone_is_looked_at(shop) -> None:
+    first = shop.night()
+    del shop.feed["pot"]
+    shop.feed = {"new": "new"} | shop.feed | {"cup": "another cup"}
+    second = shop.night()
+    assert shop.looked_at == 2
+    assert shop.states(second) == {"new": "published", "cup": "published", "grown-vase": "held"}
+    assert [shot.row for shot in second.shots] == [2, 3, 4], "an unchanged product has moved down in the feed"
+    assert shop.shown(second).keys() == {"new", "cup"}
+    assert shop.shown(second)["cup"] != shop.shown(first)["cup"]
+    assert shop.states(report(shop.ledger.engine, first.run)).keys() == {"cup", "pot", "grown-vase"}
+    shop.feed |= {"pot": "pot"}
+    third = shop.night()
+    assert shop.looked_at == 0, "every step of the product that came back is there"
+    assert shop.states(third) == {"new": "published", "cup": "published", "grown-vase": "held", "pot": "published"}
+
+
+def test_a_forced_step_of_another_run_is_noticed(shop) -> None:
+    first = shop.night()
+    shop.night(skus=[shop.sku("cup")], reprocess="all")
+    third = shop.night()
+    assert shop.looked_at == 0, "it is found, not computed"
+    assert shop.shown(third)["pot"] == shop.shown(first)["pot"]
+    assert shop.shown(third)["cup"] != shop.shown(first)["cup"]
+
+
+def test_an_approved_image_is_published_in_the_run_that_is_cleared_and_by_the_next(shop) -> None:
+    shop.night()
+    second = shop.night()
+    approve(shop.ledger, second.run, shop.sku("grown-vase"), "ada")
+    shop.finish(second.run)
+    again = report(shop.ledger.engine, second.run)
+    assert set(shop.states(again).values()) == {"published"}
+    assert shop.shown(shop.night()) == shop.shown(again)
+    assert shop.looked_at == 0
+
+
+def test_what_failed_is_tried_again_the_next_night(shop, monkeypatch) -> None:
+    broken = replace(STAGES["generate"], compute=lambda works, models, recipe: 1 / 0)
+    with monkeypatch.context() as patch:
+        patch.setitem(STAGES, "generate", broken)
+        with pytest.raises(Exception, match="3 of 3 shots failed"):
+            shop.night()
+    assert shop.states(shop.night())["cup"] == "published"
+    assert shop.looked_at == 3
+
+
+def test_planning_a_run_again_keeps_what_later_runs_build_on(shop) -> None:
+    first = shop.night()
+    shop.feed["cup"] = "another cup"
+    second = shop.night()
+    planned = {"scene": SCENE.name, "categories": [], "skus": [], "limit": None, "reprocess": "missing"}
+    for run in (first.run, second.run):  # the first is built on, the second is not
+        PlanRefreshOperator(task_id="plan", run=run, feed="", triggered_by="test", **planned).execute(shop.context)
+        shop.finish(run)
+    for run in (first, second):
+        assert shop.states(report(shop.ledger.engine, run.run)) == shop.states(run)
+
+
+def test_planning_an_unchanged_feed_imports_no_torch(settings: Settings, ledger, store, tmp_path) -> None:
+    products = [Product(f"plain-{row}", row, "Mug", "Home", None, "row 2: no photo") for row in (2, 3)]
+    feed = write_manifest(store, "feed.csv", "0" * 64, products)
+    code = f"""
+import sys
+from types import SimpleNamespace
+from operators.plan import PlanRefreshOperator
+context = {{"ti": None, "dag": SimpleNamespace(dag_id="catalog_refresh"), "params": {{}}}}
+for run in ("plain-1", "plain-2"):
+    PlanRefreshOperator(task_id="plan", run=run, feed={feed!r}, scene={SCENE.name!r}, categories=[], skus=[],
+                        limit=None, reprocess="missing", triggered_by="test").execute(context)
+heavy = {{"torch", "cv2", "diffusers", "transformers"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize(
+    ("shots", "rates", "size"),
+    [
+        (0, {}, 1),
+        (5, {}, 5),
+        (100, {}, 8),
+        (10_000, {"cutout": 1.0, "generate": 6.0}, 100),
+        (100, {"generate": 0.01}, 50),  # both accelerators have work
+        (1_000_000, {"generate": 6.0}, 7813),  # 128 shards
+    ],
+)
+def test_a_shard_lasts_about_ten_minutes_and_there_are_128_at_most(shots: int, rates: dict, size: int) -> None:
+    assert planning.shard_size(shots, rates, slots=2 if shots == 100 and rates else 1) == size
