@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.sdk.exceptions import AirflowFailException
 from more_itertools import chunked
 
-from operators.base import PROBLEM, PackshotOperator, open_services
+from operators.base import PROBLEM, PackshotOperator, Services, open_services
 from operators.tables import check_table
 
 if TYPE_CHECKING:
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 SHOTS_AT_ONCE = 500
 """Shots whose images are encoded before the next are read from the ledger."""
+
+SAMPLE = 200
+"""Unchanged images that are looked for in the store."""
 
 SHOTS_LOGGED = 200
 """Shots that the summary names; `packshot report` has all of them."""
@@ -90,16 +94,19 @@ class PublishOperator(PackshotOperator):
         ledger = services.ledger
         recipe = services.recipe(self.scene, self.reprocess, self.run)
 
-        # 1. What may be shown: of the shots that this run looked at, and of those that somebody approved since
-        ledger.adopt_unsettled(self.run)
-        with ledger.engine.connect() as connection:
-            chosen = checked.publishable(connection, self.run)
-
-        # 2. Encode it
+        # 1. Encode what may be shown: of this run's shots, and of earlier ones that somebody approved since
         limits = Limits(services.settings.batch_size, services.settings.shot_seconds)
-        for skus in chunked(chosen, SHOTS_AT_ONCE):
-            shots = ledger.shots(self.run, skus=skus)
-            run_stage(stage("publish"), self.run, shots, recipe, ledger, services.store, limits)
+        gone = True
+        while gone:
+            ledger.adopt_unsettled(self.run)
+            with ledger.engine.connect() as connection:
+                skus = checked.publishable(connection, self.run)
+            for some in chunked(skus, SHOTS_AT_ONCE):
+                shots = ledger.shots(self.run, skus=some)
+                run_stage(stage("publish"), self.run, shots, recipe, ledger, services.store, limits)
+
+            # 2. Ask the store for what was encoded before; what it has lost is encoded again
+            gone = self._gone(services)
 
         # 3. Check it as one set
         channel = recipe.scene.channel
@@ -121,6 +128,21 @@ class PublishOperator(PackshotOperator):
         ledger.attach(self.run, Artifact(digest, "feed", "text/csv", len(feed)))  # never a feed of what is not shown
         self.log.info("published", images=len(images), new=new)
         return {"images": len(images), "new": new, **result}
+
+    def _gone(self, services: Services) -> bool:
+        """Take back the images that the store has lost: all that this run reuses are looked for, and a sample of what
+        did not change. Returns whether there was one."""
+        from pipelines.ledger import checked
+
+        with services.ledger.engine.connect() as connection:
+            digests = checked.to_ask_for(connection, self.run, SAMPLE)
+        with ThreadPoolExecutor(8) as pool:
+            lost = [
+                digest for digest, has in zip(digests, pool.map(services.store.has, digests), strict=True) if not has
+            ]
+        for digest in lost:
+            self.log.warning("the store has lost an image; `packshot verify` looks for others", digest=digest)
+        return bool(services.ledger.withdraw(lost))
 
 
 class SummaryOperator(PackshotOperator):

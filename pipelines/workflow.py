@@ -265,17 +265,26 @@ def _compute(stage: Stage, jobs: Sequence[Job], models: _Models, store: Store, l
 
 
 def _read(job: Job, store: Store) -> Work | Step:
-    """A job with its inputs, or a failed step if an input is damaged or missing: that costs one shot only."""
+    """A job with its inputs, or a failed step if an input is damaged or missing: that costs one shot only. If the store
+    does not answer at all, its error is raised."""
     inputs = {}
     for role, digest in job.inputs.items():
         try:
             inputs[role] = store.get(digest)
-        except (IntegrityError, KeyError) as error:
-            what = f"{error}" if isinstance(error, IntegrityError) else f"the store has no object {digest}"
+        except Exception as error:
+            if not isinstance(error, IntegrityError | KeyError):
+                _check_answers(store)  # else it is this object alone that the store cannot read
+            what = f"the store has no object {digest}" if isinstance(error, KeyError) else f"object {digest}: {error}"
             log.error("%s: the %s of key %s cannot be used: %s", job.stage, role, job.key, what)
-            reason = f"its {role} cannot be used ({what}): run its catalogue again with reprocess=failed"
+            remedy = "`packshot verify --hash --repair`, then run its catalogue again"
+            reason = f"its {role} cannot be used ({what}): {remedy}"
             return Step(job.key, job, State.FAILED, reason=reason)
     return Work(job, inputs)
+
+
+def _check_answers(store: Store) -> None:
+    """Raises whatever the store raises where it does not give back what it is given."""
+    store.get(store.put(b"packshot asks whether the store answers", "text/plain"))
 
 
 def _finish(job: Job, result: Made | Rejected, store: Store, seconds: float, device: str) -> Step:

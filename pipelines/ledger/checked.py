@@ -32,8 +32,15 @@ def publication(connection: Connection, run: str, min_width: int, min_height: in
 
 
 def publishable(connection: Connection, run: str) -> list[str]:
-    """SKUs of the shots whose image may be shown: it was approved, or no verdict is against it."""
+    """SKUs of the shots whose image may be shown and is not encoded yet. It was approved, or no verdict is against
+    it."""
     return list(connection.scalars(text(_PUBLISHABLE.format(judged=_JUDGED)), {"run": run}))
+
+
+def to_ask_for(connection: Connection, run: str, sample: int) -> list[str]:
+    """Digests of the run's images that it found encoded, and of `sample` images that stand as an earlier run left
+    them: whether the store still has them is not known."""
+    return list(connection.scalars(text(_TO_ASK_FOR), {"run": run, "sample": sample}))
 
 
 def shown(engine: Engine, run: str) -> Iterator[tuple[str, str, str]]:
@@ -84,7 +91,24 @@ WHERE rs.run = :run
 _PUBLISHABLE = """
 WITH judged AS ({judged})
 SELECT s.sku FROM judged JOIN shots s ON s.id = judged.shot
-WHERE judged.approved OR judged.passed IS NOT FALSE ORDER BY judged.position
+WHERE (judged.approved OR judged.passed IS NOT FALSE) AND NOT EXISTS (
+    SELECT FROM run_steps u JOIN steps st ON st.key = u.key AND st.state = 'done'
+    JOIN step_inputs i ON i.key = u.key AND i.role = 'final' AND i.digest = judged.final
+    WHERE u.run = :run AND u.shot = judged.shot AND u.stage = 'publish' AND u.chosen
+)
+ORDER BY judged.position
+"""
+
+# An image that this run encoded was put into the store just now.
+_TO_ASK_FOR = """
+SELECT o.digest FROM run_steps u JOIN step_outputs o ON o.key = u.key AND o.role = 'published'
+WHERE u.run = :run AND u.stage = 'publish' AND u.chosen AND u.reused
+UNION
+SELECT o.digest
+FROM (SELECT made_by, shot FROM shots_of_runs
+      WHERE run = :run AND made_by <> :run AND state = 'published' ORDER BY random() LIMIT :sample) drawn
+JOIN run_steps u ON u.run = drawn.made_by AND u.shot = drawn.shot AND u.stage = 'publish' AND u.chosen
+JOIN step_outputs o ON o.key = u.key AND o.role = 'published'
 """
 
 # the verdicts speak for the very image that was inspected, and for no other

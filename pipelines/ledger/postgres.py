@@ -35,7 +35,7 @@ from pipelines.contracts import (
     sha256_hex,
 )
 from pipelines.errors import IntegrityError, UsageError
-from pipelines.ledger import outcomes, rows, selection
+from pipelines.ledger import lost, outcomes, rows, selection
 from pipelines.ledger.schema import (
     approvals,
     artifacts,
@@ -399,6 +399,11 @@ class PostgresLedger:
                 )
             rows.note_superseded(connection, run, late)
         return len(fresh)
+
+    def withdraw(self, digests: Sequence[str]) -> int:
+        """Takes back the steps that made these lost objects, so that they are made anew. Returns how many steps."""
+        with self.engine.begin() as connection:
+            return lost.withdraw(connection, digests)
 
     def settle(self, run: str) -> None:
         """Sets every shot's state and reason from the run's steps, verdicts and publications so far."""

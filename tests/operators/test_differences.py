@@ -22,11 +22,13 @@ from pipelines.ledger.postgres import PostgresLedger
 from pipelines.ledger.reports import Report, report
 from pipelines.ledger.schema import metadata
 from pipelines.runs import planning
+from pipelines.runs.verify import verify
 from pipelines.scenes import load_scene, scene_names
 from pipelines.settings import ROOT, Settings
 from pipelines.stages import keys
 from pipelines.store import S3Store
 from pipelines.workflow import Recipe, Stage, run_stage
+from tests.pipelines.test_store import overwrite
 
 SCENE = load_scene(scene_names()[0])
 WIDTH = SCENE.channel.min_width
@@ -205,6 +207,34 @@ def test_planning_a_run_again_keeps_what_later_runs_build_on(shop) -> None:
         shop.finish(run)
     for run in (first, second):
         assert shop.states(report(shop.ledger.engine, run.run)) == shop.states(run)
+
+
+def test_a_published_image_that_the_store_lost_is_encoded_again(shop) -> None:
+    shown = shop.shown(shop.night())
+    shop.store.remove(shown["cup"])
+    assert shop.shown(shop.night()) == shown
+    assert shop.store.has(shown["cup"])
+    assert shop.looked_at == 0
+
+
+def test_verify_names_what_is_lost_and_the_next_night_makes_it_anew(shop, settings) -> None:
+    found = shop.night()
+    [cup, pot, vase] = shop.ledger.shots(found.run)
+    steps = shop.ledger.chosen(found.run, [cup, pot])
+    missing, rotten = steps[cup.sku]["cutout"].output("cutout"), steps[pot.sku]["generate"].output("generate")
+    shop.store.remove(missing)
+    shop.store.remove(vase.product.photo)
+    overwrite(shop.store, settings, rotten, b"\0" * len(shop.store.get(rotten)))
+    assert {one.problem for one in verify(shop.ledger, shop.store, settings).lost} == {"missing"}
+    lost = {one.digest: one for one in verify(shop.ledger, shop.store, settings, read=True, repair=True).lost}
+    assert {digest: (one.problem, one.made_by, one.sku, one.open) for digest, one in lost.items()} == {
+        missing: ("missing", "cutout", cup.sku, False),
+        rotten: ("damaged", "generate", pot.sku, False),
+        vase.product.photo: ("missing", "photo", vase.sku, True),
+    }
+    assert shop.states(shop.night()) == shop.states(found)
+    assert shop.looked_at == 2
+    assert verify(shop.ledger, shop.store, settings, read=True).lost == ()
 
 
 def test_planning_an_unchanged_feed_imports_no_torch(settings: Settings, ledger, store, tmp_path) -> None:
