@@ -288,6 +288,7 @@ class PostgresLedger:
             rows.place_shots(connection, run, selected, shard_size)
             # without fresh statistics Postgres expects one row for this run, and settles it with nested loops
             connection.execute(text("ANALYZE run_shots"))
+            connection.execute(update(runs).where(runs.c.id == run).values(selected=len(selected)))
         return -(-len(selected) // shard_size)
 
     def shots(self, run: str, shard: int | None = None, skus: Sequence[str] | None = None) -> list[Shot]:

@@ -151,11 +151,10 @@ class Lineage:
 
 def list_runs(engine: Engine, limit: int = 50) -> list[RunRow]:
     """The newest runs, newest first."""
-    counted = select(func.count()).where(run_shots.c.run == runs.c.id).scalar_subquery()
-    statement = select(runs, counted.label("shots")).order_by(runs.c.started_at.desc()).limit(limit)
+    statement = select(runs).order_by(runs.c.started_at.desc()).limit(limit)
     with engine.connect() as connection:
         return [
-            RunRow(r.id, r.dag_id, r.scene, r.channel, r.state, r.started_at, r.finished_at, r.shots)
+            RunRow(r.id, r.dag_id, r.scene, r.channel, r.state, r.started_at, r.finished_at, r.selected)
             for r in connection.execute(statement)
         ]
 

@@ -113,6 +113,7 @@ runs = Table(
     Column("problem", JSONB, comment="What stopped publication: failed expectations and their rows."),
     Column("number", BigInteger, Identity(), nullable=False, comment="Runs in the order in which they were planned."),
     Column("line", Text, nullable=False, server_default="", comment="Runs of one line build on one another."),
+    Column("selected", Integer, nullable=False, server_default="0", comment="Shots, those that did not change too."),
     Column("recipe", Text, nullable=False, server_default="", comment="Fingerprint of what decides, products apart."),
     Index(None, "triggered_by", "started_at"),
     Index(None, "line", "number"),

@@ -89,7 +89,10 @@ def refresh(
     connection.execute(text(_PLACE), about)
     # without fresh statistics Postgres expects one row for this run, and settles it with nested loops
     connection.execute(text("ANALYZE run_shots"))
-    return _selected(connection, run)
+    selected = _selected(connection, run)
+    counted = about | {"count": selected.shots + selected.unchanged}
+    connection.execute(text("UPDATE runs SET selected = :count WHERE id = :run"), counted)
+    return selected
 
 
 def cut(connection: Connection, run: str, positions: Sequence[int], size: int) -> int:

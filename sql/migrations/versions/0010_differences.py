@@ -23,6 +23,9 @@ def upgrade() -> None:
     line, recipe = "Runs of one line build on one another.", "Fingerprint of what decides, products apart."
     op.add_column("runs", sa.Column("line", sa.Text(), server_default="", nullable=False, comment=line))
     op.add_column("runs", sa.Column("recipe", sa.Text(), server_default="", nullable=False, comment=recipe))
+    comment = "Shots, those that did not change too."
+    op.add_column("runs", sa.Column("selected", sa.Integer(), server_default="0", nullable=False, comment=comment))
+    op.execute("UPDATE runs SET selected = (SELECT count(*) FROM run_shots rs WHERE rs.run = runs.id)")
     op.create_index("runs_line_number_idx", "runs", ["line", "number"])
     op.alter_column("run_shots", "shard", nullable=True, comment="Null: no stage has anything to do.")
     settled, until = "Nothing is left to be tried.", "Number of the run of this line from which on it no longer counts."
@@ -40,5 +43,5 @@ def downgrade() -> None:
     op.execute("UPDATE run_shots SET shard = 0 WHERE shard IS NULL")
     op.alter_column("run_shots", "shard", nullable=False)
     op.drop_index("runs_line_number_idx", "runs")
-    for column in ("recipe", "line", "number"):
+    for column in ("selected", "recipe", "line", "number"):
         op.drop_column("runs", column)
