@@ -148,20 +148,20 @@ def plant(count: int) -> None:
     published = services.store.put(b"a picture", "image/jpeg")
     with services.ledger.engine.begin() as connection:
         connection.execute(text("CREATE TEMPORARY TABLE keys (sku text, final text, key text)"))
-        with connection.connection.cursor() as cursor:
-            cursor.execute("SELECT sku FROM shots")
-            lines = []
-            for (sku,) in cursor.fetchall():
-                shot = Shot(Product(sku, 2, "", "", None), scene.name, scene.channel.name)
-                final = Artifact(sha256_hex(f"final {sku}".encode()), "final", "image/png", 1)
-                job = Job("upscale", 1, {}, {})
-                upscaled = Step(job.key, job, State.DONE, (final,))
-                key = STAGES["publish"].job(shot, {"upscale": upscaled}, recipe, 0).key
-                lines.append(f"{sku},{final.sha256},{key}")
-            with tempfile.TemporaryFile("w+") as file:
-                file.write("\n".join(lines))
-                file.seek(0)
-                cursor.copy_expert("COPY keys FROM STDIN WITH (FORMAT csv)", file)
+        cursor: Any = connection.connection.cursor()
+        cursor.execute("SELECT sku FROM shots")
+        lines = []
+        for (sku,) in cursor.fetchall():
+            shot = Shot(Product(sku, 2, "", "", None), scene.name, scene.channel.name)
+            final = Artifact(sha256_hex(f"final {sku}".encode()), "final", "image/png", 1)
+            job = Job("upscale", 1, {}, {})
+            upscaled = Step(job.key, job, State.DONE, (final,))
+            key = STAGES["publish"].job(shot, {"upscale": upscaled}, recipe, 0).key
+            lines.append(f"{sku},{final.sha256},{key}")
+        with tempfile.TemporaryFile("w+") as file:
+            file.write("\n".join(lines))
+            file.seek(0)
+            cursor.copy_expert("COPY keys FROM STDIN WITH (FORMAT csv)", file)
         for statement in PLANTED.split(";"):
             if statement.strip():
                 connection.execute(text(statement), {"published": published})

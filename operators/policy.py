@@ -19,13 +19,14 @@ OWNER = "catalogue-team"
 
 DEFAULT_ARGS: dict[str, Any] = {
     "owner": OWNER,
-    "retries": 2,
-    "retry_delay": timedelta(seconds=30),
+    "retries": 4,
+    "retry_delay": timedelta(minutes=1),
     "retry_exponential_backoff": 2.0,
     "max_retry_delay": timedelta(minutes=10),
 }
-"""Every task's. A retry repeats nothing that was finished, so retries are cheap. (Errors that no retry can mend fail at
-once: the operators' retry policy.)"""
+"""Every task's: five tries over fifteen minutes at least, which a restart of Postgres, the store or a machine takes. A
+retry repeats nothing that was finished, so retries are cheap. (Errors that no retry can mend fail at once: the
+operators' retry policy.)"""
 
 
 TICK = "Override parameters on existing runs"

@@ -110,13 +110,18 @@ class PublishOperator(PackshotOperator):
 
         # 3. Check it as one set
         channel = recipe.scene.channel
+        common = {
+            "scene": recipe.scene.name, "channel": channel.name,
+            "min_width": channel.min_width, "min_height": channel.min_height,
+        }  # fmt: skip
         with ledger.engine.connect() as connection:
-            rows = checked.publication(connection, self.run, channel.min_width, channel.min_height)
+            rows = checked.publication(connection, self.run, common)
         result = check_table(self, services, context, "publication", rows)
 
         # 4. Show it, all at once
         named = (rows[column] for column in ("sku", "scene", "channel", "digest"))
         images = [Publication(*image) for image in zip(*named, strict=True)]
+        del rows, named
         new = ledger.publish(self.run, images)
         ledger.settle(self.run)
         bucket = services.settings.s3_bucket

@@ -62,7 +62,8 @@ class Work:
 class Stage:
     """One stage of the workflow, as functions.
 
-    job(shot, upstream, recipe, candidate) → Job     no pixels: what the key is made of; `upstream`: stage → step
+    job(shot, upstream, recipe, candidate) → Job     no pixels: what the key is made of; `upstream`: the stages that it
+                                                     `needs` → their steps
     load(recipe) → models                            once a shard, and only when something is to be computed
     compute(works, models, recipe) → [Made|Rejected] same order as `works`
     candidates(recipe) → int                         how many seeds may be tried, one step each
@@ -131,7 +132,7 @@ def run_stage(
     retried.
     """
     summary = StageSummary(stage.name, shots=len(shots))
-    upstream = ledger.chosen(run, shots)
+    upstream = ledger.chosen(run, shots, stage.needs)
     live = [shot for shot in shots if is_ready(stage, upstream.get(shot.sku, {}))]
     summary.skipped = len(shots) - len(live)
     models = _Models(stage, recipe, hardware)

@@ -5,7 +5,7 @@ They cover the shots that the run looked at. What stands as an earlier run left 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sqlalchemy import Connection, Engine, text
@@ -24,11 +24,14 @@ def scores(connection: Connection, run: str) -> Columns:
     return _columns(connection, _SCORES, run)
 
 
-def publication(connection: Connection, run: str, min_width: int, min_height: int) -> Columns:
-    """The set about to be published, one row an image. `approval` is `approved` if a person approved it, `passed`
-    if all its verdicts passed, and null if it has no verdict, or if the verdicts are about another image."""
+def publication(connection: Connection, run: str, common: Mapping[str, Any]) -> Columns:
+    """The set about to be published, one row an image; `common` are columns with one value for all.
+
+    `approval` is `approved` if a person approved the image, `passed` if all its verdicts passed, and null if it has no
+    verdict, or if the verdicts are about another image.
+    """
     columns = _columns(connection, _PUBLICATION.format(judged=_JUDGED), run)
-    return columns | {"min_width": [min_width] * len(columns["key"]), "min_height": [min_height] * len(columns["key"])}
+    return columns | {name: [value] * len(columns["key"]) for name, value in common.items()}
 
 
 def publishable(connection: Connection, run: str) -> list[str]:
@@ -114,7 +117,7 @@ JOIN step_outputs o ON o.key = u.key AND o.role = 'published'
 # the verdicts speak for the very image that was inspected, and for no other
 _PUBLICATION = """
 WITH judged AS ({judged})
-SELECT s.sku || '/' || s.scene || '/' || s.channel AS key, s.sku, s.scene, s.channel, o.digest, p.digest AS final,
+SELECT s.sku || '/' || s.scene || '/' || s.channel AS key, s.sku, o.digest,
        CAST(ps.facts ->> 'width' AS int) AS width, CAST(ps.facts ->> 'height' AS int) AS height,
        CASE WHEN judged.final IS DISTINCT FROM p.digest THEN NULL
             WHEN judged.approved THEN 'approved'

@@ -164,13 +164,18 @@ class PostgresLedger:
         with self.engine.begin() as connection:
             rows.write_uses(connection, run, [(shot, used) for shot, tried in uses for used in tried])
 
-    def chosen(self, run: str, shots: Sequence[Shot]) -> dict[str, dict[str, Step]]:
-        """SKU → stage → the chosen step of this run, or of the run before it that left the shot as it is."""
+    def chosen(
+        self, run: str, shots: Sequence[Shot], stages: Sequence[str] | None = None
+    ) -> dict[str, dict[str, Step]]:
+        """SKU → stage → the chosen step of this run, or of the run before it that left the shot as it is.
+        `stages` are those that are asked for, all by default."""
         found: dict[str, dict[str, Step]] = defaultdict(dict)
+        if stages is not None and not stages:
+            return {}
         with self.engine.connect() as connection:
-            keys = rows.chosen_keys(connection, run, shots)
+            keys = rows.chosen_keys(connection, run, shots, stages)
             own = {sku for sku, _ in keys}
-            keys += rows.inherited_keys(connection, run, [shot for shot in shots if shot.sku not in own])
+            keys += rows.inherited_keys(connection, run, [shot for shot in shots if shot.sku not in own], stages)
             by_key = rows.read_steps(connection, sorted({key for _, key in keys}), tuple(State))
         for sku, key in keys:
             found[sku][by_key[key].job.stage] = by_key[key]

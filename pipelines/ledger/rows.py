@@ -203,13 +203,17 @@ SET chosen = excluded.chosen, reused = run_steps.reused AND excluded.reused
 """
 
 
-def chosen_keys(connection: Connection, run: str, wanted: Sequence[Shot]) -> list[tuple[str, str]]:
+def chosen_keys(
+    connection: Connection, run: str, wanted: Sequence[Shot], stages: Sequence[str] | None
+) -> list[tuple[str, str]]:
     """(SKU, key) of every chosen step of these shots."""
     statement = (
         select(shots.c.sku, run_steps.c.key)
         .join_from(run_steps, shots, run_steps.c.shot == shots.c.id)
         .where(run_steps.c.run == run, run_steps.c.chosen)
     )
+    if stages is not None:
+        statement = statement.where(run_steps.c.stage.in_(stages))
     return [
         (row.sku, row.key)
         for chunk in chunked([(s.sku, s.scene, s.channel) for s in wanted], CHUNK)
@@ -224,7 +228,9 @@ shots_of_runs = table(
 """Every shot of every run: a view, see `pipelines.ledger.selection`."""
 
 
-def inherited_keys(connection: Connection, run: str, wanted: Sequence[Shot]) -> list[tuple[str, str]]:
+def inherited_keys(
+    connection: Connection, run: str, wanted: Sequence[Shot], stages: Sequence[str] | None
+) -> list[tuple[str, str]]:
     """(SKU, key) of every chosen step of these shots in the run that `run` has them from."""
     statement = (
         select(shots.c.sku, run_steps.c.key)
@@ -232,6 +238,8 @@ def inherited_keys(connection: Connection, run: str, wanted: Sequence[Shot]) -> 
         .join(run_steps, (run_steps.c.run == shots_of_runs.c.made_by) & (run_steps.c.shot == shots_of_runs.c.shot))
         .where(shots_of_runs.c.run == run, shots_of_runs.c.made_by != run, run_steps.c.chosen)
     )
+    if stages is not None:
+        statement = statement.where(run_steps.c.stage.in_(stages))
     return [
         (row.sku, row.key)
         for chunk in chunked([(s.sku, s.scene, s.channel) for s in wanted], CHUNK)

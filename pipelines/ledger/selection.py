@@ -15,6 +15,7 @@ import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any, cast
 
 from more_itertools import chunked
 from sqlalchemy import Connection, text
@@ -122,9 +123,8 @@ def _list(connection: Connection, lines: Iterable[Line]) -> int:
     """Copies SKU, row and content digest of these lines into a temporary table; returns how many."""
     connection.execute(text("DROP TABLE IF EXISTS listed"))
     connection.execute(text("CREATE TEMPORARY TABLE listed (nth int, sku text, row int, content text) ON COMMIT DROP"))
-    with connection.connection.cursor() as cursor:
-        copied = _Text(lines)
-        cursor.copy_expert("COPY listed FROM STDIN WITH (FORMAT csv)", copied)
+    copied, cursor = _Text(lines), cast("Any", connection.connection.cursor())  # psycopg2's
+    cursor.copy_expert("COPY listed FROM STDIN WITH (FORMAT csv)", copied)
     connection.execute(text("ANALYZE listed"))
     return copied.count
 

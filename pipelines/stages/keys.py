@@ -289,9 +289,9 @@ STAGES = {
             passes=lambda step, recipe: excess(step, recipe.scene.checks) <= 1,
             supplies=supplies,
         ),
-        _stage("upscale", ("generate",), upscale_job),
-        _stage("inspect", ("generate", "upscale"), inspect_job),
-        _stage("publish", ("inspect",), publish_job),
+        _stage("upscale", ("cutout", "generate"), upscale_job),
+        _stage("inspect", ("cutout", "generate", "upscale"), inspect_job),
+        _stage("publish", ("upscale", "inspect"), publish_job),
     )
 }
 """The paper's workflow, by name and in order."""
