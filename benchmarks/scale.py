@@ -27,6 +27,9 @@ from sqlalchemy import text
 
 PRODUCTS = 2000
 SCENE = "white-plain"
+IMAGES = 100
+"""Published pictures that the planted shots share."""
+
 FEEDS = {"first": 0, "unchanged": 0, "changed": 100}
 """Run → every how many products have another title; 0 for none."""
 
@@ -145,9 +148,9 @@ def plant(count: int) -> None:
     plan("first", count)
     services = open_services()
     recipe, scene = services.recipe(SCENE, "missing", "first"), load_scene(SCENE)
-    published = services.store.put(b"a picture", "image/jpeg")
+    images = [services.store.put(b"picture %d" % number, "image/jpeg") for number in range(IMAGES)]
     with services.ledger.engine.begin() as connection:
-        connection.execute(text("CREATE TEMPORARY TABLE keys (sku text, final text, key text)"))
+        connection.execute(text("CREATE TEMPORARY TABLE keys (sku text, final text, key text, image text)"))
         cursor: Any = connection.connection.cursor()
         cursor.execute("SELECT sku FROM shots")
         lines = []
@@ -157,25 +160,25 @@ def plant(count: int) -> None:
             job = Job("upscale", 1, {}, {})
             upscaled = Step(job.key, job, State.DONE, (final,))
             key = STAGES["publish"].job(shot, {"upscale": upscaled}, recipe, 0).key
-            lines.append(f"{sku},{final.sha256},{key}")
+            lines.append(f"{sku},{final.sha256},{key},{images[len(lines) % IMAGES]}")
         with tempfile.TemporaryFile("w+") as file:
             file.write("\n".join(lines))
             file.seek(0)
             cursor.copy_expert("COPY keys FROM STDIN WITH (FORMAT csv)", file)
         for statement in PLANTED.split(";"):
             if statement.strip():
-                connection.execute(text(statement), {"published": published})
+                connection.execute(text(statement))
 
 
 PLANTED = """
 CREATE TEMPORARY TABLE made ON COMMIT DROP AS
-SELECT rs.shot, k.final, st.stage,
+SELECT rs.shot, k.final, k.image, st.stage,
        CASE st.stage WHEN 'publish' THEN k.key
                      ELSE encode(sha256(convert_to(st.stage || k.sku, 'UTF8')), 'hex') END AS key
 FROM keys k JOIN shots s ON s.sku = k.sku JOIN run_shots rs ON rs.shot = s.id
 CROSS JOIN unnest(ARRAY['cutout', 'describe', 'generate', 'upscale', 'inspect', 'publish']) AS st (stage);
 INSERT INTO artifacts (digest, media_type, size)
-SELECT DISTINCT CASE stage WHEN 'upscale' THEN final WHEN 'publish' THEN :published ELSE key END, 'image/png', 1
+SELECT DISTINCT CASE stage WHEN 'upscale' THEN final WHEN 'publish' THEN image ELSE key END, 'image/png', 1
 FROM made
 ON CONFLICT DO NOTHING;
 INSERT INTO steps (key, base, stage, version, parameters, state, facts, seconds, device, worker, run)
@@ -185,7 +188,7 @@ INSERT INTO step_inputs (key, role, digest)
 SELECT key, CASE WHEN stage IN ('inspect', 'publish') THEN 'final' ELSE 'photo' END, final FROM made;
 INSERT INTO step_outputs (key, role, digest, position)
 SELECT key, CASE stage WHEN 'publish' THEN 'published' WHEN 'upscale' THEN 'final' ELSE stage END,
-       CASE stage WHEN 'upscale' THEN final WHEN 'publish' THEN :published ELSE key END, 0
+       CASE stage WHEN 'upscale' THEN final WHEN 'publish' THEN image ELSE key END, 0
 FROM made WHERE stage NOT IN ('describe', 'inspect');
 INSERT INTO verdicts (key, position, "check", score, threshold, passed, reason, picture)
 SELECT key, nth, "check", 0.01, 0.05, true, '', '' FROM made

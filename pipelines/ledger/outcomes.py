@@ -126,20 +126,25 @@ WHERE run_shots.run = :run AND run_shots.position = inspected.position AND run_s
 
 # A published image has to be the current one, and no step may have been superseded meanwhile.
 _SETTLED = """
-UPDATE run_shots SET settled = found.settled
-FROM (
-    SELECT rs.position,
-           r.recipe <> '' AND (rs.state IN ('held', 'rejected') OR rs.state = 'published' AND EXISTS (
-               SELECT FROM run_steps u JOIN step_outputs o USING (key)
-               JOIN publications p ON p.shot = u.shot AND p.digest = o.digest AND p.superseded_at IS NULL
-               WHERE u.run = rs.run AND u.shot = rs.shot AND u.chosen AND u.stage = 'publish'
-           )) AND NOT EXISTS (
-               SELECT FROM run_steps u JOIN steps s USING (key) JOIN steps newer ON newer.base = s.base
-               WHERE u.run = rs.run AND u.shot = rs.shot AND newer.created_at > s.created_at AND newer.state <> 'failed'
-           ) AS settled
-    FROM run_shots rs JOIN runs r ON r.id = rs.run WHERE rs.run = :run
-) found
-WHERE run_shots.run = :run AND run_shots.position = found.position AND run_shots.settled <> found.settled
+WITH used AS MATERIALIZED (
+    SELECT u.shot, u.key, u.stage, u.chosen, s.base, s.created_at
+    FROM run_steps u JOIN steps s USING (key) WHERE u.run = :run
+), superseded AS MATERIALIZED (
+    SELECT DISTINCT used.shot FROM used JOIN steps newer ON newer.base = used.base
+    WHERE newer.created_at > used.created_at AND newer.state <> 'failed'
+), images AS MATERIALIZED (
+    SELECT used.shot, o.digest FROM used JOIN step_outputs o USING (key) WHERE used.chosen AND used.stage = 'publish'
+), current AS MATERIALIZED (
+    SELECT images.shot FROM images JOIN publications p USING (shot, digest) WHERE p.superseded_at IS NULL
+)
+UPDATE run_shots SET settled = NOT run_shots.settled
+FROM runs r
+WHERE r.id = :run AND run_shots.run = r.id AND run_shots.settled <> (
+    r.recipe <> ''
+    AND (run_shots.state IN ('held', 'rejected')
+         OR run_shots.state = 'published' AND run_shots.shot IN (SELECT shot FROM current))
+    AND run_shots.shot NOT IN (SELECT shot FROM superseded)
+)
 """
 
 _UNSETTLE_STEPS = """
