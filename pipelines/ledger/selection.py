@@ -60,15 +60,16 @@ def refresh(
 ) -> Selected:
     """Selects these products for a run of this line, and writes rows for what differs; with `forced`, for all.
 
-    A run that is planned again is selected anew, except where a later run of its line builds on it: then its selection
-    stays. A run that is planned for the first time after a later one of its line stands alone.
+    A run without a line ("") stands alone, and so does one that is planned for the first time after a later one of its
+    line. A run that is planned again is selected anew, except where a later run of its line builds on it: then its
+    selection stays.
 
     Raises IntegrityError for a product that was not upserted.
     """
     connection.execute(text(_LOCK), {"name": f"packshot line {line}"})
     about = {"run": run, "scene": scene, "channel": channel, "line": line, "recipe": recipe}
     before = connection.execute(text(_BEFORE), about).one()
-    if before.is_built_on and before.line == line:
+    if line and before.is_built_on and before.line == line:
         return _selected(connection, run)
     if before.is_built_on:
         about["line"] = ""

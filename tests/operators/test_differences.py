@@ -82,15 +82,19 @@ class Shop:
     def sku(self, name: str) -> str:
         return f"{self.name}-{name}"
 
-    def night(self, **about: Any) -> Report:
-        """One whole run; its report."""
-        run = f"{self.name}-night-{next(self.nights)}"
+    def manifest(self) -> str:
+        """Digest of the feed as it is now."""
         products = [
             Product(self.sku(name), row, title, "Home", self.store.put(self.sku(name).encode(), "image/png"))
             for row, (name, title) in enumerate(self.feed.items(), 2)
         ]
+        return write_manifest(self.store, "feed.csv", "0" * 64, products)
+
+    def night(self, **about: Any) -> Report:
+        """One whole run; its report."""
+        run = f"{self.name}-night-{next(self.nights)}"
         about = {
-            "feed": write_manifest(self.store, "feed.csv", "0" * 64, products), "categories": [], "skus": [],
+            "feed": self.manifest(), "categories": [], "skus": [],
             "limit": None, "reprocess": "missing",
         } | about  # fmt: skip
         plan = PlanRefreshOperator(task_id="plan", run=run, scene=SCENE.name, triggered_by="test", **about)
@@ -207,6 +211,15 @@ def test_planning_a_run_again_keeps_what_later_runs_build_on(shop) -> None:
         shop.finish(run)
     for run in (first, second):
         assert shop.states(report(shop.ledger.engine, run.run)) == shop.states(run)
+
+
+def test_a_run_that_stands_alone_can_be_planned_again_after_a_later_one(shop) -> None:
+    shop.night()
+    again: dict[str, Any] = {"scene": SCENE.name, "categories": [], "skus": [], "limit": None, "reprocess": "failed"}
+    for run in ("alone-1", "alone-2", "alone-1"):
+        plan = PlanRefreshOperator(task_id="plan", run=run, feed=shop.manifest(), triggered_by="test", **again)
+        plan.execute(shop.context)
+        assert [shot.sku for shot in shop.ledger.shots(run)] == [shop.sku("grown-vase")]
 
 
 def test_a_published_image_that_the_store_lost_is_encoded_again(shop) -> None:
