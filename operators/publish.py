@@ -100,9 +100,9 @@ class PublishOperator(PackshotOperator):
         while gone:
             ledger.adopt_unsettled(self.run)
             with ledger.engine.connect() as connection:
-                skus = checked.publishable(connection, self.run)
-            for some in chunked(skus, SHOTS_AT_ONCE):
-                shots = ledger.shots(self.run, skus=some)
+                positions = checked.publishable(connection, self.run)
+            for some in chunked(positions, SHOTS_AT_ONCE):
+                shots = ledger.shots_at(self.run, some)
                 run_stage(stage("publish"), self.run, shots, recipe, ledger, services.store, limits)
 
             # 2. Ask the store for what was encoded before; what it has lost is encoded again

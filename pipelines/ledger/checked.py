@@ -34,8 +34,8 @@ def publication(connection: Connection, run: str, common: Mapping[str, Any]) -> 
     return columns | {name: [value] * len(columns["key"]) for name, value in common.items()}
 
 
-def publishable(connection: Connection, run: str) -> list[str]:
-    """SKUs of the shots whose image may be shown and is not encoded yet. It was approved, or no verdict is against
+def publishable(connection: Connection, run: str) -> list[int]:
+    """Positions of the shots whose image may be shown and is not encoded yet. It was approved, or no verdict is against
     it."""
     return list(connection.scalars(text(_PUBLISHABLE.format(judged=_JUDGED)), {"run": run}))
 
@@ -93,7 +93,7 @@ WHERE rs.run = :run
 
 _PUBLISHABLE = """
 WITH judged AS ({judged})
-SELECT s.sku FROM judged JOIN shots s ON s.id = judged.shot
+SELECT judged.position FROM judged
 WHERE (judged.approved OR judged.passed IS NOT FALSE) AND NOT EXISTS (
     SELECT FROM run_steps u JOIN steps st ON st.key = u.key AND st.state = 'done'
     JOIN step_inputs i ON i.key = u.key AND i.role = 'final' AND i.digest = judged.final

@@ -315,6 +315,12 @@ class PostgresLedger:
         with self.engine.connect() as connection:
             return [rows.shot_of(row) for row in connection.execute(statement)]
 
+    def shots_at(self, run: str, positions: Sequence[int]) -> list[Shot]:
+        """The shots at these positions of what the run has to look at, in order."""
+        own = _SHOTS.where(run_shots.c.run == run, run_shots.c.position.in_(positions)).order_by(run_shots.c.position)
+        with self.engine.connect() as connection:
+            return [rows.shot_of(row) for row in connection.execute(own)]
+
     def products_changed_between(
         self,
         start: datetime,
