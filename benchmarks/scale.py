@@ -68,11 +68,11 @@ def feed_of(run: str, count: int) -> str:
     return write_manifest(open_services().store, "catalog.csv", "0" * 64, products(count, FEEDS[run]))
 
 
-def plan(run: str, count: int) -> None:
-    """The task `plan`."""
+def plan(run: str, feed: str) -> None:
+    """The task `plan` over a manifest."""
     from operators.plan import PlanRefreshOperator
 
-    given: dict[str, Any] = {"feed": feed_of(run, count), "categories": [], "skus": [], "limit": None}
+    given: dict[str, Any] = {"feed": feed, "categories": [], "skus": [], "limit": None}
     task = PlanRefreshOperator(task_id="plan", run=run, scene=SCENE, reprocess="missing", triggered_by="bench", **given)
     task.execute(context())  # type: ignore[arg-type]
 
@@ -83,16 +83,16 @@ def context() -> dict[str, Any]:
     return {"ti": ti, "dag": SimpleNamespace(dag_id="catalog_refresh"), "params": {}}
 
 
-def perform(run: str, task: str, count: int) -> None:
-    """One task of a run, as Airflow would start it."""
+def perform(run: str, task: str, feed: str) -> None:
+    """One task of a run, as Airflow would start it. `feed` is the digest of its manifest."""
     from operators.base import open_services
     from operators.publish import CheckTableOperator, PublishOperator, SummaryOperator
     from pipelines.ledger.reports import report
 
     if task == "plant":
-        plant(count)
+        plant(feed)
     elif task == "plan":
-        plan(run, count)
+        plan(run, feed)
     elif task == "report":
         report(open_services().ledger.engine, run, with_shots=False)
     elif task == "publish":
@@ -116,8 +116,9 @@ def measured(run: str, task: str, count: int) -> dict[str, Any]:
 
 def here(run: str, task: str, count: int) -> dict[str, Any]:
     """What `measured` returns, in this process."""
+    feed = feed_of(run, count) if task in ("plan", "plant") else ""
     before, began = rows(), time.perf_counter()
-    perform(run, task, count)
+    perform(run, task, feed)
     seconds = time.perf_counter() - began
     status = Path("/proc/self/status").read_text("utf-8")
     peak = int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
@@ -138,14 +139,14 @@ def rows() -> int:
         return sum(connection.scalar(text(f'SELECT count(*) FROM "{table}"')) for table in metadata.tables)  # noqa: S608
 
 
-def plant(count: int) -> None:
+def plant(feed: str) -> None:
     """A planned run `first` whose shots are through every stage, with the key that `publish` will look for."""
     from operators.base import open_services
     from pipelines.contracts import Artifact, Job, Product, Shot, State, Step, sha256_hex
     from pipelines.scenes import load_scene
     from pipelines.stages.keys import STAGES
 
-    plan("first", count)
+    plan("first", feed)
     services = open_services()
     recipe, scene = services.recipe(SCENE, "missing", "first"), load_scene(SCENE)
     images = [services.store.put(b"picture %d" % number, "image/jpeg") for number in range(IMAGES)]

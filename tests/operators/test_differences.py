@@ -250,17 +250,32 @@ def test_verify_names_what_is_lost_and_the_next_night_makes_it_anew(shop, settin
     assert verify(shop.ledger, shop.store, settings, read=True).lost == ()
 
 
-def test_planning_an_unchanged_feed_imports_no_torch(settings: Settings, ledger, store, tmp_path) -> None:
+def test_planning_and_a_task_without_work_import_no_torch(settings: Settings, ledger, store) -> None:
     products = [Product(f"plain-{row}", row, "Mug", "Home", None, "row 2: no photo") for row in (2, 3)]
     feed = write_manifest(store, "feed.csv", "0" * 64, products)
     code = f"""
 import sys
 from types import SimpleNamespace
+from operators.base import open_services
 from operators.plan import PlanRefreshOperator
+from operators.stages import CutoutOperator, GenerateOperator
+from pipelines.contracts import State, Step
+from pipelines.stages import stage
 context = {{"ti": None, "dag": SimpleNamespace(dag_id="catalog_refresh"), "params": {{}}}}
-for run in ("plain-1", "plain-2"):
-    PlanRefreshOperator(task_id="plan", run=run, feed={feed!r}, scene={SCENE.name!r}, categories=[], skus=[],
-                        limit=None, reprocess="missing", triggered_by="test").execute(context)
+def plan(run):
+    task = PlanRefreshOperator(task_id="plan", run=run, feed={feed!r}, scene={SCENE.name!r}, categories=[], skus=[],
+                               limit=None, reprocess="missing", triggered_by="test")
+    return task.execute(context)
+assert plan("plain-1") == [0]
+services = open_services()
+recipe = services.recipe({SCENE.name!r}, "missing", "plain-1")
+for shot in services.ledger.shots("plain-1", 0):
+    job = stage("cutout").job(shot, {{}}, recipe, 0)
+    services.ledger.record(Step(job.key, job, State.REJECTED, reason="no photo"))
+for task in (CutoutOperator, GenerateOperator):
+    task(task_id="stage", run="plain-1", shard=0, scene={SCENE.name!r}, reprocess="missing").execute(context)
+services.ledger.finish_run("plain-1", "success")
+assert plan("plain-2") == []
 heavy = {{"torch", "cv2", "diffusers", "transformers"}} & set(sys.modules)
 assert not heavy, heavy
 """
