@@ -154,7 +154,7 @@ def plant(feed: str) -> None:
         connection.execute(text("CREATE TEMPORARY TABLE keys (sku text, final text, key text, image text)"))
         cursor: Any = connection.connection.cursor()
         cursor.execute("SELECT sku FROM shots")
-        lines = []
+        lines: list[str] = []
         for (sku,) in cursor.fetchall():
             shot = Shot(Product(sku, 2, "", "", None), scene.name, scene.channel.name)
             final = Artifact(sha256_hex(f"final {sku}".encode()), "final", "image/png", 1)

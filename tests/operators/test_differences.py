@@ -118,6 +118,11 @@ class Shop:
         rows = csv.DictReader(io.StringIO(self.store.get(found.documents["feed"]).decode()))
         return {row["id"].removeprefix(f"{self.name}-"): row["sha256"] for row in rows}
 
+    def held_image(self, found: Report) -> str:
+        """Digest of the image of the vase, which is held."""
+        [vase] = self.ledger.shots(found.run, skus=[self.sku("grown-vase")])
+        return self.ledger.chosen(found.run, [vase])[vase.sku]["inspect"].job.inputs["final"]
+
     def states(self, found: Report) -> dict[str, str]:
         """Name → state."""
         return {shot.sku.removeprefix(f"{self.name}-"): shot.state.value for shot in found.shots}
@@ -173,9 +178,10 @@ def test_only_what_is_new_changed_or_gone_is_looked_at(shop) -> None:
 
 def test_a_forced_step_of_another_run_is_noticed(shop) -> None:
     first = shop.night()
-    shop.night(skus=[shop.sku("cup")], reprocess="all")
+    shop.night(skus=[shop.sku("cup"), shop.sku("grown-vase")], reprocess="all")
     third = shop.night()
     assert shop.looked_at == 0, "it is found, not computed"
+    assert shop.held_image(third) != shop.held_image(first)
     assert shop.shown(third)["pot"] == shop.shown(first)["pot"]
     assert shop.shown(third)["cup"] != shop.shown(first)["cup"]
 
