@@ -18,7 +18,8 @@ from pathlib import Path
 
 for name in [name for name in os.environ if name.startswith(("PACKSHOT_", "AIRFLOW_"))]:
     del os.environ[name]
-os.environ.setdefault("OMP_NUM_THREADS", "2")  # how they wait is decided by `import pipelines`, for every process
+workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+os.environ.setdefault("OMP_NUM_THREADS", "2" if workers == 1 else "1")  # how they wait is decided by `import pipelines`, for every process
 STATE_DIR = Path(tempfile.mkdtemp(prefix="packshot-tests-"))
 os.environ["PACKSHOT_STATE_DIR"] = str(STATE_DIR)
 
@@ -59,13 +60,17 @@ def pytest_sessionfinish() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs services by the fixtures it asks for, and run the slow tests last."""
+    """Mark what needs services by the fixtures it asks for, and run the slow tests last.
+
+    Beside each other (`-n 2 --dist loadgroup`) a module stays in one process, as do all tests of the one Airflow.
+    """
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
         if "services" in fixtures:
             item.add_marker("services")
         if fixtures & {"airflow_db", "airflow_up"}:
             item.add_marker("airflow")
+        item.add_marker(pytest.mark.xdist_group("airflow" if "airflow_up" in fixtures else str(item.path)))
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
 
 
