@@ -1,4 +1,4 @@
-"""What a profile may set of a part beside its files. Such `arguments` are in the keys of the steps that use the part."""
+"""What a profile may set of a part beside its files. The keys of the steps that use the part have these `arguments`."""
 
 from __future__ import annotations
 

@@ -216,9 +216,7 @@ def _paint(
     ]
 
 
-def _edit(
-    works: Sequence[Work], small: Sequence[_Reduced], painter: ImageToImage, recipe: Recipe
-) -> list[Image.Image]:
+def _edit(works: Sequence[Work], small: Sequence[_Reduced], painter: ImageToImage, recipe: Recipe) -> list[Image.Image]:
     """Let the profile's painter paint each canvas. It knows no product mask."""
     scene = recipe.scene
     assert scene.backdrop is not None  # `painter_of` wants one
