@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -103,9 +104,16 @@ def write_qwen(folder: Path) -> None:
     ).save_pretrained(folder, max_shard_size="20KB")  # fmt: skip
 
 
+def write_stable_diffusion(family: str, folder: Path) -> None:
+    """SD 1.5 or SDXL; the published UNets say for which size of latents they were trained."""
+    base = tiny_base(family)
+    base.unet.register_to_config(sample_size={"sd15": 64, "sdxl": 128}[family])
+    write_folder(base, folder)
+
+
 PAINTER_FILES: dict[str, Callable[[Path], object]] = {
-    "StableDiffusionImg2ImgPipeline": lambda folder: write_folder(tiny_base("sd15"), folder),
-    "StableDiffusionXLImg2ImgPipeline": lambda folder: write_folder(tiny_base("sdxl"), folder),
+    "StableDiffusionImg2ImgPipeline": partial(write_stable_diffusion, "sd15"),
+    "StableDiffusionXLImg2ImgPipeline": partial(write_stable_diffusion, "sdxl"),
     "Flux2KleinPipeline": write_klein,
     "QwenImageEditPipeline": write_qwen,
     "QwenImageEditPlusPipeline": write_qwen,

@@ -44,7 +44,7 @@ ARGUMENTS: dict[str, type[_Arguments]] = {"controlnet_inpaint": ControlNetArgume
 
 def check_arguments(name: str, kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return a part's arguments as a profile gives them, as plain JSON. Raises ValueError, which names a wrong one."""
-    model = ARGUMENTS.get(kind) or ARGUMENTS.get(name)
+    model = ARGUMENTS.get(kind, ARGUMENTS.get(name))
     if model is None:
         if given:
             raise ValueError(f"{name}: a {kind} takes no arguments")

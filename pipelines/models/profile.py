@@ -485,7 +485,7 @@ def _read_part(profile: str, name: str, entries: Mapping[str, dict[str, Any]], r
     path = Path(os.path.normpath(root.absolute() / entry["path"]))
     if not path.is_relative_to(os.path.normpath(root.absolute())):
         raise ValueError(f"{name}: path {entry['path']!r} leaves the profile's folder")
-    if entry["kind"] == PAINTER:
+    if PAINTER in (name, entry["kind"]):
         _check_painter(name, entry)
     sha256 = "" if entry["sha256"] == UNPINNED else str(entry["sha256"])
     hub, url = entry.get("hub", ""), entry.get("url", "")
@@ -510,6 +510,8 @@ def _read_part(profile: str, name: str, entries: Mapping[str, dict[str, Any]], r
 
 def _check_painter(name: str, entry: Mapping[str, Any]) -> None:
     """Raise ValueError if an entry is no painter: an unknown pipeline, a single file, or files that may hold code."""
+    if entry["kind"] != PAINTER:
+        raise ValueError(f"{name}: its kind must be {PAINTER}, not {entry['kind']!r}")
     try:
         painter_class(entry.get("pipeline", ""))
     except ValueError as error:

@@ -19,6 +19,7 @@ from pipelines.contracts import Job, ShotStep, State, Step
 from pipelines.diffusion.image_to_image import ImageToImage
 from pipelines.errors import IntegrityError, UsageError
 from pipelines.ledger.memory import MemoryLedger
+from pipelines.models.arguments import PainterArguments
 from pipelines.models.painters import PAINTERS
 from pipelines.models.profile import ModelPart, load_profile
 from pipelines.scenes import Control, Scene, SceneLora
@@ -48,18 +49,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return write
 
 
-def read(path: Path, pipeline: str = KLEIN, **other: Any) -> ModelPart:
+def read(at: Path, pipeline: str = KLEIN, **other: Any) -> ModelPart:
     """The part `painter` as a shop's own `sd15.yaml` names it, beside the painter's folder."""
-    entry = {"kind": "painter", "pipeline": pipeline, "path": path.name, "revision": "1", "licence": "CC0"}
+    entry = {"kind": "painter", "pipeline": pipeline, "path": at.name, "revision": "1", "licence": "CC0"}
     entry |= {"source": "a shop", "sha256": "unpinned"}
-    (path.parent / "sd15.yaml").write_text(yaml.safe_dump({"parts": {"painter": entry | other}}))
+    (at.parent / "sd15.yaml").write_text(yaml.safe_dump({"parts": {"painter": entry | other}}))
     load_profile.cache_clear()
-    return load_profile("sd15", path.parent).part("painter")
+    return load_profile("sd15", at.parent).part("painter")
 
 
-def pinned(path: Path, pipeline: str = KLEIN, **arguments: Any) -> ModelPart:
-    digest = read(path, pipeline).digest()
-    return read(path, pipeline, sha256=digest, arguments=arguments)
+def pinned(at: Path, pipeline: str = KLEIN, **arguments: Any) -> ModelPart:
+    digest = read(at, pipeline).digest()
+    return read(at, pipeline, sha256=digest, arguments=arguments)
 
 
 def recipe_of(scene: Scene, painter: ModelPart | None = None, **other: Any) -> Recipe:
@@ -123,10 +124,11 @@ def test_the_painter_sees_the_canvas_and_the_prompt_and_draws_from_the_seed(fold
 
 
 def test_what_the_profile_sets_replaces_the_scenes(folder) -> None:
+    pipeline = ImageToImage.from_part(pinned(folder(KLEIN)), CPU).pipeline
     canvas = Image.new("RGB", (64, 64), "red")
 
     def paint(said: str = "a box", **arguments: Any) -> bytes:
-        painter = ImageToImage.from_part(pinned(folder(KLEIN), **arguments), CPU)
+        painter = ImageToImage(pipeline, PainterArguments(**arguments), CPU)
         return painter([canvas], [said], [""], [0], strength=0.5, steps=3, guidance_scale=1.0)[0].tobytes()
 
     assert paint() == paint(steps=3, guidance_scale=1.0)
@@ -189,7 +191,7 @@ def test_scenes_that_are_not_painted_on_a_backdrop_have_the_usual_sampler(folder
         ({"files": ["unet/diffusion_pytorch_model.bin"]}, "diffusion_pytorch_model.bin: a painter is a folder"),
         ({"files": ["pipeline.py"]}, "pipeline.py: a painter is a folder"),
         ({"path": "klein.safetensors"}, "klein.safetensors: a painter is a folder"),
-        ({"kind": "lora", "arguments": {"steps": 1}}, "painter: a lora takes no arguments"),
+        ({"kind": "base"}, "painter: its kind must be painter, not 'base'"),
     ],
 )
 def test_a_wrong_painter_of_a_profile_is_named(tmp_path, wrong: dict, said: str) -> None:
