@@ -108,8 +108,8 @@ class ImageToImage:
     def round_trip(self, images: Sequence[Image.Image]) -> list[Image.Image]:
         """Images as the autoencoder gives them back: encoded and decoded, nothing painted."""
         vae, processor = self.pipeline.vae, self.pipeline.image_processor
-        usual = vae.dtype
-        if usual == torch.float16 and vae.config.get("force_upcast"):  # as the pipeline itself does
+        overflows = vae.dtype == torch.float16 and bool(vae.config.get("force_upcast"))
+        if overflows:
             vae.to(torch.float32)
         returned = []
         for image in images:
@@ -118,6 +118,7 @@ class ImageToImage:
             decoded = vae.decode(latents).sample
             decoded = decoded[:, :, 0] if self.painter.frames else decoded
             returned += processor.postprocess(decoded.float(), output_type="pil")
-        vae.to(usual)
+        if overflows:
+            vae.to(torch.float16)
         self.pipeline.maybe_free_model_hooks()
         return returned

@@ -116,6 +116,9 @@ def load_painter(part: ModelPart, dtype: torch.dtype = torch.float32) -> Any:
     painter, folder, expected = PAINTERS[part.pipeline], part.path, f"a diffusers folder for {part.pipeline}"
     if code := sorted(folder.rglob("*.py")):
         raise IntegrityError(f"{code[0]}: expected {expected}, weights and configurations alone; remove it")
+    for name in ("scheduler", *painter.readers, *painter.weights):
+        if not (folder / name).is_dir():
+            raise IntegrityError(f"{folder / name}: expected {expected}, found no such folder in it")
     with reading(folder, expected), quiet(transformers_logging):
         index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
         modules = {"scheduler": _scheduler(folder / "scheduler")}
