@@ -27,12 +27,10 @@ class ImageToImage:
     Args:
         pipeline: Of diffusers, on the CPU.
         arguments: What the profile sets of it.
-        compute: Where it runs. An autoencoder or a transformer that overflows in float16 runs in bfloat16, see
-            `compute`.
+        compute: Device and precision that it has.
 
     Attributes:
         name: The pipeline's class.
-        compute: Device and precision that it has.
     """
 
     def __init__(self, pipeline: Any, arguments: PainterArguments, compute: Compute):
@@ -51,9 +49,12 @@ class ImageToImage:
 
     @classmethod
     def from_part(cls, part: ModelPart, compute: Compute) -> ImageToImage:
-        """Load a profile's painter. Raises UsageError if files are missing, IntegrityError if they are wrong."""
-        if PAINTERS[part.pipeline].overflows and compute.dtype == "float16":
-            reason = f"{compute.reason}; {part.pipeline} overflows in float16"
+        """Load a profile's painter; one that is published in bfloat16 gets it in place of float16.
+
+        Raises UsageError if files are missing, IntegrityError if they are wrong.
+        """
+        if PAINTERS[part.pipeline].bfloat16 and compute.dtype == "float16":
+            reason = f"{compute.reason}; {part.pipeline} is published in bfloat16"
             compute = replace(compute, dtype="bfloat16", reason=reason)
         pipeline = load_painter(part.check(), getattr(torch, compute.dtype))
         return cls(pipeline, PainterArguments(**part.arguments), compute)

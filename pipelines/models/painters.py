@@ -26,7 +26,8 @@ class PainterClass:
         negative_prompt: Whether it takes one.
         guidance: Its argument for classifier-free guidance.
         frames: Whether its autoencoder is one for video, with an axis for frames.
-        overflows: Whether it overflows in float16, so that bfloat16 takes its place.
+        bfloat16: Whether its weights are published in bfloat16, which float16 cannot hold; then it never runs in
+            float16.
     """
 
     weights: Mapping[str, str]
@@ -37,7 +38,7 @@ class PainterClass:
     negative_prompt: bool = True
     guidance: str = "guidance_scale"
     frames: bool = False
-    overflows: bool = False
+    bfloat16: bool = False
 
 
 _QWEN_IMAGE_EDIT = PainterClass(
@@ -50,7 +51,7 @@ _QWEN_IMAGE_EDIT = PainterClass(
     edits=True,
     guidance="true_cfg_scale",
     frames=True,
-    overflows=True,
+    bfloat16=True,
 )
 
 PAINTERS: dict[str, PainterClass] = {
@@ -80,7 +81,7 @@ PAINTERS: dict[str, PainterClass] = {
         flags=("is_distilled",),
         edits=True,
         negative_prompt=False,
-        overflows=True,
+        bfloat16=True,
     ),
     "QwenImageEditPipeline": _QWEN_IMAGE_EDIT,
     "QwenImageEditPlusPipeline": _QWEN_IMAGE_EDIT,

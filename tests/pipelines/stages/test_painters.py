@@ -255,10 +255,10 @@ def test_another_models_folder_is_named(folder) -> None:
         ImageToImage.from_part(pinned(folder(KLEIN), QWEN), CPU)
 
 
-def test_bfloat16_takes_the_place_of_float16_where_that_overflows(folder) -> None:
+def test_a_painter_published_in_bfloat16_does_not_run_in_float16(folder) -> None:
     painter = ImageToImage.from_part(pinned(folder(KLEIN)), Compute(dtype="float16", reason="asked for"))
     assert painter.pipeline.transformer.dtype == torch.bfloat16
-    assert str(painter.compute) == "cpu, bfloat16: asked for; Flux2KleinPipeline overflows in float16"
+    assert str(painter.compute) == "cpu, bfloat16: asked for; Flux2KleinPipeline is published in bfloat16"
 
 
 @pytest.mark.parametrize("pipeline", ["StableDiffusionImg2ImgPipeline", KLEIN, QWEN])
