@@ -106,8 +106,8 @@ class ModelPart:
                 raise UsageError(f"model {self.name}: {missing[0]} is not there{self._remedy}")
             return tuple(listed)
         if self.kind == PAINTER:
-            across = sorted(PAINTERS[self.pipeline].weights)
-            return tuple(file for name in across for file in self._found(self.path / name, ".safetensors"))
+            modules = sorted(PAINTERS[self.pipeline].weights)
+            return tuple(file for name in modules for file in self._found(self.path / name, ".safetensors"))
         across = BASE_MODELS if self.kind == "base" else ()
         folders = [folder for name in across if (folder := self.path / name).is_dir()] or [self.path]
         return tuple(file for folder in folders for file in self._found(folder, ".safetensors", ".bin"))

@@ -202,14 +202,15 @@ def _paint(
     small = [_Reduced.of(work, pose, recipe) for work, pose in zip(works, poses, strict=True)]
     images = [item.canvas for item in small]
     before: list[Image.Image | None] = [None] * len(small)
+    about = {"compute": str(recipe.compute)}
     if models.pipeline is not None:
         if scene.backdrop and scene.backdrop.mode == "adjust":
             before = list(models.pipeline.round_trip(images))
-        paint = _edit if isinstance(models.pipeline, ImageToImage) else _sample
-        images = paint(works, small, models.pipeline, recipe)
-    about = {"compute": str(recipe.compute)}
-    if isinstance(models.pipeline, ImageToImage):
-        about = {"compute": str(models.pipeline.compute), "painter": models.pipeline.name}
+        if isinstance(models.pipeline, ImageToImage):
+            images = _edit(works, small, models.pipeline, recipe)
+            about = {"compute": str(models.pipeline.compute), "painter": models.pipeline.name}
+        else:
+            images = _sample(works, small, models.pipeline, recipe)
     return [
         _measured(image, start, item, scene, models.detector, about)
         for image, start, item in zip(images, before, small, strict=True)
