@@ -62,6 +62,7 @@ def _recipe(scene: str, method: str | None, **overrides: Any) -> Recipe:
     from pipelines.models.profile import active_profile
     from pipelines.scenes import Scene, load_scene
     from pipelines.settings import get_settings
+    from pipelines.stages.painter import painter_of
     from pipelines.workflow import Recipe
 
     settings = get_settings()
@@ -71,4 +72,6 @@ def _recipe(scene: str, method: str | None, **overrides: Any) -> Recipe:
     profile, look = active_profile(), load_scene(scene)
     check_parts(profile, method or look.method)
     limit = settings.photo_max_megapixels
-    return Recipe(profile, look, method=method, compute=settings.compute(), max_megapixels=limit, **overrides)
+    recipe = Recipe(profile, look, method=method, compute=settings.compute(), max_megapixels=limit, **overrides)
+    painter_of(recipe)  # before a model is loaded
+    return recipe
