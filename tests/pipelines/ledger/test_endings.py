@@ -26,6 +26,12 @@ def opened(ledger: PostgresLedger, run: str) -> str | None:
     return next((found.state for found in open_runs(ledger.engine) if found.run == run), None)
 
 
+def try_to_tell(ledger: PostgresLedger, run: str) -> None:
+    with telling(ledger.engine, run) as mine:
+        assert mine
+        raise OSError("the receiver is away")
+
+
 def test_a_run_that_airflow_ended_is_closed_once_and_leaves_no_shot_pending(ledger: PostgresLedger) -> None:
     begin(ledger, "ended")
     note_failure(ledger.engine, "ended", "catalog_refresh", KILLED, {})
@@ -58,9 +64,8 @@ def test_a_run_whose_plan_failed_is_in_the_ledger_too(ledger: PostgresLedger) ->
 def test_a_failure_is_told_once_and_again_only_after_the_run_failed_again(ledger: PostgresLedger) -> None:
     begin(ledger, "told")
     end_run(ledger.engine, "told", "failed", KILLED)
-    with pytest.raises(OSError, match="away"), telling(ledger.engine, "told") as mine:
-        assert mine
-        raise OSError("the receiver is away")
+    with pytest.raises(OSError, match="away"):
+        try_to_tell(ledger, "told")
     assert opened(ledger, "told") == "failed"
     with telling(ledger.engine, "told") as mine, telling(ledger.engine, "told") as of_another_scheduler:
         assert (mine, of_another_scheduler) == (True, False)
