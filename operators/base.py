@@ -54,7 +54,7 @@ def one_line(error: BaseException) -> str:
 
 
 def note_failure(context: Context) -> None:
-    """A task failed for good: keep in the ledger which one and why, for whoever closes the run and tells of it.
+    """A task failed for good: keep in the ledger which one and why, for whoever closes the run and notifies people.
 
     Airflow calls it in the task's process, or, if that was killed, in the DAG processor's.
     """

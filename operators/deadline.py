@@ -1,4 +1,4 @@
-"""The nightly refresh has to be ready by the morning: who is told when it is late."""
+"""The nightly refresh has to be ready by the morning: a notification if it is late."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def nightly_deadline() -> DeadlineAlert | None:
     return DeadlineAlert(
         reference=DeadlineReference.DAGRUN_QUEUED_AT,
         interval=timedelta(hours=settings.nightly_hours),
-        callback=AsyncCallback(tell_late),
+        callback=AsyncCallback(notify_late),
         name="nightly",
     )
 
 
-async def tell_late(context: dict[str, Any]) -> None:
-    """Tells that a scheduled run is late. Airflow's triggerer calls it, and shows an error that it raises.
+async def notify_late(context: dict[str, Any]) -> None:
+    """Notifies people that a scheduled run is late. Airflow's triggerer calls it, and shows an error that it raises.
 
-    A run that somebody started has no deadline, and of one that failed people are told already.
+    A run that somebody started has no deadline, and people are notified already of one that failed.
     """
     run = context["dag_run"]
     if run["run_type"] != "scheduled" or run["state"] not in ("queued", "running"):

@@ -74,7 +74,7 @@ class Settings(BaseSettings):
         6, gt=0, description="Hours after which a nightly catalog_refresh that has not ended is reported as late."
     )
 
-    # Who is told
+    # Monitoring and notifications
     metrics_token: SecretStr = Field(
         SecretStr(""), description="Bearer token of `/packshot/metrics`. Empty: the address does not exist."
     )
@@ -82,7 +82,9 @@ class Settings(BaseSettings):
         SecretStr(""), description="Address that gets a JSON POST when a run fails or is late. Empty: none."
     )
     allow_private_webhook: bool = Field(False, description="Let the webhook be at a private network address.")
-    mail_to: str = Field("", description="Mail addresses, separated by commas, that are told as well. Empty: none.")
+    mail_to: str = Field(
+        "", description="Mail addresses, separated by commas, that get these notifications too. Empty: none."
+    )
     mail_from: str = Field("packshot@localhost", description="Sender of these mails.")
     smtp_host: str = Field("", description="Mail server. Needed for `PACKSHOT_MAIL_TO`.")
     smtp_port: int = Field(587, gt=0, lt=2**16, description="Port of the mail server.")

@@ -179,7 +179,7 @@ def pictures(pytestconfig: pytest.Config) -> Path:
 
 @pytest.fixture(scope="session")
 def hook() -> Iterator[Webhook]:
-    """The receiver that `airflow_up` tells of failed runs."""
+    """The receiver that `airflow_up` notifies of failed runs."""
     with webhook() as receiver:
         yield receiver
 

@@ -1,4 +1,4 @@
-"""Real receivers of what packshot tells: a webhook and a mail server on the loopback interface."""
+"""Real receivers of notifications: a webhook and a mail server on the loopback interface."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a run ends that its own last task does not close: what failed in it, who is still to be told, and closing it.
+"""The end of a run that its own last task does not close: what failed, closing it, and whether people were notified.
 
 `summary` closes a run in the ledger (`PostgresLedger.finish_run`). It does not run where Airflow ends the run: by its
 time limit, by a person, or with its worker. `pipelines.services.watch` finds such runs and closes them from here.
@@ -18,15 +18,15 @@ from sqlalchemy.dialects.postgresql import insert
 from pipelines.ledger import outcomes
 from pipelines.ledger.schema import runs
 
-TOLD_WITHIN = "1 day"
-"""A failure that could not be told for so long is told no more."""
+NOTIFY_WITHIN = "1 day"
+"""No more attempts after so long."""
 
-_UNTOLD = or_(runs.c.told_at.is_(None), runs.c.told_at < runs.c.finished_at)
+_NOT_NOTIFIED = or_(runs.c.notified_at.is_(None), runs.c.notified_at < runs.c.finished_at)
 
 
 @dataclass(frozen=True, slots=True)
 class OpenRun:
-    """A run that is `running` in the ledger, or `failed` and not told. `reason` is "" if none is known."""
+    """A run that is `running` in the ledger, or `failed` and not notified. `reason` is "" if none is known."""
 
     run: str
     dag_id: str
@@ -60,11 +60,11 @@ def _open(connection: Connection, run: str, dag_id: str, params: Mapping[str, An
 
 
 def open_runs(engine: Engine) -> list[OpenRun]:
-    """Runs to be closed or told, the oldest first."""
-    recent = runs.c.finished_at > func.now() - text(f"interval '{TOLD_WITHIN}'")
+    """Runs that are to be closed or notified, the oldest first."""
+    recent = runs.c.finished_at > func.now() - text(f"interval '{NOTIFY_WITHIN}'")
     statement = (
         select(runs.c.id, runs.c.dag_id, runs.c.scene, runs.c.state, runs.c.problem["reason"].astext.label("reason"))
-        .where(or_(runs.c.state == "running", and_(runs.c.state == "failed", _UNTOLD, recent)))
+        .where(or_(runs.c.state == "running", and_(runs.c.state == "failed", _NOT_NOTIFIED, recent)))
         .order_by(runs.c.started_at)
     )
     with engine.connect() as connection:
@@ -106,11 +106,11 @@ def reopen_run(engine: Engine, run: str, since: datetime) -> None:
 
 
 @contextmanager
-def telling(engine: Engine, run: str) -> Iterator[bool]:
-    """Whether this process is the one to tell of the failure. If the block raises nothing, it counts as told."""
-    statement = select(runs.c.id).where(runs.c.id == run, runs.c.state == "failed", _UNTOLD)
+def notifying(engine: Engine, run: str) -> Iterator[bool]:
+    """Whether this process is the one to notify people. If the block raises nothing, they count as notified."""
+    statement = select(runs.c.id).where(runs.c.id == run, runs.c.state == "failed", _NOT_NOTIFIED)
     with engine.begin() as connection:
         mine = connection.execute(statement.with_for_update(skip_locked=True)).first() is not None
         yield mine
         if mine:
-            connection.execute(update(runs).where(runs.c.id == run).values(told_at=func.clock_timestamp()))
+            connection.execute(update(runs).where(runs.c.id == run).values(notified_at=func.clock_timestamp()))

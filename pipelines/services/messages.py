@@ -1,4 +1,4 @@
-"""Tell people that something went wrong: a JSON POST to a webhook, and mail. Both are off until a setting names them.
+"""Notify people that something went wrong: a JSON POST to a webhook, and mail. Both are off until a setting names them.
 
 The webhook's address often is a secret, so no error and no log line has more of it than its host.
 """
@@ -24,7 +24,7 @@ SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What is told. As JSON it has one more field, `text`, which chat services show.
+    """One notification. As JSON it has one more field, `text`, which chat services show.
 
     `reason` is one line: the failed task and its error, and what to do. `page` is the run's address in Airflow.
     """
@@ -50,9 +50,9 @@ class Message:
 def send(message: Message, settings: Settings) -> None:
     """Sends to every receiver of the settings. Raises Unavailable, after all were tried, if one did not take it."""
     problems = []
-    for told in (_post, _mail):
+    for deliver in (_post, _mail):
         try:
-            told(message, settings)
+            deliver(message, settings)
         except Unavailable as error:
             problems.append(str(error))
     if problems:

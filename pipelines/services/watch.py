@@ -1,4 +1,4 @@
-"""Close the runs that Airflow ended without their `summary`, and tell people of every run that failed.
+"""Close the runs that Airflow ended without their `summary`, and notify people of every run that failed.
 
 Airflow's scheduler runs `watch` in a thread of its own (`plugins/packshot_plugin.py`). Every sweep compares the ledger
 with Airflow, so it does not matter who ended a run, nor which service was down at the time.
@@ -18,10 +18,10 @@ from pipelines.errors import Unavailable, UsageError
 from pipelines.ledger.endings import (
     OpenRun,
     end_run,
+    notifying,
     open_runs,
     open_unplanned,
     reopen_run,
-    telling,
     unknown_runs,
 )
 from pipelines.ledger.postgres import connect
@@ -46,32 +46,38 @@ AGAIN = "start it again: finished steps are reused"
 def watch(settings: Settings, base_url: str, stop: threading.Event) -> None:
     """Sweeps until `stop` is set. `base_url` is Airflow's address for people. A trouble is logged once, until it
     changes; the next sweep tries again."""
-    engine, trouble = connect(settings.database_url), ""
-    with Airflow(settings) as airflow:
+    trouble = ""
+    try:
+        engine, airflow = connect(settings.database_url), Airflow(settings)
+    except UsageError as error:
+        log.warning("no watch over the runs: %s", error)
+        return
+    with airflow:
         while not stop.wait(PAUSE):
             try:
                 sweep(airflow, engine, settings, base_url)
-                told = ""
+                now = ""
             except (UsageError, Unavailable, httpx.HTTPError, SQLAlchemyError) as error:
-                told = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+                now = f"{type(error).__name__}: {str(error).splitlines()[0]}"
             except Exception:
                 log.exception("the watch over the runs has a bug")
                 continue
-            if told and told != trouble:
-                log.warning("the watch over the runs cannot work for now: %s", told)
-            trouble = told
+            if now and now != trouble:
+                log.warning("the watch over the runs cannot work for now: %s", now)
+            trouble = now
             engine.dispose()  # no connection is open while the scheduler forks its workers
 
 
 def sweep(airflow: Airflow, engine: Engine, settings: Settings, base_url: str) -> None:
-    """Brings the ledger's runs to the state that Airflow has them in, then tells of those that failed."""
+    """Brings the ledger's runs to the state that Airflow has them in, then notifies people of those that failed."""
     # 1. What Airflow runs, and what failed before the ledger knew of it
     active: dict[str, AirflowRun] = {}
     if dag_ids := airflow.dag_ids(TAG):
         active = {run.run: run for run in airflow.runs(dag_ids, ("queued", "running"))}
         failed = {run.run: run for run in airflow.runs(dag_ids, ("failed",), datetime.now(UTC) - LOOK_BACK)}
         for name in unknown_runs(engine, list(failed)):
-            open_unplanned(engine, name, failed[name].dag_id)
+            if failed[name].started_at is not None:  # else a person took it back before it began
+                open_unplanned(engine, name, failed[name].dag_id)
     for run in active.values():
         if run.state == "running" and run.started_at is not None:
             reopen_run(engine, run.run, run.started_at)
@@ -90,12 +96,12 @@ def sweep(airflow: Airflow, engine: Engine, settings: Settings, base_url: str) -
             if end_run(engine, opened.run, state, reason):
                 log.warning("closed run %s as %s: %s", opened.run, state, reason)
 
-    # 3. Tell
+    # 3. Notify
     problems: list[str] = []
     for opened in open_runs(engine):
         if opened.state == "failed" and opened.run in over:
             try:
-                _tell(opened, engine, settings, base_url)
+                _notify(opened, engine, settings, base_url)
             except Unavailable as error:
                 problems.append(str(error))
     if problems:
@@ -130,9 +136,9 @@ def _duration(limit: timedelta) -> str:
     return f"{hours / 24:g} days" if hours >= 48 else f"{hours:g} hours"
 
 
-def _tell(failed: OpenRun, engine: Engine, settings: Settings, base_url: str) -> None:
+def _notify(failed: OpenRun, engine: Engine, settings: Settings, base_url: str) -> None:
     page = f"{base_url.rstrip('/')}/dags/{failed.dag_id}/runs/{failed.run}"
     reason = failed.reason or "a shot failed: the run's report names it, and the reason"
-    with telling(engine, failed.run) as mine:
+    with notifying(engine, failed.run) as mine:
         if mine:
             send(Message("run_failed", failed.run, failed.dag_id, failed.scene, reason, page), settings)

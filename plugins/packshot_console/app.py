@@ -3,7 +3,7 @@
     GET /runs                      the last runs
     GET /runs/{run}                every shot: photo → cutout → raw → final, verdicts, seconds, why it was held back
     GET /pictures/{digest}         a picture of the ledger as WebP, at most `size` px on its longer side
-    GET /metrics                   figures for Prometheus, behind a token of their own
+    GET /metrics                   metrics for Prometheus, behind a token of their own
     GET /artifacts/{digest}        an artifact byte for byte as it is stored, images and JSON only
 
 Every other route needs the right to read the DAGs, the style sheet included. Pages carry no script at all, and a policy

@@ -1,4 +1,4 @@
-"""`GET /packshot/metrics` for Prometheus: the business figures, read from the ledger and kept for 15 seconds.
+"""`GET /packshot/metrics` for Prometheus: the business metrics, read from the ledger and kept for 15 seconds.
 
 The route has a token of its own (PACKSHOT_METRICS_TOKEN), because Prometheus has no login in Airflow. Without that
 setting there is no such route. Counters of Airflow's task processes would start at 0 with every task; the ledger
@@ -24,7 +24,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from packshot_console.services import ledger
-from pipelines.ledger.figures import Figures, figures
+from pipelines.ledger.metrics import LedgerMetrics, read_metrics
 from pipelines.services.s3 import store_answers, store_client
 from pipelines.settings import get_settings
 
@@ -94,7 +94,7 @@ def _exposition() -> Exposition:
 
 
 class LedgerCollector(Collector):
-    """All of METRICS. While the ledger does not answer there is `packshot_up` 0, and none of its figures."""
+    """All of METRICS. While the ledger does not answer there is `packshot_up` 0, and nothing else of it."""
 
     def describe(self) -> Iterator[GaugeMetricFamily]:
         """The metrics without values: registering them reads nothing."""
@@ -120,7 +120,7 @@ class LedgerCollector(Collector):
 
         began = time.monotonic()
         try:
-            found = figures(ledger().engine)
+            found = read_metrics(ledger().engine)
         except SQLAlchemyError:
             found = None
         add("packshot_up", found is not None, "ledger")
@@ -131,7 +131,7 @@ class LedgerCollector(Collector):
         return iter(families.values())
 
 
-def _samples(found: Figures, now: float) -> Iterator[tuple[str, float, tuple[str, ...]]]:
+def _samples(found: LedgerMetrics, now: float) -> Iterator[tuple[str, float, tuple[str, ...]]]:
     """Name, value and labels of every figure of the ledger."""
     for images in found.images:
         yield "packshot_images", images.count, (images.scene, images.channel, images.state)

@@ -19,7 +19,7 @@ from airflow.timetables.base import DagRunInfo
 from packshot_timetable import ByHandOrBackfill
 
 from operators.base import RETRY_POLICY
-from operators.deadline import tell_late
+from operators.deadline import notify_late
 from operators.finetune import Form
 from operators.policy import OWNER, Tag
 from operators.stages import StageOperator
@@ -109,7 +109,7 @@ print('DAG', dag.max_active_tasks, dag.deadline.interval, dag.deadline.callback.
     )
     most, interval, callback, kept = told.rsplit("DAG ", 1)[1].split()
     assert int(most) > 32
-    assert (interval, callback, kept) == ("4:00:00", "operators.deadline.tell_late", "True")
+    assert (interval, callback, kept) == ("4:00:00", "operators.deadline.notify_late", "True")
 
 
 def test_only_a_nightly_run_that_is_still_going_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +125,7 @@ def test_only_a_nightly_run_that_is_still_going_is_late(monkeypatch: pytest.Monk
         patch.setenv("PACKSHOT_ALLOW_PRIVATE_WEBHOOK", "true")
         get_settings.cache_clear()
         for other in ({}, {"run_type": "manual"}, {"state": "failed"}, {"state": "success"}):
-            asyncio.run(tell_late({"dag_run": run | other}))
+            asyncio.run(notify_late({"dag_run": run | other}))
     get_settings.cache_clear()
     (told,) = hook.received
     assert (told["event"], told["run"]) == ("run_late", "night")

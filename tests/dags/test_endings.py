@@ -1,4 +1,4 @@
-"""However a run ends in Airflow, it ends in the ledger within a minute, and a failure is told."""
+"""However a run ends in Airflow, it ends in the ledger within a minute, and people are notified of a failure."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def soon(what: Callable[[], Any], seconds: float) -> Any:
     return found
 
 
-def test_a_failed_a_timed_out_and_a_marked_run_close_within_a_minute_and_are_told(
+def test_a_failed_a_timed_out_and_a_marked_run_close_within_a_minute_and_people_are_notified(
     airflow: Airflow, airflow_up: Settings, hook: Webhook
 ) -> None:
     ledger = connect(airflow_up.database_url)
@@ -64,11 +64,11 @@ def test_a_failed_a_timed_out_and_a_marked_run_close_within_a_minute_and_are_tol
     assert (found.state, found.pending) == ("failed", 0)
     assert "time limit of 2 days" in found.problem["reason"]
 
-    # 4. Each was told once
+    # 4. One notification each
     runs = {failed, marked, late}
-    soon(lambda: runs <= {told["run"] for told in hook.received}, MINUTE)
-    told = {one["run"]: one for one in hook.received if one["run"] in runs}
+    soon(lambda: runs <= {sent["run"] for sent in hook.received}, MINUTE)
+    sent = {one["run"]: one for one in hook.received if one["run"] in runs}
     assert sorted(one["run"] for one in hook.received if one["run"] in runs) == sorted(runs)
-    assert {one["event"] for one in told.values()} == {"run_failed"}
-    assert "no scene was chosen" in told[failed]["reason"]
-    assert told[late]["page"] == f"{airflow.url}/dags/catalog_refresh/runs/{late}"
+    assert {one["event"] for one in sent.values()} == {"run_failed"}
+    assert "no scene was chosen" in sent[failed]["reason"]
+    assert sent[late]["page"] == f"{airflow.url}/dags/catalog_refresh/runs/{late}"

@@ -15,10 +15,11 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from packshot_console.metrics import METRICS
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import event, text
 
-from pipelines.ledger.figures import figures
+from pipelines.ledger.metrics import read_metrics
 from pipelines.ledger.postgres import PostgresLedger
 from pipelines.settings import ROOT, get_settings
 
@@ -91,10 +92,10 @@ def scraped(client: httpx.Client) -> dict[str, dict[tuple[str, ...], float]]:
     }
 
 
-def test_the_figures_are_those_of_the_ledger_and_are_kept_for_a_while(open_route, anonymous, ledger) -> None:
+def test_the_metrics_are_those_of_the_ledger_and_are_kept_for_a_while(open_route, anonymous, ledger) -> None:
     queries = []
     event.listen(ledger.engine, "before_cursor_execute", lambda *call: queries.append(call[2]))
-    figures(ledger.engine)
+    read_metrics(ledger.engine)
     assert len(queries) <= 7, "two of them are settings of the transaction"
 
     found = scraped(anonymous)
@@ -123,9 +124,33 @@ def test_an_approved_image_waits_for_nobody(run, ledger: PostgresLedger) -> None
             text("SELECT i.digest FROM step_inputs i JOIN verdicts v USING (key) WHERE NOT v.passed LIMIT 1")
         )
     ledger.approve(final, "ada")
-    assert "held" not in {images.state for images in figures(ledger.engine).images}
+    assert "held" not in {images.state for images in read_metrics(ledger.engine).images}
     with ledger.engine.begin() as connection:
         connection.execute(text("DELETE FROM approvals"))
+
+
+def test_every_metric_is_documented_with_its_labels_and_its_meaning() -> None:
+    rows = [
+        f"| `{name}` | {', '.join(f'`{label}`' for label in labels) or '–'} | {meaning} |"
+        for name, (meaning, labels) in METRICS.items()
+    ]
+    page = (ROOT / "docs/reference/metrics.md").read_text("utf-8")
+    assert [line for line in page.splitlines() if line.startswith("| `packshot")] == rows
+
+
+def test_the_containers_mount_what_is_there_and_need_only_what_the_example_names() -> None:
+    compose = (ROOT / "docker/compose.watch.yaml").read_text()
+    known = yaml.safe_load((ROOT / "docker/compose.yaml").read_text())["services"]
+    example = set(re.findall(r"^(\w+)=", (ROOT / "docker/env.example").read_text(), re.M))
+    assert set(re.findall(r"\$\{(\w+)|environment: ([A-Z_]+)$", compose, re.M))
+    assert {name for pair in re.findall(r"\$\{(\w+)|environment: ([A-Z_]+)$", compose, re.M) for name in pair} - {
+        ""
+    } <= example
+    for name, service in yaml.safe_load(compose)["services"].items():
+        assert name in known or "image" in service, f"{name} is neither known nor new"
+        for volume in service.get("volumes", ()):
+            if volume.startswith("./"):
+                assert (ROOT / "docker" / volume.split(":")[0]).exists(), volume
 
 
 def test_every_alert_fires_in_a_test_of_its_own_and_has_its_chapter_in_the_runbook(promtool: str) -> None:
@@ -146,7 +171,7 @@ def test_every_alert_fires_in_a_test_of_its_own_and_has_its_chapter_in_the_runbo
         assert rule["annotations"]["runbook_url"] == f"docs/how-to/watch.md#{name.lower()}"
 
 
-def test_what_is_read_of_airflow_is_what_airflow_tells() -> None:
+def test_what_is_read_of_airflow_is_what_airflow_exports() -> None:
     import airflow
 
     listed = next(Path(airflow.__file__).parent.glob("**/metrics_template.yaml")).read_text()

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from pipelines.contracts import Product, Shot, ShotState
-from pipelines.ledger.endings import end_run, note_failure, open_runs, open_unplanned, reopen_run, telling
+from pipelines.ledger.endings import end_run, note_failure, notifying, open_runs, open_unplanned, reopen_run
 from pipelines.ledger.postgres import PostgresLedger
 from pipelines.ledger.reports import report
 
@@ -22,12 +22,12 @@ def begin(ledger: PostgresLedger, run: str) -> None:
 
 
 def opened(ledger: PostgresLedger, run: str) -> str | None:
-    """State of a run that is to be closed or told."""
+    """State of a run that is to be closed or notified."""
     return next((found.state for found in open_runs(ledger.engine) if found.run == run), None)
 
 
-def try_to_tell(ledger: PostgresLedger, run: str) -> None:
-    with telling(ledger.engine, run) as mine:
+def try_to_notify(ledger: PostgresLedger, run: str) -> None:
+    with notifying(ledger.engine, run) as mine:
         assert mine
         raise OSError("the receiver is away")
 
@@ -61,20 +61,23 @@ def test_a_run_whose_plan_failed_is_in_the_ledger_too(ledger: PostgresLedger) ->
     assert end_run(ledger.engine, "unplanned", "failed", "")
 
 
-def test_a_failure_is_told_once_and_again_only_after_the_run_failed_again(ledger: PostgresLedger) -> None:
-    begin(ledger, "told")
-    end_run(ledger.engine, "told", "failed", KILLED)
+def test_people_are_notified_once_and_again_only_after_the_run_failed_again(ledger: PostgresLedger) -> None:
+    begin(ledger, "ended-badly")
+    end_run(ledger.engine, "ended-badly", "failed", KILLED)
     with pytest.raises(OSError, match="away"):
-        try_to_tell(ledger, "told")
-    assert opened(ledger, "told") == "failed"
-    with telling(ledger.engine, "told") as mine, telling(ledger.engine, "told") as of_another_scheduler:
+        try_to_notify(ledger, "ended-badly")
+    assert opened(ledger, "ended-badly") == "failed"
+    with (
+        notifying(ledger.engine, "ended-badly") as mine,
+        notifying(ledger.engine, "ended-badly") as of_another_scheduler,
+    ):
         assert (mine, of_another_scheduler) == (True, False)
-    assert opened(ledger, "told") is None
+    assert opened(ledger, "ended-badly") is None
 
     now = datetime.now(UTC)
-    reopen_run(ledger.engine, "told", now - timedelta(hours=1))
-    assert report(ledger.engine, "told").state == "failed", "Airflow began it before it was closed"
-    reopen_run(ledger.engine, "told", now + timedelta(seconds=1))
-    assert (report(ledger.engine, "told").state, opened(ledger, "told")) == ("running", "running")
-    end_run(ledger.engine, "told", "failed", KILLED)
-    assert opened(ledger, "told") == "failed"
+    reopen_run(ledger.engine, "ended-badly", now - timedelta(hours=1))
+    assert report(ledger.engine, "ended-badly").state == "failed", "Airflow began it before it was closed"
+    reopen_run(ledger.engine, "ended-badly", now + timedelta(seconds=1))
+    assert (report(ledger.engine, "ended-badly").state, opened(ledger, "ended-badly")) == ("running", "running")
+    end_run(ledger.engine, "ended-badly", "failed", KILLED)
+    assert opened(ledger, "ended-badly") == "failed"

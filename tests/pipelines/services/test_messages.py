@@ -31,7 +31,7 @@ def test_a_failure_reaches_the_webhook_and_the_mail_box_with_its_reason() -> Non
     assert "https://airflow.example/runs/1" in mailed.get_payload()
 
 
-def test_without_a_receiver_nobody_is_told() -> None:
+def test_without_a_receiver_nobody_is_notified() -> None:
     send(FAILED, Settings())
 
 
@@ -49,7 +49,7 @@ def test_what_was_not_taken_is_said_without_the_secret_in_the_address(status: in
         hook.status = status
         with pytest.raises(Unavailable, match=said) as error:
             send(FAILED, to(hook.url, **settings))
-    assert len(hook.received) == ("mail_to" in settings), "one receiver that is away keeps no other from being told"
+    assert len(hook.received) == ("mail_to" in settings), "one receiver that is away keeps no other from its message"
     assert "a-secret-token" not in str(error.value)
 
 

@@ -1,4 +1,4 @@
-"""Figures of the whole ledger for a monitoring system: five queries, whatever the number of runs.
+"""Metrics of the whole ledger for a monitoring system: five queries, whatever the number of runs.
 
 What concerns the work of the last day is found by the index on the steps' times. Only the images' states need every
 row of `run_shots`.
@@ -67,7 +67,7 @@ class Runs:
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
+class LedgerMetrics:
     """Everything that is measured in the ledger."""
 
     images: Sequence[Images]
@@ -77,11 +77,11 @@ class Figures:
     bytes: int
 
 
-def figures(engine: Engine) -> Figures:
-    """Reads all figures as of now, in one transaction."""
+def read_metrics(engine: Engine) -> LedgerMetrics:
+    """Reads everything as of now, in one transaction."""
     with engine.connect() as connection, connection.begin():
         connection.execute(text(f"SET LOCAL statement_timeout = '{LIMIT_SECONDS}s'; SET LOCAL work_mem = '64MB'"))
-        return Figures(
+        return LedgerMetrics(
             images=[Images(*row) for row in _rows(connection, _IMAGES)],
             checked=[Checked(*row) for row in _rows(connection, _CHECKED)],
             work=[Work(*row) for row in _rows(connection, _WORK, stages=list(STAGES))],
