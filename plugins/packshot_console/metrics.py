@@ -34,7 +34,8 @@ METRICS = {
     "packshot_up": ("Whether a service answers: 1 or 0.", ("service",)),
     "packshot_probe_seconds": ("How long the service took to answer.", ("service",)),
     "packshot_images": ("Shots by the state that their last run left them in.", ("scene", "channel", "state")),
-    "packshot_queue_age_seconds": ("How long the oldest held image has been waiting for a person.", ()),
+    "packshot_queue_images": ("Held images that wait for a person.", ()),
+    "packshot_queue_age_seconds": ("How long the oldest of them has been waiting.", ()),
     "packshot_day_inspected": ("Shots that were inspected in the last 24 hours.", ("scene",)),
     "packshot_day_held": ("Of those, how many at least one check held.", ("scene",)),
     "packshot_day_held_by_check": ("Of those, how many this check held.", ("scene", "check")),
@@ -135,8 +136,8 @@ def _samples(found: LedgerMetrics, now: float) -> Iterator[tuple[str, float, tup
     """Name, value and labels of every figure of the ledger."""
     for images in found.images:
         yield "packshot_images", images.count, (images.scene, images.channel, images.state)
-    held = [images.since.timestamp() for images in found.images if images.state == "held"]
-    yield "packshot_queue_age_seconds", now - min(held, default=now), ()
+    yield "packshot_queue_images", found.queue.images, ()
+    yield "packshot_queue_age_seconds", now - found.queue.since.timestamp() if found.queue.since else 0, ()
 
     for checked in found.checked:
         if checked.check:
