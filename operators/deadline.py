@@ -34,11 +34,11 @@ async def notify_late(context: dict[str, Any]) -> None:
         return
     from airflow.configuration import conf
 
+    from pipelines.services.airflow_client import run_page
     from pipelines.services.messages import Message, send
 
     settings = get_settings()
-    base = conf.get("api", "base_url", fallback="").rstrip("/")
-    page = f"{base}/dags/{run['dag_id']}/runs/{run['dag_run_id']}"
+    page = run_page(conf.get("api", "base_url", fallback=""), run["dag_id"], run["dag_run_id"])
     reason = (
         f"the nightly run has not ended after {settings.nightly_hours:g} hours; see which task runs or waits, and "
         "whether pool gpu is free"

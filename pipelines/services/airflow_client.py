@@ -220,7 +220,7 @@ class Airflow:
 
     def page(self, dag_id: str, run_id: str) -> str:
         """Address of the run in Airflow's UI."""
-        return f"{self.url}/dags/{dag_id}/runs/{quote(run_id, safe='')}"
+        return run_page(self.url, dag_id, run_id)
 
     def follow(
         self,
@@ -322,6 +322,11 @@ class Airflow:
             )
         response.raise_for_status()
         self._client.headers["Authorization"] = f"Bearer {response.json()['access_token']}"
+
+
+def run_page(url: str, dag_id: str, run_id: str) -> str:
+    """Address of a run in the UI of the Airflow at `url`."""
+    return f"{url.rstrip('/')}/dags/{dag_id}/runs/{quote(run_id, safe='')}"
 
 
 def _decoded(response: httpx.Response) -> Any:

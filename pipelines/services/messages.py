@@ -6,6 +6,7 @@ The webhook's address often is a secret, so no error and no log line has more of
 from __future__ import annotations
 
 import asyncio
+import logging
 import smtplib
 import ssl
 from dataclasses import asdict, dataclass
@@ -17,6 +18,8 @@ import httpx
 from pipelines.catalogue.links import USER_AGENT, certificates, checked_address
 from pipelines.errors import Rejected, Unavailable
 from pipelines.settings import Settings
+
+log = logging.getLogger(__name__)
 
 SECONDS = 10.0
 """Time limit of one message."""
@@ -48,20 +51,23 @@ class Message:
 
 
 def send(message: Message, settings: Settings) -> None:
-    """Sends to every receiver of the settings. Raises Unavailable, after all were tried, if one did not take it."""
+    """Sends to every receiver of the settings. Raises Unavailable if there are receivers and none took it. A receiver
+    that did not take what another took is only logged: a second attempt would reach the other one twice."""
+    receivers = [_post] * bool(settings.webhook_url.get_secret_value()) + [_mail] * bool(settings.mail_to)
     problems = []
-    for deliver in (_post, _mail):
+    for deliver in receivers:
         try:
             deliver(message, settings)
         except Unavailable as error:
             problems.append(str(error))
-    if problems:
+    if problems and len(problems) == len(receivers):
         raise Unavailable("; ".join(problems))
+    for problem in problems:
+        log.warning("%s", problem)
 
 
 def _post(message: Message, settings: Settings) -> None:
-    if address := settings.webhook_url.get_secret_value():
-        asyncio.run(_post_to(address, message, settings.allow_private_webhook))
+    asyncio.run(_post_to(settings.webhook_url.get_secret_value(), message, settings.allow_private_webhook))
 
 
 async def _post_to(address: str, message: Message, allow_private: bool) -> None:
@@ -90,8 +96,6 @@ async def _post_to(address: str, message: Message, allow_private: bool) -> None:
 
 
 def _mail(message: Message, settings: Settings) -> None:
-    if not settings.mail_to:
-        return
     mail = EmailMessage()
     mail["Subject"], mail["From"], mail["To"] = message.title, settings.mail_from, settings.mail_to
     mail.set_content(f"{message.reason}\n\nrun    {message.run}\nscene  {message.scene}\npage   {message.page}\n")

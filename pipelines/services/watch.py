@@ -25,7 +25,7 @@ from pipelines.ledger.endings import (
     unknown_runs,
 )
 from pipelines.ledger.postgres import connect
-from pipelines.services.airflow_client import Airflow, AirflowRun
+from pipelines.services.airflow_client import Airflow, AirflowRun, run_page
 from pipelines.services.messages import Message, send
 from pipelines.settings import Settings
 
@@ -137,7 +137,7 @@ def _duration(limit: timedelta) -> str:
 
 
 def _notify(failed: OpenRun, engine: Engine, settings: Settings, base_url: str) -> None:
-    page = f"{base_url.rstrip('/')}/dags/{failed.dag_id}/runs/{failed.run}"
+    page = run_page(base_url, failed.dag_id, failed.run)
     reason = failed.reason or "a shot failed: the run's report names it, and the reason"
     with notifying(engine, failed.run) as mine:
         if mine:

@@ -71,4 +71,4 @@ def test_a_failed_a_timed_out_and_a_marked_run_close_within_a_minute_and_people_
     assert sorted(one["run"] for one in hook.received if one["run"] in runs) == sorted(runs)
     assert {one["event"] for one in sent.values()} == {"run_failed"}
     assert "no scene was chosen" in sent[failed]["reason"]
-    assert sent[late]["page"] == f"{airflow.url}/dags/catalog_refresh/runs/{late}"
+    assert sent[late]["page"] == airflow.page("catalog_refresh", late)
