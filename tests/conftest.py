@@ -26,10 +26,12 @@ os.environ["PACKSHOT_STATE_DIR"] = str(STATE_DIR)
 import psycopg2
 import pytest
 from psycopg2 import sql
+from pydantic import SecretStr
 from sqlalchemy.engine import make_url
 
 from pipelines.services import Installation, airflow_environment, down, up
 from pipelines.settings import ROOT, Settings, get_settings, read_settings
+from tests.receivers import Webhook, webhook
 
 # Ports and passwords are drawn now, so that Airflow's configuration can name a Postgres that starts only when a test
 # needs it.
@@ -181,9 +183,16 @@ def pictures(pytestconfig: pytest.Config) -> Path:
 
 
 @pytest.fixture(scope="session")
-def airflow_up(services: Settings) -> Settings:
+def hook() -> Iterator[Webhook]:
+    """The receiver that `airflow_up` notifies of failed runs."""
+    with webhook() as receiver:
+        yield receiver
+
+
+@pytest.fixture(scope="session")
+def airflow_up(services: Settings, hook: Webhook) -> Settings:
     """A whole running Airflow over the DAGs of this checkout, working on `services` (not on a module's database)."""
-    up(services)
+    up(services.model_copy(update={"webhook_url": SecretStr(hook.url), "allow_private_webhook": True}))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PACKSHOT_STATE_DIR", str(services.state_dir))  # a module may have an installation of its own
         return read_settings()

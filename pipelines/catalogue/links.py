@@ -143,7 +143,7 @@ async def fetch(
 async def _follow(link: str, max_bytes: int, seconds: float, allow_private: bool) -> Fetched:
     url = httpx.URL(link)
     # no proxy and no credentials from the environment: they would carry the request past the check
-    async with httpx.AsyncClient(trust_env=False, timeout=seconds, verify=_certificates()) as client:
+    async with httpx.AsyncClient(trust_env=False, timeout=seconds, verify=certificates()) as client:
         for _ in range(MAX_REDIRECTS + 1):
             if url.scheme not in ("http", "https") or not url.host:
                 raise Rejected(f"{url} is no http or https address")
@@ -151,7 +151,7 @@ async def _follow(link: str, max_bytes: int, seconds: float, allow_private: bool
                 raise Rejected(f"{url.host}:{url.port} is no address: ports end at {2**16 - 1}")
             if url.userinfo:
                 raise Rejected(f"the address at {url.host} has a login in it: name one that needs none")
-            address = await _checked_address(url, allow_private)
+            address = await checked_address(url, allow_private)
             request = client.build_request(
                 "GET",
                 url.copy_with(host=address),
@@ -196,8 +196,8 @@ def _unreachable(link: str, error: httpx.TransportError) -> Rejected:
 
 
 @lru_cache
-def _certificates() -> ssl.SSLContext:
-    """Cached: reading them takes longer than a small photo."""
+def certificates() -> ssl.SSLContext:
+    """The authorities of https. Cached: reading them takes longer than a small photo."""
     return httpx.create_ssl_context(trust_env=False)
 
 
@@ -222,8 +222,9 @@ NOT_PUBLIC = tuple(
 site-local addresses, and a local use of NAT64."""
 
 
-async def _checked_address(url: httpx.URL, allow_private: bool) -> str:
-    """One address of the host, when all of them are public."""
+async def checked_address(url: httpx.URL, allow_private: bool) -> str:
+    """One address of the host, when all of them are public or `allow_private`. Raises Rejected, or Unreachable if the
+    name server does not answer."""
     port = url.port or {"http": 80, "https": 443}[url.scheme]
     try:
         found = await asyncio.get_running_loop().getaddrinfo(url.raw_host.decode(), port, type=socket.SOCK_STREAM)

@@ -3,10 +3,11 @@
     GET /runs                      the last runs
     GET /runs/{run}                every shot: photo → cutout → raw → final, verdicts, seconds, why it was held back
     GET /pictures/{digest}         a picture of the ledger as WebP, at most `size` px on its longer side
+    GET /metrics                   metrics for Prometheus, behind a token of their own
     GET /artifacts/{digest}        an artifact byte for byte as it is stored, images and JSON only
 
-Every route needs the right to read the DAGs, the style sheet included. Pages carry no script at all, and a policy that
-forbids any: what a catalogue says about its products is text here and nothing else.
+Every other route needs the right to read the DAGs, the style sheet included. Pages carry no script at all, and a policy
+that forbids any: what a catalogue says about its products is text here and nothing else.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from packshot_console import pictures, views
+from packshot_console import metrics, pictures, views
 
 DAGS = ("catalog_refresh", "campaign_backfill")
 HERE = FilePath(__file__).resolve().parent
@@ -59,6 +60,8 @@ def create_app() -> FastAPI:
     app.add_middleware(_SecurityHeaders)
     app.exception_handler(StarletteHTTPException)(_to_login)
     one_preview = anyio.CapacityLimiter(1)
+
+    app.add_route("/metrics", metrics.endpoint)  # for Prometheus: no login, a token of its own
 
     @app.get("/")
     def index(request: Request) -> Response:

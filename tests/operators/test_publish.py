@@ -18,6 +18,7 @@ from operators.publish import CheckTableOperator, PublishOperator, SummaryOperat
 from pipelines.contracts import Artifact, Job, Product, Shot, ShotStep, State, Step, Verdict
 from pipelines.errors import UsageError
 from pipelines.ledger.approval import approve
+from pipelines.ledger.endings import note_failure
 from pipelines.ledger.postgres import PostgresLedger
 from pipelines.ledger.reports import report
 from pipelines.scenes import load_scene, scene_names
@@ -266,3 +267,11 @@ def test_the_summary_fails_a_run_with_a_failed_shot_and_not_one_with_a_rejected(
     ends(State.FAILED, "ShotTimeout: no result after 1 s")
     with pytest.raises(AirflowFailException, match="1 of 2 shots failed"):
         catalogue.summary(context)
+
+
+def test_the_summary_of_a_run_that_was_never_planned_is_no_success(ledger: PostgresLedger, context) -> None:
+    note_failure(ledger.engine, "unplanned", "catalog_refresh", "task plan failed (its process was killed)", {})
+    with pytest.raises(AirflowFailException, match="the run was not planned"):
+        SummaryOperator(task_id="summary", run="unplanned", checks=["publish"]).execute(context)
+    found = report(ledger.engine, "unplanned")
+    assert (found.state, found.problem) == ("failed", {"reason": "task plan failed (its process was killed)"})
