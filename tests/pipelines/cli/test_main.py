@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from pipelines.cli import console
 from pipelines.cli.console import exit_code
 from pipelines.cli.main import app, main
 from pipelines.contracts import Artifact, Job, Product, Shot, ShotState, ShotStep, State, Step, sha256_hex
@@ -345,3 +346,18 @@ def test_a_scene_shows_its_title_as_it_is(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text('name: mine\ntitle: "Red [red]x[/] [/]"\nprompt: a photo of {product}\n', "utf-8")
     assert "Red [red]x[/] [/]: valid" in packshot("scenes", "check", file).output
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_passwords_are_shown_on_a_terminal_alone(
+    services: Settings, terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = services.state_dir / "airflow" / "passwords.json"
+    if not file.exists():
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps({"admin": "a-secret"}))
+    passwords = json.loads(file.read_text()).values()
+    monkeypatch.setattr(console.out, "_force_terminal", terminal)
+    said = packshot("status").output
+    assert all((password in said) is terminal for password in passwords)
+    assert (str(file) in said) is not terminal
