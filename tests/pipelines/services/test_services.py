@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import stat
 import subprocess
 import time
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import grpc
 import httpx
 import psutil
 import psycopg2
@@ -23,6 +25,8 @@ from sqlalchemy.engine import make_url
 
 from pipelines.contracts import sha256_hex
 from pipelines.services import DAEMONS, Installation, ServiceFailed, airflow_environment, down, status, up
+from pipelines.services.installation import GRPC_OFFSET
+from pipelines.services.postgres import AS_NOBODY
 from pipelines.services.s3 import store_answers, store_client
 from pipelines.settings import ROOT, Settings, environment_file, read_settings
 from pipelines.store import S3Store
@@ -37,8 +41,17 @@ def _connect(url: str, **override: str):
     return psycopg2.connect(parsed.render_as_string(hide_password=False), connect_timeout=5)
 
 
+def _listed(channel: grpc.Channel) -> bool:
+    """Whether a gRPC port lists the store's buckets."""
+    listing = channel.unary_stream("/filer_pb.SeaweedFiler/ListEntries", bytes, bytes)
+    try:
+        return bool(list(listing(b"\x0a\x08/buckets", timeout=5)))
+    except grpc.RpcError:
+        return False
+
+
 @pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def own(services: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """State folder of an installation of this module's own, to kill and repair."""
     state_dir = tmp_path_factory.mktemp("installation") / "state"
     with pytest.MonkeyPatch.context() as patch:
@@ -104,6 +117,29 @@ class TestEmbedded:
             f"http://{settings.s3_endpoint}/{settings.s3_bucket}/sha256/{digest[:2]}/{digest}", trust_env=False
         )
         assert anonymous.status_code == 403
+
+    def test_without_its_certificate_no_other_port_of_the_store_gives_anything(self, own: Path) -> None:
+        """Whoever is another user of the machine has the ports and no file of the installation."""
+        S3Store(read_settings()).put(b"a photo", "image/png")
+        s3, *others = Installation.read(own).s3_ports
+        stranger = ssl.create_default_context(cafile=own / "s3-security" / "ca.pem")
+        for port in others:
+            assert httpx.get(f"http://127.0.0.1:{port}/", trust_env=False).status_code == 400
+            with pytest.raises((httpx.HTTPError, ssl.SSLError), match="CERTIFICATE_REQUIRED"):
+                httpx.get(f"https://127.0.0.1:{port}/", trust_env=False, verify=stranger)
+        for port in (s3, *others):
+            assert not _listed(grpc.insecure_channel(f"127.0.0.1:{port + GRPC_OFFSET}"))
+        files = {name: (own / "s3-security" / name).read_bytes() for name in ("ca.pem", "key.pem", "cert.pem")}
+        parts_own = grpc.secure_channel(
+            f"127.0.0.1:{others[2] + GRPC_OFFSET}", grpc.ssl_channel_credentials(*files.values())
+        )
+        assert _listed(parts_own)  # so the question would be answered
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
+    def test_another_user_reads_none_of_the_stores_credentials(self, own: Path) -> None:
+        for path in sorted((own / "s3-security").iterdir()):
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+            assert subprocess.run([*AS_NOBODY, "cat", path], capture_output=True).returncode != 0, path
 
     def test_killed_services_come_back_with_their_data(self, own: Path) -> None:
         settings = read_settings()
