@@ -70,7 +70,8 @@ def airflow_environment(settings: Settings, installation: Installation) -> dict[
     }
     return {
         **variables,
-        **settings.environment(),
+        **settings.model_copy(update={"owner_database_url": "", "airflow_database_url": ""}).environment(),
+        "PACKSHOT_AIRFLOW_PASSWORD": "",  # not that of the environment file either: no task calls the API
         "AIRFLOW_HOME": str(home),
         "PYTHONPATH": str(ROOT),
         "MALLOC_ARENA_MAX": "2",

@@ -25,7 +25,8 @@ from sqlalchemy.engine import make_url
 
 from pipelines.contracts import sha256_hex
 from pipelines.services import DAEMONS, Installation, ServiceFailed, airflow_environment, down, status, up
-from pipelines.services.installation import GRPC_OFFSET
+from pipelines.services.installation import GRPC_OFFSET, WORKER
+from pipelines.services.lifecycle import _connected, _without_embedded
 from pipelines.services.postgres import AS_NOBODY
 from pipelines.services.s3 import store_answers, store_client
 from pipelines.settings import ROOT, Settings, environment_file, read_settings
@@ -143,7 +144,8 @@ class TestEmbedded:
 
     def test_killed_services_come_back_with_their_data(self, own: Path) -> None:
         settings = read_settings()
-        with _connect(settings.database_url) as connection, connection.cursor() as cursor:
+        owner = Installation.read(own).owner_database_url
+        with _connect(owner) as connection, connection.cursor() as cursor:
             cursor.execute("CREATE TABLE kept AS SELECT 42 AS answer")
         digest = S3Store(settings).put(b"kept", "text/plain")
         for name in ("postgres", "s3"):
@@ -152,7 +154,7 @@ class TestEmbedded:
         assert {s.name: s.state for s in status(settings).services}["postgres"] == "down"
 
         up(read_settings(), airflow=False)
-        with _connect(settings.database_url) as connection, connection.cursor() as cursor:
+        with _connect(owner) as connection, connection.cursor() as cursor:
             cursor.execute("SELECT answer FROM kept")
             assert cursor.fetchone() == (42,)
         assert S3Store(settings).get(digest) == b"kept"
@@ -212,6 +214,27 @@ class TestInstallation:
             airflow_environment(read_settings(), Installation(jwt_secret=one))["AIRFLOW__API_AUTH__JWT_SECRET"] == one
         )
 
+    def test_airflows_processes_carry_neither_its_admins_password_nor_the_owners(
+        self, services: Settings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        installation = Installation.read(services.state_dir)
+        environment = airflow_environment(_connected(services, installation), installation)
+        for secret in (installation.admin_password, installation.packshot_password, installation.postgres_password):
+            assert secret not in " ".join(environment.values())
+        for name, value in environment.items():
+            if name.startswith("PACKSHOT_"):
+                monkeypatch.setenv(name, value)
+        carried = read_settings()  # with the environment file that `up` left
+        assert carried.airflow_password.get_secret_value() == carried.owner_database_url == ""
+        assert f"//{WORKER}:" in carried.database_url
+
+    def test_an_installation_from_before_the_workers_role_is_still_ours(self, tmp_path: Path) -> None:
+        installation = Installation()
+        settings = Settings(state_dir=tmp_path, database_url=installation.owner_database_url)
+        connected = _connected(_without_embedded(settings, installation), installation)
+        assert connected.database_url == installation.database_url
+        assert connected.owner_database_url == installation.owner_database_url
+
     def test_an_older_installation_keeps_its_secrets(self, tmp_path: Path) -> None:
         older = Installation(jwt_secret="a secret that an older packshot drew")
         older.write(tmp_path)
@@ -228,6 +251,10 @@ class TestSomebodyElses:
         monkeypatch.setenv("PACKSHOT_S3_ENDPOINT", services.s3_endpoint)
         monkeypatch.setenv("PACKSHOT_S3_ACCESS_KEY", services.s3_access_key)
         monkeypatch.setenv("PACKSHOT_S3_SECRET_KEY", services.s3_secret_key.get_secret_value())
+        with pytest.raises(ServiceFailed, match="'packshot_worker' is not the owner.*PACKSHOT_OWNER_DATABASE_URL"):
+            up(read_settings(), airflow=False)
+        owner = Installation.read(services.state_dir).owner_database_url
+        monkeypatch.setenv("PACKSHOT_OWNER_DATABASE_URL", owner)
         now = up(read_settings(), airflow=False)
         assert {s.name: s.state for s in now.services if not s.embedded} == {"postgres": "up", "s3": "up"}
         assert not list((state_dir / "run").iterdir())
