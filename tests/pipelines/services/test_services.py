@@ -251,7 +251,7 @@ class TestSomebodyElses:
         monkeypatch.setenv("PACKSHOT_S3_ENDPOINT", services.s3_endpoint)
         monkeypatch.setenv("PACKSHOT_S3_ACCESS_KEY", services.s3_access_key)
         monkeypatch.setenv("PACKSHOT_S3_SECRET_KEY", services.s3_secret_key.get_secret_value())
-        with pytest.raises(ServiceFailed, match="'packshot_worker' is not the owner.*PACKSHOT_OWNER_DATABASE_URL"):
+        with pytest.raises(ServiceFailed, match=r"'packshot_worker' is not the owner.*PACKSHOT_OWNER_DATABASE_URL"):
             up(read_settings(), airflow=False)
         owner = Installation.read(services.state_dir).owner_database_url
         monkeypatch.setenv("PACKSHOT_OWNER_DATABASE_URL", owner)
