@@ -301,7 +301,7 @@ NOT_FIELDS = {
     "`lineage`": set(),
     "`models list` and `models verify`": {"verify"},
     "`measure cutout`": {"--baselines", "u2netp", "mobile_sam"},
-    "`measure checks`": {"photos", "on paper"},
+    "`measure checks`": {"photos", "on paper", "finals"},
     "`measure describe`": {"caption", "tags", "title", "title_rest", "majority"},
     "`measure detector`": {"right", "wrong"},
 }

@@ -1,4 +1,4 @@
-"""Measure the checks on photos and cutouts: faults that are planted, and clean photos (`packshot measure checks`).
+"""Measure the checks: faults that are planted, and clean pictures (`packshot measure checks`).
 
 Faults are made of the training folder's cutouts (`evaluation/planted.py`). A check's threshold was set on products of
 the other half: the half is the sha256 of the product's name.
@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from pipelines.errors import Rejected, UsageError
-from pipelines.evaluation import planted
+from pipelines.evaluation import planted, planted_finals
 from pipelines.models.profile import Profile
 from pipelines.quality.checkerboard import LIMIT as CHECKERBOARD
 from pipelines.quality.checkerboard import measure_checkerboard
+from pipelines.quality.contact import measure_contact
 from pipelines.quality.intervals import Interval, interval
 from pipelines.quality.product_photo import LIMIT as GRAPHIC
 from pipelines.quality.product_photo import measure_graphic
+from pipelines.scenes import Checks
 from pipelines.stages.cutout import CutoutModels, cutout, photo_checks, step_doubts
 from pipelines.vision.photos import Photo, read_photo
 from pipelines.vision.segmenters import HQSamSegmenter, SalientSegmenter
@@ -40,7 +42,8 @@ class CheckMeasure:
         check: Its name.
         recall: Share of the planted faults that are held.
         false_holds: Share of the clean photos that are held.
-        clean: What the clean photos are: `photos` as shops took them, or single products `on paper`.
+        clean: What the clean pictures are: `photos` as shops took them, single products `on paper`, or `finals` on
+            bundled backdrops.
     """
 
     check: str
@@ -123,6 +126,7 @@ def measure_checks(training: Path, profile: Profile, limit: int | None = None, d
         rgb, alpha = planted.see_through(product, rng)
         held = _held(rgb, models, name, alpha)
         glass.append(_Seen(name, "see-through", "see_through" in held))
+    faults_of_finals, clean_finals = _finals(picked, faults, clean, rng)
     held_whole = []
     for n in range(clean):
         name, product = picked(n)
@@ -140,10 +144,26 @@ def measure_checks(training: Path, profile: Profile, limit: int | None = None, d
             _figures("single_product", groups, whole[1], "on paper"),
             _figures("openings", opened, whole[2], "on paper"),
             _figures("see_through", glass, whole[3], "on paper"),
+            _figures("contact", faults_of_finals, clean_finals, "finals"),
         ),
         float(np.mean(held_by_any)),
         float(np.mean([bool(held) for _, held in held_whole])),
     )
+
+
+def _finals(
+    picked: Callable[[int], tuple[str, np.ndarray]], faults: int, clean: int, rng: np.random.Generator
+) -> tuple[list[_Seen], list[_Seen]]:
+    """What `contact` says of planted finals, and of those without a fault."""
+    threshold = Checks().contact
+
+    def seen(n: int, fault: str) -> _Seen:
+        name, product = picked(n)
+        found = measure_contact(*planted_finals.stood(product, rng, fault))
+        return _Seen(name, fault or "finals", found is not None and found.score < threshold)
+
+    kinds = planted_finals.FAULTS
+    return [seen(n, kinds[n % len(kinds)]) for n in range(faults)], [seen(n, "") for n in range(clean)]
 
 
 def in_measured_half(name: str) -> bool:

@@ -209,6 +209,7 @@ class Checks(_Part):
     fidelity: Share = 1.0
     halo: float = Field(0.06, ge=0)
     background: Share = 0.5
+    contact: Share = 0.08
 
 
 class Scene(_Part):
