@@ -85,6 +85,11 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
+def as_warnings(alike: Iterable[tuple[str, str]]) -> list[str]:
+    """A line for each pair of products that show nearly the same picture."""
+    return [f"{one} and {other} show nearly the same picture: is one photo wrong?" for one, other in alike]
+
+
 def progress_bar(*counts: ProgressColumn) -> Progress:
     """A progress bar on standard error. `counts` replace "m of n" and the task's field `note`, which is required."""
     return Progress(

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipelines.contracts import Product
 from pipelines.errors import Rejected, UsageError
 from pipelines.evaluation import planted, planted_finals
 from pipelines.models.profile import Profile
@@ -21,6 +22,7 @@ from pipelines.quality.checkerboard import LIMIT as CHECKERBOARD
 from pipelines.quality.checkerboard import measure_checkerboard
 from pipelines.quality.contact import measure_contact
 from pipelines.quality.intervals import Interval, interval
+from pipelines.quality.likeness import find_twins, likeness_code
 from pipelines.quality.product_photo import LIMIT as GRAPHIC
 from pipelines.quality.product_photo import measure_graphic
 from pipelines.scenes import Checks
@@ -126,6 +128,7 @@ def measure_checks(training: Path, profile: Profile, limit: int | None = None, d
         rgb, alpha = planted.see_through(product, rng)
         held = _held(rgb, models, name, alpha)
         glass.append(_Seen(name, "see-through", "see_through" in held))
+    twins, strangers = _likenesses(picked, models, faults, clean, rng)
     faults_of_finals, clean_finals = _finals(picked, faults, clean, rng)
     held_whole = []
     for n in range(clean):
@@ -144,6 +147,7 @@ def measure_checks(training: Path, profile: Profile, limit: int | None = None, d
             _figures("single_product", groups, whole[1], "on paper"),
             _figures("openings", opened, whole[2], "on paper"),
             _figures("see_through", glass, whole[3], "on paper"),
+            _figures("likeness", twins, strangers, "on paper"),
             _figures("contact", faults_of_finals, clean_finals, "finals"),
         ),
         float(np.mean(held_by_any)),
@@ -164,6 +168,35 @@ def _finals(
 
     kinds = planted_finals.FAULTS
     return [seen(n, kinds[n % len(kinds)]) for n in range(faults)], [seen(n, "") for n in range(clean)]
+
+
+def _likenesses(
+    picked: Callable[[int], tuple[str, np.ndarray]],
+    models: CutoutModels,
+    faults: int,
+    clean: int,
+    rng: np.random.Generator,
+) -> tuple[list[_Seen], list[_Seen]]:
+    """Second photos of a product that are found among the first ones, and products that are taken for others."""
+
+    def photographed(n: int) -> tuple[Product, str]:
+        name, product = picked(n)
+        try:
+            result = cutout(Photo(planted.alone(product, rng), None), models, title=name)
+        except Rejected:
+            return Product(f"{n}", n, name, "", None), ""
+        rgba = np.dstack([result.colours, np.rint(result.matte * 255).astype(np.uint8)])
+        return Product(f"{n}", n, name, "", None), likeness_code(rgba)
+
+    first = [photographed(n) for n in range(max(clean, faults))]
+    taken = {sku for pair in find_twins(first[:clean]) for sku in pair}
+    strangers = [_Seen(product.title, "on paper", product.sku in taken) for product, _ in first[:clean]]
+    twins = []
+    for n in range(faults):
+        product, code = photographed(n)
+        again = Product(f"{n} again", n, "another title", "", None)
+        twins.append(_Seen(product.title, "second photo", bool(find_twins([first[n], (again, code)]))))
+    return twins, strangers
 
 
 def in_measured_half(name: str) -> bool:

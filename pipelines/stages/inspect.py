@@ -17,6 +17,7 @@ from pipelines.quality.contact import measure_contact
 from pipelines.quality.evidence import weights_ref
 from pipelines.quality.fidelity import Measure, background_quality, halo, product_fidelity
 from pipelines.quality.heat import heat_picture
+from pipelines.quality.likeness import likeness_code
 from pipelines.quality.overcompletion import SURE, OvercompletionDetector
 from pipelines.vision.backdrops import BackdropSettings, lay_backdrop
 from pipelines.vision.photos import read_photo
@@ -93,7 +94,12 @@ def _inspect(work: Work, detector: OvercompletionDetector, recipe: Recipe) -> Ma
             heat_picture("background", image, scene.where),
             *((heat_picture("contact", image, contact.where),) if contact else ()),
         ),
-        facts={"d_plus": grown.d_plus, "uncertainty": grown.uncertainty, "by_finder": dict(grown.by_finder)},
+        facts={
+            "d_plus": grown.d_plus,
+            "uncertainty": grown.uncertainty,
+            "by_finder": dict(grown.by_finder),
+            "likeness": likeness_code(np.asarray(cutout.convert("RGBA"))),
+        },
         verdicts=(
             _verdict("overcompletion", overcompletion, limits["overcompletion"], at_most=True),
             _verdict("fidelity", fidelity, limits["fidelity"], at_most=False),

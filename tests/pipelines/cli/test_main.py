@@ -20,6 +20,7 @@ from pipelines.cli import console
 from pipelines.cli.console import exit_code
 from pipelines.cli.main import app, main
 from pipelines.contracts import Artifact, Job, Product, Shot, ShotState, ShotStep, State, Step, sha256_hex
+from pipelines.quality.likeness import likeness_code
 from pipelines.services import airflow_client as airflow_api
 from pipelines.services.airflow_client import Airflow
 from pipelines.settings import Settings, get_settings
@@ -361,3 +362,17 @@ def test_passwords_are_shown_on_a_terminal_alone(
     said = packshot("status").output
     assert all((password in said) is terminal for password in passwords)
     assert (str(file) in said) is not terminal
+
+
+def test_two_products_with_nearly_the_same_picture_are_named(ledger) -> None:
+    code = likeness_code(np.full((9, 9, 4), 255, np.uint8))
+    shots = [Shot(Product(f"TWIN-{n}", n, f"Cup {n}", "", sha256_hex(b"photo")), "studio", "web") for n in (2, 3)]
+    ledger.start_run("twins", "catalog_refresh", "studio", "web")
+    ledger.upsert_products([shot.product for shot in shots])
+    ledger.select("twins", shots, 8)
+    for shot in shots:
+        job = Job("inspect", 1, {"photo": shot.product.photo or ""}, {"sku": shot.sku})
+        step = ledger.record(Step(job.key, job, State.DONE, facts={"likeness": code}))
+        ledger.use("twins", [(shot, [ShotStep(step, reused=False)])])
+    assert "TWIN-2 and TWIN-3 show nearly the same picture" in packshot("report", "twins").output
+    assert json.loads(packshot("report", "twins", "--json").output)["alike"] == [["TWIN-2", "TWIN-3"]]
