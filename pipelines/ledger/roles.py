@@ -1,8 +1,9 @@
 """Who may write what in the ledger. Its owner migrates; a worker reads and inserts, and rewrites no evidence.
 
 What ran, what was judged, what a person decided and what was published stays as it was written: triggers refuse every
-change of such rows, also the owner's. A migration that has to rewrite them disables the triggers. A worker's role has
-no right to it in the first place. Every table is in one of the two lists; a test compares them with the schema.
+change of such rows, also the owner's, unless it says so for its transaction (`MEND`), as a migration may have to. A
+worker's role has no right to it in the first place. Every table is in one of the two lists; a test compares them with
+the schema.
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ from __future__ import annotations
 from sqlalchemy import Connection, text
 
 NEVER = "false"
+
+MEND = "SET LOCAL packshot.mend = 'on'"
+"""Statement by which the owner, and nobody else, may rewrite evidence until the end of the transaction."""
 
 
 def _sets(*columns: str) -> str:
@@ -51,6 +55,10 @@ LOCKED = frozenset({"shots"})
 _REFUSE = """
 CREATE OR REPLACE FUNCTION packshot_refuse() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
+    IF current_setting('packshot.mend', true) = 'on'
+       AND pg_has_role(current_user, (SELECT relowner FROM pg_class WHERE oid = TG_RELID), 'USAGE') THEN
+        RETURN coalesce(NEW, OLD);
+    END IF;
     RAISE EXCEPTION 'table % is append-only: what was written stays', TG_TABLE_NAME
         USING ERRCODE = 'insufficient_privilege';
 END $$

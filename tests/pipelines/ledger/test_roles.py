@@ -10,7 +10,7 @@ from sqlalchemy.exc import DBAPIError
 
 from pipelines.contracts import Artifact, Job, ModelRef, Product, Publication, Shot, State, Step, Verdict, sha256_hex
 from pipelines.ledger.postgres import PostgresLedger, connect
-from pipelines.ledger.roles import EVIDENCE, LOCKED, WORKING
+from pipelines.ledger.roles import EVIDENCE, LOCKED, MEND, WORKING
 from pipelines.ledger.schema import metadata
 
 IMAGE = Artifact(sha256_hex(b"image"), "final", "image/jpeg", 5)
@@ -83,6 +83,17 @@ def test_nobody_rewrites_evidence(written: PostgresLedger, owner: Engine, table:
 def test_a_worker_cannot_get_around_it(written: PostgresLedger, statement: str) -> None:
     said = refusal(written.engine, statement)
     assert "permission denied" in said or "must be owner" in said
+
+
+def test_the_owner_mends_evidence_where_it_says_so_and_a_worker_cannot(written: PostgresLedger, owner: Engine) -> None:
+    for statement in ("UPDATE verdicts SET reason = 'mended'", "DELETE FROM verdicts", "TRUNCATE step_models"):
+        said = refusal(written.engine, f"{MEND}; {statement}")
+        assert "permission denied" in said or "append-only" in said
+        with owner.begin() as connection:
+            connection.execute(text(MEND))
+            assert connection.execute(text(statement)).rowcount in (1, -1)
+            connection.rollback()
+    assert "append-only" in refusal(owner, "DELETE FROM verdicts")  # the next transaction
 
 
 def test_an_image_is_superseded_once_and_a_failed_step_is_tried_again(written: PostgresLedger) -> None:
