@@ -53,7 +53,8 @@ LOCKED = frozenset({"shots"})
 """Evidence whose rows a publisher locks, for which Postgres asks for the right to update."""
 
 _REFUSE = """
-CREATE OR REPLACE FUNCTION packshot_refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION packshot_refuse() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF current_setting('packshot.mend', true) = 'on'
        AND pg_has_role(current_user, (SELECT relowner FROM pg_class WHERE oid = TG_RELID), 'USAGE') THEN

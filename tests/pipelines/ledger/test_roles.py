@@ -86,6 +86,9 @@ def test_a_worker_cannot_get_around_it(written: PostgresLedger, statement: str) 
 
 
 def test_the_owner_mends_evidence_where_it_says_so_and_a_worker_cannot(written: PostgresLedger, owner: Engine) -> None:
+    forged = "CREATE TEMPORARY TABLE pg_class AS SELECT oid, 'packshot_worker'::regrole::oid AS relowner FROM pg_class"
+    said = refusal(written.engine, f"{forged}; {MEND}; UPDATE steps SET facts = '{{}}'")
+    assert "append-only" in said
     for statement in ("UPDATE verdicts SET reason = 'mended'", "DELETE FROM verdicts", "TRUNCATE step_models"):
         said = refusal(written.engine, f"{MEND}; {statement}")
         assert "permission denied" in said or "append-only" in said
