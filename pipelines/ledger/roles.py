@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, text
 
+from pipelines.contracts import sha256_hex
+
 NEVER = "false"
 
 MEND = "SET LOCAL packshot.mend = 'on'"
@@ -65,22 +67,36 @@ BEGIN
 END $$
 """
 
-_PROTECTED = "SELECT tgrelid::regclass::text FROM pg_trigger WHERE tgname = 'packshot_keep_rows'"
+_THERE = r"""
+SELECT tgrelid::regclass::text AS "table", array_agg(tgname::text) AS names
+FROM pg_trigger WHERE tgname LIKE 'packshot\_%' GROUP BY tgrelid
+"""
 
 
 def protect(connection: Connection) -> None:
     """Give the tables of evidence their triggers. Tables that have them are left alone: no writer is waited for."""
     connection.execute(text(_REFUSE))
-    there = set(connection.scalars(text(_PROTECTED)))
-    for table in [table for table in EVIDENCE if table not in there]:
-        refuse = "EXECUTE FUNCTION packshot_refuse()"
-        may_change = EVIDENCE[table]
-        for statement in (
-            f"packshot_keep_values BEFORE UPDATE ON {table} FOR EACH ROW WHEN (NOT ({may_change})) {refuse}",
-            f"packshot_keep_rows BEFORE DELETE ON {table} FOR EACH ROW {refuse}",
-            f"packshot_keep_table BEFORE TRUNCATE ON {table} FOR EACH STATEMENT {refuse}",
-        ):
-            connection.execute(text(f"CREATE TRIGGER {statement}"))
+    there = {row.table: set(row.names) for row in connection.execute(text(_THERE))}
+    for table in EVIDENCE:
+        wanted = _triggers(table)
+        if there.get(table) == set(wanted):
+            continue
+        for name in there.get(table, ()):  # of a version with another condition
+            connection.execute(text(f"DROP TRIGGER {name} ON {table}"))
+        for name, event in wanted.items():
+            connection.execute(text(f"CREATE TRIGGER {name} BEFORE {event} EXECUTE FUNCTION packshot_refuse()"))
+
+
+def _triggers(table: str) -> dict[str, str]:
+    """Name → event of a table's triggers. A name holds the condition's digest, so that a changed one is noticed."""
+    may_change = EVIDENCE[table]
+    return {
+        f"packshot_values_{sha256_hex(may_change.encode())[:8]}": (
+            f"UPDATE ON {table} FOR EACH ROW WHEN (NOT ({may_change}))"
+        ),
+        "packshot_rows": f"DELETE ON {table} FOR EACH ROW",
+        "packshot_table": f"TRUNCATE ON {table} FOR EACH STATEMENT",
+    }
 
 
 def grant(connection: Connection, worker: str, views: list[str]) -> None:

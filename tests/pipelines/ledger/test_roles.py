@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError
 from pipelines.contracts import Artifact, Job, ModelRef, Product, Publication, Shot, State, Step, Verdict, sha256_hex
 from pipelines.ledger.postgres import PostgresLedger, connect
 from pipelines.ledger.roles import EVIDENCE, LOCKED, MEND, WORKING
-from pipelines.ledger.schema import metadata
+from pipelines.ledger.schema import metadata, migrate
 
 IMAGE = Artifact(sha256_hex(b"image"), "final", "image/jpeg", 5)
 
@@ -71,7 +71,7 @@ def test_nobody_rewrites_evidence(written: PostgresLedger, owner: Engine, table:
     "statement",
     [
         "ALTER TABLE verdicts DISABLE TRIGGER ALL",
-        "DROP TRIGGER packshot_keep_values ON verdicts",
+        "DROP TRIGGER packshot_rows ON verdicts",
         "CREATE OR REPLACE FUNCTION packshot_refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'",
         "SET session_replication_role = replica",
         "SET ROLE packshot",
@@ -97,6 +97,22 @@ def test_the_owner_mends_evidence_where_it_says_so_and_a_worker_cannot(written: 
             assert connection.execute(text(statement)).rowcount in (1, -1)
             connection.rollback()
     assert "append-only" in refusal(owner, "DELETE FROM verdicts")  # the next transaction
+
+
+def test_migrating_replaces_the_triggers_of_an_older_condition(
+    settings, written: PostgresLedger, owner: Engine
+) -> None:
+    names = "SELECT tgname FROM pg_trigger WHERE tgrelid = 'publications'::regclass AND tgname LIKE 'packshot%'"
+    with owner.begin() as connection:
+        before = set(connection.scalars(text(names)))
+        (condition,) = [name for name in before if "values" in name]
+        connection.execute(text(f"DROP TRIGGER {condition} ON publications"))
+        older = "BEFORE UPDATE ON publications FOR EACH ROW WHEN (false) EXECUTE FUNCTION packshot_refuse()"
+        connection.execute(text(f"CREATE TRIGGER packshot_values_older {older}"))
+    migrate(settings.owner_database_url, "packshot_worker")
+    with owner.connect() as connection:
+        assert set(connection.scalars(text(names))) == before
+    assert "append-only" in refusal(written.engine, "UPDATE publications SET digest = digest || 'x'")
 
 
 def test_an_image_is_superseded_once_and_a_failed_step_is_tried_again(written: PostgresLedger) -> None:
