@@ -85,9 +85,11 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
-def as_warnings(alike: Iterable[tuple[str, str]]) -> list[str]:
-    """A line for each pair of products that show nearly the same picture."""
-    return [f"{one} and {other} show nearly the same picture: is one photo wrong?" for one, other in alike]
+def as_warnings(alike: Sequence[tuple[str, str]], most: int = 20) -> list[str]:
+    """A line for each of the first pairs of products that show nearly the same picture, and one for the others."""
+    lines = [f"{one} and {other} show nearly the same picture: is one photo wrong?" for one, other in alike[:most]]
+    more = len(alike) - most
+    return [*lines, f"and {more} more pairs: see --json"] if more > 0 else lines
 
 
 def progress_bar(*counts: ProgressColumn) -> Progress:

@@ -20,6 +20,9 @@ CELLS = 8
 LIMIT = 6.0
 """Root mean square of the cells' colour differences (CIELAB) up to which two pictures are alike."""
 
+NEAREST = 16
+"""Pictures with which each one is compared, itself among them."""
+
 
 def likeness_code(cutout: np.ndarray) -> str:
     """Return the code of a cutout (H, W, 4) uint8 RGBA: 8 x 8 CIELAB colours on white, as text; "" without a product.
@@ -45,19 +48,24 @@ def likeness_code(cutout: np.ndarray) -> str:
 def find_twins(shown: Sequence[tuple[Product, str]]) -> list[tuple[str, str]]:
     """Return pairs of SKUs whose codes are alike, in the order of `shown`.
 
-    Products of one item group, or of one title, are variants and make no pair. A product without a code makes none.
+    Products of one item group, or of one title, are variants and make no pair. A product without a code makes none. Of
+    many that are alike, each is paired with the nearest, so that a placeholder under 10,000 products is no list of
+    50 million pairs.
     """
     known = [(product, code) for product, code in shown if code]
     if len(known) < 2:
         return []
     codes = np.stack([np.frombuffer(b64decode(code), np.int8) for _, code in known]).astype(np.float32)
-    # means of a quarter of the cells are never further apart than the cells: a small tree finds all candidates
+    # means of a quarter of the cells are never further apart than the cells: a small tree finds the candidates
     quarters = codes.reshape(-1, 2, CELLS // 2, 2, CELLS // 2, 3).mean(axis=(2, 4)).reshape(len(known), -1)
-    candidates = cKDTree(quarters).query_pairs(LIMIT * 2, output_type="ndarray")
-    differences = codes[candidates[:, 0]] - codes[candidates[:, 1]]
-    alike = candidates[np.sqrt((differences**2).sum(axis=1) / CELLS**2) <= LIMIT]
-    pairs = [(known[a][0], known[b][0]) for a, b in sorted(map(tuple, alike.tolist()))]
-    return [(one.sku, other.sku) for one, other in pairs if not _variants(one, other)]
+    distances, nearest = cKDTree(quarters).query(quarters, k=min(NEAREST, len(known)), distance_upper_bound=LIMIT * 2)
+    pairs = set()
+    for one, (others, near) in enumerate(zip(nearest, np.isfinite(distances), strict=True)):
+        candidates = others[near]
+        apart = np.sqrt(((codes[candidates] - codes[one]) ** 2).sum(axis=1) / CELLS**2)
+        pairs |= {(min(one, int(n)), max(one, int(n))) for n in candidates[apart <= LIMIT] if n != one}
+    named = [(known[a][0], known[b][0]) for a, b in sorted(pairs)]
+    return [(one.sku, other.sku) for one, other in named if not _variants(one, other)]
 
 
 def _variants(one: Product, other: Product) -> bool:

@@ -65,13 +65,20 @@ def test_what_has_no_code_makes_no_pair() -> None:
     assert find_twins([]) == []
 
 
-def test_all_pairs_are_found_that_a_comparison_of_all_finds() -> None:
+def test_a_placeholder_under_every_product_is_no_list_of_all_pairs() -> None:
+    code = likeness_code(cutout(0))
+    found = find_twins([(product(f"{n}"), code) for n in range(3000)])
+    assert {sku for pair in found for sku in pair} == {f"{n}" for n in range(3000)}
+    assert len(found) < 3000 * 16
+
+
+def test_what_a_comparison_of_all_finds_is_found() -> None:
     """The tree that finds candidates leaves none out, also at the limit: whole pictures that are a little lighter."""
     rng = np.random.default_rng(3)
-    lighter = rng.integers(-8, 9, (80, 1, 3)).repeat(CELLS * CELLS, axis=1).reshape(80, -1)
+    lighter = rng.integers(-16, 17, (80, 1, 3)).repeat(CELLS * CELLS, axis=1).reshape(80, -1)
     codes = (lighter + rng.integers(0, 2, lighter.shape)).astype(np.int8)
     shown = [(product(f"{n}"), b64encode(code.tobytes()).decode()) for n, code in enumerate(codes)]
     apart = np.sqrt(((codes[:, None].astype(float) - codes[None]) ** 2).sum(axis=-1) / CELLS**2)
     expected = [(f"{a}", f"{b}") for a, b in np.argwhere(np.triu(apart <= 6, 1))]
-    assert 100 < len(expected) < 80 * 79 / 2
+    assert 20 < len(expected) < 80 * 8
     assert find_twins(shown) == expected
