@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 GPU_POOL = "gpu"
 """One slot per accelerator. The DAGs name it: a pool set in an operator's constructor is lost when it is mapped."""
+
+TRIGGERED_BY = "triggered_by"
+"""A run's conf may have this key besides the form's fields: what a caller of the API says of itself."""
 
 PROBLEM = "problem"
 """XCom key under which a task says what stopped publication."""
@@ -121,6 +125,19 @@ def open_services() -> Services:
 
     settings = get_settings()
     return Services(settings, PostgresLedger(connect(settings.database_url)), S3Store(settings))
+
+
+def refuse_unknown(dag: Any, dag_run: Any) -> None:
+    """Raise UsageError for a key of a run's conf that is no field of the DAG's form.
+
+    Airflow accepts such a key and nothing reads it, so a run with a misspelt `skus` would work on the whole feed.
+    """
+    known = {*dag.params, TRIGGERED_BY}
+    for key in dag_run.conf or {}:
+        if key not in known:
+            near = get_close_matches(key, known, n=1)
+            remedy = f"is it {near[0]!r}?" if near else f"it has {', '.join(sorted(dag.params))}"
+            raise UsageError(f"{dag.dag_id} has no parameter {key!r}: {remedy}")
 
 
 def listed(value: Sequence[str] | str | None) -> list[str]:

@@ -40,6 +40,11 @@ class Settings(BaseSettings):
     database_url: str = Field(
         "", repr=False, description="SQLAlchemy URL of the ledger's Postgres. Empty: the embedded server."
     )
+    owner_database_url: str = Field(
+        "",
+        repr=False,
+        description="The same database as its owner, for `packshot up` to migrate. Empty: `PACKSHOT_DATABASE_URL`.",
+    )
     airflow_database_url: str = Field(
         "",
         repr=False,

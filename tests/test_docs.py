@@ -285,8 +285,8 @@ def fields_on_the_page(command: str) -> set[str]:
 MODEL = {field.name for field in dataclasses.fields(ModelPart)} | {"profile", "revision", "sha256", "problem"}
 ANY = {"value", "interval"}
 JSON = {
-    "`report`": names_of(Report, ReportedShot, StageCount),
-    "`shoot`": names_of(Outcome) | {"shots", "contact_sheet"},
+    "`report`": names_of(Report, ReportedShot, StageCount) | {"alike"},
+    "`shoot`": names_of(Outcome) | {"shots", "contact_sheet", "alike"},
     "`lineage`": names_of(Lineage, LineageStep) | {"name", "revision", "sha256"},
     "`approve`": names_of(Approval),
     "`export`": names_of(Export, ExportedImage),
@@ -303,7 +303,7 @@ NOT_FIELDS = {
     "`lineage`": set(),
     "`models list` and `models verify`": {"verify"},
     "`measure cutout`": {"--baselines", "u2netp", "mobile_sam"},
-    "`measure checks`": {"photos", "on paper"},
+    "`measure checks`": {"photos", "on paper", "finals"},
     "`measure describe`": {"caption", "tags", "title", "title_rest", "majority"},
     "`measure detector`": {"right", "wrong"},
 }

@@ -44,6 +44,7 @@ from pipelines.diffusion.inputs import (
     Masks,
     as_masks,
     as_pixels,
+    common_size,
     generator_per_image,
     image_list,
     prompt_per_shot,
@@ -355,7 +356,7 @@ class InpaintingPipeline:
         shots = len(images)
         if not images:
             raise ValueError("There is no image to paint around.")
-        size = (images[0].height if height is None else height, images[0].width if width is None else width)
+        size = common_size(images, height, width)
         if any(side < 1 or side % self.vae_factor for side in size):
             raise ValueError(f"Height and width must be multiples of {self.vae_factor}, got {size[0]} x {size[1]}.")
         if min(num_inference_steps, num_images) < 1:
