@@ -80,7 +80,8 @@ def plan(run: str, feed: str) -> None:
 def context() -> dict[str, Any]:
     """What an operator reads of Airflow's context."""
     ti = SimpleNamespace(xcom_push=lambda **_: None, xcom_pull=lambda **_: None)
-    return {"ti": ti, "dag": SimpleNamespace(dag_id="catalog_refresh"), "params": {}}
+    dag, dag_run = SimpleNamespace(dag_id="catalog_refresh", params={}), SimpleNamespace(conf={})
+    return {"ti": ti, "dag": dag, "dag_run": dag_run, "params": {}}
 
 
 def perform(run: str, task: str, feed: str) -> None:

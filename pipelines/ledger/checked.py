@@ -98,6 +98,7 @@ WHERE (judged.approved OR judged.passed IS NOT FALSE) AND NOT EXISTS (
     SELECT FROM run_steps u JOIN steps st ON st.key = u.key AND st.state = 'done'
     JOIN step_inputs i ON i.key = u.key AND i.role = 'final' AND i.digest = judged.final
     WHERE u.run = :run AND u.shot = judged.shot AND u.stage = 'publish' AND u.chosen
+      AND NOT EXISTS (SELECT FROM lost_steps WHERE lost_steps.key = u.key)
 )
 ORDER BY judged.position
 """

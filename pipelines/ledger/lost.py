@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from more_itertools import chunked
 from sqlalchemy import Connection, Engine, text
 
+from pipelines.contracts import Step, canonical_json, sha256_hex
 from pipelines.ledger.rows import CHUNK
 
 
@@ -53,12 +54,27 @@ def describe(engine: Engine, digests: Sequence[str]) -> list[Named]:
 def withdraw(connection: Connection, digests: Sequence[str]) -> int:
     """Takes back the steps that made these objects, so that the next run makes them anew. Returns how many steps.
 
-    They become failed, without outputs and verdicts, and their shots are settled no more.
+    What ran stays recorded. But nobody finds these steps any more, and their shots are settled no more.
     """
-    keys = list(connection.scalars(text(_MAKERS), {"digests": list(digests)}))
-    for statement in _WITHDRAW:
-        connection.execute(text(statement), {"keys": keys})
+    keys = list(connection.scalars(text(_LOSE), {"digests": list(digests)}))
+    connection.execute(text(_UNSETTLE), {"keys": keys})
     return len(keys)
+
+
+def made_again(connection: Connection, recorded: Step, step: Step) -> Step:
+    """What counts of a step that was computed although `recorded` has its key.
+
+    `recorded` itself, unless its outputs were lost. Then it is found again if the same bytes were made. Other bytes
+    make another attempt, which the caller records.
+    """
+    if connection.scalar(text("SELECT key FROM lost_steps WHERE key = :key"), {"key": step.key}) is None:
+        return recorded
+    if step.outputs == recorded.outputs:
+        connection.execute(text("DELETE FROM lost_steps WHERE key = :key"), {"key": step.key})
+        return recorded
+    made = canonical_json([step.state, step.reason, *(output.sha256 for output in step.outputs)])
+    job = replace(step.job, attempt=f"after {step.key} {sha256_hex(made.encode())}")
+    return replace(step, key=job.key, job=job)
 
 
 _STORED = "INSERT INTO stored SELECT * FROM unnest(CAST(:digests AS text[]), CAST(:sizes AS bigint[]))"
@@ -74,6 +90,7 @@ SELECT (SELECT count(*) FROM artifacts)
      + (SELECT count(DISTINCT v.photo) FROM products p JOIN product_versions v ON v.id = p.version)
 """
 
+# Without what was made anew in other bytes: another attempt takes its place.
 _NOT_STORED = """
 SELECT named.digest, stored.digest IS NULL AS missing
 FROM (SELECT digest, size FROM artifacts
@@ -81,7 +98,11 @@ FROM (SELECT digest, size FROM artifacts
       SELECT DISTINCT v.photo, CAST(NULL AS bigint) FROM products p JOIN product_versions v ON v.id = p.version
       WHERE v.photo IS NOT NULL) named
 LEFT JOIN stored ON stored.digest = named.digest
-WHERE stored.digest IS NULL OR stored.size <> named.size
+WHERE (stored.digest IS NULL OR stored.size <> named.size) AND NOT EXISTS (
+    SELECT FROM step_outputs o JOIN lost_steps USING (key) JOIN steps s USING (key)
+    JOIN steps newer ON newer.base = s.base AND newer.created_at > s.created_at AND newer.state = 'done'
+    WHERE o.digest = named.digest
+)
 """
 
 _DESCRIBE = """
@@ -102,14 +123,13 @@ LEFT JOIN LATERAL (SELECT d.role FROM run_artifacts d WHERE d.digest = gone.dige
 ORDER BY sku, made_by, gone.digest
 """
 
-_MAKERS = "SELECT DISTINCT key FROM step_outputs WHERE digest = ANY(CAST(:digests AS text[]))"
+_LOSE = """
+INSERT INTO lost_steps (key)
+SELECT DISTINCT key FROM step_outputs WHERE digest = ANY(CAST(:digests AS text[]))
+ON CONFLICT DO NOTHING RETURNING key
+"""
 
-_WITHDRAW = (
-    """
-    UPDATE run_shots SET settled = false FROM run_steps u
-    WHERE u.key = ANY(CAST(:keys AS text[])) AND run_shots.run = u.run AND run_shots.shot = u.shot AND run_shots.settled
-    """,
-    "DELETE FROM verdicts WHERE key = ANY(CAST(:keys AS text[]))",
-    "DELETE FROM step_outputs WHERE key = ANY(CAST(:keys AS text[]))",
-    "UPDATE steps SET state = 'failed', reason = 'the store lost what it made' WHERE key = ANY(CAST(:keys AS text[]))",
-)
+_UNSETTLE = """
+UPDATE run_shots SET settled = false FROM run_steps u
+WHERE u.key = ANY(CAST(:keys AS text[])) AND run_shots.run = u.run AND run_shots.shot = u.shot AND run_shots.settled
+"""

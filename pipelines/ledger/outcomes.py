@@ -132,6 +132,7 @@ WITH used AS MATERIALIZED (
 ), superseded AS MATERIALIZED (
     SELECT DISTINCT used.shot FROM used JOIN steps newer ON newer.base = used.base
     WHERE newer.created_at > used.created_at AND newer.state <> 'failed'
+    UNION SELECT used.shot FROM used JOIN lost_steps USING (key)
 ), images AS MATERIALIZED (
     SELECT used.shot, o.digest FROM used JOIN step_outputs o USING (key) WHERE used.chosen AND used.stage = 'publish'
 ), current AS MATERIALIZED (

@@ -141,21 +141,26 @@ class PostgresLedger:
         A later result replaces a `failed` one. Raises ValueError for parameters and facts that are no JSON.
         """
         with self.engine.begin() as connection:
-            rows.insert_missing(connection, artifacts, [rows.artifact_row(artifact) for artifact in step.outputs])
-            row = rows.step_row(step, run)
-            statement = insert(steps).values(row)
-            won = connection.execute(
-                statement.on_conflict_do_update(
-                    index_elements=[steps.c.key],
-                    set_={name: statement.excluded[name] for name in row} | {"created_at": func.now()},
-                    where=steps.c.state == State.FAILED,
-                ).returning(steps.c.key)
-            ).first()
-            if won is None:
-                return rows.read_steps(connection, [step.key], tuple(State))[step.key]
-            rows.write_parts(connection, step)
-            if step.job.attempt:
-                outcomes.unsettle_steps(connection, step)
+            return self._record(connection, step, run)
+
+    def _record(self, connection: Connection, step: Step, run: str) -> Step:
+        rows.insert_missing(connection, artifacts, [rows.artifact_row(artifact) for artifact in step.outputs])
+        row = rows.step_row(step, run)
+        statement = insert(steps).values(row)
+        won = connection.execute(
+            statement.on_conflict_do_update(
+                index_elements=[steps.c.key],
+                set_={name: statement.excluded[name] for name in row} | {"created_at": func.now()},
+                where=steps.c.state == State.FAILED,
+            ).returning(steps.c.key)
+        ).first()
+        if won is None:
+            recorded = rows.read_steps(connection, [step.key], tuple(State))[step.key]
+            counts = lost.made_again(connection, recorded, step)
+            return counts if counts.key == step.key else self._record(connection, counts, run)
+        rows.write_parts(connection, step)
+        if step.job.attempt:
+            outcomes.unsettle_steps(connection, step)
         return step
 
     def use(self, run: str, uses: Sequence[tuple[Shot, Sequence[ShotStep]]]) -> None:
@@ -426,8 +431,10 @@ class PostgresLedger:
         """Closes a run as `success` or `failed`.
 
         `problem` describes what stopped publication. Its `reason` becomes that of every shot that was ready. A shot
-        that did not pass all stages ends as failed.
+        that did not pass all stages ends as failed. A failed run without a `problem` keeps the failed task that was
+        noted (`pipelines.ledger.endings`).
         """
+        kept = runs.c.problem if state == "failed" else None
         with self.engine.begin() as connection:
             outcomes.settle(connection, run)
             outcomes.settle_shots(connection, run)
@@ -435,7 +442,7 @@ class PostgresLedger:
             connection.execute(
                 update(runs)
                 .where(runs.c.id == run)
-                .values(state=state, finished_at=func.now(), problem=dict(problem) if problem else None)
+                .values(state=state, finished_at=func.now(), problem=dict(problem) if problem else kept)
             )
 
     def rates(self) -> dict[str, float]:

@@ -14,9 +14,9 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, case, func, literal, or_, select, union_all
 
-from pipelines.contracts import STAGES, ModelRef, ShotState, State, Step
+from pipelines.contracts import STAGES, ModelRef, Product, ShotState, State, Step
 from pipelines.errors import UsageError
-from pipelines.ledger.rows import read_steps, shots_of_runs
+from pipelines.ledger.rows import product_of, read_steps, shots_of_runs
 from pipelines.ledger.schema import (
     product_versions,
     publications,
@@ -278,6 +278,26 @@ def reported_shots(
     with engine.connect() as connection:
         found = connection.execute(statement)
         return tuple(ReportedShot(row.sku, row.row, ShotState(row.state), row.reason) for row in found)
+
+
+def likenesses(engine: Engine, run: str) -> list[tuple[Product, str]]:
+    """The run's products in order, each with the code of what its cutout shows; "" where it was not inspected."""
+    code = (
+        select(steps.c.facts["likeness"].astext)
+        .join_from(run_steps, steps, run_steps.c.key == steps.c.key)
+        .where(run_steps.c.run == shots_of_runs.c.made_by, run_steps.c.shot == shots_of_runs.c.shot)
+        .where(run_steps.c.stage == "inspect", run_steps.c.chosen)
+        .limit(1)
+        .scalar_subquery()
+    )
+    statement = (
+        select(product_versions, shots_of_runs.c.row, func.coalesce(code, "").label("likeness"))
+        .join_from(shots_of_runs, product_versions, shots_of_runs.c.version == product_versions.c.id)
+        .where(shots_of_runs.c.run == run)
+        .order_by(shots_of_runs.c.row, shots_of_runs.c.position)
+    )
+    with engine.connect() as connection:
+        return [(product_of(row), row.likeness) for row in connection.execute(statement)]
 
 
 def _stages(connection: Connection, run: str) -> tuple[dict[str, StageCount], dict[str, float]]:

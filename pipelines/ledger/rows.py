@@ -113,7 +113,9 @@ CROSS JOIN LATERAL (
         SELECT key, created_at FROM steps WHERE base = wanted AND state = ANY(CAST(:states AS text[]))
         UNION ALL
         SELECT key, created_at FROM steps WHERE key = wanted AND state = ANY(CAST(:states AS text[]))
-    ) step ORDER BY created_at DESC, key LIMIT 1
+    ) step
+    WHERE NOT EXISTS (SELECT FROM lost_steps WHERE lost_steps.key = step.key)
+    ORDER BY created_at DESC, key LIMIT 1
 ) newest
 """
 

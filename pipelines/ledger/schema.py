@@ -31,6 +31,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.pool import NullPool
 
+from pipelines.ledger import roles
 from pipelines.settings import ROOT
 
 SQL = ROOT / "sql"
@@ -115,6 +116,7 @@ runs = Table(
     Column("line", Text, nullable=False, server_default="", comment="Runs of one line build on one another."),
     Column("selected", Integer, nullable=False, server_default="0", comment="Shots, those that did not change too."),
     Column("recipe", Text, nullable=False, server_default="", comment="Fingerprint of what decides, products apart."),
+    Column("notified_at", DateTime(timezone=True), comment="When its failure was sent to the webhook and by mail."),
     Index(None, "triggered_by", "started_at"),
     Index(None, "line", "number"),
 )
@@ -209,6 +211,9 @@ verdicts = _of_step(
     Column("picture", Text, nullable=False, comment="Role of the step's output that shows where."),
 )
 
+lost_steps = _of_step("lost_steps", _now())
+"""Steps whose outputs the store has lost: they are looked for no more, until the same bytes are there again."""
+
 run_steps = Table(
     "run_steps",
     metadata,
@@ -293,9 +298,12 @@ model_promotions = Table(
 )
 
 
-def migrate(url: str) -> None:
-    """Bring a database to the newest schema and make the views of `sql/views` anew. Safe to run again and at once by
-    several processes: they take turns."""
+def migrate(url: str, worker: str = "") -> None:
+    """Bring a database to the newest schema, make the views of `sql/views` anew and protect what is append-only.
+
+    `url` is the owner's. Role `worker` gets its rights (`pipelines.ledger.roles`); "" grants none. Safe to run again
+    and at once by several processes: they take turns.
+    """
     from alembic import command
     from alembic.config import Config
 
@@ -310,3 +318,6 @@ def migrate(url: str) -> None:
         command.upgrade(config, "head")
         for definition in views.values():
             connection.execute(text(definition))
+        roles.protect(connection)
+        if worker:
+            roles.grant(connection, worker, list(views))

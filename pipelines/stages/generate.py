@@ -6,13 +6,14 @@ and on the plate for a halo around the product. The first seed that passes both 
 
 A scene with a backdrop begins from that picture with the product and its drawn shadow on it, not from noise. In mode
 `adjust` only the light of what is painted goes on to the next stage (`pipelines.vision.light`), in `transform` all of
-it; in `lock` nothing is painted.
+it; in `lock` nothing is painted. Such a scene is painted by the profile's painter if it has one
+(`pipelines.diffusion.image_to_image`), otherwise by packshot's own sampler.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,7 @@ from PIL import Image
 
 from pipelines.contracts import Job, Made, Output, sha256_hex
 from pipelines.diffusion.control import canny_edges, line_art, pose_map, read_pose
+from pipelines.diffusion.image_to_image import ImageToImage
 from pipelines.diffusion.inpainting import InpaintingPipeline
 from pipelines.diffusion.mask_guidance import refine_mask
 from pipelines.errors import Rejected
@@ -28,6 +30,7 @@ from pipelines.quality.fidelity import halo
 from pipelines.quality.overcompletion import OvercompletionDetector
 from pipelines.scenes import Control, Scene
 from pipelines.stages.keys import paints, wants_pose
+from pipelines.stages.painter import native_size, painter_of
 from pipelines.vision.backdrops import BackdropSettings, lay_backdrop
 from pipelines.vision.light import light_between, light_png, relight
 from pipelines.vision.photos import png_bytes, read_photo
@@ -41,9 +44,10 @@ SIDE_MULTIPLE = 64
 
 @dataclass(frozen=True, slots=True)
 class GenerateModels:
-    """The sampler with its branches (none where nothing is painted), and the segmenter that looks at what it made."""
+    """The sampler with its branches, or another painter (neither where nothing is painted), and the segmenter that
+    looks at what it made."""
 
-    pipeline: InpaintingPipeline | None
+    pipeline: InpaintingPipeline | ImageToImage | None
     detector: OvercompletionDetector
 
 
@@ -61,11 +65,14 @@ def noise_seed(job: Job) -> int:
 
 
 def load(recipe: Recipe) -> GenerateModels:
-    """Load the sampler for the scene's method, with its controls and LoRA, and the fast segmenter."""
+    """Load the profile's painter, or the sampler for the scene's method with its controls and LoRA; and the fast
+    segmenter."""
     scene = recipe.scene
     detector = OvercompletionDetector.from_profile(recipe.profile)
     if not paints(recipe):
         return GenerateModels(None, detector)
+    if painter := painter_of(recipe):
+        return GenerateModels(ImageToImage.from_part(painter, recipe.compute), detector)
     pipeline = InpaintingPipeline.from_profile(
         recipe.profile.name,
         method=recipe.method or scene.method,
@@ -110,14 +117,34 @@ def _paint(
     small = [_Reduced.of(work, pose, recipe) for work, pose in zip(works, poses, strict=True)]
     images = [item.canvas for item in small]
     before: list[Image.Image | None] = [None] * len(small)
+    about = {"compute": str(recipe.compute)}
     if models.pipeline is not None:
         if scene.backdrop and scene.backdrop.mode == "adjust":
             before = list(models.pipeline.round_trip(images))
-        images = _sample(works, small, models.pipeline, recipe)
+        if isinstance(models.pipeline, ImageToImage):
+            images = _edit(works, small, models.pipeline, recipe)
+            about = {"compute": str(models.pipeline.compute), "painter": models.pipeline.name}
+        else:
+            images = _sample(works, small, models.pipeline, recipe)
     return [
-        _measured(image, start, item, scene, models.detector, str(recipe.compute))
+        _measured(image, start, item, scene, models.detector, about)
         for image, start, item in zip(images, before, small, strict=True)
     ]
+
+
+def _edit(works: Sequence[Work], small: Sequence[_Reduced], painter: ImageToImage, recipe: Recipe) -> list[Image.Image]:
+    """Let the profile's painter paint each canvas. It knows no product mask."""
+    scene = recipe.scene
+    assert scene.backdrop is not None  # `painter_of` wants one
+    return painter(
+        [item.canvas for item in small],
+        [work.job.parameters["prompt"] for work in works],
+        [work.job.parameters["negative_prompt"] for work in works],
+        [noise_seed(work.job) for work in works],
+        strength=scene.backdrop.noise,
+        steps=scene.steps,
+        guidance_scale=scene.guidance_scale,
+    )
 
 
 def _sample(
@@ -170,7 +197,7 @@ class _Reduced:
     def of(cls, work: Work, pose: np.ndarray | None, recipe: Recipe) -> _Reduced:
         channel = recipe.scene.channel
         canvas = (channel.width, channel.height)
-        width, height = model_canvas(*canvas, recipe.profile.native_size)
+        width, height = model_canvas(*canvas, native_size(recipe))
         photo = read_photo(work.inputs["photo"], recipe.max_megapixels).image()
         cutout = Image.open(io.BytesIO(work.inputs["cutout"]))
         matte = np.asarray(cutout.getchannel("A"))
@@ -254,9 +281,11 @@ def _measured(
     item: _Reduced,
     scene: Scene,
     detector: OvercompletionDetector,
-    compute: str,
+    about: Mapping[str, str],
 ) -> Made:
-    """One candidate: `image` as it was painted, `before` as the painting began where its light alone is wanted."""
+    """One candidate: `image` as it was painted, `before` as the painting began where its light alone is wanted.
+
+    about: facts about who painted it and where."""
     matte = np.asarray(item.matte)
     painted = _clean(image, matte, scene)
     outputs: tuple[Output, ...] = ()
@@ -282,7 +311,7 @@ def _measured(
             "e_plus": found.e_plus,
             "halo": halo(np.asarray(item.over(Image.fromarray(plate))), matte).score,
             "uncertainty": found.uncertainty,
-            "compute": compute,
+            **about,
         },
     )
 

@@ -13,9 +13,12 @@ import numpy as np
 from PIL import Image
 
 from pipelines.contracts import Made, Verdict
+from pipelines.quality.contact import measure_contact
 from pipelines.quality.fidelity import Measure, background_quality, halo, product_fidelity
 from pipelines.quality.heat import heat_picture
+from pipelines.quality.likeness import likeness_code
 from pipelines.quality.overcompletion import OvercompletionDetector
+from pipelines.vision.backdrops import BackdropSettings, lay_backdrop
 from pipelines.vision.photos import read_photo
 from pipelines.vision.placement import Placement, lay_product
 from pipelines.workflow import Recipe, Work
@@ -50,21 +53,38 @@ def _inspect(work: Work, detector: OvercompletionDetector, recipe: Recipe) -> Ma
     share = f"{grown.e_plus:.1%} of the product's area"
     overcompletion = Measure(grown.e_plus, grown.heat, f"the scene grew the product by {share}")
     rim, scene = halo(image, matte), background_quality(image, matte)
+    contact = _contact(work, image, matte)
     return Made(
         outputs=(
             heat_picture("overcompletion", image, overcompletion.where),
             heat_picture("fidelity", image, fidelity.where),
             heat_picture("halo", image, rim.where),
             heat_picture("background", image, scene.where),
+            *((heat_picture("contact", image, contact.where),) if contact else ()),
         ),
-        facts={"d_plus": grown.d_plus, "uncertainty": grown.uncertainty, "by_finder": dict(grown.by_finder)},
+        facts={
+            "d_plus": grown.d_plus,
+            "uncertainty": grown.uncertainty,
+            "by_finder": dict(grown.by_finder),
+            "likeness": likeness_code(np.asarray(cutout.convert("RGBA"))),
+        },
         verdicts=(
             _verdict("overcompletion", overcompletion, limits["overcompletion"], at_most=True),
             _verdict("fidelity", fidelity, limits["fidelity"], at_most=False),
             _verdict("halo", rim, limits["halo"], at_most=True),
             _verdict("background", scene, limits["background"], at_most=False),
+            *((_verdict("contact", contact, limits["contact"], at_most=False),) if contact else ()),
         ),
     )
+
+
+def _contact(work: Work, image: np.ndarray, matte: np.ndarray) -> Measure | None:
+    """The contact with the ground; None where nothing stands on a backdrop."""
+    if "backdrop" not in work.inputs:
+        return None
+    settings = BackdropSettings.from_parameters(work.job.parameters["backdrop"])
+    bare = lay_backdrop(work.inputs["backdrop"], (image.shape[1], image.shape[0]), settings).pixels
+    return measure_contact(image, bare, matte)
 
 
 def _verdict(check: str, measure: Measure, threshold: float, at_most: bool) -> Verdict:

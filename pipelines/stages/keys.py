@@ -18,6 +18,7 @@ from pipelines.diffusion.methods import parts_of
 from pipelines.errors import Rejected
 from pipelines.quality.detector import SURE, weights_ref
 from pipelines.scenes import BackdropPicture, Checks
+from pipelines.stages.painter import painter_of
 from pipelines.vision import garments
 from pipelines.vision.garments import garment_part
 from pipelines.vision.vocabulary import load_vocabulary
@@ -28,7 +29,7 @@ VERSIONS = {
     "describe": 2,
     "generate": 6,
     "upscale": 3,
-    "inspect": 4,
+    "inspect": 5,
     "publish": 1,
 }
 """Version of each stage. Raise it if the stage's output changes for equal inputs."""
@@ -104,13 +105,17 @@ def describe_job(shot: Shot, upstream: Mapping[str, Step], recipe: Recipe, candi
 def generate_job(shot: Shot, upstream: Mapping[str, Step], recipe: Recipe, candidate: int) -> Job:
     """Return what raw image and plate depend on: photo, cutout, backdrop, prompt, sampler settings, models, seed."""
     scene, profile = recipe.scene, recipe.profile
-    method = recipe.method or scene.method
+    painter = painter_of(recipe)
+    method = painter.pipeline if painter else recipe.method or scene.method
     picture = scene.backdrop.picture_for(shot.sku) if scene.backdrop else None
     parts = ["salient"]
-    if paints(recipe):
+    if painter:
+        parts += [painter.name]
+    elif paints(recipe):
         parts += [*profile.sampler_parts, *parts_of(profile, method)]
         parts += [f"controlnet_{control.kind}" for control in scene.controls]
         parts += [scene.lora.name] if scene.lora else []
+    arguments = {name: dict(part.arguments) for name in parts if (part := profile.part(name)).arguments}
     base_seed = scene.base_seed if recipe.seed is None else recipe.seed
     return Job(
         stage="generate",
@@ -130,6 +135,7 @@ def generate_job(shot: Shot, upstream: Mapping[str, Step], recipe: Recipe, candi
             **scene.sampler_settings(),
             **(_on_backdrop(shot, recipe, picture) if picture else {}),
             **({"pose": shot.product.extra.get("pose", "")} if wants_pose(recipe) else {}),
+            **({"arguments": arguments} if arguments else {}),
         },
         models=(*(profile.ref(name) for name in parts), weights_ref()),
         seed=candidate_seed(shot, base_seed, candidate),
@@ -225,7 +231,9 @@ def is_enlarged(recipe: Recipe) -> bool:
 
 
 def inspect_job(shot: Shot, upstream: Mapping[str, Step], recipe: Recipe, candidate: int) -> Job:
-    """Return the inspection's job: final image, placed product, thresholds, segmenters."""
+    """Return the inspection's job: final image, placed product, the ground it stands on, thresholds, segmenters."""
+    generated = upstream["generate"]
+    stands = _stands_on_backdrop(generated.job)
     return Job(
         stage="inspect",
         version=VERSIONS["inspect"],
@@ -233,15 +241,24 @@ def inspect_job(shot: Shot, upstream: Mapping[str, Step], recipe: Recipe, candid
             "final": upstream["upscale"].output("final"),
             "photo": shot.product.photo or "",
             "cutout": upstream["cutout"].output("cutout"),
+            **({"backdrop": generated.job.inputs["backdrop"]} if stands else {}),
         },
         parameters={
-            "placement": dict(upstream["generate"].facts["placement"]),
+            "placement": dict(generated.facts["placement"]),
             "thresholds": recipe.scene.checks.model_dump(mode="json"),
             "sure": SURE,
+            **({"backdrop": dict(generated.job.parameters["backdrop"])} if stands else {}),
         },
         models=(*(recipe.profile.ref(name) for name in ("salient", "hqsam")), weights_ref()),
         attempt=recipe.attempt,
     )
+
+
+def _stands_on_backdrop(generated: Job) -> bool:
+    """Whether the image is a backdrop with light and shadow, and the product stands there."""
+    if "backdrop" not in generated.inputs or generated.parameters["backdrop"]["mode"] == "transform":
+        return False
+    return generated.parameters["placement"]["anchor"] == "ground"
 
 
 # --------------------------------------------------------------------------- publish

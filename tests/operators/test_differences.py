@@ -251,9 +251,12 @@ def test_verify_names_what_is_lost_and_the_next_night_makes_it_anew(shop, settin
         rotten: ("damaged", "generate", pot.sku, False),
         vase.product.photo: ("missing", "photo", vase.sku, True),
     }
-    assert shop.states(shop.night()) == shop.states(found)
+    night = shop.night()
+    assert shop.states(night) == shop.states(found)
     assert shop.looked_at == 2
+    shop.store.put(shop.sku("grown-vase").encode(), "image/png")
     assert verify(shop.ledger, shop.store, settings, read=True).lost == ()
+    assert (shop.night().published, shop.looked_at) == (2, 0)
 
 
 def test_planning_and_a_task_without_work_import_no_torch(settings: Settings, ledger, store) -> None:
@@ -267,7 +270,8 @@ from operators.plan import PlanRefreshOperator
 from operators.stages import CutoutOperator, GenerateOperator
 from pipelines.contracts import State, Step
 from pipelines.stages import stage
-context = {{"ti": None, "dag": SimpleNamespace(dag_id="catalog_refresh"), "params": {{}}}}
+dag, dag_run = SimpleNamespace(dag_id="catalog_refresh", params={{}}), SimpleNamespace(conf={{}})
+context = {{"ti": None, "dag": dag, "dag_run": dag_run, "params": {{}}}}
 def plan(run):
     task = PlanRefreshOperator(task_id="plan", run=run, feed={feed!r}, scene={SCENE.name!r}, categories=[], skus=[],
                                limit=None, reprocess="missing", triggered_by="test")

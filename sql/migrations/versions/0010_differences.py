@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0010"
-down_revision = "0005"
+down_revision = "0008"
 
 
 def upgrade() -> None:
@@ -34,9 +34,17 @@ def upgrade() -> None:
     )
     op.add_column("run_shots", sa.Column("until", sa.BigInteger(), nullable=True, comment=until))
     op.create_index("run_shots_standing_idx", "run_shots", ["run"], postgresql_where=sa.text("until IS NULL"))
+    op.create_table(
+        "lost_steps",
+        sa.Column("key", sa.Text(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.ForeignKeyConstraint(["key"], ["steps.key"], name="lost_steps_key_fkey", ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("key", name="lost_steps_pkey"),
+    )
 
 
 def downgrade() -> None:
+    op.drop_table("lost_steps")
     op.drop_index("run_shots_standing_idx", "run_shots")
     op.drop_column("run_shots", "until")
     op.drop_column("run_shots", "settled")
