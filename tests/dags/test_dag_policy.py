@@ -158,7 +158,7 @@ def test_nothing_is_published_before_every_check(bag: DagBag) -> None:
         checks = {"check_scores"} | ({"check_catalogue"} if dag.dag_id == "catalog_refresh" else set())
         assert publish.upstream_task_ids == checks
         assert publish.trigger_rule == "all_success"
-        assert dag.get_task("check_scores").upstream_task_ids == {"shots.inspect"}
+        assert dag.get_task("check_scores").upstream_task_ids == {"plan", "shots.inspect"}
         assert [task.task_id for task in dag.leaves] == ["summary"], "the run's state must be the summary's"
 
 
