@@ -6,7 +6,7 @@ that a run of 100 000 shots does not load its steps. A test holds both to the sa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pipelines.contracts import STAGES, ShotState, State, Step
@@ -28,11 +28,13 @@ def outcome_of(steps: Mapping[str, Step]) -> tuple[ShotState, str]:
     return (ShotState.PUBLISHED, "") if "publish" in steps else (ShotState.PENDING, "")
 
 
-def settle(connection: Connection, run: str) -> None:
-    """Sets state and reason of every shot of a run from its steps, verdicts and publications so far."""
+def settle(connection: Connection, run: str, shard: int | None = None, shots: Sequence[int] | None = None) -> None:
+    """Sets state, reason, image and failed checks of a run's shots from its steps, verdicts and publications so far: of
+    all shots, of one shard, or of the shots with these numbers."""
     from sqlalchemy import text
 
-    connection.execute(text(_SETTLE), {"run": run, "stages": list(STAGES)})
+    some = {"shard": shard, "shots": None if shots is None else list(shots)}
+    connection.execute(text(_SETTLE), {"run": run, "stages": list(STAGES), **some})
 
 
 def close(connection: Connection, run: str, problem: str | None) -> None:
@@ -50,18 +52,21 @@ def rates(connection: Connection) -> dict[str, float]:
 
 
 # The first that applies: a step that was rejected or failed; a publication of what this run made, by any run, unless it
-# was superseded before this run began; failed checks that nobody approved.
+# was superseded before this run began or was withdrawn; failed checks. An image that a person approved is held until it
+# is published.
 _SETTLE = """
-UPDATE run_shots SET state = outcome.state, reason = outcome.reason
+UPDATE run_shots SET state = outcome.state, reason = outcome.reason, final = outcome.final, checks = outcome.checks
 FROM (
     SELECT rs.position,
            CASE WHEN bad.key IS NOT NULL THEN bad.state
                 WHEN shown.digest IS NOT NULL THEN 'published'
-                WHEN held.reasons IS NOT NULL THEN 'held'
+                WHEN failed.reasons IS NOT NULL THEN 'held'
                 ELSE 'pending' END AS state,
            CASE WHEN bad.key IS NOT NULL THEN bad.reason
                 WHEN shown.digest IS NOT NULL THEN ''
-                ELSE coalesce(held.reasons, '') END AS reason
+                ELSE coalesce(failed.reasons, '') END AS reason,
+           image.digest AS final,
+           coalesce(failed.checks, '{}') AS checks
     FROM run_shots rs
     LEFT JOIN LATERAL (
         SELECT s.key, s.state, s.reason FROM run_steps u JOIN steps s USING (key)
@@ -73,20 +78,26 @@ FROM (
         JOIN publications p ON p.shot = u.shot AND p.digest = o.digest
         JOIN runs r ON r.id = u.run
         WHERE u.run = rs.run AND u.shot = rs.shot AND u.chosen AND u.stage = 'publish'
-          AND (p.superseded_at IS NULL OR p.superseded_at > r.started_at) LIMIT 1
+          AND (p.superseded_at IS NULL OR p.superseded_at > r.started_at AND p.withdrawn_by IS NULL) LIMIT 1
     ) shown ON true
     LEFT JOIN LATERAL (
+        SELECT i.digest FROM run_steps u JOIN step_inputs i USING (key)
+        WHERE u.run = rs.run AND u.shot = rs.shot AND u.chosen AND u.stage = 'inspect' AND i.role = 'final' LIMIT 1
+    ) image ON true
+    LEFT JOIN LATERAL (
         SELECT string_agg(coalesce(nullif(v.reason, ''), v."check"), '; '
-                          ORDER BY array_position(CAST(:stages AS text[]), u.stage), v.position) AS reasons
+                          ORDER BY array_position(CAST(:stages AS text[]), u.stage), v.position) AS reasons,
+               array_agg(v."check" ORDER BY array_position(CAST(:stages AS text[]), u.stage), v.position) AS checks
         FROM run_steps u JOIN verdicts v USING (key)
         WHERE u.run = rs.run AND u.shot = rs.shot AND u.chosen AND NOT v.passed
-          AND NOT EXISTS (SELECT FROM step_inputs i JOIN approvals a USING (digest)
-                          WHERE i.key = v.key AND i.role = 'final')
-    ) held ON true
+    ) failed ON true
     WHERE rs.run = :run
+      AND (CAST(:shard AS int) IS NULL OR rs.shard = :shard)
+      AND (CAST(:shots AS bigint[]) IS NULL OR rs.shot = ANY(CAST(:shots AS bigint[])))
 ) outcome
 WHERE run_shots.run = :run AND run_shots.position = outcome.position
-  AND (run_shots.state, run_shots.reason) IS DISTINCT FROM (outcome.state, outcome.reason)
+  AND (run_shots.state, run_shots.reason, run_shots.final, run_shots.checks)
+      IS DISTINCT FROM (outcome.state, outcome.reason, outcome.final, outcome.checks)
 """
 
 _CLOSE = """

@@ -211,6 +211,31 @@ def feed_for(engine: Engine, run: str) -> str:
         return connection.scalar(own) or connection.scalar(last) or ""
 
 
+def run_params(engine: Engine, run: str) -> Mapping[str, Any]:
+    """The parameters that `run` was started with. Raises UsageError for an unknown run."""
+    with engine.connect() as connection:
+        row = connection.execute(select(runs.c.params).where(runs.c.id == run)).first()
+    if row is None:
+        raise UsageError(f"no run {run!r} in the ledger")
+    return row.params
+
+
+def published_images(engine: Engine, run: str) -> list[tuple[str, str, str]]:
+    """(SKU, title, sha256) of every image that `run` published, in the feed's order."""
+    statement = (
+        select(shots.c.sku, product_versions.c.title, step_outputs.c.digest)
+        .join_from(run_shots, shots, run_shots.c.shot == shots.c.id)
+        .join(product_versions, run_shots.c.version == product_versions.c.id)
+        .join(run_steps, (run_steps.c.run == run_shots.c.run) & (run_steps.c.shot == run_shots.c.shot))
+        .join(step_outputs, run_steps.c.key == step_outputs.c.key)
+        .where(run_shots.c.run == run, run_shots.c.state == ShotState.PUBLISHED)
+        .where(run_steps.c.stage == "publish", run_steps.c.chosen, step_outputs.c.role == "published")
+        .order_by(run_shots.c.position)
+    )
+    with engine.connect() as connection:
+        return [tuple(row) for row in connection.execute(statement)]  # type: ignore[misc]  # three columns
+
+
 def report(engine: Engine, run: str) -> Report:
     """The outcome of every product of `run`. Raises UsageError for an unknown run."""
     with engine.connect() as connection:
