@@ -18,7 +18,7 @@ PREFIX = "/packshot"
 
 
 class PackshotPlugin(AirflowPlugin):
-    """Read-only pages about runs; review and dashboards can join them here."""
+    """Pages about held images and runs."""
 
     name = "packshot"
     timetables = [ByHandOrBackfill]  # noqa: RUF012  # no ClassVar, because Airflow's own class has none
@@ -32,9 +32,16 @@ class PackshotPlugin(AirflowPlugin):
 
     @cached_property
     def external_views(self) -> list[dict[str, Any]]:  # type: ignore[override]
-        """All runs in the menu; one run's pictures as a tab of its DAG run."""
+        """Review and all runs in the menu; one run's pictures as a tab of its DAG run."""
         base = urlsplit(conf.get("api", "base_url", fallback="/")).path.rstrip("/")
         return [
+            {
+                "name": "Packshot review",
+                "href": f"{base}{PREFIX}/review",
+                "destination": "nav",
+                "category": "browse",
+                "url_route": "packshot-review",
+            },
             {
                 "name": "Packshot runs",
                 "href": f"{base}{PREFIX}/runs",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from pipelines.contracts import STAGES, ShotState, State, Step
+from pipelines.contracts import STAGES, ShotState, State, Step, canonical_json
 
 if TYPE_CHECKING:  # `packshot shoot` takes `outcome_of` alone
     from sqlalchemy import Connection
@@ -42,6 +42,24 @@ def close(connection: Connection, run: str, problem: str | None) -> None:
     from sqlalchemy import text
 
     connection.execute(text(_CLOSE), {"run": run, "problem": problem})
+
+
+def stage_totals(connection: Connection, run: str) -> dict[str, tuple[int, int, float]]:
+    """Stage → steps that a run computed, finished steps that it reused, and seconds of those it computed. A step that
+    two shots share counts once."""
+    from sqlalchemy import text
+
+    rows = connection.execute(text(_TOTALS), {"run": run})
+    return {row.stage: (row.computed, row.reused, row.seconds) for row in rows}
+
+
+def remember_totals(connection: Connection, run: str) -> None:
+    """Writes a run's totals into its row, because to count them takes a look at all its steps."""
+    from sqlalchemy import text
+
+    totals = {stage: list(numbers) for stage, numbers in stage_totals(connection, run).items()}
+    remember = "UPDATE runs SET totals = CAST(:totals AS jsonb) WHERE id = :run"
+    connection.execute(text(remember), {"run": run, "totals": canonical_json(totals)})
 
 
 def rates(connection: Connection) -> dict[str, float]:
@@ -112,6 +130,14 @@ FROM (
     FROM run_shots rs WHERE rs.run = :run
 ) inspected
 WHERE run_shots.run = :run AND run_shots.position = inspected.position AND run_shots.state = 'pending'
+"""
+
+_TOTALS = """
+SELECT used.stage, count(*) FILTER (WHERE NOT used.reused) AS computed, count(*) FILTER (WHERE used.reused) AS reused,
+       coalesce(sum(steps.seconds) FILTER (WHERE NOT used.reused), 0.0) AS seconds
+FROM (SELECT stage, key, bool_and(reused) AS reused FROM run_steps WHERE run = :run GROUP BY stage, key) used
+JOIN steps USING (key)
+GROUP BY used.stage
 """
 
 _RATES = """

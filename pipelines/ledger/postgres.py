@@ -195,7 +195,8 @@ class PostgresLedger:
                 .values(row)
                 .on_conflict_do_update(
                     index_elements=[runs.c.id],
-                    set_={name: row[name] for name in row if name != "id"} | {"finished_at": None, "problem": None},
+                    set_={name: row[name] for name in row if name != "id"}
+                    | {"finished_at": None, "problem": None, "totals": None},
                     where=runs.c.dag_id == dag_id,
                 )
                 .returning(runs.c.id)
@@ -340,6 +341,7 @@ class PostgresLedger:
             standing = still_approved(connection, [number for number, _ in images])
             new = _publish(connection, run, [image for number, image in images if number in standing])
             note_published(connection, sorted(standing), run)
+            outcomes.remember_totals(connection, run)
         return new
 
     def settle(self, run: str, shard: int | None = None) -> None:
@@ -361,6 +363,7 @@ class PostgresLedger:
                 .where(runs.c.id == run)
                 .values(state=state, finished_at=func.now(), problem=dict(problem) if problem else None)
             )
+            outcomes.remember_totals(connection, run)
 
     def rates(self) -> dict[str, float]:
         """Mean seconds a shot, by stage, over the last 500 computed steps. Candidates that were not chosen count."""

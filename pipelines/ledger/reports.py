@@ -16,6 +16,7 @@ from sqlalchemy import Connection, Engine, case, func, or_, select
 
 from pipelines.contracts import STAGES, ModelRef, ShotState, State, Step
 from pipelines.errors import UsageError
+from pipelines.ledger import outcomes
 from pipelines.ledger.rows import read_steps
 from pipelines.ledger.schema import (
     product_versions,
@@ -26,7 +27,6 @@ from pipelines.ledger.schema import (
     runs,
     shots,
     step_outputs,
-    steps,
 )
 from pipelines.store import DIGEST
 
@@ -149,10 +149,10 @@ class Lineage:
         }
 
 
-def list_runs(engine: Engine, limit: int = 50) -> list[RunRow]:
-    """The newest runs, newest first."""
+def list_runs(engine: Engine, limit: int = 50, offset: int = 0) -> list[RunRow]:
+    """`limit` runs, newest first, without the `offset` newest."""
     counted = select(func.count()).where(run_shots.c.run == runs.c.id).scalar_subquery()
-    statement = select(runs, counted.label("shots")).order_by(runs.c.started_at.desc()).limit(limit)
+    statement = select(runs, counted.label("shots")).order_by(runs.c.started_at.desc()).limit(limit).offset(offset)
     with engine.connect() as connection:
         return [
             RunRow(r.id, r.dag_id, r.scene, r.channel, r.state, r.started_at, r.finished_at, r.shots)
@@ -253,7 +253,7 @@ def report(engine: Engine, run: str) -> Report:
             .where(run_artifacts.c.run == run)
             .order_by(run_artifacts.c.role)
         ).all()
-        counts, seconds = _stages(connection, run)
+        counts, seconds = stage_totals(connection, run)
     reported = tuple(ReportedShot(row.sku, row.row, ShotState(row.state), row.reason) for row in outcomes)
     states = Counter(shot.state for shot in reported)
     return Report(
@@ -279,29 +279,14 @@ def report(engine: Engine, run: str) -> Report:
     )
 
 
-def _stages(connection: Connection, run: str) -> tuple[dict[str, StageCount], dict[str, float]]:
-    """Steps and seconds of every stage. A step that two shots share counts once."""
-    used = (
-        select(run_steps.c.stage, run_steps.c.key, func.bool_and(run_steps.c.reused).label("reused"))
-        .where(run_steps.c.run == run)
-        .group_by(run_steps.c.stage, run_steps.c.key)
-        .subquery()
-    )
-    rows = connection.execute(
-        select(
-            used.c.stage,
-            func.count().filter(~used.c.reused).label("computed"),
-            func.count().filter(used.c.reused).label("reused"),
-            func.coalesce(func.sum(steps.c.seconds).filter(~used.c.reused), 0.0).label("seconds"),
-        )
-        .join_from(used, steps, used.c.key == steps.c.key)
-        .group_by(used.c.stage)
-    ).all()
-    found = {row.stage: row for row in rows}
+def stage_totals(connection: Connection, run: str) -> tuple[dict[str, StageCount], dict[str, float]]:
+    """Steps and seconds of every stage. A run that ended remembers them."""
+    remembered = connection.scalar(select(runs.c.totals).where(runs.c.id == run))
+    found = remembered if remembered is not None else outcomes.stage_totals(connection, run)
     order = [*STAGES, *sorted(found.keys() - set(STAGES))]
     return (
-        {s: StageCount(found[s].computed, found[s].reused) if s in found else StageCount() for s in order},
-        {s: round(found[s].seconds, 3) if s in found else 0.0 for s in order},
+        {s: StageCount(*found[s][:2]) if s in found else StageCount() for s in order},
+        {s: round(found[s][2], 3) if s in found else 0.0 for s in order},
     )
 
 

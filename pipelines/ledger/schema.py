@@ -111,6 +111,7 @@ runs = Table(
     Column("started_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     Column("finished_at", DateTime(timezone=True)),
     Column("problem", JSONB, comment="What stopped publication: failed expectations and their rows."),
+    Column("totals", JSONB, comment="Of each stage: steps computed, steps reused, seconds; null while it runs."),
     Index(None, "triggered_by", "started_at"),
     Index(None, "started_at"),
 )

@@ -48,11 +48,12 @@ def run(ledger: PostgresLedger, store: S3Store) -> dict[str, str]:
     ledger.start_run(RUN, "catalog_refresh", "oak", "web")
     ledger.select(RUN, shots, 8)
 
-    def step(shot: Shot, stage: str, outputs: dict[str, bytes], prompt: str = "", **about: object) -> Step:
+    def step(shot: Shot, stage: str, outputs: dict[str, bytes], prompt: str = "", final: str = "", **about) -> Step:
         artifacts = tuple(
             Artifact(store.put(data, "image/png"), role, "image/png", len(data)) for role, data in outputs.items()
         )
-        job = Job(stage, 1, {"photo": photo}, {"sku": shot.sku, "prompt": prompt} if prompt else {"sku": shot.sku})
+        inputs = {"photo": photo, "final": final} if final else {"photo": photo}
+        job = Job(stage, 1, inputs, {"sku": shot.sku, "prompt": prompt} if prompt else {"sku": shot.sku})
         made = replace(Step(job.key, job, State.DONE, artifacts, seconds=1.5, device="cpu"), **about)
         ledger.use(RUN, [(shot, [ShotStep(ledger.record(made), reused=False)])])
         return made
@@ -62,10 +63,10 @@ def run(ledger: PostgresLedger, store: S3Store) -> dict[str, str]:
         step(shot, "cutout", {"cutout": picture("white", cut_out=True)})
         step(shot, "describe", {}, facts={"caption": "a red cup"})
         step(shot, "generate", {"raw": picture("#223344")}, prompt="a red cup on an oak table")
-        step(shot, "upscale", {"final": picture("#446688")})
+        final = step(shot, "upscale", {"final": picture("#446688" if passed else "#446680")}).output("final")
         verdict = Verdict("overcompletion", 0.31, 0.05, passed, "" if passed else REASON, "where")
-        inspected = step(shot, "inspect", {"where": picture("#ff8800")}, verdicts=(verdict,))
-        digests[f"where {shot.sku}"] = inspected.output("where")
+        inspected = step(shot, "inspect", {"where": picture("#ff8800")}, final=final, verdicts=(verdict,))
+        digests |= {f"where {shot.sku}": inspected.output("where"), "final": final}
     published = step(shots[0], "publish", {"published": picture("#446689")})
     ledger.publish(RUN, [Publication("CUP-1", "oak", "web", published.output("published"))])
     step(shots[2], "cutout", {}, state=State.REJECTED, reason="gone.jpg: no such file")
@@ -80,9 +81,56 @@ def run(ledger: PostgresLedger, store: S3Store) -> dict[str, str]:
     return digests | {"published": published.output("published"), "validation": kept.sha256}
 
 
+GROWN = Verdict("overcompletion", 0.31, 0.05, False, REASON, "where")
+ROLES = {"viewer": "viewer", "merchandiser": "user", "op": "op", "admin": "admin", "second": "user"}
+"""Accounts of the served Airflow and their roles. All have one password."""
+
+
+def hold(
+    ledger: PostgresLedger,
+    store: S3Store,
+    run: str,
+    titles: dict[str, str],
+    verdict: Verdict = GROWN,
+    scene: str = "oak",
+) -> dict[str, str]:
+    """A finished run that held an image of each product (SKU → title); returns their finals' digests by SKU."""
+    photo, small = store.put(picture("white"), "image/png"), {}
+    for role, colour in (("cutout", ""), ("raw", "#223344"), ("where", "#ff8800")):
+        data = picture(colour or "white", cut_out=not colour)
+        small[role] = Artifact(store.put(data, "image/png"), role, "image/png", len(data))
+    shots = [
+        Shot(Product(sku, n, title, "Kitchen", photo), scene, "web") for n, (sku, title) in enumerate(titles.items())
+    ]
+    ledger.upsert_products([shot.product for shot in shots])
+    ledger.start_run(run, "catalog_refresh", scene, "web")
+    ledger.select(run, shots, 100)
+    finals, used = {}, []
+    for n, shot in enumerate(shots):
+        data = picture(f"hsl({37 * n % 360}, 30%, {40 + len(run) % 30}%)")
+        data += f"{run} {shot.sku}".encode()  # behind the picture's end: other bytes, the same pixels
+        final = Artifact(store.put(data, "image/png"), "final", "image/png", len(data))
+        finals[shot.sku] = final.sha256
+        made = []
+        for stage, outputs, inputs, seed, facts, verdicts in (
+            ("cutout", (small["cutout"],), {}, None, {}, ()),
+            ("generate", (small["raw"],), {}, 7, {"e_plus": 0.36}, ()),
+            ("generate", (small["raw"],), {}, 8, {"e_plus": 0.31}, ()),
+            ("upscale", (final,), {}, None, {}, ()),
+            ("inspect", (small["where"],), {"final": final.sha256}, None, {}, (verdict,)),
+        ):
+            job = Job(stage, 1, {"photo": photo, **inputs}, {"of": f"{run} {shot.sku}", "prompt": "a cup"}, seed=seed)
+            step = Step(job.key, job, State.DONE, outputs, facts, verdicts, seconds=1.5, device="cpu")
+            made.append(ShotStep(ledger.record(step, run), reused=False, chosen=seed != 7))
+        used.append((shot, made))
+    ledger.use(run, used)
+    ledger.finish_run(run, "success")
+    return finals
+
+
 @dataclass(frozen=True)
 class Served:
-    """Where the api-server listens, and the viewer's password."""
+    """Where the api-server listens, and everybody's password."""
 
     url: str
     password: str
@@ -99,8 +147,10 @@ def served(airflow_db: Settings, settings: Settings, tmp_path_factory) -> Iterat
         port = free.getsockname()[1]
     passwords = tmp_path_factory.mktemp("airflow") / "passwords.json"
     served = Served(f"http://127.0.0.1:{port}", "a password for tests")
-    passwords.write_text(json.dumps({"viewer": served.password, "admin": "another"}))
+    passwords.write_text(json.dumps(dict.fromkeys(ROLES, served.password)))
     with pytest.MonkeyPatch.context() as patch:
+        users = ",".join(f"{name}:{role}" for name, role in ROLES.items())
+        patch.setenv("AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS", users)
         patch.setenv("AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE", str(passwords))
         patch.setenv("AIRFLOW__API__BASE_URL", served.url)
         config = uvicorn.Config(create_app(apps="all"), host="127.0.0.1", port=port, log_level="error")
@@ -127,10 +177,16 @@ def anonymous(served: Served) -> Iterator[httpx.Client]:
         yield client
 
 
+def token(served: Served, name: str) -> str:
+    """An access token of this account."""
+    login = {"username": name, "password": served.password}
+    answer = httpx.post(f"{served.url}/auth/token", json=login, trust_env=False)
+    return answer.raise_for_status().json()["access_token"]
+
+
 @pytest.fixture
 def viewer(served: Served) -> Iterator[httpx.Client]:
     """A logged-in viewer, the weakest role there is."""
     with httpx.Client(base_url=f"{served.url}/packshot", trust_env=False) as client:
-        login = client.post(f"{served.url}/auth/token", json={"username": "viewer", "password": served.password})
-        client.headers["Authorization"] = f"Bearer {login.raise_for_status().json()['access_token']}"
+        client.headers["Authorization"] = f"Bearer {token(served, 'viewer')}"
         yield client

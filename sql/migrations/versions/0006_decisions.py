@@ -40,6 +40,8 @@ def upgrade() -> None:
     )
     op.create_index("run_shots_final_idx", "run_shots", ["final"], postgresql_where=sa.text("final IS NOT NULL"))
     op.create_index("runs_started_at_idx", "runs", ["started_at"])
+    comment = "Of each stage: steps computed, steps reused, seconds; null while it runs."
+    op.add_column("runs", sa.Column("totals", postgresql.JSONB(), nullable=True, comment=comment))
     comment = "Who took it back; null where a later image superseded it."
     op.add_column("publications", sa.Column("withdrawn_by", sa.Text(), nullable=True, comment=comment))
     op.create_table(
@@ -98,6 +100,7 @@ def downgrade() -> None:
     )
     op.drop_table("decisions")
     op.drop_column("publications", "withdrawn_by")
+    op.drop_column("runs", "totals")
     op.drop_index("runs_started_at_idx", "runs")
     op.drop_column("run_shots", "checks")
     op.drop_column("run_shots", "final")

@@ -1,0 +1,203 @@
+"""The review page in a real, headless Chromium on Airflow's own api-server: a queue decided with single keys."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from sqlalchemy import text
+
+from pipelines.ledger.decisions import Choice, decide
+from pipelines.ledger.postgres import PostgresLedger
+from tests.plugins.conftest import hold, token
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+
+@pytest.fixture(autouse=True)
+def an_empty_queue(ledger: PostgresLedger) -> None:
+    with ledger.engine.begin() as connection:
+        connection.execute(text("TRUNCATE runs, shots, products, product_versions, steps CASCADE"))
+
+
+@pytest.fixture
+def log_in(browser, served):
+    """Opens a page as one of the accounts; every page is checked for complaints at the end."""
+    contexts, complaints = [], []
+
+    def open_page(name: str = "merchandiser", path: str = "/packshot/review", **about):
+        context = browser.new_context(**{"viewport": {"width": 1440, "height": 900}, **about})
+        context.add_cookies([{"name": "_token", "value": token(served, name), "url": served.url}])
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("console", lambda m: complaints.append(m.text) if m.type == "error" and "409" not in m.text else None)
+        page.goto(served.url + path)
+        page.wait_for_selector("#stage:not([hidden]), #empty:not([hidden])")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+def decided(ledger: PostgresLedger) -> list[tuple[str, str, str]]:
+    """(final, choice, by) of every decision that stands."""
+    with ledger.engine.connect() as connection:
+        query = text('SELECT final, choice, "by" FROM decisions WHERE undone_at IS NULL ORDER BY id')
+        return [tuple(row) for row in connection.execute(query)]
+
+
+def soon(ledger: PostgresLedger, count: int) -> list[tuple[str, str, str]]:
+    """The decisions once there are so many: a key moves on before the server has answered."""
+    until = time.monotonic() + 20
+    while len(made := decided(ledger)) != count and time.monotonic() < until:
+        time.sleep(0.05)
+    return made
+
+
+def shown(page) -> str:
+    return page.locator("#review").get_attribute("data-shown")
+
+
+def wait_for(page, final: str) -> None:
+    page.locator(f"#review[data-shown='{final}']").wait_for(timeout=20_000)
+
+
+def test_a_queue_is_decided_with_one_key_an_image_and_no_image_is_shown_twice(log_in, ledger, store, served) -> None:
+    finals = hold(ledger, store, "r1", {f"SKU-{n}": f"Cup {n}" for n in range(30)})
+    page = log_in()
+    seen, presses = [], 0
+    for n in range(30):
+        page.locator(f"#review:not([data-shown='{seen[-1] if seen else ''}'])").wait_for()
+        seen.append(shown(page))
+        page.keyboard.press("art"[n % 3])
+        presses += 1
+    page.wait_for_selector("#empty:not([hidden])")
+    assert page.get_by_text("Nothing waits for a decision").is_visible()
+    assert seen == list(finals.values())
+    assert presses <= 32
+    made = soon(ledger, 30)
+    assert sorted(final for final, _, _ in made) == sorted(seen)
+    assert {by for _, _, by in made} == {"merchandiser"}
+    by_final = {final: choice for final, choice, _ in made}
+    assert [by_final[final] for final in seen] == [["approve", "reject", "retry"][n % 3] for n in range(30)]
+
+
+def test_two_people_on_one_queue_lose_and_double_no_decision(log_in, ledger, store) -> None:
+    finals = hold(ledger, store, "r1", {f"SKU-{n}": f"Cup {n}" for n in range(24)})
+    pages = [log_in("merchandiser"), log_in("second")]
+    assert shown(pages[0]) != shown(pages[1]), "what one looks at is not handed to the other"
+    for page in pages * 24:
+        if page.locator("#stage").is_visible():
+            page.keyboard.press("a")
+            page.wait_for_timeout(15)
+    for page in pages:
+        page.locator("#empty").wait_for()
+    made = soon(ledger, 24)
+    assert sorted(final for final, _, _ in made) == sorted(finals.values())
+    assert {by for _, _, by in made} == {"merchandiser", "second"}
+
+
+def test_a_decision_is_undone_and_made_again_and_the_other_keys_do_what_the_legend_says(log_in, ledger, store) -> None:
+    finals = list(hold(ledger, store, "r1", {"CUP": "Cup", "POT": "Pot", "PAN": "Pan"}).values())
+    page = log_in()
+    page.keyboard.press("a")
+    wait_for(page, finals[1])
+    page.keyboard.press("z")
+    wait_for(page, finals[0])
+    assert decided(ledger) == []
+    page.get_by_role("button", name="wrong light").click()
+    page.keyboard.press("r")
+    wait_for(page, finals[1])
+    page.keyboard.press("ArrowRight")
+    assert shown(page) == finals[2]
+    page.keyboard.press("ArrowLeft")
+    assert shown(page) == finals[1]
+    before = page.locator("#before")
+    assert before.evaluate("image => getComputedStyle(image).visibility") == "hidden"
+    page.keyboard.down(" ")
+    assert before.evaluate("image => getComputedStyle(image).visibility") == "visible"
+    page.keyboard.up(" ")
+    assert before.evaluate("image => getComputedStyle(image).visibility") == "hidden"
+    page.keyboard.press("5")
+    assert page.locator("#which").inner_text() == "overlay"
+    page.keyboard.press("?")
+    assert page.get_by_text("hold: the picture before").is_visible()
+    with ledger.engine.connect() as connection:
+        rows = connection.execute(text("SELECT choice, reason, undone_by FROM decisions ORDER BY id")).all()
+    assert [tuple(row) for row in rows] == [("approve", "", "merchandiser"), ("reject", "wrong light", None)]
+
+
+def test_an_image_that_was_superseded_or_decided_meanwhile_is_refused_and_the_new_one_is_shown(
+    log_in, ledger, store
+) -> None:
+    old = hold(ledger, store, "r1", {"CUP": "Cup", "POT": "Pot"})
+    page = log_in()
+    new = hold(ledger, store, "run 2", {"CUP": "Cup"})
+    page.keyboard.press("a")
+    wait_for(page, new["CUP"])
+    assert page.get_by_text("took the place of the one you decided").is_visible()
+    assert decided(ledger) == []
+    page.keyboard.press("a")
+    wait_for(page, old["POT"])
+    decide(ledger.engine, old["POT"], Choice.REJECT, "grace")
+    page.keyboard.press("a")
+    page.get_by_text("grace decided it before").wait_for()
+    made = {final: by for final, _, by in soon(ledger, 2)}
+    assert made == {new["CUP"]: "merchandiser", old["POT"]: "grace"}
+
+
+def test_a_selection_is_counted_sampled_decided_as_one_and_undone_as_one(log_in, ledger, store) -> None:
+    hold(ledger, store, "r1", {f"SKU-{n}": f"Cup {n}" for n in range(15)})
+    hold(ledger, store, "r2", {"POT": "Pot"}, scene="sage")
+    page = log_in()
+    page.locator("select[name=scene]").select_option("oak")
+    page.locator("#left", has_text="15").wait_for()
+    page.get_by_role("button", name="Decide all").click()
+    page.locator("#batch[open]").wait_for()
+    assert page.locator("#batch-count").inner_text() == "15"
+    assert page.locator("#sample img").count() == 12
+    page.get_by_role("button", name="Approve all").click()
+    page.get_by_text("15 images approved").wait_for()
+    assert len(decided(ledger)) == 15
+    page.get_by_role("button", name="Undo the last").or_(page.locator("#undo")).locator("visible=true").click()
+    page.get_by_text("Undone. 15 images approved").wait_for()
+    assert decided(ledger) == []
+
+
+def test_titles_stay_text_and_a_viewer_looks_and_does_not_decide(log_in, ledger, store) -> None:
+    hostile = '<img src=x onerror="document.title=1"><script>document.title=2</script>'
+    hold(ledger, store, "r1", {"CUP": hostile})
+    page = log_in("viewer")
+    assert page.locator("#title").inner_text() == hostile
+    assert page.title() == "Review · packshot"
+    assert page.get_by_role("button", name="Approve A").is_disabled()
+    page.keyboard.press("a")
+    page.get_by_text("may look, and not decide").wait_for()
+    assert decided(ledger) == []
+
+
+def test_the_page_works_in_airflows_frame(log_in, ledger, store, served) -> None:
+    hold(ledger, store, "r1", {"CUP": "Cup", "POT": "Pot"})
+    page = log_in()
+    page.goto(f"{served.url}/plugin/packshot-review")
+    frame = page.frame_locator("iframe")
+    frame.locator("#stage:not([hidden])").wait_for(timeout=30_000)
+    frame.locator("#title").click()
+    page.keyboard.press("a")
+    frame.get_by_role("heading", name="Pot").wait_for()
+    assert [choice for _, choice, _ in soon(ledger, 1)] == ["approve"]
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1440, 390])
+def test_pictures_of_the_page(log_in, ledger, store, pictures, theme, width) -> None:
+    hold(ledger, store, "r1", {f"SKU-{n}": f"Stoneware cup number {n}" for n in range(7)})
+    page = log_in(viewport={"width": width, "height": 900}, color_scheme=theme)
+    for image in page.locator("#strip img").all():
+        image.evaluate("img => img.decode()")
+    page.wait_for_load_state("networkidle")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing is wider than the screen"
+    page.screenshot(path=pictures / f"review-{width}-{theme}.png", full_page=width == 390)
