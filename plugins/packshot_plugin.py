@@ -36,6 +36,13 @@ class PackshotPlugin(AirflowPlugin):
         base = urlsplit(conf.get("api", "base_url", fallback="/")).path.rstrip("/")
         return [
             {
+                "name": "Packshot overview",
+                "href": f"{base}{PREFIX}/overview",
+                "destination": "nav",
+                "category": "browse",
+                "url_route": "packshot-overview",
+            },
+            {
                 "name": "Packshot review",
                 "href": f"{base}{PREFIX}/review",
                 "destination": "nav",

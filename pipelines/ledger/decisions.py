@@ -272,6 +272,7 @@ def _undo(connection: Connection, standing: Sequence[Decision], by: str) -> list
         for row in connection.execute(text(_HOLDERS), images).all():
             withdraw(connection, row.shots, row.finals, by)
             outcomes.settle(connection, row.run, shots=row.shots)
+            outcomes.remember_totals(connection, row.run)
     return _read(connection, "d.id = ANY(:ids)", {"ids": ids})
 
 

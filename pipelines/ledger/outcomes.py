@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from pipelines.contracts import STAGES, ShotState, State, Step, canonical_json
+from pipelines.contracts import STAGES, ShotState, State, Step
 
 if TYPE_CHECKING:  # `packshot shoot` takes `outcome_of` alone
     from sqlalchemy import Connection
@@ -54,12 +54,10 @@ def stage_totals(connection: Connection, run: str) -> dict[str, tuple[int, int, 
 
 
 def remember_totals(connection: Connection, run: str) -> None:
-    """Writes a run's totals into its row, because to count them takes a look at all its steps."""
+    """Writes a run's totals into its row, because to count them takes a look at all its shots and steps."""
     from sqlalchemy import text
 
-    totals = {stage: list(numbers) for stage, numbers in stage_totals(connection, run).items()}
-    remember = "UPDATE runs SET totals = CAST(:totals AS jsonb) WHERE id = :run"
-    connection.execute(text(remember), {"run": run, "totals": canonical_json(totals)})
+    connection.execute(text(_REMEMBER), {"run": run})
 
 
 def rates(connection: Connection) -> dict[str, float]:
@@ -138,6 +136,29 @@ SELECT used.stage, count(*) FILTER (WHERE NOT used.reused) AS computed, count(*)
 FROM (SELECT stage, key, bool_and(reused) AS reused FROM run_steps WHERE run = :run GROUP BY stage, key) used
 JOIN steps USING (key)
 GROUP BY used.stage
+"""
+
+# `inspected` and `overcompleted` count images that this run made; `images` those that it published first.
+_REMEMBER = """
+UPDATE runs SET totals = jsonb_build_object(
+    'stages', coalesce((
+        SELECT jsonb_object_agg(stage, jsonb_build_array(computed, reused, seconds)) FROM (
+            SELECT used.stage, count(*) FILTER (WHERE NOT used.reused) AS computed,
+                   count(*) FILTER (WHERE used.reused) AS reused,
+                   coalesce(sum(steps.seconds) FILTER (WHERE NOT used.reused), 0.0) AS seconds
+            FROM (SELECT stage, key, bool_and(reused) AS reused FROM run_steps WHERE run = :run
+                  GROUP BY stage, key) used
+            JOIN steps USING (key) GROUP BY used.stage) counted), '{}'),
+    'states', coalesce((
+        SELECT jsonb_object_agg(state, shots) FROM (
+            SELECT state, count(*) AS shots FROM run_shots WHERE run = :run GROUP BY state) counted), '{}'),
+    'inspected', (SELECT count(*) FROM run_steps u
+                  WHERE u.run = :run AND u.stage = 'inspect' AND u.chosen AND NOT u.reused),
+    'overcompleted', (SELECT count(*) FROM run_steps u JOIN verdicts v USING (key)
+                      WHERE u.run = :run AND u.stage = 'inspect' AND u.chosen AND NOT u.reused
+                        AND v."check" = 'overcompletion' AND NOT v.passed),
+    'images', (SELECT count(*) FROM publications p WHERE p.run = :run))
+WHERE id = :run
 """
 
 _RATES = """

@@ -253,7 +253,7 @@ def report(engine: Engine, run: str) -> Report:
             .where(run_artifacts.c.run == run)
             .order_by(run_artifacts.c.role)
         ).all()
-        counts, seconds = stage_totals(connection, run)
+        counts, seconds = stage_totals(connection, run, about.totals)
     reported = tuple(ReportedShot(row.sku, row.row, ShotState(row.state), row.reason) for row in outcomes)
     states = Counter(shot.state for shot in reported)
     return Report(
@@ -279,10 +279,11 @@ def report(engine: Engine, run: str) -> Report:
     )
 
 
-def stage_totals(connection: Connection, run: str) -> tuple[dict[str, StageCount], dict[str, float]]:
-    """Steps and seconds of every stage. A run that ended remembers them."""
-    remembered = connection.scalar(select(runs.c.totals).where(runs.c.id == run))
-    found = remembered if remembered is not None else outcomes.stage_totals(connection, run)
+def stage_totals(
+    connection: Connection, run: str, totals: Mapping[str, Any] | None
+) -> tuple[dict[str, StageCount], dict[str, float]]:
+    """Steps and seconds of every stage. A run that ended remembers them in its `totals`."""
+    found = totals["stages"] if totals is not None else outcomes.stage_totals(connection, run)
     order = [*STAGES, *sorted(found.keys() - set(STAGES))]
     return (
         {s: StageCount(*found[s][:2]) if s in found else StageCount() for s in order},

@@ -111,7 +111,7 @@ runs = Table(
     Column("started_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     Column("finished_at", DateTime(timezone=True)),
     Column("problem", JSONB, comment="What stopped publication: failed expectations and their rows."),
-    Column("totals", JSONB, comment="Of each stage: steps computed, steps reused, seconds; null while it runs."),
+    Column("totals", JSONB, comment="What the run came to, as `outcomes` counts it; null while it runs."),
     Index(None, "triggered_by", "started_at"),
     Index(None, "started_at"),
 )
@@ -173,6 +173,7 @@ steps = Table(
     _now(),
     Index(None, "stage", "created_at"),
     Index(None, "base"),
+    Index(None, "run", "stage"),
 )
 
 
@@ -273,6 +274,7 @@ publications = Table(
     Column("superseded_at", DateTime(timezone=True)),
     Column("withdrawn_by", Text, comment="Who took it back; null where a later image superseded it."),
     Index(None, "shot", "digest"),
+    Index(None, "run"),
 )
 Index(
     "publications_current_key",

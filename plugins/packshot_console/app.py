@@ -1,5 +1,6 @@
 """The web app: review, runs, and a run's shots as pictures, behind Airflow's login.
 
+    GET /overview                  what needs a person now, what runs, the last days
     GET /runs                      the last runs
     GET /runs/{run}                every shot: photo → cutout → raw → final, verdicts, seconds, why it was held back
     GET /review, ...               `packshot_console.review`
@@ -26,7 +27,7 @@ from fastapi.exception_handlers import http_exception_handler
 from fastapi.responses import RedirectResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from packshot_console import pages, pictures, review, views
+from packshot_console import overview, pages, pictures, review, views
 from packshot_console.guards import LOOK
 
 PAGE_SIZE = 40
@@ -52,12 +53,13 @@ def create_app() -> FastAPI:
     app.middleware("http")(_secure)
     app.exception_handler(StarletteHTTPException)(_to_login)
     app.include_router(pages.router)
+    app.include_router(overview.router)
     app.include_router(review.router)
     locks: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
 
     @app.get("/")
     def index(request: Request) -> Response:
-        return RedirectResponse(pages.path_of(request, "run_list"), HTTPStatus.SEE_OTHER)
+        return RedirectResponse(pages.path_of(request, "overview_page"), HTTPStatus.SEE_OTHER)
 
     @app.get("/runs")
     def run_list(request: Request, page: PageNumber = 1) -> Response:

@@ -71,7 +71,7 @@ def run_page(run: str, state: str, page: int, size: int) -> RunView | None:
         counted = dict(connection.execute(text(_COUNTS), values).tuples().all())
         rows = connection.execute(text(_PAGE), values).all()
         walks = read_walks(connection, {(run, row.shot): row.photo for row in rows})
-        steps, seconds = stage_totals(connection, run)
+        steps, seconds = stage_totals(connection, run, about.totals)
     matching = counted.get(state, 0) if state else sum(counted.values())
     return RunView(
         run=run,

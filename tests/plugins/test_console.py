@@ -21,7 +21,16 @@ STOPPED = "backfill__2026-05-02T00:00:00+00:00__2026-05-02__abc"
 REASON = "the product grew by 31 % at its right edge"
 
 
-LOOKING = ["/", "/runs", f"/runs/{RUN}", "/review", "/review/queue", "/review/selection", "/review/images/{final}"]
+LOOKING = [
+    "/",
+    "/overview",
+    "/runs",
+    f"/runs/{RUN}",
+    "/review",
+    "/review/queue",
+    "/review/selection",
+    "/review/images/{final}",
+]
 LOOKING += ["/static/console.css", "/static/review.js", "/pictures/{published}", "/artifacts/{published}"]
 DECIDING = [
     ("/review/decisions", '{"final": "{final}", "choice": "maybe"}', 422),
@@ -115,7 +124,10 @@ def test_a_viewer_sees_the_runs_and_every_shot_with_its_pictures_and_reasons(vie
     page = viewer.get(f"/runs/{RUN}").text
     cards = dict(re.findall(r'<article class="shot" id="[^"]*" data-sku="([^"]*)" data-state="([^"]*)"', page))
     assert cards == {"CUP-1": "published", "LAMP-2": "held", "GONE-3": "rejected"}
-    assert page.count("<img") == 4 + 4 + 1 + 0, "four pictures a shot, where a held one failed, none of a missing photo"
+    assert len(re.findall(r'<img loading="lazy" alt', page)) == 4 + 4 + 1 + 0, (
+        "no missing photo"
+    )
+    assert page.count('class="pair"') == 2, "photo and final of those that came so far"
     assert REASON in page
     assert "gone.jpg: no such file" in page
     assert "overcompletion <b>0.31</b>" in page

@@ -7,6 +7,7 @@ import time
 import pytest
 from sqlalchemy import text
 
+from pipelines.contracts import Job, Product, Shot, ShotStep, State, Step
 from pipelines.ledger.decisions import Choice, decide
 from pipelines.ledger.postgres import PostgresLedger
 from tests.plugins.conftest import hold, token
@@ -33,7 +34,8 @@ def log_in(browser, served):
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("console", lambda m: complaints.append(m.text) if m.type == "error" and "409" not in m.text else None)
         page.goto(served.url + path)
-        page.wait_for_selector("#stage:not([hidden]), #empty:not([hidden])")
+        if path == "/packshot/review":
+            page.wait_for_selector("#stage:not([hidden]), #empty:not([hidden])")
         return page
 
     yield open_page
@@ -191,9 +193,39 @@ def test_the_page_works_in_airflows_frame(log_in, ledger, store, served) -> None
     assert [choice for _, choice, _ in soon(ledger, 1)] == ["approve"]
 
 
+def test_the_overview_counts_what_waits_and_a_run_moves_shot_by_shot(log_in, ledger, store) -> None:
+    hold(ledger, store, "r1", {f"SKU-{n}": f"Cup {n}" for n in range(5)})
+    running = [Shot(Product(f"NEW-{n}", n, f"Pot {n}", "Kitchen", "a" * 64), "sage", "web") for n in range(4)]
+    ledger.upsert_products([shot.product for shot in running])
+    ledger.start_run("r2", "catalog_refresh", "sage", "web")
+    ledger.select("r2", running, 2)
+    page = log_in(path="/packshot/overview")
+    assert page.locator(".tile.held b").inner_text() == "5"
+    bar = page.locator("article[data-run=r2] progress").first
+    assert bar.get_attribute("value") == "0.0000"
+    job = Job("cutout", 1, {"photo": "a" * 64}, {"of": "NEW-0"})
+    step = ledger.record(Step(job.key, job, State.DONE, seconds=1.0), "r2")
+    page.reload()
+    assert bar.get_attribute("value") == "0.2500", "before the stage is through with the shard"
+    ledger.use("r2", [(running[0], [ShotStep(step, reused=False)])])
+    page.reload()
+    assert bar.get_attribute("value") == "0.2500"
+    row = page.locator(".rates tbody tr")
+    assert row.inner_text().split()[:4] == ["oak", "5", "of", "5"]
+    assert "100.0 %" in row.inner_text()
+
+
+def test_the_interval_of_a_rate_is_wilsons() -> None:
+    from packshot_console.overview import wilson
+
+    assert wilson(4, 200) == pytest.approx((0.0078, 0.0503), abs=1e-4)
+    assert wilson(0, 10)[0] == 0.0
+    assert wilson(10, 10)[1] == 1.0
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1440, 390])
-def test_pictures_of_the_page(log_in, ledger, store, pictures, theme, width) -> None:
+def test_pictures_of_the_page(log_in, ledger, store, served, pictures, theme, width) -> None:
     hold(ledger, store, "r1", {f"SKU-{n}": f"Stoneware cup number {n}" for n in range(7)})
     page = log_in(viewport={"width": width, "height": 900}, color_scheme=theme)
     for image in page.locator("#strip img").all():
@@ -201,3 +233,8 @@ def test_pictures_of_the_page(log_in, ledger, store, pictures, theme, width) -> 
     page.wait_for_load_state("networkidle")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing is wider than the screen"
     page.screenshot(path=pictures / f"review-{width}-{theme}.png", full_page=width == 390)
+    for name in ("overview", "runs", "runs/r1"):
+        page.goto(f"{served.url}/packshot/{name}")
+        page.wait_for_load_state("networkidle")
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), name
+        page.screenshot(path=pictures / f"{name.replace('/r1', '-one')}-{width}-{theme}.png")

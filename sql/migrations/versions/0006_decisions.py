@@ -40,8 +40,33 @@ def upgrade() -> None:
     )
     op.create_index("run_shots_final_idx", "run_shots", ["final"], postgresql_where=sa.text("final IS NOT NULL"))
     op.create_index("runs_started_at_idx", "runs", ["started_at"])
-    comment = "Of each stage: steps computed, steps reused, seconds; null while it runs."
+    op.create_index("steps_run_stage_idx", "steps", ["run", "stage"])
+    op.create_index("publications_run_idx", "publications", ["run"])
+    comment = "What the run came to, as `outcomes` counts it; null while it runs."
     op.add_column("runs", sa.Column("totals", postgresql.JSONB(), nullable=True, comment=comment))
+    op.execute(
+        """
+        UPDATE runs r SET totals = jsonb_build_object(
+            'stages', coalesce((
+                SELECT jsonb_object_agg(stage, jsonb_build_array(computed, reused, seconds)) FROM (
+                    SELECT used.stage, count(*) FILTER (WHERE NOT used.reused) AS computed,
+                           count(*) FILTER (WHERE used.reused) AS reused,
+                           coalesce(sum(steps.seconds) FILTER (WHERE NOT used.reused), 0.0) AS seconds
+                    FROM (SELECT stage, key, bool_and(reused) AS reused FROM run_steps WHERE run = r.id
+                          GROUP BY stage, key) used
+                    JOIN steps USING (key) GROUP BY used.stage) counted), '{}'),
+            'states', coalesce((
+                SELECT jsonb_object_agg(state, shots) FROM (
+                    SELECT state, count(*) AS shots FROM run_shots WHERE run = r.id GROUP BY state) counted), '{}'),
+            'inspected', (SELECT count(*) FROM run_steps u
+                          WHERE u.run = r.id AND u.stage = 'inspect' AND u.chosen AND NOT u.reused),
+            'overcompleted', (SELECT count(*) FROM run_steps u JOIN verdicts v USING (key)
+                              WHERE u.run = r.id AND u.stage = 'inspect' AND u.chosen AND NOT u.reused
+                                AND v."check" = 'overcompletion' AND NOT v.passed),
+            'images', (SELECT count(*) FROM publications p WHERE p.run = r.id))
+        WHERE r.finished_at IS NOT NULL
+        """
+    )
     comment = "Who took it back; null where a later image superseded it."
     op.add_column("publications", sa.Column("withdrawn_by", sa.Text(), nullable=True, comment=comment))
     op.create_table(
@@ -100,6 +125,8 @@ def downgrade() -> None:
     )
     op.drop_table("decisions")
     op.drop_column("publications", "withdrawn_by")
+    op.drop_index("publications_run_idx", "publications")
+    op.drop_index("steps_run_stage_idx", "steps")
     op.drop_column("runs", "totals")
     op.drop_index("runs_started_at_idx", "runs")
     op.drop_column("run_shots", "checks")
