@@ -25,9 +25,9 @@ HOSTILE = '<script>alert("x")</script> & "vase"'
 REASON = "the product grew by 31 % at its right edge"
 
 
-def picture(colour: str, *, cut_out: bool = False) -> bytes:
-    """A disc on a ground, or on nothing: 640 × 480 px, PNG."""
-    image = Image.new("RGBA", (640, 480), (0, 0, 0, 0) if cut_out else colour)
+def picture(colour: str, *, cut_out: bool = False, size: tuple[int, int] = (640, 480)) -> bytes:
+    """A disc on a ground, or on nothing, as PNG."""
+    image = Image.new("RGBA", size, (0, 0, 0, 0) if cut_out else colour)
     ImageDraw.Draw(image).ellipse((200, 120, 440, 360), fill="#b5483a")
     out = io.BytesIO()
     (image if cut_out else image.convert("RGB")).save(out, "PNG")
@@ -93,6 +93,7 @@ def hold(
     titles: dict[str, str],
     verdict: Verdict = GROWN,
     scene: str = "oak",
+    size: tuple[int, int] = (640, 480),
 ) -> dict[str, str]:
     """A finished run that held an image of each product (SKU → title); returns their finals' digests by SKU."""
     photo, small = store.put(picture("white"), "image/png"), {}
@@ -107,7 +108,7 @@ def hold(
     ledger.select(run, shots, 100)
     finals, used = {}, []
     for n, shot in enumerate(shots):
-        data = picture(f"hsl({37 * n % 360}, 30%, {40 + len(run) % 30}%)")
+        data = picture(f"hsl({37 * n % 360}, 30%, {40 + len(run) % 30}%)", size=size)
         data += f"{run} {shot.sku}".encode()  # behind the picture's end: other bytes, the same pixels
         final = Artifact(store.put(data, "image/png"), "final", "image/png", len(data))
         finals[shot.sku] = final.sha256

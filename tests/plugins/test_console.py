@@ -124,9 +124,7 @@ def test_a_viewer_sees_the_runs_and_every_shot_with_its_pictures_and_reasons(vie
     page = viewer.get(f"/runs/{RUN}").text
     cards = dict(re.findall(r'<article class="shot" id="[^"]*" data-sku="([^"]*)" data-state="([^"]*)"', page))
     assert cards == {"CUP-1": "published", "LAMP-2": "held", "GONE-3": "rejected"}
-    assert len(re.findall(r'<img loading="lazy" alt', page)) == 4 + 4 + 1 + 0, (
-        "no missing photo"
-    )
+    assert len(re.findall(r'<img loading="lazy" alt', page)) == 4 + 4 + 1 + 0, "no missing photo"
     assert page.count('class="pair"') == 2, "photo and final of those that came so far"
     assert REASON in page
     assert "gone.jpg: no such file" in page

@@ -1,0 +1,40 @@
+"""From a decision to what follows from it: the event that starts the DAG, and the image that the DAG publishes."""
+
+from __future__ import annotations
+
+import pytest
+from airflow.dag_processing.dagbag import DagBag
+from sqlalchemy import select, text
+
+from pipelines.ledger.decisions import Choice, decide
+from pipelines.ledger.reports import report
+from pipelines.scenes import load_scene, scene_names
+from pipelines.settings import ROOT
+from tests.plugins.conftest import hold
+
+pytestmark = pytest.mark.slow
+
+SCENE = load_scene(scene_names()[0])
+
+
+def test_an_approval_is_published_and_a_poke_queues_the_dag(airflow_db, ledger, store) -> None:
+    from airflow.models.asset import AssetDagRunQueue, AssetModel
+    from airflow.settings import Session
+    from airflow.utils.session import create_session
+    from packshot_console.poke import ASSET, poke
+
+    finals = hold(ledger, store, "r1", {"CUP": "Cup", "POT": "Pot"}, scene=SCENE.name, size=(800, 800))
+    decide(ledger.engine, finals["CUP"], Choice.APPROVE, "ada")
+    with ledger.engine.begin() as connection:  # the DAG leaves time to undo what was decided just now
+        connection.execute(text("UPDATE decisions SET created_at = created_at - interval '1 minute'"))
+    dag = DagBag(str(ROOT / "dags")).dags["publish_reviewed"]
+    ended = dag.test()
+    assert ended.state == "success"
+    states = {shot.sku: shot.state.value for shot in report(ledger.engine, "r1").shots}
+    assert states == {"CUP": "published", "POT": "held"}
+
+    poke()
+    with create_session() as session:
+        queued = select(AssetDagRunQueue.target_dag_id).join(AssetModel, AssetModel.id == AssetDagRunQueue.asset_id)
+        assert session.scalars(queued.where(AssetModel.name == ASSET)).all() == ["publish_reviewed"]
+    Session.remove()
