@@ -13,19 +13,20 @@ and the pages' policy forbids any other: what a catalogue says about its product
 
 from __future__ import annotations
 
-import asyncio
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Annotated
 from urllib.parse import urlsplit
-from weakref import WeakKeyDictionary
 
+import anyio
 from airflow.api_fastapi.app import get_auth_manager
 from airflow.configuration import conf
 from fastapi import FastAPI, HTTPException, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exception_handlers import http_exception_handler
 from fastapi.responses import RedirectResponse
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from packshot_console import overview, pages, pictures, review, views
 from packshot_console.guards import LOOK
@@ -50,12 +51,12 @@ PageNumber = Annotated[int, Query(ge=1, le=100_000)]
 def create_app() -> FastAPI:
     """The app. Its own documentation pages are off: they would answer without a login."""
     app = FastAPI(dependencies=LOOK, docs_url=None, redoc_url=None, openapi_url=None)
-    app.middleware("http")(_secure)
+    app.add_middleware(_SecurityHeaders)
     app.exception_handler(StarletteHTTPException)(_to_login)
     app.include_router(pages.router)
     app.include_router(overview.router)
     app.include_router(review.router)
-    locks: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
+    one_preview = anyio.CapacityLimiter(1)
 
     @app.get("/")
     def index(request: Request) -> Response:
@@ -81,9 +82,8 @@ def create_app() -> FastAPI:
     async def picture(digest: Digest, size: Annotated[int, Query(ge=16, le=1600)] = 360) -> Response:
         if not await run_in_threadpool(views.is_known, digest):
             raise HTTPException(HTTPStatus.NOT_FOUND, "the ledger knows no such artifact")
-        one_preview = locks.setdefault(asyncio.get_running_loop(), asyncio.Lock())
-        async with one_preview:  # whoever waits holds none of the server's threads
-            data = await run_in_threadpool(pictures.preview, digest, size)
+        # whoever waits for the limiter holds none of the server's threads
+        data = await anyio.to_thread.run_sync(pictures.preview, digest, size, limiter=one_preview)
         if data is None:
             raise HTTPException(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "this artifact is no picture that can be shown")
         return Response(data, media_type="image/webp", headers={"Cache-Control": FOREVER})
@@ -98,11 +98,22 @@ def create_app() -> FastAPI:
     return app
 
 
-async def _secure(request: Request, call_next: Any) -> Response:
-    response = await call_next(request)
-    response.headers.update(SECURITY_HEADERS)
-    response.headers.setdefault("Cache-Control", "no-store")
-    return response
+class _SecurityHeaders:
+    """Adds the headers to every answer. Not Starlette's `BaseHTTPMiddleware`: it makes an error of every request that
+    a browser gives up, as it does with a page's pictures at each reload."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers.update(SECURITY_HEADERS)
+                headers.setdefault("Cache-Control", "no-store")
+            await send(message)
+
+        await self.app(scope, receive, send_with_headers)
 
 
 async def _to_login(request: Request, error: Exception) -> Response:
