@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from sqlalchemy import Connection, Row, text
@@ -94,7 +94,7 @@ def _read(connection: Connection, rows: list[Row]) -> list[QueueItem]:
             reason=row.reason,
             checks=tuple(row.checks),
             held_at=row.started_at,
-            walk=walks[row.run, row.shot],
+            walk=replace(walks[row.run, row.shot], steps=()),
         )
         for row in rows
     ]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
 
-from pipelines.contracts import STAGES, State, Step
+from pipelines.contracts import STAGES, State, Step, Verdict
 from pipelines.ledger.rows import read_steps
 
 WALK = (("cutout", "cutout"), ("generate", "raw"), ("upscale", "final"))
@@ -47,6 +48,20 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
+class StepView:
+    """One chosen step. `models` are `name@revision`, `parameters` is JSON to read."""
+
+    stage: str
+    version: int
+    key: str
+    seed: int | None
+    seconds: float
+    device: str
+    models: tuple[str, ...]
+    parameters: str
+
+
+@dataclass(frozen=True, slots=True)
 class Walk:
     """What a run made of a shot."""
 
@@ -57,6 +72,7 @@ class Walk:
     prompt: str
     seconds: float
     published: str | None
+    steps: tuple[StepView, ...]
 
 
 def read_walks(connection: Connection, photos: Mapping[tuple[str, int], str | None]) -> dict[tuple[str, int], Walk]:
@@ -89,6 +105,7 @@ def _walk(photo: str | None, steps: Mapping[str, Step], tried: Sequence[tuple[St
         prompt=generated.job.parameters.get("prompt", "") if generated else "",
         seconds=sum(step.seconds for step in steps.values()),
         published=_output(steps.get("publish"), "published"),
+        steps=tuple(_step(step) for step in ordered),
     )
 
 
@@ -102,7 +119,20 @@ def _picture(steps: Mapping[str, Step], stage: str, role: str) -> Picture:
     return Picture(role, _output(step, role), note)
 
 
-def _verdict(step: Step, verdict) -> VerdictView:  # type: ignore[no-untyped-def]
+def _step(step: Step) -> StepView:
+    return StepView(
+        stage=step.job.stage,
+        version=step.job.version,
+        key=step.key,
+        seed=step.job.seed,
+        seconds=step.seconds,
+        device=step.device,
+        models=tuple(f"{model.name}@{model.revision}" for model in step.job.models),
+        parameters=json.dumps(step.job.parameters, indent=1, ensure_ascii=False, sort_keys=True),
+    )
+
+
+def _verdict(step: Step, verdict: Verdict) -> VerdictView:
     return VerdictView(
         check=verdict.check,
         score=f"{verdict.score:.3g}",

@@ -9,10 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
+from fastapi.routing import APIRoute
 from PIL import Image
 
 from pipelines.contracts import Product
+from pipelines.ledger.decisions import Choice, decide, undo
 from pipelines.ledger.postgres import PostgresLedger
+from pipelines.settings import ROOT
 from pipelines.store import S3Store
 from tests.plugins.conftest import token
 
@@ -26,6 +29,7 @@ LOOKING = [
     "/overview",
     "/runs",
     f"/runs/{RUN}",
+    "/products/LAMP-2",
     "/review",
     "/review/queue",
     "/review/selection",
@@ -95,6 +99,29 @@ def test_whoever_may_decide_does_so_from_this_servers_pages_alone(served, accoun
                     assert post(**both) == 403, "a token exempts only where no cookie is sent"
 
 
+def test_a_products_page_shows_every_image_with_its_steps_and_decisions(viewer, run, ledger: PostgresLedger) -> None:
+    decision = decide(ledger.engine, run["final"], Choice.REJECT, "ada", "the handle")
+    try:
+        page = viewer.get("/products/LAMP-2").text
+        assert re.findall(r'data-run="([^"]*)" data-state="([^"]*)"', page) == [(RUN, "held")]
+        for words in ("<b>ada</b> decided: reject, “the handle”", "a red cup on an oak table", "inspect"):
+            assert words in page
+        assert page.count("<li><figure>") == 4
+    finally:
+        undo(ledger.engine, decision.id, "ada")
+    assert "live" in viewer.get("/products/CUP-1").text
+    assert viewer.get("/products/no-such").status_code == 404
+
+
+def test_the_reference_names_every_route_and_no_other() -> None:
+    from packshot_console.app import create_app
+
+    page = (ROOT / "docs/reference/console.md").read_text("utf-8")
+    said = set(re.findall(r"^\| `(/[^`]*)` \| (GET|POST) \|", page, re.M))
+    routes = [route for route in create_app().routes if isinstance(route, APIRoute)]
+    assert said == {(route.path.replace(":path", ""), method) for route in routes for method in route.methods}
+
+
 def test_no_address_follows_the_host_that_a_request_claims(served, accounts, run) -> None:
     with httpx.Client(base_url=f"{served.url}/packshot", trust_env=False) as client:
         claimed = {"Host": "evil.example"}
@@ -124,7 +151,7 @@ def test_a_viewer_sees_the_runs_and_every_shot_with_its_pictures_and_reasons(vie
     page = viewer.get(f"/runs/{RUN}").text
     cards = dict(re.findall(r'<article class="shot" id="[^"]*" data-sku="([^"]*)" data-state="([^"]*)"', page))
     assert cards == {"CUP-1": "published", "LAMP-2": "held", "GONE-3": "rejected"}
-    assert len(re.findall(r'<img loading="lazy" alt', page)) == 4 + 4 + 1 + 0, "no missing photo"
+    assert len(re.findall(r'<img loading="lazy"\s+alt', page)) == 4 + 4 + 1 + 0, "no missing photo"
     assert page.count('class="pair"') == 2, "photo and final of those that came so far"
     assert REASON in page
     assert "gone.jpg: no such file" in page
