@@ -23,7 +23,7 @@ def test_an_approval_is_published_and_a_poke_queues_the_dag(airflow_db, ledger, 
     from airflow.utils.session import create_session
     from packshot_console.poke import ASSET, poke
 
-    finals = hold(ledger, store, "r1", {"CUP": "Cup", "POT": "Pot"}, scene=SCENE.name, size=(800, 800))
+    finals = hold(ledger, store, "r1", {"CUP": "Cup", "POT": "Pot"}, scene=SCENE.name)
     decide(ledger.engine, finals["CUP"], Choice.APPROVE, "ada")
     with ledger.engine.begin() as connection:  # the DAG leaves time to undo what was decided just now
         connection.execute(text("UPDATE decisions SET created_at = created_at - interval '1 minute'"))

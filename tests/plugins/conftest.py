@@ -7,8 +7,9 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import httpx
 import pytest
@@ -82,6 +83,7 @@ def run(ledger: PostgresLedger, store: S3Store) -> dict[str, str]:
 
 
 GROWN = Verdict("overcompletion", 0.31, 0.05, False, REASON, "where")
+PRESERVED = Verdict("fidelity", 1.0, 0.99, True)
 ROLES = {"viewer": "viewer", "merchandiser": "user", "op": "op", "admin": "admin", "second": "user"}
 """Accounts of the served Airflow and their roles. All have one password."""
 
@@ -93,40 +95,51 @@ def hold(
     titles: dict[str, str],
     verdict: Verdict = GROWN,
     scene: str = "oak",
-    size: tuple[int, int] = (640, 480),
+    pictures: Callable[[str], dict[str, bytes]] | None = None,
 ) -> dict[str, str]:
-    """A finished run that held an image of each product (SKU → title); returns their finals' digests by SKU."""
-    photo, small = store.put(picture("white"), "image/png"), {}
-    for role, colour in (("cutout", ""), ("raw", "#223344"), ("where", "#ff8800")):
-        data = picture(colour or "white", cut_out=not colour)
-        small[role] = Artifact(store.put(data, "image/png"), role, "image/png", len(data))
-    shots = [
-        Shot(Product(sku, n, title, "Kitchen", photo), scene, "web") for n, (sku, title) in enumerate(titles.items())
-    ]
+    """A finished run that held an image of each product (SKU → title); returns their finals' digests by SKU.
+
+    `pictures` has the bytes of a product's photo, cutout, raw, final and where; a disc's by default.
+    """
+
+    def kept(role: str, data: bytes) -> Artifact:
+        return Artifact(store.put(data, "image/png"), role, "image/png", len(data))
+
+    finals, used, shots = {}, [], []
+    for row, (sku, title) in enumerate(titles.items(), 2):
+        shown = pictures(sku) if pictures else _disc(row)
+        # bytes behind the picture's end: another artifact, the same pixels
+        made = {role: kept(role, data) for role, data in shown.items() if role != "final"}
+        final = kept("final", shown["final"] + f"{run} {sku}".encode())
+        finals[sku] = final.sha256
+        shot = Shot(Product(sku, row, title, "Kitchen", made["photo"].sha256), scene, "web")
+        steps = []
+        for stage, outputs, inputs, seed, facts, verdicts in (
+            ("cutout", (made["cutout"],), {}, None, {}, ()),
+            ("generate", (made["raw"],), {}, 7, {"e_plus": 0.36}, ()),
+            ("generate", (made["raw"],), {}, 8, {"e_plus": 0.31}, ()),
+            ("upscale", (final,), {}, None, {}, ()),
+            ("inspect", (made["where"],), {"final": final.sha256}, None, {}, (PRESERVED, verdict)),
+        ):
+            job = Job(stage, 1, {"photo": made["photo"].sha256, **inputs}, {"of": f"{run} {sku}"}, seed=seed)
+            step = Step(job.key, job, State.DONE, outputs, facts, verdicts, seconds=1.5, device="cpu")
+            steps.append(ShotStep(ledger.record(step, run), reused=False, chosen=seed != 7))
+        shots.append(shot)
+        used.append((shot, steps))
     ledger.upsert_products([shot.product for shot in shots])
     ledger.start_run(run, "catalog_refresh", scene, "web")
     ledger.select(run, shots, 100)
-    finals, used = {}, []
-    for n, shot in enumerate(shots):
-        data = picture(f"hsl({37 * n % 360}, 30%, {40 + len(run) % 30}%)", size=size)
-        data += f"{run} {shot.sku}".encode()  # behind the picture's end: other bytes, the same pixels
-        final = Artifact(store.put(data, "image/png"), "final", "image/png", len(data))
-        finals[shot.sku] = final.sha256
-        made = []
-        for stage, outputs, inputs, seed, facts, verdicts in (
-            ("cutout", (small["cutout"],), {}, None, {}, ()),
-            ("generate", (small["raw"],), {}, 7, {"e_plus": 0.36}, ()),
-            ("generate", (small["raw"],), {}, 8, {"e_plus": 0.31}, ()),
-            ("upscale", (final,), {}, None, {}, ()),
-            ("inspect", (small["where"],), {"final": final.sha256}, None, {}, (verdict,)),
-        ):
-            job = Job(stage, 1, {"photo": photo, **inputs}, {"of": f"{run} {shot.sku}", "prompt": "a cup"}, seed=seed)
-            step = Step(job.key, job, State.DONE, outputs, facts, verdicts, seconds=1.5, device="cpu")
-            made.append(ShotStep(ledger.record(step, run), reused=False, chosen=seed != 7))
-        used.append((shot, made))
     ledger.use(run, used)
     ledger.finish_run(run, "success")
     return finals
+
+
+@lru_cache
+def _disc(number: int) -> dict[str, bytes]:
+    """Pictures of a disc, its scene of another colour for every number."""
+    colours = {"photo": "white", "raw": "#223344", "where": "#ff8800", "final": f"hsl({37 * number % 360}, 30%, 55%)"}
+    shown = {role: picture(colour, size=(800, 800)) for role, colour in colours.items()}
+    return shown | {"cutout": picture("white", cut_out=True, size=(800, 800))}
 
 
 @dataclass(frozen=True)

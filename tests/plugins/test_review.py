@@ -10,9 +10,14 @@ from sqlalchemy import text
 from pipelines.contracts import Job, Product, Shot, ShotStep, State, Step
 from pipelines.ledger.decisions import Choice, decide
 from pipelines.ledger.postgres import PostgresLedger
+from pipelines.settings import ROOT
 from tests.plugins.conftest import hold, token
+from tests.plugins.stage import STAGED, staged
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+PICTURES = ROOT / "build" / "pictures"
+PICTURES.mkdir(parents=True, exist_ok=True)
 
 
 @pytest.fixture(autouse=True)
@@ -225,16 +230,34 @@ def test_the_interval_of_a_rate_is_wilsons() -> None:
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1440, 390])
-def test_pictures_of_the_page(log_in, ledger, store, served, pictures, theme, width) -> None:
-    hold(ledger, store, "r1", {f"SKU-{n}": f"Stoneware cup number {n}" for n in range(7)})
+def test_pictures_of_the_pages(log_in, ledger, store, served, pytestconfig, theme, width) -> None:
+    titles = {sku: title for sku, (title, _) in STAGED.items()}
+    for n in range(3):
+        hold(ledger, store, f"run {n}", titles, scene=("oak-window", "studio-sage", "white-plain")[n], pictures=staged)
+    with ledger.engine.begin() as connection:  # days that differ
+        fill = """UPDATE runs SET started_at = started_at - make_interval(days => CAST(right(id, 1) AS int) * 3),
+                  totals = totals || '{"states": {"published": 61, "held": 3, "rejected": 2}, "inspected": 66,
+                  "images": 61, "overcompleted": 3}' WHERE id <> 'run 0'"""
+        connection.execute(text(fill.replace(":", r"\:")))
+    waiting = [Shot(Product(f"NEW-{n}", n, f"Pot {n}", "Kitchen", "a" * 64), "oak-window", "web") for n in range(40)]
+    ledger.upsert_products([shot.product for shot in waiting])
+    ledger.start_run("scheduled__2026-11-30", "catalog_refresh", "oak-window", "web")
+    ledger.select("scheduled__2026-11-30", waiting, 20)
+    for shot in waiting[:25]:
+        job = Job("cutout", 1, {"photo": "a" * 64}, {"of": shot.sku})
+        ledger.record(Step(job.key, job, State.DONE, seconds=1.0), "scheduled__2026-11-30")
+
     page = log_in(viewport={"width": width, "height": 900}, color_scheme=theme)
-    for image in page.locator("#strip img").all():
+    for image in page.locator("#strip img, #tries img, .pair img").all():
         image.evaluate("img => img.decode()")
-    page.wait_for_load_state("networkidle")
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing is wider than the screen"
-    page.screenshot(path=pictures / f"review-{width}-{theme}.png", full_page=width == 390)
-    for name in ("overview", "runs", "runs/r1"):
-        page.goto(f"{served.url}/packshot/{name}")
+    for name in ("review", "overview", "runs", "runs/run 1", "products/SMP-004"):
+        if name != "review":
+            page.goto(f"{served.url}/packshot/{name}")
         page.wait_for_load_state("networkidle")
-        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), name
-        page.screenshot(path=pictures / f"{name.replace('/r1', '-one')}-{width}-{theme}.png")
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{name} is wider than the screen"
+        file = f"console-{name.split('/')[0]}{'-one' if '/' in name else ''}-{width}-{theme}.png"
+        page.screenshot(path=PICTURES / file, full_page=width == 390)
+        if (width, theme) == (1440, "light") and pytestconfig.getoption("--docs-pictures") and "/" not in name:
+            target = ROOT / "docs" / "pictures" / {"review": "review-page", "overview": "overview"}.get(name, name)
+            if name != "runs":
+                page.screenshot(path=target.with_suffix(".jpg"), type="jpeg", quality=80)
