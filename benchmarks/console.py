@@ -36,23 +36,23 @@ FROM generate_series(1, {runs}) r;
 INSERT INTO run_shots (run, position, shot, version, row, shard, state, reason, final, checks)
 SELECT r.id, v.id, s.id, v.id, v.id, v.id / 64, CASE WHEN h.held THEN 'held' ELSE 'published' END,
        CASE WHEN h.held THEN 'the scene grew the product by 31.0%% of its area' ELSE '' END,
-       md5('f1' || r.id || v.id) || md5('f2' || r.id || v.id),
+       md5('f1' || r.id || '/' || v.id) || md5('f2' || r.id || '/' || v.id),
        CASE WHEN h.held THEN ARRAY['overcompletion'] ELSE '{{}}'::text[] END
 FROM runs r JOIN shots s ON s.scene = r.scene JOIN product_versions v ON v.sku = s.sku
 CROSS JOIN LATERAL (SELECT (v.id * 7919 + length(r.id)) %% 20 = 0 AS held) h;
 INSERT INTO steps (key, base, stage, version, parameters, seed, state, facts, seconds, device, worker, run)
-SELECT md5(rs.run || rs.shot || stage), md5(rs.run || rs.shot || stage), stage, 1, '{{}}', 7, 'done', '{{}}', 2.0,
+SELECT md5(rs.run || '/' || rs.shot || stage), md5(rs.run || '/' || rs.shot || stage), stage, 1, '{{}}', 7, 'done', '{{}}', 2.0,
        'cpu', 'host:1', rs.run
 FROM run_shots rs, unnest(ARRAY['cutout', 'describe', 'generate', 'upscale', 'inspect', 'publish']) stage
 WHERE stage <> 'publish' OR rs.state = 'published';
 INSERT INTO run_steps (run, shot, key, stage, reused, chosen)
-SELECT rs.run, rs.shot, md5(rs.run || rs.shot || stage), stage, false, true
+SELECT rs.run, rs.shot, md5(rs.run || '/' || rs.shot || stage), stage, false, true
 FROM run_shots rs, unnest(ARRAY['cutout', 'describe', 'generate', 'upscale', 'inspect', 'publish']) stage
 WHERE stage <> 'publish' OR rs.state = 'published';
 INSERT INTO step_inputs (key, role, digest)
-SELECT md5(run || shot || 'inspect'), 'final', final FROM run_shots;
+SELECT md5(run || '/' || shot || 'inspect'), 'final', final FROM run_shots;
 INSERT INTO verdicts (key, position, "check", score, threshold, passed, reason, picture)
-SELECT md5(run || shot || 'inspect'), 0, 'overcompletion', 0.31, 0.05, state <> 'held', reason, 'overcompletion'
+SELECT md5(run || '/' || shot || 'inspect'), 0, 'overcompletion', 0.31, 0.05, state <> 'held', reason, 'overcompletion'
 FROM run_shots;
 INSERT INTO artifacts (digest, media_type, size) SELECT md5('a' || shot), 'image/webp', 1 FROM run_shots GROUP BY shot;
 INSERT INTO publications (shot, digest, run)
@@ -77,7 +77,7 @@ def seed(engine: Engine, shots: int) -> None:
 
 def pages(shots: int) -> dict[str, Callable[[], Any]]:
     """What each page asks of the ledger."""
-    from packshot_console import overview, queue, views
+    from packshot_console import live, overview, products, queue, views
     from packshot_console.services import ledger
 
     from pipelines.ledger import decisions
@@ -102,6 +102,9 @@ def pages(shots: int) -> dict[str, Callable[[], Any]]:
             queue.items(Selection(scene="scene-1", check="overcompletion"), "", 6),
         ),
         "review, a batch's sample": lambda: queue.sample(Selection(), 12),
+        "product": lambda: products.product("SKU-7", 1),
+        "live": lambda: live.live("", "", "", "", 1),
+        "live, a scene's last page": lambda: live.live("scene-1", "web", "", "", shots // RUNS // 24),
     }
 
 

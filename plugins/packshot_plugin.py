@@ -50,6 +50,13 @@ class PackshotPlugin(AirflowPlugin):
                 "url_route": "packshot-review",
             },
             {
+                "name": "Packshot live",
+                "href": f"{base}{PREFIX}/live",
+                "destination": "nav",
+                "category": "browse",
+                "url_route": "packshot-live",
+            },
+            {
                 "name": "Packshot runs",
                 "href": f"{base}{PREFIX}/runs",
                 "destination": "nav",

@@ -1,8 +1,9 @@
-"""A person overrules the checks, or agrees with them: decisions about held images, one row each.
+"""A person overrules the checks, or agrees with them: decisions about images, one row each.
 
     queue        view `review_queue`: each shot's newest held image, unless it was decided
     decide       approve it, reject it, or have it tried again with another seed
     undo         takes a decision back, and with it what was published for it
+    roll_back    takes back images that are shown, whatever their verdicts
 
 A decision names an image by its sha256, so it is about these bytes and no others. The database holds at most one
 decision of an image that was not undone: whoever decides second is refused, and learns who was first.
@@ -164,6 +165,28 @@ def undo_batch(engine: Engine, batch: str, by: str) -> int:
     """Takes back what a batch decided, as `undo` does; returns how many decisions that were."""
     with engine.begin() as connection:
         return len(_undo(connection, _locked(connection, "d.batch = :batch AND d.batch <> ''", {"batch": batch}), by))
+
+
+def roll_back(engine: Engine, by: str, reason: str, batch: str, publications: Sequence[int] = (), run: str = "") -> int:
+    """Takes back images that are shown: those with these numbers, or all of a run. What each shot showed before is
+    shown again, and no later run publishes the image: it is rejected. Returns how many images were taken back.
+
+    `batch` names the rejections. If they are undone, the next run may publish the images again. Raises UsageError if
+    none of them is shown.
+    """
+    values = {"ids": list(publications), "in_run": run, "by": by, "reason": reason, "batch": batch}
+    with engine.begin() as connection:
+        shown = connection.execute(text(_SHOWN), values).all()
+        if not shown:
+            raise UsageError(f"no image of run {run} is shown" if run else "the image is not shown any more")
+        images = {"finals": [row.final for row in shown], "shots": [row.shot for row in shown]}
+        connection.execute(text(_OVERRULE), {**values, **images})
+        connection.execute(text(_REFUSE), {**values, **images, "runs": [row.run for row in shown]})
+        count = withdraw(connection, images["shots"], images["finals"], by)
+        for row in connection.execute(text(_HOLDERS), images).all():
+            outcomes.settle(connection, row.run, shots=row.shots)
+            outcomes.remember_totals(connection, row.run)
+    return count
 
 
 def decisions_about(engine: Engine, sku: str) -> list[Decision]:
@@ -389,6 +412,28 @@ _UNDO = "UPDATE decisions SET undone_by = :by, undone_at = now() WHERE id = ANY(
 _HOLDERS = """
 SELECT rs.run, array_agg(rs.shot) AS shots, array_agg(rs.final) AS finals
 FROM run_shots rs WHERE rs.final = ANY(:finals) GROUP BY rs.run ORDER BY rs.run
+"""
+
+_SHOWN = """
+SELECT DISTINCT ON (p.id) p.id, p.shot, p.run, i.digest AS final
+FROM publications p
+JOIN step_outputs o ON o.digest = p.digest AND o.role = 'published'
+JOIN step_inputs i ON i.key = o.key AND i.role = 'final'
+WHERE p.superseded_at IS NULL
+  AND (p.id = ANY(CAST(:ids AS bigint[])) OR CAST(:in_run AS text) <> '' AND p.run = :in_run)
+ORDER BY p.id
+"""
+
+_OVERRULE = """
+UPDATE decisions SET undone_by = :by, undone_at = now()
+WHERE final = ANY(:finals) AND undone_at IS NULL AND choice <> 'reject'
+"""
+
+_REFUSE = """
+INSERT INTO decisions (final, run, shot, choice, reason, by, batch)
+SELECT final, run, shot, 'reject', :reason, :by, :batch
+FROM unnest(CAST(:finals AS text[]), CAST(:runs AS text[]), CAST(:shots AS bigint[])) AS shown (final, run, shot)
+ON CONFLICT (final) WHERE undone_at IS NULL DO NOTHING
 """
 
 _WITHDRAW = """

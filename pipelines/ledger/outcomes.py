@@ -68,19 +68,19 @@ def rates(connection: Connection) -> dict[str, float]:
 
 
 # The first that applies: a step that was rejected or failed; a publication of what this run made, by any run, unless it
-# was superseded before this run began or was withdrawn; failed checks. An image that a person approved is held until it
-# is published.
+# was superseded before this run began or was withdrawn; failed checks; a person's rejection. An image that a person
+# approved is held until it is published.
 _SETTLE = """
 UPDATE run_shots SET state = outcome.state, reason = outcome.reason, final = outcome.final, checks = outcome.checks
 FROM (
     SELECT rs.position,
            CASE WHEN bad.key IS NOT NULL THEN bad.state
                 WHEN shown.digest IS NOT NULL THEN 'published'
-                WHEN failed.reasons IS NOT NULL THEN 'held'
+                WHEN failed.reasons IS NOT NULL OR refused.words IS NOT NULL THEN 'held'
                 ELSE 'pending' END AS state,
            CASE WHEN bad.key IS NOT NULL THEN bad.reason
                 WHEN shown.digest IS NOT NULL THEN ''
-                ELSE coalesce(failed.reasons, '') END AS reason,
+                ELSE coalesce(failed.reasons, refused.words, '') END AS reason,
            image.digest AS final,
            coalesce(failed.checks, '{}') AS checks
     FROM run_shots rs
@@ -107,6 +107,10 @@ FROM (
         FROM run_steps u JOIN verdicts v USING (key)
         WHERE u.run = rs.run AND u.shot = rs.shot AND u.chosen AND NOT v.passed
     ) failed ON true
+    LEFT JOIN LATERAL (
+        SELECT concat_ws(': ', 'rejected by ' || d.by, nullif(d.reason, '')) AS words FROM decisions d
+        WHERE d.final = image.digest AND d.choice = 'reject' AND d.undone_at IS NULL
+    ) refused ON true
     WHERE rs.run = :run
       AND (CAST(:shard AS int) IS NULL OR rs.shard = :shard)
       AND (CAST(:shots AS bigint[]) IS NULL OR rs.shot = ANY(CAST(:shots AS bigint[])))

@@ -313,16 +313,14 @@ class PostgresLedger:
                     found[row.sku] = ShotState(row.state)
         return found
 
-    def approved(self, digests: Sequence[str]) -> set[str]:
-        """The `final` images among these that a person approved."""
-        statement = select(decisions.c.final).where(
-            decisions.c.choice == Choice.APPROVE, decisions.c.undone_at.is_(None)
-        )
+    def decided(self, digests: Sequence[str]) -> dict[str, Choice]:
+        """What persons decided about these `final` images; no entry for an image that nobody decided."""
+        statement = select(decisions.c.final, decisions.c.choice).where(decisions.c.undone_at.is_(None))
         with self.engine.connect() as connection:
             return {
-                digest
+                row.final: Choice(row.choice)
                 for chunk in chunked(digests, rows.CHUNK)
-                for digest in connection.scalars(statement.where(decisions.c.final.in_(chunk)))
+                for row in connection.execute(statement.where(decisions.c.final.in_(chunk)))
             }
 
     def publish(self, run: str, images: Sequence[Publication]) -> int:

@@ -277,6 +277,12 @@ publications = Table(
     Index(None, "run"),
 )
 Index(
+    "publications_current_published_at_idx",
+    publications.c.published_at,
+    publications.c.id,
+    postgresql_where=publications.c.superseded_at.is_(None),
+)
+Index(
     "publications_current_key",
     publications.c.shot,
     unique=True,

@@ -3,6 +3,7 @@
     GET /overview                  what needs a person now, what runs, the last days
     GET /runs                      the last runs
     GET /runs/{run}                every shot: photo → cutout → raw → final, verdicts, seconds, why it was held back
+    GET /live, ...                 what each channel shows, and taking it back: `packshot_console.live`
     GET /products/{sku}            everything that was ever made of a product
     GET /review, ...               `packshot_console.review`
     GET /pictures/{digest}         a picture of the ledger as WebP, at most `size` px on its longer side
@@ -29,7 +30,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from packshot_console import overview, pages, pictures, products, review, views
+from packshot_console import live, overview, pages, pictures, products, review, views
 from packshot_console.guards import LOOK
 
 PAGE_SIZE = 40
@@ -56,6 +57,7 @@ def create_app() -> FastAPI:
     app.exception_handler(StarletteHTTPException)(_to_login)
     app.include_router(pages.router)
     app.include_router(overview.router)
+    app.include_router(live.router)
     app.include_router(products.router)
     app.include_router(review.router)
     one_preview = anyio.CapacityLimiter(1)

@@ -18,7 +18,7 @@ from operators.publish import CheckTableOperator, PublishOperator, SummaryOperat
 from operators.reviewed import PlanRetriesOperator, PublishApprovedOperator
 from pipelines.contracts import Artifact, Job, Product, Shot, ShotStep, State, Step, Verdict
 from pipelines.errors import UsageError
-from pipelines.ledger.decisions import Choice, Decision, decide, held_image
+from pipelines.ledger.decisions import Choice, Decision, decide, held_image, roll_back
 from pipelines.ledger.postgres import PostgresLedger
 from pipelines.ledger.reports import report
 from pipelines.scenes import load_scene, scene_names
@@ -170,6 +170,23 @@ def test_an_approved_image_that_the_table_check_refuses_is_not_published_and_the
         PublishApprovedOperator(task_id="publish", run="the DAG's own", grace_seconds=0).execute(context)
     assert catalogue.outcomes()["cup"] == "held"
     assert other.outcomes() == {"lamp": "published"}
+
+
+def test_a_passed_image_that_a_person_took_back_is_not_published_again(catalogue, context) -> None:
+    cup, pot = catalogue.open("cup", "pot").shots
+    for shot in (cup, pot):
+        catalogue.inspected(shot)
+    catalogue.publish(context)
+    catalogue.summary(context)
+    with catalogue.ledger.engine.connect() as connection:
+        query = text("SELECT p.id FROM publications p JOIN shots s ON s.id = p.shot WHERE s.sku = :sku")
+        (shown,) = connection.scalars(query, {"sku": cup.sku})
+    assert roll_back(catalogue.ledger.engine, "ada", "too dark", "b1", publications=[shown]) == 1
+    catalogue.publish(context)
+    assert catalogue.summary(context)["state"] == "success", "a person's rejection is no failure"
+    assert catalogue.outcomes() == {"cup": "held", "pot": "published"}
+    (held,) = [shot for shot in report(catalogue.ledger.engine, catalogue.run).shots if shot.state == "held"]
+    assert held.reason == "rejected by ada: too dark"
 
 
 def test_what_was_sent_back_becomes_one_campaign_of_its_scene(catalogue, context) -> None:

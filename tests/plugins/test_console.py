@@ -29,6 +29,7 @@ LOOKING = [
     "/overview",
     "/runs",
     f"/runs/{RUN}",
+    "/live",
     "/products/LAMP-2",
     "/review",
     "/review/queue",
@@ -45,6 +46,8 @@ DECIDING = [
     ("/review/decisions/1/undo", "{}", 409),
     ("/review/batches", '{"fingerprint": "of another queue", "choice": "approve"}', 409),
     (f"/review/batches/{'a' * 16}/undo", "{}", 409),
+    ("/live/rollbacks", '{"publications": [99999], "run": ""}', 409),
+    ("/live/rollbacks", '{"publications": ["1"]}', 422),
 ]
 """Routes that decide, with bodies that change nothing, and what they answer to whoever may decide."""
 

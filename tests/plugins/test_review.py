@@ -7,8 +7,8 @@ import time
 import pytest
 from sqlalchemy import text
 
-from pipelines.contracts import Job, Product, Shot, ShotStep, State, Step
-from pipelines.ledger.decisions import Choice, decide
+from pipelines.contracts import Artifact, Job, Product, Publication, Shot, ShotStep, State, Step
+from pipelines.ledger.decisions import Choice, approved_images, decide
 from pipelines.ledger.postgres import PostgresLedger
 from pipelines.settings import ROOT
 from tests.plugins.conftest import hold, token
@@ -198,6 +198,37 @@ def test_the_page_works_in_airflows_frame(log_in, ledger, store, served) -> None
     assert [choice for _, choice, _ in soon(ledger, 1)] == ["approve"]
 
 
+def test_a_run_is_rolled_back_and_what_was_shown_before_is_shown_again(log_in, ledger, store) -> None:
+    files = {}
+    for run in ("r1", "run 2"):
+        finals = hold(ledger, store, run, {"CUP": "Cup"})
+        decide(ledger.engine, finals["CUP"], Choice.APPROVE, "ada")
+        files[run] = publish(ledger, run, "CUP", finals["CUP"])
+    page = log_in(path="/packshot/live?run=run%202")
+    assert page.locator(".pair .after").get_attribute("src").split("/")[-1].startswith(files["run 2"])
+    assert page.locator(".pair .before").get_attribute("src").split("/")[-1].startswith(files["r1"])
+    page.get_by_role("button", name="Roll back this run").click()
+    page.get_by_label("Reason").fill("too dark")
+    page.get_by_role("button", name="Roll back", exact=True).click()
+    page.get_by_text("Nothing is shown of this choice").wait_for()
+    page.goto(page.url.split("?")[0])
+    assert page.locator(".wall img").get_attribute("src").split("/")[-1].startswith(files["r1"])
+    with ledger.engine.connect() as connection:
+        rows = connection.execute(text("SELECT choice, reason, undone_by FROM decisions ORDER BY id")).all()
+    assert [tuple(row) for row in rows][1:] == [("approve", "", "merchandiser"), ("reject", "too dark", None)]
+
+
+def publish(ledger: PostgresLedger, run: str, sku: str, final: str) -> str:
+    """Publishes an approved image as `publish_reviewed` does, its file being the image itself."""
+    (shot,) = ledger.shots(run, skus=[sku])
+    job = Job("publish", 1, {"final": final}, {"of": f"{run} {sku}"})
+    step = ledger.record(Step(job.key, job, State.DONE, (Artifact(final, "published", "image/png", 1),)), run)
+    ledger.use(run, [(shot, [ShotStep(step, reused=False)])])
+    (approved,) = approved_images(ledger.engine)
+    ledger.publish_approved(run, [(approved.decision, Publication(sku, shot.scene, shot.channel, final))])
+    return final
+
+
 def test_the_overview_counts_what_waits_and_a_run_moves_shot_by_shot(log_in, ledger, store) -> None:
     hold(ledger, store, "r1", {f"SKU-{n}": f"Cup {n}" for n in range(5)})
     running = [Shot(Product(f"NEW-{n}", n, f"Pot {n}", "Kitchen", "a" * 64), "sage", "web") for n in range(4)]
@@ -232,8 +263,11 @@ def test_the_interval_of_a_rate_is_wilsons() -> None:
 @pytest.mark.parametrize("width", [1440, 390])
 def test_pictures_of_the_pages(log_in, ledger, store, served, pytestconfig, theme, width) -> None:
     titles = {sku: title for sku, (title, _) in STAGED.items()}
-    for n in range(3):
-        hold(ledger, store, f"run {n}", titles, scene=("oak-window", "studio-sage", "white-plain")[n], pictures=staged)
+    for n, scene in enumerate(("oak-window", "studio-sage", "white-plain", "studio-sage")):
+        finals = hold(ledger, store, f"run {n}", titles, scene=scene, pictures=staged)
+        for sku, final in finals.items() if scene == "studio-sage" else ():
+            decide(ledger.engine, final, Choice.APPROVE, "ada")
+            publish(ledger, f"run {n}", sku, final)
     with ledger.engine.begin() as connection:  # days that differ
         fill = """UPDATE runs SET started_at = started_at - make_interval(days => CAST(right(id, 1) AS int) * 3),
                   totals = totals || '{"states": {"published": 61, "held": 3, "rejected": 2}, "inspected": 66,
@@ -250,14 +284,13 @@ def test_pictures_of_the_pages(log_in, ledger, store, served, pytestconfig, them
     page = log_in(viewport={"width": width, "height": 900}, color_scheme=theme)
     for image in page.locator("#strip img, #tries img, .pair img").all():
         image.evaluate("img => img.decode()")
-    for name in ("review", "overview", "runs", "runs/run 1", "products/SMP-004"):
+    for name in ("review", "overview", "live", "runs", "runs/run 1", "products/SMP-004"):
         if name != "review":
             page.goto(f"{served.url}/packshot/{name}")
         page.wait_for_load_state("networkidle")
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{name} is wider than the screen"
         file = f"console-{name.split('/')[0]}{'-one' if '/' in name else ''}-{width}-{theme}.png"
         page.screenshot(path=PICTURES / file, full_page=width == 390)
-        if (width, theme) == (1440, "light") and pytestconfig.getoption("--docs-pictures") and "/" not in name:
-            target = ROOT / "docs" / "pictures" / {"review": "review-page", "overview": "overview"}.get(name, name)
-            if name != "runs":
-                page.screenshot(path=target.with_suffix(".jpg"), type="jpeg", quality=80)
+        kept = {"review": "review-page.jpg", "overview": "overview.jpg"}.get(name)
+        if kept and (width, theme) == (1440, "light") and pytestconfig.getoption("--docs-pictures"):
+            page.screenshot(path=ROOT / "docs" / "pictures" / kept, type="jpeg", quality=80)

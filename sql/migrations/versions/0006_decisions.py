@@ -42,6 +42,12 @@ def upgrade() -> None:
     op.create_index("runs_started_at_idx", "runs", ["started_at"])
     op.create_index("steps_run_stage_idx", "steps", ["run", "stage"])
     op.create_index("publications_run_idx", "publications", ["run"])
+    op.create_index(
+        "publications_current_published_at_idx",
+        "publications",
+        ["published_at", "id"],
+        postgresql_where=sa.text("superseded_at IS NULL"),
+    )
     comment = "What the run came to, as `outcomes` counts it; null while it runs."
     op.add_column("runs", sa.Column("totals", postgresql.JSONB(), nullable=True, comment=comment))
     op.execute(
@@ -125,6 +131,7 @@ def downgrade() -> None:
     )
     op.drop_table("decisions")
     op.drop_column("publications", "withdrawn_by")
+    op.drop_index("publications_current_published_at_idx", "publications")
     op.drop_index("publications_run_idx", "publications")
     op.drop_index("steps_run_stage_idx", "steps")
     op.drop_column("runs", "totals")

@@ -177,6 +177,37 @@ def test_an_approval_that_was_undone_while_its_image_was_encoded_is_not_publishe
     assert shown(ledger) == []
 
 
+def test_what_is_rolled_back_shows_the_image_before_and_is_not_published_again(ledger):
+    before, after = Held(ledger, "cup", "pot"), Held(ledger, "cup", "pot")
+    for held in (before, after):
+        for sku in ("cup", "pot") if held is after else ("cup",):
+            decide_anew(ledger, held, sku)
+            held.publish(sku)
+    old, (cup, pot) = file_of(before, "cup"), (file_of(after, "cup"), file_of(after, "pot"))
+    assert sorted(shown(ledger)) == sorted([cup, pot])
+    assert decisions.roll_back(ledger.engine, "ada", "too dark", "b2", run=after.run) == 2
+    assert shown(ledger) == [old], "the pot showed nothing before"
+    assert after.states() == ["held", "held"]
+    assert ledger.decided(list(after.finals.values())) == dict.fromkeys(after.finals.values(), Choice.REJECT)
+    assert queue(ledger) == []
+    with pytest.raises(UsageError, match="no image of run"):
+        decisions.roll_back(ledger.engine, "ada", "", "b3", run=after.run)
+    decisions.undo_batch(ledger.engine, "b2", "ada")
+    assert queue(ledger) == list(after.finals.values())
+
+
+def decide_anew(ledger: PostgresLedger, held: Held, sku: str) -> None:
+    """Approves an image, also one that was superseded: it was approved before that."""
+    with ledger.engine.begin() as connection:
+        approve = """INSERT INTO decisions (final, run, shot, choice, by)
+                     SELECT final, run, shot, 'approve', 'ada' FROM run_shots WHERE final = :final"""
+        connection.execute(text(approve), {"final": held.finals[sku]})
+
+
+def file_of(held: Held, sku: str) -> str:
+    return sha256_hex(f"file {held.finals[sku]}".encode())
+
+
 def test_what_is_sent_back_is_tried_again_once_by_scene_and_cannot_be_undone_then(ledger):
     oak, sage = Held(ledger, "cup", "pot"), Held(ledger, "cup", scene="sage")
     kept = decide(ledger.engine, oak.finals["cup"], Choice.RETRY, "ada")

@@ -499,7 +499,7 @@ def test_what_a_person_approved_is_held_until_it_is_published(ledger, request):
     ledger.settle(run)
     final = step("upscale", shot.sku).output("final")
     decide(ledger.engine, final, Choice.APPROVE, "ada")
-    assert ledger.approved([final, "0" * 64]) == {final}
+    assert ledger.decided([final, "0" * 64]) == {final: Choice.APPROVE}
     ledger.settle(run)
     assert [state for state, _ in states(ledger, run)] == ["held"]
     digest = walk(ledger, run, shot, FAILING)
