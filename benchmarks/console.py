@@ -41,9 +41,9 @@ SELECT r.id, v.id, s.id, v.id, v.id, v.id / 64, CASE WHEN h.held THEN 'held' ELS
 FROM runs r JOIN shots s ON s.scene = r.scene JOIN product_versions v ON v.sku = s.sku
 CROSS JOIN LATERAL (SELECT (v.id * 7919 + length(r.id)) %% 20 = 0 AS held) h;
 INSERT INTO steps (key, base, stage, version, parameters, seed, state, facts, seconds, device, worker, run)
-SELECT md5(rs.run || '/' || rs.shot || stage), md5(rs.run || '/' || rs.shot || stage), stage, 1, '{{}}', 7, 'done', '{{}}', 2.0,
-       'cpu', 'host:1', rs.run
-FROM run_shots rs, unnest(ARRAY['cutout', 'describe', 'generate', 'upscale', 'inspect', 'publish']) stage
+SELECT key, key, stage, 1, '{{}}', 7, 'done', '{{}}', 2.0, 'cpu', 'host:1', rs.run
+FROM run_shots rs, unnest(ARRAY['cutout', 'describe', 'generate', 'upscale', 'inspect', 'publish']) stage,
+     LATERAL (SELECT md5(rs.run || '/' || rs.shot || stage) AS key) made
 WHERE stage <> 'publish' OR rs.state = 'published';
 INSERT INTO run_steps (run, shot, key, stage, reused, chosen)
 SELECT rs.run, rs.shot, md5(rs.run || '/' || rs.shot || stage), stage, false, true
@@ -94,14 +94,17 @@ def pages(shots: int) -> dict[str, Callable[[], Any]]:
         "run in progress": lambda: views.run_page(f"run-{RUNS}", "", 1, 40),
         "review": queue.choices,
         "review, next images": lambda: (
-            decisions.counted(ledger().engine, Selection()),
+            queue.count(Selection()),
             queue.items(Selection(), first[-1].final, 6),
         ),
         "review, of a check": lambda: (
-            decisions.counted(ledger().engine, Selection(scene="scene-1", check="overcompletion")),
+            queue.count(Selection(scene="scene-1", check="overcompletion")),
             queue.items(Selection(scene="scene-1", check="overcompletion"), "", 6),
         ),
-        "review, a batch's sample": lambda: queue.sample(Selection(), 12),
+        "review, a batch": lambda: (
+            decisions.counted(ledger().engine, Selection()),
+            queue.sample(Selection(), 12),
+        ),
         "product": lambda: products.product("SKU-7", 1),
         "live": lambda: live.live("", "", "", "", 1),
         "live, a scene's last page": lambda: live.live("scene-1", "web", "", "", shots // RUNS // 24),

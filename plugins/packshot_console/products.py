@@ -24,7 +24,7 @@ router = APIRouter()
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class ProductImage:
     """What one run made of the product in one scene. `live` says that its image is shown now."""
 
     run: str
@@ -48,7 +48,7 @@ class ProductView:
     count: int
     page: int
     pages: int
-    made: tuple[Made, ...]
+    made: tuple[ProductImage, ...]
 
 
 @router.get("/products/{sku:path}")
@@ -78,7 +78,7 @@ def product(sku: str, page: int) -> ProductView | None:
         page=page,
         pages=max(1, -(-about.count // PAGE_SIZE)),
         made=tuple(
-            Made(
+            ProductImage(
                 run=row.run,
                 scene=row.scene,
                 channel=row.channel,

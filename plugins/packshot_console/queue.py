@@ -57,6 +57,12 @@ def items(selection: Selection, after: str, limit: int, seat: str = "") -> list[
     return found
 
 
+def count(selection: Selection) -> int:
+    """How many images a part of the queue has."""
+    with ledger().engine.connect() as connection:
+        return connection.execute(text(_COUNT), _selected(selection)).scalar_one()
+
+
 def item(final: str) -> QueueItem | None:
     """One image of the queue, or one that left it; None if no run ever held it."""
     with ledger().engine.connect() as connection:
@@ -144,6 +150,13 @@ WHERE (CAST(:in_run AS text) = '' OR q.run = :in_run)
       SELECT r.started_at, rs.run, rs.position FROM run_shots rs JOIN runs r ON r.id = rs.run
       WHERE rs.final = :after ORDER BY rs.state = 'held' DESC, r.started_at DESC, r.id DESC LIMIT 1))
 ORDER BY q.started_at, q.run, q.position LIMIT :limit
+"""
+
+_COUNT = """
+SELECT count(*) FROM review_queue q
+WHERE (CAST(:in_run AS text) = '' OR q.run = :in_run)
+  AND (CAST(:in_scene AS text) = '' OR q.scene = :in_scene)
+  AND (CAST(:failed AS text) = '' OR CAST(:failed AS text) = ANY(q.checks))
 """
 
 _ONE = """

@@ -85,8 +85,7 @@ def next_images(
     """The next images, and how many the selection has."""
     if fresh and seat:
         queue.leave(seat)
-    count, _ = decisions.counted(ledger().engine, selected)
-    return as_json({"items": queue.items(selected, after, AT_ONCE, seat), "count": count})
+    return as_json({"items": queue.items(selected, after, AT_ONCE, seat), "count": queue.count(selected)})
 
 
 @router.post("/seats/{seat}/leave", dependencies=[Depends(same_origin)], status_code=HTTPStatus.NO_CONTENT)

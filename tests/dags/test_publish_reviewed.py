@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from airflow.dag_processing.dagbag import DagBag
-from sqlalchemy import select, text
+from sqlalchemy import func, select, text
 
 from pipelines.ledger.decisions import Choice, decide
 from pipelines.ledger.reports import report
@@ -18,10 +20,10 @@ SCENE = load_scene(scene_names()[0])
 
 
 def test_an_approval_is_published_and_a_poke_queues_the_dag(airflow_db, ledger, store) -> None:
-    from airflow.models.asset import AssetDagRunQueue, AssetModel
+    from airflow.models.asset import AssetDagRunQueue, AssetEvent, AssetModel
     from airflow.settings import Session
     from airflow.utils.session import create_session
-    from packshot_console.poke import ASSET, poke
+    from packshot_console.poke import ASSET, EVERY_SECONDS, poke
 
     finals = hold(ledger, store, "r1", {"CUP": "Cup", "POT": "Pot"}, scene=SCENE.name)
     decide(ledger.engine, finals["CUP"], Choice.APPROVE, "ada")
@@ -34,7 +36,12 @@ def test_an_approval_is_published_and_a_poke_queues_the_dag(airflow_db, ledger, 
     assert states == {"CUP": "published", "POT": "held"}
 
     poke()
+    poke()
     with create_session() as session:
         queued = select(AssetDagRunQueue.target_dag_id).join(AssetModel, AssetModel.id == AssetDagRunQueue.asset_id)
         assert session.scalars(queued.where(AssetModel.name == ASSET)).all() == ["publish_reviewed"]
+        events = select(func.count()).join(AssetModel, AssetModel.id == AssetEvent.asset_id)
+        assert session.scalar(events.where(AssetModel.name == ASSET)) == 1
+        time.sleep(EVERY_SECONDS + 0.5)
+        assert session.scalar(events.where(AssetModel.name == ASSET)) == 2, "the last decision has its event too"
     Session.remove()
