@@ -1,5 +1,5 @@
-"""What packshot adds to Airflow: the operators' page (a menu entry, a tab on every run, the web app behind them) and
-the campaign's timetable.
+"""What packshot adds to Airflow: the console (menu entries, a tab on every run, the web app behind them) and the
+campaign's timetable.
 
 This module is imported in every Airflow process, tasks included; the web app only where it is served.
 """

@@ -119,7 +119,10 @@ def decide(engine: Engine, final: str, choice: Choice, by: str, reason: str = ""
         number = connection.scalar(text(_DECIDE), values)
         if number is not None:
             return _read(connection, "d.id = :id", {"id": number})[0]
-        (there,) = _read(connection, "d.final = :final AND d.undone_at IS NULL", {"final": final})
+        standing = _read(connection, "d.final = :final AND d.undone_at IS NULL", {"final": final})
+    if not standing:
+        raise UsageError(f"somebody undid a decision about {row.sku} at this moment: decide again")
+    (there,) = standing
     if (there.choice, there.by, there.reason) == (choice, by, reason):
         return there
     raise AlreadyDecided(
