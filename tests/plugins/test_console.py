@@ -54,6 +54,7 @@ DECIDING = [
 OWN = {"Sec-Fetch-Site": "same-origin"}
 FORGED = [
     {"Sec-Fetch-Site": "cross-site"},
+    {"Sec-Fetch-Site": "same-site"},
     {"Sec-Fetch-Site": "same-site", "Origin": "http://127.0.0.1:1"},
     {"Origin": "https://elsewhere.example"},
     {"Origin": "null"},
