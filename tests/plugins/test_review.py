@@ -23,6 +23,7 @@ PICTURES.mkdir(parents=True, exist_ok=True)
 @pytest.fixture(autouse=True)
 def an_empty_queue(ledger: PostgresLedger) -> None:
     with ledger.engine.begin() as connection:
+        connection.execute(text("SET LOCAL packshot.mend = 'on'"))  # as the owner may
         connection.execute(text("TRUNCATE runs, shots, products, product_versions, steps CASCADE"))
 
 
