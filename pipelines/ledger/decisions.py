@@ -315,7 +315,7 @@ def withdraw(connection: Connection, shots: Sequence[int], finals: Sequence[str]
 
 def _count(connection: Connection, selection: Selection) -> tuple[int, str]:
     row = connection.execute(text(_COUNT), _selected(selection)).one()
-    return row.count, row.fingerprint
+    return row.images, row.fingerprint
 
 
 def _selected(selection: Selection) -> dict[str, str]:
@@ -353,7 +353,7 @@ ON CONFLICT (final) WHERE undone_at IS NULL DO NOTHING
 """
 
 _COUNT = """
-SELECT count(DISTINCT q.final) AS count,
+SELECT count(DISTINCT q.final) AS images,
        md5(coalesce(string_agg(DISTINCT q.final, '' ORDER BY q.final), '')) AS fingerprint
 FROM review_queue q
 WHERE (CAST(:in_run AS text) = '' OR q.run = :in_run)

@@ -74,9 +74,9 @@ def product(sku: str, page: int) -> ProductView | None:
         sku=sku,
         title=about.title,
         category=about.category,
-        count=about.count,
+        count=about.images,
         page=page,
-        pages=max(1, -(-about.count // PAGE_SIZE)),
+        pages=max(1, -(-about.images // PAGE_SIZE)),
         made=tuple(
             ProductImage(
                 run=row.run,
@@ -97,7 +97,7 @@ def product(sku: str, page: int) -> ProductView | None:
 
 _ABOUT = """
 SELECT v.title, v.category,
-       (SELECT count(*) FROM shots s JOIN run_shots rs ON rs.shot = s.id WHERE s.sku = p.sku) AS count
+       (SELECT count(*) FROM shots s JOIN run_shots rs ON rs.shot = s.id WHERE s.sku = p.sku) AS images
 FROM products p JOIN product_versions v ON v.id = p.version WHERE p.sku = :sku
 """
 

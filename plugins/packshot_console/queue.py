@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -85,7 +86,7 @@ def choices() -> Choices:
     return Choices(*(tuple(found[kind][:50]) for kind in ("run", "scene", "check")))
 
 
-def _read(connection: Connection, rows: list[Row]) -> list[QueueItem]:
+def _read(connection: Connection, rows: Sequence[Row]) -> list[QueueItem]:
     walks = read_walks(connection, {(row.run, row.shot): row.photo for row in rows})
     return [
         QueueItem(
