@@ -193,7 +193,10 @@ def test_the_page_works_in_airflows_frame(log_in, ledger, store, served) -> None
     page.goto(f"{served.url}/plugin/packshot-review")
     frame = page.frame_locator("iframe")
     frame.locator("#stage:not([hidden])").wait_for(timeout=30_000)
-    frame.locator("#title").click()
+    for theme in ("dark", "light"):
+        page.evaluate("theme => { document.documentElement.className = theme }", theme)
+        scheme = frame.locator(f"html[style*='color-scheme: {theme}']")
+        scheme.wait_for(state="attached")
     page.keyboard.press("a")
     frame.get_by_role("heading", name="Pot").wait_for()
     assert [choice for _, choice, _ in soon(ledger, 1)] == ["approve"]

@@ -381,3 +381,4 @@ addEventListener("pointerup", () => { from = null; });
 
 await fetchMore(true);
 show();
+window.focus();  // in Airflow's frame the keys would go to Airflow's page
