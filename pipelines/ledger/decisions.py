@@ -232,8 +232,9 @@ def still_approved(connection: Connection, decisions: Sequence[int]) -> set[int]
 
 def note_published(connection: Connection, decisions: Sequence[int], run: str) -> None:
     """Records that `run` published what these decisions approved, and settles these shots."""
-    shots = connection.scalars(text(_ACTED), {"ids": list(decisions), "run": run}).all()
-    outcomes.settle(connection, run, shots=shots)
+    values = {"ids": list(decisions), "run": run}
+    connection.execute(text(_ACTED), values)
+    outcomes.settle(connection, run, shots=connection.scalars(text(_DECIDED_SHOTS), values).all())
 
 
 @dataclass(frozen=True, slots=True)
@@ -391,9 +392,10 @@ WHERE d.undone_at IS NULL AND d.acted_run IS NULL
 
 _STILL = "SELECT id FROM decisions WHERE id = ANY(:ids) AND undone_at IS NULL ORDER BY id FOR UPDATE"
 
-_ACTED = """
-UPDATE decisions SET acted_run = :run FROM run_shots rs
-WHERE decisions.id = ANY(:ids) AND rs.run = :run AND rs.final = decisions.final RETURNING rs.shot
+_ACTED = "UPDATE decisions SET acted_run = :run WHERE id = ANY(:ids) AND acted_run IS NULL"
+
+_DECIDED_SHOTS = """
+SELECT rs.shot FROM decisions d JOIN run_shots rs ON rs.final = d.final WHERE d.id = ANY(:ids) AND rs.run = :run
 """
 
 _RETRIES = """

@@ -31,6 +31,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.pool import NullPool
 
+from pipelines.ledger import roles
 from pipelines.settings import ROOT
 
 SQL = ROOT / "sql"
@@ -112,6 +113,7 @@ runs = Table(
     Column("finished_at", DateTime(timezone=True)),
     Column("problem", JSONB, comment="What stopped publication: failed expectations and their rows."),
     Column("totals", JSONB, comment="What the run came to, as `outcomes` counts it; null while it runs."),
+    Column("notified_at", DateTime(timezone=True), comment="When its failure was sent to the webhook and by mail."),
     Index(None, "triggered_by", "started_at"),
     Index(None, "started_at"),
 )
@@ -326,9 +328,12 @@ model_promotions = Table(
 )
 
 
-def migrate(url: str) -> None:
-    """Bring a database to the newest schema and make the views of `sql/views` anew. Safe to run again and at once by
-    several processes: they take turns."""
+def migrate(url: str, worker: str = "") -> None:
+    """Bring a database to the newest schema, make the views of `sql/views` anew and protect what is append-only.
+
+    `url` is the owner's. Role `worker` gets its rights (`pipelines.ledger.roles`); "" grants none. Safe to run again
+    and at once by several processes: they take turns.
+    """
     from alembic import command
     from alembic.config import Config
 
@@ -343,3 +348,6 @@ def migrate(url: str) -> None:
         command.upgrade(config, "head")
         for definition in views.values():
             connection.execute(text(definition))
+        roles.protect(connection)
+        if worker:
+            roles.grant(connection, worker, list(views))

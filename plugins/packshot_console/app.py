@@ -7,10 +7,11 @@
     GET /products/{sku}            everything that was ever made of a product
     GET /review, ...               `packshot_console.review`
     GET /pictures/{digest}         a picture of the ledger as WebP, at most `size` px on its longer side
+    GET /metrics                   metrics for Prometheus, behind a token of their own
     GET /artifacts/{digest}        an artifact byte for byte as it is stored, images and JSON only
 
-Every route needs the right to read the DAGs, style sheets and scripts included. Scripts come from this server alone,
-and the pages' policy forbids any other: what a catalogue says about its products is text here and nothing else.
+Every other route needs the right to read the DAGs, style sheets and scripts included. Scripts come from this server
+alone, and the pages' policy forbids any other: what a catalogue says about its products is text here and nothing else.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from packshot_console import live, overview, pages, pictures, products, review, views
+from packshot_console import live, metrics, overview, pages, pictures, products, review, views
 from packshot_console.guards import LOOK
 
 PAGE_SIZE = 40
@@ -61,6 +62,8 @@ def create_app() -> FastAPI:
     app.include_router(products.router)
     app.include_router(review.router)
     one_preview = anyio.CapacityLimiter(1)
+
+    app.add_route("/metrics", metrics.endpoint)  # for Prometheus: no login, a token of its own
 
     @app.get("/")
     def index(request: Request) -> Response:

@@ -6,7 +6,7 @@ import time
 
 import pytest
 from airflow.dag_processing.dagbag import DagBag
-from sqlalchemy import func, select, text
+from sqlalchemy import func, select
 
 from pipelines.ledger.decisions import Choice, decide
 from pipelines.ledger.reports import report
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 SCENE = load_scene(scene_names()[0])
 
 
-def test_an_approval_is_published_and_a_poke_queues_the_dag(airflow_db, ledger, store) -> None:
+def test_an_approval_is_published_and_a_poke_queues_the_dag(airflow_db, ledger, store, damage) -> None:
     from airflow.models.asset import AssetDagRunQueue, AssetEvent, AssetModel
     from airflow.settings import Session
     from airflow.utils.session import create_session
@@ -27,9 +27,8 @@ def test_an_approval_is_published_and_a_poke_queues_the_dag(airflow_db, ledger, 
 
     finals = hold(ledger, store, "r1", {"CUP": "Cup", "POT": "Pot"}, scene=SCENE.name)
     decide(ledger.engine, finals["CUP"], Choice.APPROVE, "ada")
-    with ledger.engine.begin() as connection:  # the DAG leaves time to undo what was decided just now
-        connection.execute(text("SET LOCAL packshot.mend = 'on'"))  # as the owner may
-        connection.execute(text("UPDATE decisions SET created_at = created_at - interval '1 minute'"))
+    # the DAG leaves time to undo what was decided just now
+    damage("UPDATE decisions SET created_at = created_at - interval '1 minute'")
     dag = DagBag(str(ROOT / "dags")).dags["publish_reviewed"]
     ended = dag.test()
     assert ended.state == "success"

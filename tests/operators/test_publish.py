@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from operators.reviewed import PlanRetriesOperator, PublishApprovedOperator
 from pipelines.contracts import Artifact, Job, Product, Shot, ShotStep, State, Step, Verdict
 from pipelines.errors import UsageError
 from pipelines.ledger.decisions import Choice, Decision, decide, held_image, roll_back
+from pipelines.ledger.endings import note_failure
 from pipelines.ledger.postgres import PostgresLedger
 from pipelines.ledger.reports import report
 from pipelines.scenes import load_scene, scene_names
@@ -33,8 +34,8 @@ _runs = itertools.count(1)
 class Catalogue:
     """A run whose shots are through every stage but the last."""
 
-    def __init__(self, ledger: PostgresLedger, store: S3Store):
-        self.ledger, self.store = ledger, store
+    def __init__(self, ledger: PostgresLedger, store: S3Store, damage: Callable[..., None]):
+        self.ledger, self.store, self.damage = ledger, store, damage
         self.run = f"run-{next(_runs)}"
         self.shots: list[Shot] = []
 
@@ -77,8 +78,7 @@ class Catalogue:
 
     def execute(self, statement: str) -> None:
         """Plant or mend something behind the ledger's back."""
-        with self.ledger.engine.begin() as connection:
-            connection.execute(text(statement), {"run": self.run})
+        self.damage(statement, run=self.run)
 
     def published(self) -> int:
         """Publications of this run."""
@@ -94,8 +94,8 @@ def approve(catalogue: Catalogue, run: str, sku: str) -> Decision:
 
 
 @pytest.fixture
-def catalogue(ledger: PostgresLedger, store: S3Store) -> Catalogue:
-    return Catalogue(ledger, store)
+def catalogue(ledger: PostgresLedger, store: S3Store, damage: Callable[..., None]) -> Catalogue:
+    return Catalogue(ledger, store, damage)
 
 
 def test_what_passed_is_published_and_what_failed_a_check_is_held(catalogue, context) -> None:
@@ -160,7 +160,7 @@ def test_approved_images_are_published_in_the_run_that_held_them_and_its_feed_ha
 def test_an_approved_image_that_the_table_check_refuses_is_not_published_and_the_others_are(catalogue, context) -> None:
     (cup,) = catalogue.open("cup").shots
     catalogue.inspected(cup, HELD, side=100)
-    other = Catalogue(catalogue.ledger, catalogue.store).open("lamp")
+    other = Catalogue(catalogue.ledger, catalogue.store, catalogue.damage).open("lamp")
     other.inspected(other.shots[0], HELD)
     for run in (catalogue, other):
         run.ledger.finish_run(run.run, "success")
@@ -240,9 +240,7 @@ def mend_a_key_twice(catalogue: Catalogue) -> None:
 
 
 def plant_no_verdict(catalogue: Catalogue) -> None:
-    step = catalogue.inspected(catalogue.shots[0], ())
-    assert step.verdicts == ()
-    catalogue.execute(f"DELETE FROM verdicts WHERE key = '{step.key}'")
+    assert catalogue.inspected(catalogue.shots[0], ()).verdicts == ()
 
 
 def mend_no_verdict(catalogue: Catalogue) -> None:
@@ -338,3 +336,11 @@ def test_the_summary_fails_a_run_with_a_failed_shot_and_not_one_with_a_rejected(
     ends(State.FAILED, "ShotTimeout: no result after 1 s")
     with pytest.raises(AirflowFailException, match="1 of 2 shots failed"):
         catalogue.summary(context)
+
+
+def test_the_summary_of_a_run_that_was_never_planned_is_no_success(ledger: PostgresLedger, context) -> None:
+    note_failure(ledger.engine, "unplanned", "catalog_refresh", "task plan failed (its process was killed)", {})
+    with pytest.raises(AirflowFailException, match="the run was not planned"):
+        SummaryOperator(task_id="summary", run="unplanned", checks=["publish"]).execute(context)
+    found = report(ledger.engine, "unplanned")
+    assert (found.state, found.problem) == ("failed", {"reason": "task plan failed (its process was killed)"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import pytest
 from sqlalchemy import text
@@ -21,10 +22,8 @@ PICTURES.mkdir(parents=True, exist_ok=True)
 
 
 @pytest.fixture(autouse=True)
-def an_empty_queue(ledger: PostgresLedger) -> None:
-    with ledger.engine.begin() as connection:
-        connection.execute(text("SET LOCAL packshot.mend = 'on'"))  # as the owner may
-        connection.execute(text("TRUNCATE runs, shots, products, product_versions, steps CASCADE"))
+def an_empty_queue(ledger: PostgresLedger, damage: Callable[..., None]) -> None:
+    damage("TRUNCATE runs, shots, products, product_versions, steps CASCADE")
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from itertools import count
 
 import pytest
@@ -19,10 +20,8 @@ GROWN = Verdict("overcompletion", 0.4, 0.05, False, "the product grew")
 
 
 @pytest.fixture(autouse=True)
-def an_empty_queue(ledger: PostgresLedger) -> None:
-    with ledger.engine.begin() as connection:
-        connection.execute(text("SET LOCAL packshot.mend = 'on'"))  # as the owner may
-        connection.execute(text("TRUNCATE runs, shots, products, product_versions, steps, artifacts CASCADE"))
+def an_empty_queue(ledger: PostgresLedger, damage: Callable[..., None]) -> None:
+    damage("TRUNCATE runs, shots, products, product_versions, steps, artifacts CASCADE")
 
 
 class Held:
