@@ -40,7 +40,7 @@ def test_an_approval_is_published_and_a_poke_queues_the_dag(airflow_db, ledger, 
     with create_session() as session:
         queued = select(AssetDagRunQueue.target_dag_id).join(AssetModel, AssetModel.id == AssetDagRunQueue.asset_id)
         assert session.scalars(queued.where(AssetModel.name == ASSET)).all() == ["publish_reviewed"]
-        events = select(func.count()).join(AssetModel, AssetModel.id == AssetEvent.asset_id)
+        events = select(func.count(AssetEvent.id)).join(AssetModel, AssetModel.id == AssetEvent.asset_id)
         assert session.scalar(events.where(AssetModel.name == ASSET)) == 1
         time.sleep(EVERY_SECONDS + 0.5)
         assert session.scalar(events.where(AssetModel.name == ASSET)) == 2, "the last decision has its event too"
