@@ -47,8 +47,9 @@ def watch(settings: Settings, base_url: str, stop: threading.Event) -> None:
     """Sweeps until `stop` is set. `base_url` is Airflow's address for people. A trouble is logged once, until it
     changes; the next sweep tries again."""
     trouble = ""
+    reader = {"airflow_user": settings.watch_user, "airflow_password": settings.watch_password}
     try:
-        engine, airflow = connect(settings.database_url), Airflow(settings)
+        engine, airflow = connect(settings.database_url), Airflow(settings.model_copy(update=reader))
     except UsageError as error:
         log.warning("no watch over the runs: %s", error)
         return
