@@ -64,7 +64,7 @@ def watch(settings: Settings, base_url: str, stop: threading.Event) -> None:
                 log.exception("the watch over the runs has a bug")
                 continue
             if now and now != trouble:
-                log.warning("the watch over the runs cannot work for now: %s", now)
+                log.warning("the watch over the runs (PACKSHOT_WATCH_USER) cannot work for now: %s", now)
             trouble = now
             engine.dispose()  # no connection is open while the scheduler forks its workers
 
