@@ -48,7 +48,9 @@ IN_PROCESS_AIRFLOW = {
     .set(database="airflow_in_process")
     .render_as_string(hide_password=False),
 }
-os.environ.update({name: value for name, value in IN_PROCESS_AIRFLOW.items() if value})  # a test may log in
+LOGIN = ("PACKSHOT_AIRFLOW_USER", "PACKSHOT_AIRFLOW_PASSWORD", "PACKSHOT_OWNER_DATABASE_URL")
+"""Airflow's processes have others than the tests."""
+os.environ.update({name: value for name, value in IN_PROCESS_AIRFLOW.items() if name not in LOGIN})
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

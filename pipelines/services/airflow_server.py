@@ -71,8 +71,10 @@ def airflow_environment(settings: Settings, installation: Installation) -> dict[
     return {
         **variables,
         **settings.model_copy(update={"airflow_database_url": ""}).environment(),
-        # empty, so that neither the environment of `packshot up` nor its file gives them to a task
-        "PACKSHOT_AIRFLOW_PASSWORD": "",
+        # they replace what the environment of `packshot up` and its file say: a task has no right of an admin or owner
+        # and the scheduler's watch only reads
+        "PACKSHOT_AIRFLOW_USER": "viewer",
+        "PACKSHOT_AIRFLOW_PASSWORD": installation.viewer_password,
         "PACKSHOT_OWNER_DATABASE_URL": "",
         "AIRFLOW_HOME": str(home),
         "PYTHONPATH": str(ROOT),

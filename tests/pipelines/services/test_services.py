@@ -24,7 +24,9 @@ from minio.error import S3Error
 from sqlalchemy.engine import make_url
 
 from pipelines.contracts import sha256_hex
+from pipelines.errors import UsageError
 from pipelines.services import DAEMONS, Installation, ServiceFailed, airflow_environment, down, status, up
+from pipelines.services.airflow_client import Airflow
 from pipelines.services.installation import GRPC_OFFSET, WORKER
 from pipelines.services.lifecycle import _connected, _without_embedded
 from pipelines.services.postgres import AS_NOBODY
@@ -225,7 +227,8 @@ class TestInstallation:
             if name.startswith("PACKSHOT_"):
                 monkeypatch.setenv(name, value)
         carried = read_settings()  # with the environment file that `up` left
-        assert carried.airflow_password.get_secret_value() == carried.owner_database_url == ""
+        assert (carried.airflow_user, carried.owner_database_url) == ("viewer", "")
+        assert carried.airflow_password.get_secret_value() == installation.viewer_password
         assert f"//{WORKER}:" in carried.database_url
 
     def test_an_installation_from_before_the_workers_role_is_still_ours(self, tmp_path: Path) -> None:
@@ -298,6 +301,16 @@ class TestAirflow:
 
     def test_pool_gpu_has_the_slots_of_the_settings(self, api: httpx.Client, airflow_up: Settings) -> None:
         assert api.get("/api/v2/pools/gpu").json()["slots"] == airflow_up.gpu_slots
+
+    def test_the_login_of_airflows_processes_reads_runs_and_starts_none(self, airflow_up: Settings) -> None:
+        login = airflow_environment(airflow_up, Installation.read(airflow_up.state_dir))
+        password = type(airflow_up.airflow_password)(login["PACKSHOT_AIRFLOW_PASSWORD"])
+        viewer = {"airflow_user": login["PACKSHOT_AIRFLOW_USER"], "airflow_password": password}
+        with Airflow(airflow_up.model_copy(update=viewer)) as api:
+            assert "catalog_refresh" in api.dag_ids("packshot")
+            assert isinstance(api.runs(["catalog_refresh"], ("failed",)), list)
+            with pytest.raises(UsageError, match="Forbidden"):
+                api.trigger("catalog_refresh", {})
 
     def test_nobody_enters_without_a_password(self, airflow_up: Settings) -> None:
         assert httpx.get(f"{airflow_up.airflow_url}/api/v2/dags", trust_env=False).status_code == 401
