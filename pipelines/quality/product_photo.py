@@ -27,10 +27,10 @@ less, and so has a plant."""
 PIECE = 0.0002
 """Share of the picture above which a connected piece of the foreground is counted."""
 
-BIAS = -16.681
-LINEAR = (2.086, -0.2572, 3.42, -3.253, -0.5985, 2.731, 3.814, -0.463, -4.492, 1.646)
-SQUARED = (1.762, 0.7986, 4.959, 0.6142, 0.6622, 3.816, 1.478, -0.1167, 3.936, 0.1911)
-FLAT_AND_THIN = 0.4191
+BIAS = -18.727
+LINEAR = (2.174, -0.4709, 3.551, -2.869, -0.76, 3.171, 3.723, -0.5689, -4.648, 1.602)
+SQUARED = (1.573, 2.723, 5.19, 2.535, 1.061, 4.562, 1.769, -0.1059, 4.541, 0.1898)
+FLAT_AND_THIN = 2.906
 """Weights of `graphic_statistics`, of their squares, and of the product of the first two."""
 
 

@@ -35,6 +35,15 @@ LARGE = 0.3
 PANEL = 0.2
 """If more than this share of the cloth above has the garment's colour, the rest is a panel of it and not a shirt."""
 
+HAND_SIDE = 256
+"""Longer side of the masks in which hands before a garment are found, px."""
+
+BITE = 0.15
+"""Widest bite that a hand takes out of an upper garment, as a share of its longer side."""
+
+COLLAR = {"upper": 0.3, "lower": 0.05}
+"""Rows from the garment's top in which skin is a neck or a waist, as a share of its height."""
+
 WORN_SHARE = (0.03, 0.6)
 """A person is in the picture if the share of skin in the cutout is between these."""
 
@@ -67,6 +76,39 @@ def is_worn(figure: np.ndarray, skin: np.ndarray, part: str) -> bool:
     share = float((figure & skin).sum() / max(1, figure.sum()))
     cropped = bool(figure[[0, -1]].any() or figure[:, [0, -1]].any())
     return WORN_SHARE[0] <= share <= WORN_SHARE[1] and (bool(part) or cropped)
+
+
+def covered_by_hands(garment: np.ndarray, skin: np.ndarray, part: str) -> float:
+    """Return the largest piece of skin in front of a worn garment, as a share of the garment's area.
+
+    A hand before a garment takes a bite out of its mask. Skin inside the convex hull of trousers is a hand. Beside an
+    upper garment bare arms are inside the hull too, so only narrow bites below its collar count.
+
+    Args:
+        garment: `(H, W)` bool, the garment alone.
+        skin: `(H, W)` bool.
+        part: `upper` or `lower`.
+    """
+    scale = HAND_SIDE / max(garment.shape)
+    product, bare = (
+        cv2.resize(mask.astype(np.uint8) * 255, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) > 127
+        for mask in (garment, skin)
+    )
+    if not product.any():
+        return 0.0
+    rows, columns = np.flatnonzero(product.any(axis=1)), np.flatnonzero(product.any(axis=0))
+    if part == "lower":
+        around = np.zeros(product.shape, np.uint8)
+        cv2.fillConvexPoly(around, cv2.convexHull(np.argwhere(product)[:, ::-1].astype(np.int32)), 1)
+    else:
+        width = round(BITE * max(np.ptp(rows), np.ptp(columns))) | 1
+        disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width, width))
+        frame = np.pad(product.astype(np.uint8), width)
+        around = cv2.morphologyEx(frame, cv2.MORPH_CLOSE, disc)[width:-width, width:-width]
+    bitten = (around > 0) & ~product & bare
+    bitten[: rows[0] + round(COLLAR[part] * np.ptp(rows))] = False
+    _, _, stats, _ = cv2.connectedComponentsWithStats(bitten.astype(np.uint8))
+    return float(stats[1:, cv2.CC_STAT_AREA].max(initial=0) / product.sum())
 
 
 def garment_prompt(image: np.ndarray, figure: np.ndarray, skin: np.ndarray, part: str) -> Prompt | None:
