@@ -41,8 +41,9 @@ HAND_SIDE = 256
 BITE = 0.15
 """Widest bite that a hand takes out of an upper garment, as a share of its longer side."""
 
-COLLAR = {"upper": 0.3, "lower": 0.05}
-"""Rows from the garment's top in which skin is a neck or a waist, as a share of its height."""
+HANDS = {"upper": (0.3, 1.0), "lower": (0.05, 0.7)}
+"""Rows of a garment in which skin is a hand, as shares of its height. Above is a neck or a waist, and below the bare
+legs between shorts."""
 
 WORN_SHARE = (0.03, 0.6)
 """A person is in the picture if the share of skin in the cutout is between these."""
@@ -106,7 +107,8 @@ def covered_by_hands(garment: np.ndarray, skin: np.ndarray, part: str) -> float:
         frame = np.pad(product.astype(np.uint8), width)
         around = cv2.morphologyEx(frame, cv2.MORPH_CLOSE, disc)[width:-width, width:-width]
     bitten = (around > 0) & ~product & bare
-    bitten[: rows[0] + round(COLLAR[part] * np.ptp(rows))] = False
+    first, last = (rows[0] + round(share * np.ptp(rows)) for share in HANDS[part])
+    bitten[:first] = bitten[last:] = False
     _, _, stats, _ = cv2.connectedComponentsWithStats(bitten.astype(np.uint8))
     return float(stats[1:, cv2.CC_STAT_AREA].max(initial=0) / product.sum())
 
