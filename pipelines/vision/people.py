@@ -41,7 +41,7 @@ HAND_SIDE = 256
 BITE = 0.15
 """Widest bite that a hand takes out of an upper garment, as a share of its longer side."""
 
-HANDS = {"upper": (0.3, 1.0), "lower": (0.05, 0.7)}
+HANDS = {"upper": (0.3, 1.0), "lower": (0.05, 0.7), "": (0.0, 1.0)}
 """Rows of a garment in which skin is a hand, as shares of its height. Above is a neck or a waist, and below the bare
 legs between shorts."""
 
@@ -80,15 +80,15 @@ def is_worn(figure: np.ndarray, skin: np.ndarray, part: str) -> bool:
 
 
 def covered_by_hands(garment: np.ndarray, skin: np.ndarray, part: str) -> float:
-    """Return the largest piece of skin in front of a worn garment, as a share of the garment's area.
+    """Return the largest piece of skin in front of a worn garment or of a thing in a hand, as a share of its area.
 
-    A hand before a garment takes a bite out of its mask. Skin inside the convex hull of trousers is a hand. Beside an
+    A hand before a product takes a bite out of its mask. Skin inside the convex hull of trousers is a hand. Beside an
     upper garment bare arms are inside the hull too, so only narrow bites below its collar count.
 
     Args:
         garment: `(H, W)` bool, the garment alone.
         skin: `(H, W)` bool.
-        part: `upper` or `lower`.
+        part: `upper`, `lower`, or "" for a thing.
     """
     scale = HAND_SIDE / max(garment.shape)
     product, bare = (
@@ -98,7 +98,7 @@ def covered_by_hands(garment: np.ndarray, skin: np.ndarray, part: str) -> float:
     if not product.any():
         return 0.0
     rows, columns = np.flatnonzero(product.any(axis=1)), np.flatnonzero(product.any(axis=0))
-    if part == "lower":
+    if part != "upper":
         around = np.zeros(product.shape, np.uint8)
         cv2.fillConvexPoly(around, cv2.convexHull(np.argwhere(product)[:, ::-1].astype(np.int32)), 1)
     else:

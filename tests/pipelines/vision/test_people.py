@@ -189,3 +189,11 @@ def test_a_hand_covers_trousers_only_where_it_is_before_them(hand: tuple[int, in
     skin[20:80, 90:210] = True  # a bare belly
     skin[140:190, hand[0] : hand[1]] = True
     assert (covered_by_hands(trousers & ~skin, skin, "lower") > 0.01) == covers
+
+
+def test_a_thumb_covers_a_carton_that_a_hand_holds() -> None:
+    carton, skin = np.zeros((400, 300), bool), np.zeros((400, 300), bool)
+    carton[60:340, 90:210], skin[180:260, :90] = True, True
+    assert covered_by_hands(carton, skin, "") == 0
+    carton[190:250, 90:170], skin[190:250, 90:170] = False, True
+    assert covered_by_hands(carton, skin, "") > 0.1
