@@ -26,12 +26,12 @@ from pipelines.errors import UsageError
 from pipelines.quality.intervals import Interval, interval
 from pipelines.runs.local import read_record
 from pipelines.store import FolderStore
-from pipelines.vision.photos import read_photo
+from pipelines.vision.photos import Photo, read_photo
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
 
 SEED = 7
-TILE, BLIND_TILE = 220, 400
+TILE, BLIND_TILE = 280, 400
 """Side of a picture on a contact sheet and on a blind sheet, px."""
 
 COLUMNS, BLIND_COLUMNS, BLIND_ROWS = 5, 2, 4
@@ -61,8 +61,8 @@ def published(run: Path) -> list[Final]:
     for shot, _ in read_record(run):
         files = sorted(run.glob(f"{shot.sku}-{shot.scene}.*"))
         if files and shot.product.photo:
-            photo = read_photo(store.get(shot.product.photo)).image()
-            found.append(Final(shot.sku, shot.product.title, shot.scene, "new", _small(photo), files[0]))
+            photo = _small(read_photo(store.get(shot.product.photo)))
+            found.append(Final(shot.sku, shot.product.title, shot.scene, "new", photo, files[0]))
     return found
 
 
@@ -150,8 +150,13 @@ def _pairs(runs: Sequence[Path]) -> list[tuple[Path, Path]]:
     return list(zip(runs[::2], runs[1::2], strict=True))
 
 
-def _small(photo: Image.Image) -> Image.Image:
-    return ImageOps.contain(photo.convert("RGB"), (BLIND_TILE, BLIND_TILE), Image.Resampling.LANCZOS)
+def _small(photo: Photo) -> Image.Image:
+    """Return the photo reduced to a tile's side; behind a shop's alpha is white."""
+    image = photo.image()
+    if photo.alpha is not None:
+        mask = Image.fromarray(np.rint(photo.alpha * 255).astype(np.uint8))
+        image = Image.composite(image, Image.new("RGB", image.size, "white"), mask)
+    return ImageOps.contain(image, (BLIND_TILE, BLIND_TILE), Image.Resampling.LANCZOS)
 
 
 def _drawn(finals: Sequence[Final], captions: Sequence[str], columns: int, side: int) -> Image.Image:
