@@ -10,6 +10,7 @@ CATALOG ?= pipelines/sample/catalog.csv
 SCENE ?= oak-window
 LIMIT ?=
 JOBS ?= $(or $(shell nproc 2>/dev/null),1)
+WORKERS ?= $(shell [ "$(JOBS)" -gt 1 ] && echo 2 || echo 1)
 OUT ?= $(STATE)/demo
 
 # What imports no diffusers and starts no service. A single test: make quick QUICK=tests/pipelines/test_scenes.py
@@ -51,8 +52,8 @@ pictures: $(INSTALLED)  ## previews of all scenes, the README's picture and the 
 		$(BIN)/packshot shoot ../shared/catalog/catalog.csv --scene studio-sage --out build/catalog && \
 		$(BIN)/python -m pipelines.evaluation.pictures sheet build/catalog docs/pictures/contact-catalog.jpg; }
 
-test: lint chromium  ## ruff, mypy, the import contracts, then the tests: fast ones first
-	$(BIN)/pytest -m "not exhaustive"
+test: lint chromium  ## ruff, mypy, the import contracts, then the tests, in two processes: fast ones first
+	$(BIN)/pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder -m "not exhaustive"
 
 exhaustive: $(INSTALLED)  ## thousands of damaged photos and of feeds, which `make test` samples
 	$(BIN)/pytest -m exhaustive
