@@ -88,8 +88,8 @@ ROUNDED_CORNERS = 0.05
 """An alpha channel that clears less may only round a photo's corners."""
 
 MAX_DOUBTFUL = 0.01
-"""Share of the product that may be paper inside it. Of the training folder's cutouts on white, white parts of the
-product reach 0.006 a piece, and openings begin at 0.008."""
+"""Share of the product that may be paper inside it. Of 179 cutouts of the training folder on white, white parts of a
+product reach 0.006 a piece, and all 19 larger pieces were openings."""
 
 MAX_SEE_THROUGH = 0.02
 """Share of the product that may be see-through."""
