@@ -99,7 +99,7 @@ def covered_by_hands(garment: np.ndarray, skin: np.ndarray, part: str) -> float:
         return 0.0
     rows, columns = np.flatnonzero(product.any(axis=1)), np.flatnonzero(product.any(axis=0))
     if part != "upper":
-        around = np.zeros(product.shape, np.uint8)
+        around: np.ndarray = np.zeros(product.shape, np.uint8)
         cv2.fillConvexPoly(around, cv2.convexHull(np.argwhere(product)[:, ::-1].astype(np.int32)), 1)
     else:
         width = round(BITE * max(np.ptp(rows), np.ptp(columns))) | 1
