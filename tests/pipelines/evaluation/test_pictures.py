@@ -71,3 +71,12 @@ def test_a_sheet_needs_published_images(pair: list[Path], tmp_path: Path) -> Non
         assert drawn.height > 4 * 220  # twenty pairs, five in a row
     with pytest.raises(UsageError, match="no record"):
         sheet(tmp_path, tmp_path / "sheet.jpg")
+
+
+def test_the_page_has_the_rates_of_the_committed_labels() -> None:
+    research = Path(__file__).parents[3] / "docs" / "research"
+    page = (research / "pictures.md").read_text("utf-8")
+    found = rates(research / "pictures" / "labels.csv")
+    for name, side in (("this code", "new"), ("f30f27f", "old")):
+        value, (low, high), n = found[side]
+        assert f"| {name} | {value:.2f} | {low:.2f} to {high:.2f} | {n} |" in page
