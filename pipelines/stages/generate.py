@@ -340,7 +340,8 @@ def _measured(
     matte = np.asarray(item.matte)
     painted = _clean(image, matte, scene)
     outputs: tuple[Output, ...] = ()
-    if item.backdrop is None or (scene.backdrop and scene.backdrop.mode == "transform"):
+    enlarged = item.backdrop is None or (scene.backdrop is not None and scene.backdrop.mode == "transform")
+    if enlarged:
         plate, judged = painted, item.over(image)
     else:
         plate = np.asarray(item.backdrop)
@@ -350,6 +351,8 @@ def _measured(
             outputs = (Output("light", light_png(light), "image/png"),)
         judged = item.over(Image.fromarray(plate))  # nothing else of what was painted goes on
     found = detector.measure(np.asarray(judged), matte)
+    if not enlarged and found.saliency is not None:
+        outputs += (Output("saliency", _map_png(found.saliency), "image/png"),)
     return Made(
         outputs=(
             Output("raw", png_bytes(image), "image/png"),
@@ -367,6 +370,11 @@ def _measured(
     )
 
 
+def _map_png(values: np.ndarray) -> bytes:
+    """A map (h, w), 0..1, as a grey PNG of 8 bits."""
+    return png_bytes(Image.fromarray(np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)))
+
+
 def _clean(image: Image.Image, matte: np.ndarray, scene: Scene) -> np.ndarray:
     return clean_plate(np.asarray(image), matte, scene.outline_margin)
 
@@ -379,7 +387,7 @@ def _excess(step: Step, checks: Checks) -> float:
 
 STAGE = Stage(
     name="generate",
-    version=6,
+    version=7,
     needs=("cutout", "describe"),
     job=job,
     load=load,
