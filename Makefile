@@ -10,6 +10,7 @@ CATALOG ?= pipelines/sample/catalog.csv
 SCENE ?= oak-window
 LIMIT ?=
 JOBS ?= $(or $(shell nproc 2>/dev/null),1)
+WORKERS ?= $(shell [ "$(JOBS)" -gt 1 ] && echo 2 || echo 1)
 OUT ?= $(STATE)/demo
 
 # What imports no diffusers and starts no service. A single test: make quick QUICK=tests/pipelines/test_scenes.py
@@ -46,8 +47,8 @@ pictures: $(INSTALLED)  ## previews of all scenes and the README's picture, made
 	$(BIN)/python -c "from PIL import Image; sheet = Image.open('build/walk/contact_sheet.png').convert('RGB'); \
 	sheet.thumbnail((1800, 1800)); sheet.save('docs/pictures/walk.jpg', quality=88, optimize=True)"
 
-test: lint chromium  ## ruff, mypy, the import contracts, then the tests: fast ones first
-	$(BIN)/pytest -m "not exhaustive"
+test: lint chromium  ## ruff, mypy, the import contracts, then the tests, in two processes: fast ones first
+	$(BIN)/pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder -m "not exhaustive"
 
 exhaustive: $(INSTALLED)  ## thousands of damaged photos and of feeds, which `make test` samples
 	$(BIN)/pytest -m exhaustive

@@ -22,6 +22,7 @@ What was promoted is used by tasks that begin later; every product is painted an
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from typing import Any
 
 from airflow.sdk import Param, dag
 
@@ -125,9 +126,10 @@ def steps_param(title: str) -> Param:
 def brushnet_finetune() -> None:
     """Gather, train both stages, judge and register, promote."""
     pictures = gather()
-    salient = train.override(task_id="salient", pool=GPU_POOL)("salient", pictures)
-    instance = train.override(task_id="instance", pool=GPU_POOL)("instance", pictures, salient)
-    promote(register.override(pool=GPU_POOL)(pictures, salient, instance))
+    gpu: dict[str, Any] = {"pool": GPU_POOL, "priority_weight": 1}
+    salient = train.override(task_id="salient", **gpu)("salient", pictures)
+    instance = train.override(task_id="instance", **gpu)("instance", pictures, salient)
+    promote(register.override(**gpu)(pictures, salient, instance))
 
 
 brushnet_finetune()

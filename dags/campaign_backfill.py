@@ -28,7 +28,7 @@ from airflow.sdk import Param, TriggerRule, dag
 from packshot_timetable import ByHandOrBackfill
 
 from operators.plan import PlanCampaignOperator
-from operators.policy import DEFAULT_ARGS, TICK, Tag, limit_param, scene_param, selection_params
+from operators.policy import DEFAULT_ARGS, TICK, Tag, limit_param, most_tasks, scene_param, selection_params
 from operators.publish import CheckTableOperator, PublishOperator, SummaryOperator
 from operators.shots import shots_of
 
@@ -41,6 +41,7 @@ from operators.shots import shots_of
     start_date=datetime(2020, 1, 1),
     catchup=False,
     max_active_runs=1,
+    max_active_tasks=most_tasks(),
     dagrun_timeout=timedelta(days=7),
     default_args=DEFAULT_ARGS,
     tags=[Tag.PACKSHOT, Tag.CAMPAIGN, Tag.GPU],

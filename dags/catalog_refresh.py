@@ -9,7 +9,7 @@ address that a worker can read, or empty: the feed that was named last; a file o
 
 **Nightly.** Set `PACKSHOT_NIGHTLY_SCHEDULE` to a cron such as `0 3 * * *` (`@daily` works too) where Airflow runs, and
 the refresh of the last feed is scheduled daily, in scene `PACKSHOT_NIGHTLY_SCENE`. It is off until then. An unchanged
-product costs no computation.
+product costs no computation. A nightly run that has not ended after `PACKSHOT_NIGHTLY_HOURS` is reported as late.
 
 **When something is red.** A bad photo never fails the run: its product is `rejected` with a reason (*Pictures of this
 run* in any task). `publish` fails when the table checks found the set to be defective: nothing of it is published, the
@@ -22,8 +22,9 @@ from datetime import datetime, timedelta
 
 from airflow.sdk import Param, TriggerRule, dag
 
+from operators.deadline import nightly_deadline
 from operators.plan import PlanRefreshOperator
-from operators.policy import DEFAULT_ARGS, SELDOM, Tag, limit_param, scene_param, selection_params
+from operators.policy import DEFAULT_ARGS, SELDOM, Tag, limit_param, most_tasks, scene_param, selection_params
 from operators.publish import CheckTableOperator, PublishOperator, SummaryOperator
 from operators.shots import shots_of
 from pipelines.scenes import scene_names
@@ -40,7 +41,9 @@ settings = get_settings()
     start_date=datetime(2026, 1, 1),
     catchup=False,
     max_active_runs=2,
+    max_active_tasks=most_tasks(),
     dagrun_timeout=timedelta(days=2),
+    deadline=nightly_deadline(),
     default_args=DEFAULT_ARGS,
     tags=[Tag.PACKSHOT, Tag.NIGHTLY, Tag.GPU],
     params={

@@ -9,15 +9,17 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 from airflow.sdk import BaseOperator, BaseOperatorLink, ExceptionRetryPolicy, RetryAction, RetryRule, conf
 
 from pipelines.contracts import Reprocess
-from pipelines.errors import IntegrityError, UsageError
+from pipelines.errors import IntegrityError, PackshotError, UsageError
 
 if TYPE_CHECKING:
+    from airflow.sdk import Context
     from airflow.sdk.types import TaskInstanceKey
 
     from pipelines.ledger.postgres import PostgresLedger
@@ -29,8 +31,14 @@ if TYPE_CHECKING:
 GPU_POOL = "gpu"
 """One slot per accelerator. The DAGs name it: a pool set in an operator's constructor is lost when it is mapped."""
 
+TRIGGERED_BY = "triggered_by"
+"""A run's conf may have this key besides the form's fields: what a caller of the API says of itself."""
+
 PROBLEM = "problem"
 """XCom key under which a task says what stopped publication."""
+
+MOST_OF_AN_ERROR = 300
+"""Characters of an error's first line that are kept."""
 
 RETRY_POLICY = ExceptionRetryPolicy(
     rules=[
@@ -39,6 +47,30 @@ RETRY_POLICY = ExceptionRetryPolicy(
     ]
 )
 """Any other error counts as broken infrastructure and is retried, as often as the DAG allows."""
+
+
+def one_line(error: BaseException) -> str:
+    """An error for people: the whole of packshot's own, of another its type and the beginning of its first line."""
+    if isinstance(error, PackshotError):
+        return " ".join(str(error).split())
+    text = next(iter(str(error).splitlines()), "")[:MOST_OF_AN_ERROR]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def note_failure(context: Context) -> None:
+    """A task failed for good: keep in the ledger which one and why, for whoever closes the run and notifies people.
+
+    Airflow calls it in the task's process, or, if that was killed, in the DAG processor's.
+    """
+    from pipelines.ledger.endings import note_failure as note
+    from pipelines.ledger.postgres import connect
+    from pipelines.settings import get_settings
+
+    task, error = context["ti"], context.get("exception")
+    shard = f"[{task.map_index}]" if task.map_index is not None and task.map_index >= 0 else ""
+    cause = one_line(error) if isinstance(error, BaseException) else "its process was killed"
+    reason = f"task {task.task_id}{shard} failed ({cause}); mend it, then clear the task: finished steps are reused"
+    note(connect(get_settings().database_url), task.run_id, task.dag_id, reason, dict(context["params"]))
 
 
 class RunPage(BaseOperatorLink):
@@ -93,6 +125,19 @@ def open_services() -> Services:
 
     settings = get_settings()
     return Services(settings, PostgresLedger(connect(settings.database_url)), S3Store(settings))
+
+
+def refuse_unknown(dag: Any, dag_run: Any) -> None:
+    """Raise UsageError for a key of a run's conf that is no field of the DAG's form.
+
+    Airflow accepts such a key and nothing reads it, so a run with a misspelt `skus` would work on the whole feed.
+    """
+    known = {*dag.params, TRIGGERED_BY}
+    for key in dag_run.conf or {}:
+        if key not in known:
+            near = get_close_matches(key, known, n=1)
+            remedy = f"is it {near[0]!r}?" if near else f"it has {', '.join(sorted(dag.params))}"
+            raise UsageError(f"{dag.dag_id} has no parameter {key!r}: {remedy}")
 
 
 def listed(value: Sequence[str] | str | None) -> list[str]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from airflow.sdk import task
 
-from operators.base import RETRY_POLICY, Services, listed, open_services
+from operators.base import RETRY_POLICY, Services, listed, open_services, refuse_unknown
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,7 +75,7 @@ class Form:
 
 
 @finetune_task(execution_timeout=timedelta(hours=1))
-def gather(params: Mapping[str, Any] | None = None) -> dict[str, str]:
+def gather(params: Mapping[str, Any] | None = None, dag: Any = None, dag_run: Any = None) -> dict[str, str]:
     """Freeze the pictures of both stages in the store; returns their data sets' digests by stage.
 
     Raises UsageError for a wrong parameter, and where there is nothing to learn from.
@@ -85,6 +85,7 @@ def gather(params: Mapping[str, Any] | None = None) -> dict[str, str]:
     from pipelines.training.finetune import TRAINING
     from pipelines.training.finetune import gather as freeze
 
+    refuse_unknown(dag, dag_run)
     form = Form.of(params or {})
     if form.source == "folder" and not form.folder:
         raise UsageError("source is folder: name the folder")

@@ -10,7 +10,16 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from operators.base import PROBLEM, PackshotOperator, Services, listed, open_services
+from operators.base import (
+    PROBLEM,
+    TRIGGERED_BY,
+    PackshotOperator,
+    Services,
+    listed,
+    one_line,
+    open_services,
+    refuse_unknown,
+)
 from operators.policy import TICK
 from pipelines.contracts import Reprocess
 from pipelines.errors import UsageError
@@ -31,7 +40,7 @@ FEED_SUFFIXES = (".csv", ".tsv", ".txt")
 FORECAST = "forecast"
 """XCom key of a dry run's outcome."""
 
-WHO = "{{ params.get('triggered_by') or dag_run.triggering_user_name or dag_run.run_type.value }}"
+WHO = "{{ params.get('" + TRIGGERED_BY + "') or dag_run.triggering_user_name or dag_run.run_type.value }}"
 """Template: what a caller of the API says of itself (`packshot run` does), else who started the run."""
 
 NO_SCENE = (
@@ -45,8 +54,8 @@ class PlanOperator(PackshotOperator):
 
     Lists arrive as JSON from a template, because a rendered template is text; numbers and flags as their text.
 
-    Where a parameter or the feed is wrong, the run is in the ledger too, as failed and with the reason: `packshot
-    report` and the run's page tell it.
+    Where it fails, the run is in the ledger too, as failed and with the reason: `packshot report` and the run's page
+    tell it.
 
     :param scene: the scene's name.
     :param categories: product categories to keep: a whole category, or the beginning of its path. All when empty.
@@ -100,9 +109,10 @@ class PlanOperator(PackshotOperator):
         """Plan the run. Raises UsageError where a parameter or the feed is wrong."""
         services = open_services()
         try:
+            refuse_unknown(context["dag"], context["dag_run"])
             return self._plan(services, context)
-        except UsageError as error:
-            self._tell(services, context, str(error))
+        except Exception as error:  # a retry that succeeds opens the run again
+            self._tell(services, context, one_line(error))
             raise
 
     def _tell(self, services: Services, context: Context, reason: str) -> None:

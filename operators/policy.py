@@ -12,8 +12,10 @@ from typing import Any
 
 from airflow.sdk import Param
 
+from operators.base import note_failure
 from pipelines.contracts import Reprocess
 from pipelines.scenes import scene_titles
+from pipelines.settings import get_settings
 
 OWNER = "catalogue-team"
 
@@ -23,9 +25,21 @@ DEFAULT_ARGS: dict[str, Any] = {
     "retry_delay": timedelta(seconds=30),
     "retry_exponential_backoff": 2.0,
     "max_retry_delay": timedelta(minutes=10),
+    "weight_rule": "absolute",
+    "priority_weight": 10,
+    "on_failure_callback": note_failure,
 }
 """Every task's. A retry repeats nothing that was finished, so retries are cheap. (Errors that no retry can mend fail at
-once: the operators' retry policy.)"""
+once: the operators' retry policy.) GPU work has a lower priority, so that it does not delay what is ready."""
+
+BESIDE_GPU = 4
+"""Tasks of a run that may run besides those in pool `gpu`."""
+
+
+def most_tasks() -> int:
+    """Tasks of one run at the same time (`max_active_tasks`): the slots of pool `gpu`, and a few more. Airflow's
+    default of 16 would leave GPUs idle."""
+    return get_settings().gpu_slots + BESIDE_GPU
 
 
 TICK = "Override parameters on existing runs"

@@ -143,12 +143,15 @@ class SummaryOperator(PackshotOperator):
         problem = next((problem for problem in told if problem), None)
         ledger.settle(self.run)
         so_far = report(ledger.engine, self.run)
-        failed = bool(problem or so_far.failed or so_far.pending)
+        planned = bool(so_far.channel)  # `plan` names it; what opens a run in its place does not
+        failed = bool(problem or so_far.failed or so_far.pending or not planned)
         ledger.finish_run(self.run, "failed" if failed else "success", problem)
         found = report(ledger.engine, self.run)
         self.log.info("what became of run %s\n%s", self.run, as_table(found))
         if problem:
             raise AirflowFailException(f"the run was stopped: {problem['reason']}")
+        if not planned:
+            raise AirflowFailException("the run was not planned: see the log of `plan`")
         if failed:
             raise AirflowFailException(f"{found.failed} of {found.products} shots failed; the log has a table of them")
         return {name: value for name, value in found.to_json().items() if name not in ("shots", "params")}

@@ -40,6 +40,11 @@ class Settings(BaseSettings):
     database_url: str = Field(
         "", repr=False, description="SQLAlchemy URL of the ledger's Postgres. Empty: the embedded server."
     )
+    owner_database_url: str = Field(
+        "",
+        repr=False,
+        description="The same database as its owner, for `packshot up` to migrate. Empty: `PACKSHOT_DATABASE_URL`.",
+    )
     airflow_database_url: str = Field(
         "",
         repr=False,
@@ -70,6 +75,29 @@ class Settings(BaseSettings):
         "", description="Cron of the nightly catalog_refresh, such as `0 3 * * *`. Empty: off."
     )
     nightly_scene: str = Field("", description="Scene of the nightly catalog_refresh. Empty: the first scene by name.")
+    nightly_hours: float = Field(
+        6, gt=0, description="Hours after which a nightly catalog_refresh that has not ended is reported as late."
+    )
+
+    # Monitoring and notifications
+    metrics_token: SecretStr = Field(
+        SecretStr(""), description="Bearer token of `/packshot/metrics`. Empty: the address does not exist."
+    )
+    webhook_url: SecretStr = Field(
+        SecretStr(""), description="Address that gets a JSON POST when a run fails or is late. Empty: none."
+    )
+    allow_private_webhook: bool = Field(False, description="Let the webhook be at a private network address.")
+    mail_to: str = Field(
+        "", description="Mail addresses, separated by commas, that get these notifications too. Empty: none."
+    )
+    mail_from: str = Field("packshot@localhost", description="Sender of these mails.")
+    smtp_host: str = Field("", description="Mail server. Needed for `PACKSHOT_MAIL_TO`.")
+    smtp_port: int = Field(587, gt=0, lt=2**16, description="Port of the mail server.")
+    smtp_security: Literal["starttls", "tls", "none"] = Field(
+        "starttls", description="Encryption of the connection to the mail server: `starttls`, `tls` or `none`."
+    )
+    smtp_user: str = Field("", description="Login at the mail server. Empty: without a login.")
+    smtp_password: SecretStr = Field(SecretStr(""), description="That login's password.")
 
     # Work
     profile: str = Field("mini", description="Model profile: `mini` (bundled), `sd15` or `sdxl`.")

@@ -13,22 +13,29 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 for name in [name for name in os.environ if name.startswith(("PACKSHOT_", "AIRFLOW_"))]:
     del os.environ[name]
-os.environ.setdefault("OMP_NUM_THREADS", "2")  # how they wait is decided by `import pipelines`, for every process
+workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "2" if workers == 1 else "1"
+)  # how they wait is decided by `import pipelines`, for every process
 STATE_DIR = Path(tempfile.mkdtemp(prefix="packshot-tests-"))
 os.environ["PACKSHOT_STATE_DIR"] = str(STATE_DIR)
 
 import psycopg2
 import pytest
 from psycopg2 import sql
+from pydantic import SecretStr
+from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
+from sqlalchemy.pool import NullPool
 
 from pipelines.services import Installation, airflow_environment, down, up
 from pipelines.settings import ROOT, Settings, get_settings, read_settings
+from tests.receivers import Webhook, webhook
 
 # Ports and passwords are drawn now, so that Airflow's configuration can name a Postgres that starts only when a test
 # needs it.
@@ -42,7 +49,7 @@ IN_PROCESS_AIRFLOW = {
     .set(database="airflow_in_process")
     .render_as_string(hide_password=False),
 }
-os.environ.update(IN_PROCESS_AIRFLOW)
+os.environ.update({name: value for name, value in IN_PROCESS_AIRFLOW.items() if value})  # a test may log in
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -59,13 +66,17 @@ def pytest_sessionfinish() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs services by the fixtures it asks for, and run the slow tests last."""
+    """Mark what needs services by the fixtures it asks for, and run the slow tests last.
+
+    Beside each other (`-n 2 --dist loadgroup`) a module stays in one process, as do all tests of the one Airflow.
+    """
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
         if "services" in fixtures:
             item.add_marker("services")
         if fixtures & {"airflow_db", "airflow_up"}:
             item.add_marker("airflow")
+        item.add_marker(pytest.mark.xdist_group("airflow" if "airflow_up" in fixtures else str(item.path)))
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
 
 
@@ -115,9 +126,10 @@ def settings(services: Settings, _template: str) -> Iterator[Settings]:
     name = f"test_{next(_numbers)}"
     database = sql.Identifier(name)
     _as_superuser(sql.SQL("CREATE DATABASE {} TEMPLATE {} OWNER packshot").format(database, sql.Identifier(_template)))
-    url = make_url(services.database_url).set(database=name).render_as_string(hide_password=False)
+    urls = {"DATABASE_URL": services.database_url, "OWNER_DATABASE_URL": INSTALLATION.owner_database_url}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PACKSHOT_DATABASE_URL", url)
+        for variable, url in urls.items():
+            patch.setenv(f"PACKSHOT_{variable}", make_url(url).set(database=name).render_as_string(hide_password=False))
         patch.setenv("PACKSHOT_S3_BUCKET", name.replace("_", "-"))
         get_settings.cache_clear()
         yield get_settings()
@@ -141,6 +153,20 @@ def ledger(settings: Settings):
     from pipelines.ledger.postgres import PostgresLedger, connect
 
     return PostgresLedger(connect(settings.database_url))
+
+
+@pytest.fixture(scope="module")
+def damage(settings: Settings) -> Callable[..., None]:
+    """Executes a statement on the module's database as nobody may: as the superuser, with no trigger awake."""
+    url = make_url(INSTALLATION.superuser_url).set(database=make_url(settings.database_url).database)
+    options = {"options": "-c session_replication_role=replica"}
+    engine = create_engine(url, poolclass=NullPool, connect_args=options)
+
+    def execute(statement: str, **parameters: object) -> None:
+        with engine.begin() as connection:
+            connection.execute(text(statement), parameters)
+
+    return execute
 
 
 @pytest.fixture(scope="session")
@@ -176,9 +202,16 @@ def pictures(pytestconfig: pytest.Config) -> Path:
 
 
 @pytest.fixture(scope="session")
-def airflow_up(services: Settings) -> Settings:
+def hook() -> Iterator[Webhook]:
+    """The receiver that `airflow_up` notifies of failed runs."""
+    with webhook() as receiver:
+        yield receiver
+
+
+@pytest.fixture(scope="session")
+def airflow_up(services: Settings, hook: Webhook) -> Settings:
     """A whole running Airflow over the DAGs of this checkout, working on `services` (not on a module's database)."""
-    up(services)
+    up(services.model_copy(update={"webhook_url": SecretStr(hook.url), "allow_private_webhook": True}))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PACKSHOT_STATE_DIR", str(services.state_dir))  # a module may have an installation of its own
         return read_settings()

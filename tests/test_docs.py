@@ -31,6 +31,8 @@ from pipelines.evaluation.scenes import Figure as SceneFigure
 from pipelines.evaluation.scenes import FinalMeasure, SceneMeasure
 from pipelines.ledger.approval import Approval
 from pipelines.ledger.reports import Lineage, LineageStep, Report, ReportedShot, StageCount
+from pipelines.models.arguments import ARGUMENTS
+from pipelines.models.painters import PAINTERS
 from pipelines.models.profile import PROFILES, UNPINNED, ModelPart, load_profile
 from pipelines.revisions.comparison import Evaluation, Score
 from pipelines.revisions.registry import Revision
@@ -283,8 +285,8 @@ def fields_on_the_page(command: str) -> set[str]:
 MODEL = {field.name for field in dataclasses.fields(ModelPart)} | {"profile", "revision", "sha256", "problem"}
 ANY = {"value", "interval"}
 JSON = {
-    "`report`": names_of(Report, ReportedShot, StageCount),
-    "`shoot`": names_of(Outcome) | {"shots", "contact_sheet"},
+    "`report`": names_of(Report, ReportedShot, StageCount) | {"alike"},
+    "`shoot`": names_of(Outcome) | {"shots", "contact_sheet", "alike"},
     "`lineage`": names_of(Lineage, LineageStep) | {"name", "revision", "sha256"},
     "`approve`": names_of(Approval),
     "`export`": names_of(Export, ExportedImage),
@@ -301,7 +303,7 @@ NOT_FIELDS = {
     "`lineage`": set(),
     "`models list` and `models verify`": {"verify"},
     "`measure cutout`": {"--baselines", "u2netp", "mobile_sam"},
-    "`measure checks`": {"photos", "on paper"},
+    "`measure checks`": {"photos", "on paper", "finals"},
     "`measure describe`": {"caption", "tags", "title", "title_rest", "majority"},
     "`measure detector`": {"right", "wrong"},
 }
@@ -385,6 +387,15 @@ def test_the_profiles_page_knows_every_field_of_a_part():
     }
     assert said == used
     assert UNPINNED in page
+
+
+def test_every_painter_and_every_argument_is_on_the_profiles_page():
+    page = (REFERENCE / "profiles.md").read_text("utf-8")
+    rows = table_below(page, "## Painters")
+    said = {code_in(row[0])[0]: (row[1].startswith("noise"), tuple(code_in(row[2]))) for row in rows}
+    assert said == {name: (painter.edits, tuple(painter.weights)) for name, painter in PAINTERS.items()}
+    arguments = {(code_in(row[0])[0], code_in(row[1])[0]) for row in table_below(page, "## Arguments")}
+    assert arguments == {(part, name) for part, model in ARGUMENTS.items() for name in model.model_fields}
 
 
 # ------------------------------------------------------------------------------------------------ glossary

@@ -15,9 +15,11 @@ import re
 import socket
 import ssl
 import stat
+import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from unicodedata import normalize
@@ -143,7 +145,7 @@ async def fetch(
 async def _follow(link: str, max_bytes: int, seconds: float, allow_private: bool) -> Fetched:
     url = httpx.URL(link)
     # no proxy and no credentials from the environment: they would carry the request past the check
-    async with httpx.AsyncClient(trust_env=False, timeout=seconds, verify=_certificates()) as client:
+    async with httpx.AsyncClient(trust_env=False, timeout=seconds, verify=certificates()) as client:
         for _ in range(MAX_REDIRECTS + 1):
             if url.scheme not in ("http", "https") or not url.host:
                 raise Rejected(f"{url} is no http or https address")
@@ -151,7 +153,7 @@ async def _follow(link: str, max_bytes: int, seconds: float, allow_private: bool
                 raise Rejected(f"{url.host}:{url.port} is no address: ports end at {2**16 - 1}")
             if url.userinfo:
                 raise Rejected(f"the address at {url.host} has a login in it: name one that needs none")
-            address = await _checked_address(url, allow_private)
+            address = await checked_address(url, allow_private)
             request = client.build_request(
                 "GET",
                 url.copy_with(host=address),
@@ -196,8 +198,8 @@ def _unreachable(link: str, error: httpx.TransportError) -> Rejected:
 
 
 @lru_cache
-def _certificates() -> ssl.SSLContext:
-    """Cached: reading them takes longer than a small photo."""
+def certificates() -> ssl.SSLContext:
+    """The authorities of https. Cached: reading them takes longer than a small photo."""
     return httpx.create_ssl_context(trust_env=False)
 
 
@@ -222,19 +224,47 @@ NOT_PUBLIC = tuple(
 site-local addresses, and a local use of NAT64."""
 
 
-async def _checked_address(url: httpx.URL, allow_private: bool) -> str:
-    """One address of the host, when all of them are public."""
+async def checked_address(url: httpx.URL, allow_private: bool) -> str:
+    """One address of the host, when all of them are public or `allow_private`. Raises Rejected, or Unreachable if the
+    name server does not answer."""
     port = url.port or {"http": 80, "https": 443}[url.scheme]
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(url.raw_host.decode(), port, type=socket.SOCK_STREAM)
+        addresses = await _addresses(url.raw_host.decode(), port)
     except socket.gaierror as error:
         away = error.errno == socket.EAI_AGAIN
         raise (Unreachable if away else Rejected)(f"{url.host} is no known host{' for now' * away}") from error
-    addresses = [str(entry[4][0]) for entry in found]
     for address in addresses:
         if not allow_private and not is_public(address):
             raise Rejected(f"{url.host} is at {address}, which is no public address")
     return addresses[0]
+
+
+async def _addresses(host: str, port: int) -> list[str]:
+    """The host's addresses. Raises socket.gaierror, or another OSError of the resolver.
+
+    A resolver cannot be interrupted. The event loop's own executor would wait for it at the end, so a daemon thread
+    asks: neither the loop nor the process waits for an answer that comes too late.
+    """
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[list[str]] = loop.create_future()
+
+    def settle(addresses: list[str], error: OSError | UnicodeError | None) -> None:
+        if answer.done():  # cancelled: the time was up
+            return
+        answer.set_exception(error) if error else answer.set_result(addresses)
+
+    def ask() -> None:
+        addresses: list[str] = []
+        failed: OSError | UnicodeError | None = None
+        try:
+            addresses = [str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+        except (OSError, UnicodeError) as error:
+            failed = error
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(partial(settle, addresses, failed))
+
+    threading.Thread(target=ask, name=f"resolve {host[:64]}", daemon=True).start()
+    return await answer
 
 
 def is_public(address: str) -> bool:

@@ -85,6 +85,13 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
+def as_warnings(alike: Sequence[tuple[str, str]], most: int = 20) -> list[str]:
+    """A line for each of the first pairs of products that show nearly the same picture, and one for the others."""
+    lines = [f"{one} and {other} show nearly the same picture: is one photo wrong?" for one, other in alike[:most]]
+    more = len(alike) - most
+    return [*lines, f"and {more} more pairs: see --json"] if more > 0 else lines
+
+
 def progress_bar(*counts: ProgressColumn) -> Progress:
     """A progress bar on standard error. `counts` replace "m of n" and the task's field `note`, which is required."""
     return Progress(

@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipelines.cli.console import AsJson, RunId, SceneName, answer, err, exit_code, line, progress_bar, table
+from pipelines.cli.console import (
+    AsJson,
+    RunId,
+    SceneName,
+    answer,
+    as_warnings,
+    err,
+    exit_code,
+    line,
+    progress_bar,
+    table,
+)
 from pipelines.contracts import Reprocess
 from pipelines.errors import PackshotError, UsageError
 
@@ -65,7 +76,7 @@ def run(
     if not _planned([run_id]):
         raise PackshotError(f"run {run_id} ended before it was planned: nothing was made")
     found = _report(run_id)
-    answer(as_json, found.to_json(), *_as_text(found))
+    _answer(as_json, found)
     raise typer.Exit(exit_code([shot.state for shot in found.shots]) if success else 1)
 
 
@@ -165,6 +176,15 @@ def _report(run_id: str) -> Report:
     return report(engine, _resolved(engine, run_id))
 
 
+def _answer(as_json: bool, found: Report) -> None:
+    """A report as JSON or text, with the pairs of products that show nearly the same picture."""
+    from pipelines.ledger.reports import likenesses
+    from pipelines.quality.likeness import find_twins
+
+    alike = find_twins(likenesses(_engine(), found.run))
+    answer(as_json, {**found.to_json(), "alike": alike}, *_as_text(found), *as_warnings(alike))
+
+
 def _planned(run_ids: Sequence[str]) -> list[str]:
     """The runs that the ledger knows. It does not know a run whose `plan` failed."""
     from pipelines.ledger.reports import is_planned
@@ -195,8 +215,7 @@ def _as_text(found: Report) -> list[Text | Table]:
 @app.command()
 def report(run_id: RunId = "latest", as_json: AsJson = False) -> None:
     """Show for every product of a run whether it was published, held, rejected or failed, and why."""
-    found = _report(run_id)
-    answer(as_json, found.to_json(), *_as_text(found))
+    _answer(as_json, _report(run_id))
 
 
 @app.command()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipelines.cli.console import AsJson, answer, err, line, table
+from pipelines.cli.console import AsJson, answer, err, line, out, table
 
 if TYPE_CHECKING:
     from pipelines.services import Status
@@ -59,14 +59,23 @@ def _show(now: Status, as_json: bool) -> None:
          one.detail if one.embedded else "not ours")
         for one in now.services
     ]  # fmt: skip
-    logins = json.loads(now.passwords.read_text()) if now.passwords and now.passwords.exists() else {now.user: "…"}
-    names = " or ".join(f"{user} / {password}" for user, password in logins.items())
     answer(
         as_json,
         {"healthy": now.healthy, **dataclasses.asdict(now)},
         table("service", "state", "address", "", rows=rows),
-        f"Airflow: {now.ui}  log in as {names}",
+        f"Airflow: {now.ui}  log in as {_logins(now)}",
         f"Logs: {now.logs}",
     )
     if not now.healthy:
         raise typer.Exit(1)
+
+
+def _logins(now: Status) -> str:
+    """Users and passwords on a terminal. A file or a pipe, which others may read, gets the name of the passwords'
+    file instead."""
+    if now.passwords is None or not now.passwords.exists():
+        return f"{now.user} / …"
+    logins = json.loads(now.passwords.read_text())
+    if not out.is_terminal:
+        return f"{' or '.join(logins)}; the passwords are in {now.passwords}"
+    return " or ".join(f"{user} / {password}" for user, password in logins.items())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from pipelines.cli.console import AsJson, SceneName, answer, exit_code, progress_bar, table, visible
+from pipelines.cli.console import AsJson, SceneName, answer, as_warnings, exit_code, progress_bar, table, visible
 from pipelines.errors import UsageError
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ def shoot(
     as_json: AsJson = False,
 ) -> None:
     """Take a photo or a catalogue through every stage in this process, without services."""
+    from pipelines.quality.likeness import find_twins
+    from pipelines.runs.local import read_record
     from pipelines.runs.local import shoot as run_shoot
     from pipelines.settings import get_settings
 
@@ -48,11 +50,16 @@ def shoot(
         outcomes = run_shoot(source, recipe, out_dir, get_settings(), limit=limit, progress=done, started=started)
     sheet = out_dir / "contact_sheet.png"
     rows = [(outcome.sku, outcome.state.value, outcome.picture or outcome.reason) for outcome in outcomes]
+    skus = {outcome.sku for outcome in outcomes}
+    walked = [(shot, steps) for shot, steps in read_record(out_dir) if shot.sku in skus and shot.scene == scene]
+    codes = [steps["inspect"].facts.get("likeness", "") if "inspect" in steps else "" for _, steps in walked]
+    alike = find_twins([(shot.product, code) for (shot, _), code in zip(walked, codes, strict=True)])
     answer(
         as_json,
-        {"shots": outcomes, "contact_sheet": sheet},
+        {"shots": outcomes, "contact_sheet": sheet, "alike": alike},
         table("SKU", "state", "file or reason", rows=rows),
         f"Contact sheet: {sheet}",
+        *as_warnings(alike),
     )
     raise typer.Exit(exit_code([outcome.state for outcome in outcomes]))
 
@@ -62,6 +69,7 @@ def _recipe(scene: str, method: str | None, **overrides: Any) -> Recipe:
     from pipelines.models.profile import active_profile
     from pipelines.scenes import Scene, load_scene
     from pipelines.settings import get_settings
+    from pipelines.stages.painter import painter_of
     from pipelines.workflow import Recipe
 
     settings = get_settings()
@@ -71,4 +79,6 @@ def _recipe(scene: str, method: str | None, **overrides: Any) -> Recipe:
     profile, look = active_profile(), load_scene(scene)
     check_parts(profile, method or look.method)
     limit = settings.photo_max_megapixels
-    return Recipe(profile, look, method=method, compute=settings.compute(), max_megapixels=limit, **overrides)
+    recipe = Recipe(profile, look, method=method, compute=settings.compute(), max_megapixels=limit, **overrides)
+    painter_of(recipe)  # before a model is loaded
+    return recipe

@@ -9,13 +9,13 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from pipelines.diffusion.brushnet import BrushNetModel
 from pipelines.diffusion.fooocus import InpaintHead, apply_patch, check_unet
 from pipelines.diffusion.methods import method_named
+from pipelines.models.arguments import ControlNetArguments
 from pipelines.models.checkpoints import check_fits, load_net
 from pipelines.models.profile import Profile
 
 
 def load_branch(profile: Profile, name: str, unet: UNet2DConditionModel) -> dict[str, Any]:
-    """Load a method's branch and return it as a keyword argument of `InpaintingPipeline`. Fooocus also patches the
-    UNet.
+    """Load a method's branch and return it as keyword arguments of `InpaintingPipeline`. Fooocus also patches the UNet.
 
     Raises UsageError if files are missing, IntegrityError if they differ from the profile or do not fit this UNet,
     ValueError for Fooocus with a UNet of SD 1.5.
@@ -24,7 +24,9 @@ def load_branch(profile: Profile, name: str, unet: UNet2DConditionModel) -> dict
     if branch == "brushnet":
         return {branch: load_branch_net(profile, "brushnet", BrushNetModel, unet, "a BrushNet")}
     if branch == "inpaint_controlnet":
-        return {branch: load_branch_net(profile, "controlnet_inpaint", ControlNetModel, unet, "a ControlNet")}
+        net = load_branch_net(profile, "controlnet_inpaint", ControlNetModel, unet, "a ControlNet")
+        arguments = ControlNetArguments(**profile.part("controlnet_inpaint").arguments)
+        return {branch: net, "inpaint_scale": arguments.scale}
     if branch == "inpaint_head":
         check_unet(unet)
         head = InpaintHead.from_file(profile.part("fooocus_head").check().path)

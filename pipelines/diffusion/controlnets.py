@@ -106,11 +106,9 @@ def prepare_controls(
 
 
 def inpaint_control(net: ControlNetModel, seen: Tensor, scale: float, layout: Layout) -> PreparedControl:
-    """Prepare the inpainting ControlNet for the masked image `seen` (1 or shots, 3, H, W): 0..1, and -1 where it
-    paints.
+    """Prepare the inpainting ControlNet for its control image `seen` (1 or shots, 3, H, W); see `inpaint_condition`.
 
-    lllyasviel/control_v11p_sd15_inpaint was trained like this. It is never masked: its black is a colour, and -1 means
-    "paint here".
+    It is never masked: its black is a colour, and -1 means "paint here".
     """
     embedding = layout.for_both_halves(net.controlnet_cond_embedding(seen.to(net.device, net.dtype)))
     return PreparedControl(without_embedding(net), embedding, scale)

@@ -44,6 +44,7 @@ from pipelines.diffusion.inputs import (
     Masks,
     as_masks,
     as_pixels,
+    common_size,
     generator_per_image,
     image_list,
     prompt_per_shot,
@@ -51,7 +52,7 @@ from pipelines.diffusion.inputs import (
 from pipelines.diffusion.ip_adapter import IPAdapter
 from pipelines.diffusion.latents import decode, encode
 from pipelines.diffusion.mask_guidance import Resize
-from pipelines.diffusion.masking import latent_mask, masked_image
+from pipelines.diffusion.masking import inpaint_condition, latent_mask, masked_image
 from pipelines.diffusion.methods import METHODS, check_parts, method_named
 from pipelines.models.checkpoints import load_profile_base
 from pipelines.models.profile import load_profile
@@ -86,6 +87,7 @@ class InpaintingPipeline:
         inpaint_controlnet: For method "controlnet_inpaint".
         inpaint_head: For method "fooocus".
         control_kinds: What each ControlNet was trained on ("canny"), if known: mask guidance refuses some kinds.
+        inpaint_scale: Usual factor on the inpainting ControlNet's outputs, as its publisher recommends.
 
     Raises:
         ValueError: an unknown method, a missing module, or modules that do not fit together.
@@ -106,6 +108,7 @@ class InpaintingPipeline:
         inpaint_controlnet: ControlNetModel | None = None,
         inpaint_head: fooocus.InpaintHead | None = None,
         control_kinds: Sequence[str] = (),
+        inpaint_scale: float = 1.0,
     ):
         self.method = method_named(method)
         branches = {
@@ -136,6 +139,7 @@ class InpaintingPipeline:
         self.inpaint_head = inpaint_head if self.method.branch == "inpaint_head" else None
         self.controlnets = tuple(controlnets)
         self.control_kinds = tuple(control_kinds)
+        self.inpaint_scale = inpaint_scale
         self.ip_adapter: IPAdapter | None = None
         self.lora_scales: dict[str, float] = {}
         self.offload = False
@@ -285,7 +289,7 @@ class InpaintingPipeline:
         sizes: Sizes = AS_SAMPLED,
         brushnet_scale: float = 1.0,
         brushnet_mask: Literal["bicubic", "nearest"] = "bicubic",
-        controlnet_inpaint_scale: float = 1.0,
+        controlnet_inpaint_scale: float | None = None,
         control_images: Sequence[Images] = (),
         control_masks: Sequence[Masks | None] | None = None,
         control_scales: Sequence[float] | None = None,
@@ -320,7 +324,8 @@ class InpaintingPipeline:
             sizes: SDXL's size conditioning.
             brushnet_scale: Factor on BrushNet's outputs; 0 turns it off.
             brushnet_mask: How BrushNet's mask is resized: "bicubic" as in the paper, "nearest" as in the released code.
-            controlnet_inpaint_scale: Factor on the inpainting ControlNet's outputs; 0 turns it off.
+            controlnet_inpaint_scale: Factor on the inpainting ControlNet's outputs; 0 turns it off. Default: the
+                pipeline's `inpaint_scale`.
             control_images: One entry per ControlNet: an image for all shots, or one per shot. Empty: no ControlNet
                 runs.
             control_masks: One entry per ControlNet: a refined product mask for all shots, one per shot, or None for no
@@ -351,7 +356,7 @@ class InpaintingPipeline:
         shots = len(images)
         if not images:
             raise ValueError("There is no image to paint around.")
-        size = (images[0].height if height is None else height, images[0].width if width is None else width)
+        size = common_size(images, height, width)
         if any(side < 1 or side % self.vae_factor for side in size):
             raise ValueError(f"Height and width must be multiples of {self.vae_factor}, got {size[0]} x {size[1]}.")
         if min(num_inference_steps, num_images) < 1:
@@ -416,8 +421,9 @@ class InpaintingPipeline:
         )  # fmt: skip
         controls = prepare_controls(self.controlnets, self.control_kinds, inputs, layout, size, mask_resize)
         if self.inpaint_controlnet is not None:
-            seen = masked_image((pixels + 1) / 2, mask)
-            controls.append(inpaint_control(self.inpaint_controlnet, seen, controlnet_inpaint_scale, layout))
+            seen = inpaint_condition(pixels, mask)
+            scale = self.inpaint_scale if controlnet_inpaint_scale is None else controlnet_inpaint_scale
+            controls.append(inpaint_control(self.inpaint_controlnet, seen, scale, layout))
 
         # 7. Denoise
         denoiser_inputs = DenoiserInputs(conditioning, unet_options, unet_cond, brushnet_cond, tuple(controls))

@@ -69,6 +69,15 @@ def as_pixels(images: Sequence[Image.Image], size: tuple[int, int]) -> Tensor:
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
+def common_size(images: Sequence[Image.Image], height: int | None, width: int | None) -> tuple[int, int]:
+    """Return (height, width) to sample at: as given, else the images' own. Raises ValueError if these differ."""
+    sizes = {(image.height if height is None else height, image.width if width is None else width) for image in images}
+    if len(sizes) > 1:
+        listed = ", ".join(f"{h} x {w}" for h, w in sorted(sizes))
+        raise ValueError(f"Shots of one call have one size, got {listed} (height x width): give height and width.")
+    return sizes.pop()
+
+
 def as_masks(masks: Masks, shots: int, size: tuple[int, int]) -> Tensor:
     """Convert masks to (shots, 1, H, W), 0..1, resized by area if necessary. A single mask is repeated.
 
@@ -83,13 +92,11 @@ def as_masks(masks: Masks, shots: int, size: tuple[int, int]) -> Tensor:
             mask = np.asarray(mask.convert("L"), np.float32) / 255
         tensor = torch.as_tensor(mask, dtype=torch.float32)
         tensors.append(tensor.reshape(-1, 1, *tensor.shape[-2:]))
-    stacked = torch.cat(tensors)
+    if not all(one.min() >= 0 and one.max() <= 1 for one in tensors):
+        raise ValueError("Masks are 0..1, 1 = product.")
+    stacked = torch.cat([one if one.shape[-2:] == size else F.interpolate(one, size, mode="area") for one in tensors])
     if len(stacked) not in (1, shots):
         raise ValueError(f"{shots} shots need one mask or {shots}, got {len(stacked)}.")
-    if not (stacked.min() >= 0 and stacked.max() <= 1):
-        raise ValueError("Masks are 0..1, 1 = product.")
-    if stacked.shape[-2:] != size:
-        stacked = F.interpolate(stacked, size, mode="area")
     return stacked.expand(shots, -1, -1, -1)
 
 

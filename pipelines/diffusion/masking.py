@@ -17,6 +17,17 @@ def masked_image(pixels: Tensor, product_mask: Tensor, fill: float = -1.0) -> Te
     return torch.where(product_mask >= 0.5, pixels, fill)
 
 
+def inpaint_condition(pixels: Tensor, product_mask: Tensor) -> Tensor:
+    """The control image of the published inpainting ControlNets: the product in 0..1, and -1 where they paint.
+
+    This is what `lllyasviel/control_v11p_sd15_inpaint` and `alimama-creative/EcomXL_controlnet_inpaint` were trained
+    on. Their own mask is the inverse: 1 = to be painted.
+
+    pixels (B, 3, H, W), -1..1; mask (B, 1, H, W), 1 = product.
+    """
+    return masked_image((pixels + 1) / 2, product_mask)
+
+
 def latent_mask(
     product_mask: Tensor, size: tuple[int, int], interpolation: Literal["bicubic", "nearest"] = "bicubic"
 ) -> Tensor:

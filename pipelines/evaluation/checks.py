@@ -1,4 +1,4 @@
-"""Measure the checks on photos and cutouts: faults that are planted, and clean photos (`packshot measure checks`).
+"""Measure the checks: faults that are planted, and clean pictures (`packshot measure checks`).
 
 Faults are made of the training folder's cutouts (`evaluation/planted.py`). A check's threshold was set on products of
 the other half: the half is the sha256 of the product's name.
@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from pipelines.contracts import Product
 from pipelines.errors import Rejected, UsageError
-from pipelines.evaluation import planted
+from pipelines.evaluation import planted, planted_finals
 from pipelines.models.profile import Profile
 from pipelines.quality.checkerboard import LIMIT as CHECKERBOARD
 from pipelines.quality.checkerboard import measure_checkerboard
+from pipelines.quality.contact import measure_contact
 from pipelines.quality.intervals import Interval, interval
+from pipelines.quality.likeness import find_twins, likeness_code
 from pipelines.quality.product_photo import LIMIT as GRAPHIC
 from pipelines.quality.product_photo import measure_graphic
+from pipelines.scenes import Checks
 from pipelines.stages.cutout import CutoutModels, cutout, photo_checks, step_doubts
 from pipelines.vision.photos import Photo, read_photo
 from pipelines.vision.segmenters import HQSamSegmenter, SalientSegmenter
@@ -40,7 +44,8 @@ class CheckMeasure:
         check: Its name.
         recall: Share of the planted faults that are held.
         false_holds: Share of the clean photos that are held.
-        clean: What the clean photos are: `photos` as shops took them, or single products `on paper`.
+        clean: What the clean pictures are: `photos` as shops took them, single products `on paper`, or `finals` on
+            bundled backdrops.
     """
 
     check: str
@@ -123,6 +128,8 @@ def measure_checks(training: Path, profile: Profile, limit: int | None = None, d
         rgb, alpha = planted.see_through(product, rng)
         held = _held(rgb, models, name, alpha)
         glass.append(_Seen(name, "see-through", "see_through" in held))
+    twins, strangers = _likenesses(picked, models, faults, clean, rng)
+    faults_of_finals, clean_finals = _finals(picked, faults, clean, rng)
     held_whole = []
     for n in range(clean):
         name, product = picked(n)
@@ -140,10 +147,56 @@ def measure_checks(training: Path, profile: Profile, limit: int | None = None, d
             _figures("single_product", groups, whole[1], "on paper"),
             _figures("openings", opened, whole[2], "on paper"),
             _figures("see_through", glass, whole[3], "on paper"),
+            _figures("likeness", twins, strangers, "on paper"),
+            _figures("contact", faults_of_finals, clean_finals, "finals"),
         ),
         float(np.mean(held_by_any)),
         float(np.mean([bool(held) for _, held in held_whole])),
     )
+
+
+def _finals(
+    picked: Callable[[int], tuple[str, np.ndarray]], faults: int, clean: int, rng: np.random.Generator
+) -> tuple[list[_Seen], list[_Seen]]:
+    """What `contact` says of planted finals, and of those without a fault."""
+    threshold = Checks().contact
+
+    def seen(n: int, fault: str) -> _Seen:
+        name, product = picked(n)
+        found = measure_contact(*planted_finals.stood(product, rng, fault))
+        return _Seen(name, fault or "finals", found is not None and found.score < threshold)
+
+    kinds = planted_finals.FAULTS
+    return [seen(n, kinds[n % len(kinds)]) for n in range(faults)], [seen(n, "") for n in range(clean)]
+
+
+def _likenesses(
+    picked: Callable[[int], tuple[str, np.ndarray]],
+    models: CutoutModels,
+    faults: int,
+    clean: int,
+    rng: np.random.Generator,
+) -> tuple[list[_Seen], list[_Seen]]:
+    """Second photos of a product that are found among the first ones, and products that are taken for others."""
+
+    def photographed(n: int) -> tuple[Product, str]:
+        name, product = picked(n)
+        try:
+            result = cutout(Photo(planted.alone(product, rng), None), models, title=name)
+        except Rejected:
+            return Product(f"{n}", n, name, "", None), ""
+        rgba = np.dstack([result.colours, np.rint(result.matte * 255).astype(np.uint8)])
+        return Product(f"{n}", n, name, "", None), likeness_code(rgba)
+
+    first = [photographed(n) for n in range(max(clean, faults))]
+    taken = {sku for pair in find_twins(first[:clean]) for sku in pair}
+    strangers = [_Seen(product.title, "on paper", product.sku in taken) for product, _ in first[:clean]]
+    twins = []
+    for n in range(faults):
+        product, code = photographed(n)
+        again = Product(f"{n} again", n, "another title", "", None)
+        twins.append(_Seen(product.title, "second photo", bool(find_twins([first[n], (again, code)]))))
+    return twins, strangers
 
 
 def in_measured_half(name: str) -> bool:

@@ -18,18 +18,14 @@ from PIL import Image
 
 from pipelines.contracts import Shot, State, Step, Store
 from pipelines.errors import UsageError
+from pipelines.quality.contact import measure_contact
 from pipelines.quality.intervals import Interval, interval
 from pipelines.runs.local import read_record
+from pipelines.scenes import Checks
 from pipelines.settings import Settings
 from pipelines.store import FolderStore
 from pipelines.vision.backdrops import BackdropSettings, lay_backdrop
 from pipelines.vision.light import LUMA
-
-CONTACT = 0.08
-"""A product stands on its ground where the band below its foot is darker than the bare backdrop by this share."""
-
-BAND = 0.012
-"""Height of that band, as a share of the canvas's."""
 
 LIT = 0.03
 """The light changed where the final differs from the backdrop by more than this share, over a neighbourhood."""
@@ -110,7 +106,7 @@ def summarise(finals: Sequence[FinalMeasure]) -> SceneMeasure:
     return SceneMeasure(
         n=len(finals),
         sharpness_ratio=mean([f.sharpness_ratio for f in finals]),
-        contact_shadow=mean([None if f.darkening is None else f.darkening >= CONTACT for f in finals]),
+        contact_shadow=mean([None if f.darkening is None else f.darkening >= Checks().contact for f in finals]),
         darkening=mean([f.darkening for f in finals]),
         shadow_side=mean([None if f.side is None else f.side > 0 for f in finals]),
         overcompleted=mean([f.overcompleted for f in finals]),
@@ -155,7 +151,8 @@ def measure_final(shot: Shot, steps: dict[str, Step], store: Store) -> FinalMeas
         bare = lay_backdrop(store.get(job.inputs["backdrop"]), (final.shape[1], final.shape[0]), settings).pixels
         sharpness = sharpness_ratio(final, bare, matte)
         if job.parameters["placement"]["anchor"] == "ground":
-            darkening = contact_darkening(final, bare, matte)
+            contact = measure_contact(final, bare, matte)
+            darkening = contact.score if contact else None
             if settings.light_from != "front":
                 side = shadow_side(final, bare, matte, settings.light_from)
     return FinalMeasure(
@@ -197,29 +194,6 @@ def sharpness_ratio(final: np.ndarray, bare: np.ndarray, matte: np.ndarray) -> f
         for picture in (bare, final)
     )
     return left / own if own > 0.05 else None
-
-
-def contact_darkening(final: np.ndarray, bare: np.ndarray, matte: np.ndarray) -> float | None:
-    """How much darker the ground just below the foot is than the bare backdrop, as a share; None without a product.
-
-    The foot: the columns in which the outline is lowest, to 4 % of the product's height.
-    """
-    solid = matte >= 128
-    columns = np.flatnonzero(solid.any(axis=0))
-    if columns.size == 0:
-        return None
-    height = matte.shape[0]
-    lowest = height - 1 - solid[::-1, columns].argmax(axis=0)
-    tall = lowest.max() - np.flatnonzero(solid.any(axis=1))[0]
-    band = np.zeros(matte.shape, bool)
-    for column, row in zip(columns, lowest, strict=True):
-        if lowest.max() - row <= 0.04 * tall:
-            band[row + 1 : row + 2 + round(BAND * height), column] = True
-    band &= matte < 3
-    if not band.any():
-        return None
-    after, before = (float((picture.astype(np.float32) @ LUMA)[band].mean()) for picture in (final, bare))
-    return 1 - after / max(before, 1.0)
 
 
 def shadow_side(final: np.ndarray, bare: np.ndarray, matte: np.ndarray, light_from: str) -> float | None:

@@ -365,15 +365,17 @@ class PostgresLedger:
         """Closes a run as `success` or `failed`.
 
         `problem` describes what stopped publication. Its `reason` becomes that of every shot that was ready. A shot
-        that did not pass all stages ends as failed.
+        that did not pass all stages ends as failed. A failed run without a `problem` keeps the failed task that was
+        noted (`pipelines.ledger.endings`).
         """
+        kept = runs.c.problem if state == "failed" else None
         with self.engine.begin() as connection:
             outcomes.settle(connection, run)
             outcomes.close(connection, run, problem["reason"] if problem else None)
             connection.execute(
                 update(runs)
                 .where(runs.c.id == run)
-                .values(state=state, finished_at=func.now(), problem=dict(problem) if problem else None)
+                .values(state=state, finished_at=func.now(), problem=dict(problem) if problem else kept)
             )
 
     def rates(self) -> dict[str, float]:

@@ -14,9 +14,9 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, case, func, or_, select
 
-from pipelines.contracts import STAGES, ModelRef, ShotState, State, Step
+from pipelines.contracts import STAGES, ModelRef, Product, ShotState, State, Step
 from pipelines.errors import UsageError
-from pipelines.ledger.rows import read_steps
+from pipelines.ledger.rows import product_of, read_steps
 from pipelines.ledger.schema import (
     product_versions,
     publications,
@@ -252,6 +252,26 @@ def report(engine: Engine, run: str) -> Report:
         started_at=about.started_at,
         finished_at=about.finished_at,
     )
+
+
+def likenesses(engine: Engine, run: str) -> list[tuple[Product, str]]:
+    """The run's products in order, each with the code of what its cutout shows; "" where it was not inspected."""
+    code = (
+        select(steps.c.facts["likeness"].astext)
+        .join_from(run_steps, steps, run_steps.c.key == steps.c.key)
+        .where(run_steps.c.run == run_shots.c.run, run_steps.c.shot == run_shots.c.shot)
+        .where(run_steps.c.stage == "inspect", run_steps.c.chosen)
+        .limit(1)
+        .scalar_subquery()
+    )
+    statement = (
+        select(product_versions, run_shots.c.row, func.coalesce(code, "").label("likeness"))
+        .join_from(run_shots, product_versions, run_shots.c.version == product_versions.c.id)
+        .where(run_shots.c.run == run)
+        .order_by(run_shots.c.position)
+    )
+    with engine.connect() as connection:
+        return [(product_of(row), row.likeness) for row in connection.execute(statement)]
 
 
 def _stages(connection: Connection, run: str) -> tuple[dict[str, StageCount], dict[str, float]]:

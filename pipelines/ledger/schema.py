@@ -31,6 +31,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.pool import NullPool
 
+from pipelines.ledger import roles
 from pipelines.settings import ROOT
 
 SQL = ROOT / "sql"
@@ -111,6 +112,7 @@ runs = Table(
     Column("started_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     Column("finished_at", DateTime(timezone=True)),
     Column("problem", JSONB, comment="What stopped publication: failed expectations and their rows."),
+    Column("notified_at", DateTime(timezone=True), comment="When its failure was sent to the webhook and by mail."),
     Index(None, "triggered_by", "started_at"),
 )
 
@@ -285,9 +287,12 @@ model_promotions = Table(
 )
 
 
-def migrate(url: str) -> None:
-    """Bring a database to the newest schema and make the views of `sql/views` anew. Safe to run again and at once by
-    several processes: they take turns."""
+def migrate(url: str, worker: str = "") -> None:
+    """Bring a database to the newest schema, make the views of `sql/views` anew and protect what is append-only.
+
+    `url` is the owner's. Role `worker` gets its rights (`pipelines.ledger.roles`); "" grants none. Safe to run again
+    and at once by several processes: they take turns.
+    """
     from alembic import command
     from alembic.config import Config
 
@@ -302,3 +307,6 @@ def migrate(url: str) -> None:
         command.upgrade(config, "head")
         for definition in views.values():
             connection.execute(text(definition))
+        roles.protect(connection)
+        if worker:
+            roles.grant(connection, worker, list(views))

@@ -16,6 +16,7 @@ from typing import Any
 
 import diffusers
 import torch
+import transformers
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import SingleFileComponentError
 from diffusers.utils import logging as diffusers_logging
@@ -23,6 +24,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from transformers.utils import logging as transformers_logging
 
 from pipelines.errors import IntegrityError
+from pipelines.models.painters import PAINTERS
 from pipelines.models.profile import ModelPart, Profile
 from pipelines.models.weights import (
     check_nothing_missing,
@@ -103,6 +105,35 @@ def load_net(model_class: Any, part: ModelPart, expected: str) -> Any:
             weights = {name: value for name, value in translated.state_dict().items() if not value.is_meta}
         net.load_state_dict({name: value.float() for name, value in weights.items()})  # names missing tensors
         return net.eval()
+
+
+def load_painter(part: ModelPart, dtype: torch.dtype = torch.float32) -> Any:
+    """Load a painter, a pipeline of diffusers, from its folder, on the CPU; see `ModelPart.check`.
+
+    `PAINTERS` says of which class each module is; the folder's own index does not. So no folder brings code along.
+    Raises IntegrityError if a file is missing, holds code or belongs to another model.
+    """
+    painter, folder, expected = PAINTERS[part.pipeline], part.path, f"a diffusers folder for {part.pipeline}"
+    if code := sorted(folder.rglob("*.py")):
+        raise IntegrityError(f"{code[0]}: expected {expected}, weights and configurations alone; remove it")
+    for name in ("scheduler", *painter.readers, *painter.weights):
+        if not (folder / name).is_dir():
+            raise IntegrityError(f"{folder / name}: expected {expected}, found no such folder in it")
+    with reading(folder, expected), quiet(transformers_logging):
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        modules = {"scheduler": _scheduler(folder / "scheduler")}
+        for name, reader in painter.readers.items():
+            modules[name] = getattr(transformers, reader).from_pretrained(
+                folder / name, local_files_only=True, trust_remote_code=False
+            )
+    for name, model in painter.weights.items():
+        if hasattr(diffusers, model):
+            modules[name] = _from_folder(getattr(diffusers, model), folder / name, expected, part.weights, dtype)
+        else:
+            model_class = getattr(transformers, model)
+            modules[name] = load_transformer(model_class, folder / name, expected, part.weights, dtype)
+    flags = {flag: bool(index[flag]) for flag in painter.flags if flag in index}
+    return getattr(diffusers, part.pipeline)(**modules, **flags, **painter.fixed)
 
 
 def check_fits(path: Path, net: Any, unet: Any, expected: str) -> None:
@@ -221,7 +252,9 @@ def _base_from_folder(part: ModelPart) -> Base:
     return base
 
 
-def _from_folder(model_class: Any, folder: Path, expected: str, weights: Collection[Path]) -> Any:
+def _from_folder(
+    model_class: Any, folder: Path, expected: str, weights: Collection[Path], dtype: torch.dtype = torch.float32
+) -> Any:
     """Load a diffusers folder, of its files only those in `weights`, which were checked."""
     with reading(folder, expected):
         named = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name")
@@ -229,7 +262,7 @@ def _from_folder(model_class: Any, folder: Path, expected: str, weights: Collect
             raise ValueError(f"its config.json says {named}")
         model, info = model_class.from_pretrained(
             folder,
-            torch_dtype=torch.float32,
+            torch_dtype=dtype,
             local_files_only=True,
             output_loading_info=True,
             **weight_file_options(weights, folder),

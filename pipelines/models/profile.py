@@ -26,8 +26,10 @@ import yaml
 
 from pipelines.contracts import ModelRef
 from pipelines.errors import IntegrityError, PackshotError, UsageError
+from pipelines.models.arguments import check_arguments
 from pipelines.models.files import LEGACY_SUFFIXES, WEIGHT_SUFFIXES, check_file_complete, sha256_of
 from pipelines.models.hub import from_hub
+from pipelines.models.painters import PAINTER, PAINTERS, painter_class
 from pipelines.settings import get_settings
 
 PROFILES = Path(__file__).resolve().parents[1] / "profiles"
@@ -56,7 +58,8 @@ class ModelPart:
 
     Its source is `files` of the hub repository `hub` at `ref.revision`, or `url`. `config` is a folder of diffusers
     configurations for a single file, which contains none. An `optional` part is fetched only by name. `locked` maps the
-    configurations in its folder to their sha256; if it is None, their content is not checked.
+    configurations in its folder to their sha256; if it is None, their content is not checked. `pipeline` is a painter's
+    class, a key of `PAINTERS`. `arguments` are what the profile sets beside files; see `pipelines.models.arguments`.
     """
 
     name: str
@@ -72,6 +75,8 @@ class ModelPart:
     config: Path | None = None
     optional: bool = False
     locked: Mapping[str, str] | None = field(default=None, hash=False)
+    pipeline: str = ""
+    arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def single_file(self) -> bool:
@@ -86,8 +91,8 @@ class ModelPart:
     def weights(self) -> tuple[Path, ...]:
         """The weight files to load, in name order: all that the profile lists. The digest covers them.
 
-        Without a list it is each folder's safetensors files, or its torch files if it has none. Raises UsageError if
-        one is missing.
+        Without a list it is each folder's safetensors files, or its torch files if it has none. A painter has no torch
+        files. Raises UsageError if one is missing.
         """
         if self.path.is_file():
             return (self.path,)
@@ -100,6 +105,9 @@ class ModelPart:
             if missing := [file for file in listed if not file.is_file()]:
                 raise UsageError(f"model {self.name}: {missing[0]} is not there{self._remedy}")
             return tuple(listed)
+        if self.kind == PAINTER:
+            modules = sorted(PAINTERS[self.pipeline].weights)
+            return tuple(file for name in modules for file in self._found(self.path / name, ".safetensors"))
         across = BASE_MODELS if self.kind == "base" else ()
         folders = [folder for name in across if (folder := self.path / name).is_dir()] or [self.path]
         return tuple(file for folder in folders for file in self._found(folder, ".safetensors", ".bin"))
@@ -395,7 +403,8 @@ def _check_configurations(part: ModelPart) -> None:
     listed = {*part.files, *(part.locked or ())}
     for pattern in _REDIRECTING:
         for file in (file for file in _inside(part.path) if file.match(pattern)):
-            if file.relative_to(part.path).as_posix() not in listed and file not in part.weights:
+            named = part.kind == PAINTER and file.match("*.index.json")  # its shards are the part's weights, see below
+            if file.relative_to(part.path).as_posix() not in listed and file not in part.weights and not named:
                 raise IntegrityError(
                     f"{file}: expected only files that the profile lists, found one that makes other weights load; "
                     "remove it, or list it under `files`"
@@ -476,6 +485,8 @@ def _read_part(profile: str, name: str, entries: Mapping[str, dict[str, Any]], r
     path = Path(os.path.normpath(root.absolute() / entry["path"]))
     if not path.is_relative_to(os.path.normpath(root.absolute())):
         raise ValueError(f"{name}: path {entry['path']!r} leaves the profile's folder")
+    if PAINTER in (name, entry["kind"]):
+        _check_painter(name, entry)
     sha256 = "" if entry["sha256"] == UNPINNED else str(entry["sha256"])
     hub, url = entry.get("hub", ""), entry.get("url", "")
     return ModelPart(
@@ -492,7 +503,23 @@ def _read_part(profile: str, name: str, entries: Mapping[str, dict[str, Any]], r
         config=PROFILES / entry["config"] if "config" in entry else None,
         optional=bool(entry.get("optional", False)),
         locked={str(file): str(digest) for file, digest in entry["locked"].items()} if "locked" in entry else None,
+        pipeline=entry.get("pipeline", ""),
+        arguments=check_arguments(name, entry["kind"], entry.get("arguments", {})),
     )
+
+
+def _check_painter(name: str, entry: Mapping[str, Any]) -> None:
+    """Raise ValueError if an entry is no painter: an unknown pipeline, a single file, or files that may hold code."""
+    if entry["kind"] != PAINTER:
+        raise ValueError(f"{name}: its kind must be {PAINTER}, not {entry['kind']!r}")
+    try:
+        painter_class(entry.get("pipeline", ""))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    unsafe = [file for file in entry.get("files", ()) if Path(file).suffix in {*LEGACY_SUFFIXES, ".py"}]
+    unsafe += [entry["path"]] if Path(entry["path"]).suffix in WEIGHT_SUFFIXES else []
+    if unsafe:
+        raise ValueError(f"{name}: {unsafe[0]}: a painter is a folder of safetensors and configurations")
 
 
 def _check_trusted(part: ModelPart, names: str, actual: str) -> None:

@@ -92,8 +92,14 @@ def weight_file_options(weights: Collection[Path], folder: Path) -> dict[str, An
     return {"use_safetensors": suffix == ".safetensors", "variant": None if plain else "fp16"}
 
 
-def load_transformer(model_class: Any, folder: Path, expected: str, weights: Collection[Path] | None = None) -> Any:
-    """Load a transformers model, float32, on the CPU. Raises IntegrityError if the folder holds another model.
+def load_transformer(
+    model_class: Any,
+    folder: Path,
+    expected: str,
+    weights: Collection[Path] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Any:
+    """Load a transformers model on the CPU. Raises IntegrityError if the folder holds another model.
 
     `weights` are the files to read, as in the model's part; default: `model.safetensors`.
     """
@@ -107,7 +113,7 @@ def load_transformer(model_class: Any, folder: Path, expected: str, weights: Col
         model, info = model_class.from_pretrained(
             folder,
             local_files_only=True,
-            dtype=torch.float32,
+            dtype=dtype,
             output_loading_info=True,
             **({"use_safetensors": True} if weights is None else weight_file_options(weights, folder)),
         )

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 from pipelines.contracts import canonical_json, sha256_hex
 from pipelines.diffusion.control_kinds import REFUSED_KINDS, Kind
 from pipelines.errors import UsageError
+from pipelines.scenes.strict_yaml import read_yaml
 from pipelines.settings import MAX_MEGAPIXELS, get_settings
 
 FOLDER = Path(__file__).resolve().parent
@@ -208,6 +209,7 @@ class Checks(_Part):
     fidelity: Share = 1.0
     halo: float = Field(0.06, ge=0)
     background: Share = 0.5
+    contact: Share = 0.08
 
 
 class Scene(_Part):
@@ -383,7 +385,7 @@ def check_scene(path: Path) -> Scene:
     Raises UsageError with one line that names file, field and what was expected.
     """
     try:
-        data = yaml.safe_load(path.read_text("utf-8"))
+        data = read_yaml(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"{path}: not a readable YAML file: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):

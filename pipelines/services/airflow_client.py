@@ -11,13 +11,14 @@ server that does not answer is `Unavailable`. Other errors are httpx's own.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
-from typing import Any, Self
+from datetime import UTC, date, datetime, timedelta
+from typing import Any, Literal, Self
 from urllib.parse import quote
 
 import httpx
+from pydantic import TypeAdapter
 from tenacity import Retrying, retry_if_exception_type, retry_if_result, stop_after_delay, wait_fixed
 
 from pipelines.errors import Unavailable, UsageError
@@ -54,6 +55,22 @@ class RunProgress:
     done: int
     total: int
     running: tuple[str, ...] = ()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run is over."""
+        return self.state in ENDED
+
+
+@dataclass(frozen=True, slots=True)
+class AirflowRun:
+    """One run as Airflow has it. `started_at` is None while it is queued, `ended_at` until it ends."""
+
+    run: str
+    dag_id: str
+    state: str
+    started_at: datetime | None
+    ended_at: datetime | None
 
     @property
     def ended(self) -> bool:
@@ -121,9 +138,15 @@ class Airflow:
         answer = self._call("GET", "/api/v2/importErrors")
         return [f"{e['filename']}: {e['stack_trace'].strip().splitlines()[-1]}" for e in answer["import_errors"]]
 
-    def dag_ids(self) -> list[str]:
-        """The DAGs that Airflow has read."""
-        return sorted(dag["dag_id"] for dag in self._call("GET", "/api/v2/dags", params={"limit": 100})["dags"])
+    def dag_ids(self, tag: str | None = None) -> list[str]:
+        """The DAGs that Airflow has read, those with this tag if one is given."""
+        params = {"limit": 100} | ({"tags": tag} if tag else {})
+        return sorted(dag["dag_id"] for dag in self._call("GET", "/api/v2/dags", params=params)["dags"])
+
+    def time_limit(self, dag_id: str) -> timedelta | None:
+        """How long a run of the DAG may take."""
+        limit = self._call("GET", f"/api/v2/dags/{dag_id}/details")["dag_run_timeout"]
+        return TypeAdapter(timedelta | None).validate_python(limit)  # an ISO 8601 duration
 
     def pools(self) -> dict[str, int]:
         """Slots of every pool."""
@@ -153,6 +176,34 @@ class Airflow:
         running = sorted(_task_name(task) for task in tasks if task["state"] == "running")
         return RunProgress(state, sum(task["state"] in ENDED for task in tasks), len(tasks), tuple(running))
 
+    def run(self, dag_id: str, run_id: str) -> AirflowRun | None:
+        """The run, or None if Airflow does not know it."""
+        answer = self._request("GET", _run_path(dag_id, run_id))
+        return None if answer.status_code == httpx.codes.NOT_FOUND else _run(_decoded(answer))
+
+    def runs(
+        self, dag_ids: Sequence[str], states: Sequence[str], ended_since: datetime | None = None
+    ) -> list[AirflowRun]:
+        """The newest 100 runs of these DAGs in these states."""
+        body = {"dag_ids": list(dag_ids), "states": list(states), "order_by": "-id", "page_limit": 100}
+        if ended_since is not None:
+            body["end_date_gte"] = ended_since.isoformat()
+        return [_run(found) for found in self._call("POST", "/api/v2/dags/~/dagRuns/list", json=body)["dag_runs"]]
+
+    def marked_by(self, run: AirflowRun) -> str:
+        """Who set the run to the state that it is in, by Airflow's audit log. "" if nobody did, or if this user may not
+        read that log."""
+        params = {"dag_id": run.dag_id, "run_id": run.run, "event": "patch_dag_run", "order_by": "-when", "limit": 1}
+        if run.started_at is not None:
+            params["after"] = run.started_at.isoformat()
+        answer = self._request("GET", "/api/v2/eventLogs", params=params)
+        found = [] if answer.status_code == httpx.codes.FORBIDDEN else _decoded(answer)["event_logs"]
+        return str(found[0]["owner"]) if found and f'"state": "{run.state}"' in (found[0]["extra"] or "") else ""
+
+    def mark(self, dag_id: str, run_id: str, state: Literal["success", "failed"]) -> None:
+        """Ends a run by hand, as its page in Airflow does."""
+        self._call("PATCH", _run_path(dag_id, run_id), json={"state": state})
+
     def tasks(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
         """The run's task instances as the API tells them: task_id, map_index, state, pool, try_number, ..."""
         return self._pages(f"{_run_path(dag_id, run_id)}/taskInstances", "task_instances", order_by="id")
@@ -171,7 +222,7 @@ class Airflow:
 
     def page(self, dag_id: str, run_id: str) -> str:
         """Address of the run in Airflow's UI."""
-        return f"{self.url}/dags/{dag_id}/runs/{quote(run_id, safe='')}"
+        return run_page(self.url, dag_id, run_id)
 
     def follow(
         self,
@@ -275,6 +326,11 @@ class Airflow:
         self._client.headers["Authorization"] = f"Bearer {response.json()['access_token']}"
 
 
+def run_page(url: str, dag_id: str, run_id: str) -> str:
+    """Address of a run in the UI of the Airflow at `url`."""
+    return f"{url.rstrip('/')}/dags/{dag_id}/runs/{quote(run_id, safe='')}"
+
+
 def _decoded(response: httpx.Response) -> Any:
     if response.status_code in REFUSED:
         raise UsageError(f"Airflow refuses: {_detail(response)}")
@@ -291,6 +347,11 @@ def _detail(response: httpx.Response) -> str:
     if isinstance(detail, list):
         detail = "; ".join(f"{'.'.join(map(str, item.get('loc', ())))}: {item.get('msg')}" for item in detail)
     return " ".join(str(detail).partition("Failed validating")[0].split())  # what follows repeats the schema
+
+
+def _run(answer: Mapping[str, Any]) -> AirflowRun:
+    started, ended = (answer[name] and datetime.fromisoformat(answer[name]) for name in ("start_date", "end_date"))
+    return AirflowRun(answer["dag_run_id"], answer["dag_id"], answer["state"], started, ended)
 
 
 def _run_path(dag_id: str, run_id: str) -> str:

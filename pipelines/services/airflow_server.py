@@ -70,7 +70,10 @@ def airflow_environment(settings: Settings, installation: Installation) -> dict[
     }
     return {
         **variables,
-        **settings.environment(),
+        **settings.model_copy(update={"airflow_database_url": ""}).environment(),
+        # empty, so that neither the environment of `packshot up` nor its file gives them to a task
+        "PACKSHOT_AIRFLOW_PASSWORD": "",
+        "PACKSHOT_OWNER_DATABASE_URL": "",
         "AIRFLOW_HOME": str(home),
         "PYTHONPATH": str(ROOT),
         "MALLOC_ARENA_MAX": "2",

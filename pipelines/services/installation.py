@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 LOOPBACK = "127.0.0.1"
+WORKER = "packshot_worker"
+"""The role that reads and inserts in the embedded ledger."""
 PORTS = range(15_000, 22_000)  # below the kernel's ephemeral ports, and so is the gRPC port that SeaweedFS adds
 GRPC_OFFSET = 10_000
 
@@ -43,7 +45,8 @@ class Installation:
 
     postgres_port: int = field(default_factory=free_port)
     postgres_password: str = field(default_factory=_password)  # of the superuser, for `up` alone
-    packshot_password: str = field(default_factory=_password)
+    packshot_password: str = field(default_factory=_password)  # of the ledger's owner, likewise
+    worker_password: str = field(default_factory=_password)
     airflow_database_password: str = field(default_factory=_password)
     s3_ports: list[int] = field(default_factory=lambda: [free_port() for _ in range(5)])
     s3_access_key: str = field(default_factory=_password)
@@ -70,7 +73,12 @@ class Installation:
 
     @property
     def database_url(self) -> str:
-        """SQLAlchemy URL of the ledger in the embedded Postgres."""
+        """SQLAlchemy URL of the ledger in the embedded Postgres, for everything but migrations."""
+        return f"postgresql+psycopg2://{WORKER}:{self.worker_password}@{LOOPBACK}:{self.postgres_port}/packshot"
+
+    @property
+    def owner_database_url(self) -> str:
+        """SQLAlchemy URL of the ledger's owner there, who migrates."""
         return f"postgresql+psycopg2://packshot:{self.packshot_password}@{LOOPBACK}:{self.postgres_port}/packshot"
 
     @property

@@ -60,8 +60,6 @@ def up(settings: Settings, *, airflow: bool = True, report: Report = lambda line
     `airflow` False leaves Airflow out (tests of the ledger and the store). `report` gets a line a service. Takes
     seconds if everything runs. Raises ServiceFailed.
     """
-    from pipelines.ledger.schema import migrate
-
     state_dir = settings.state_dir
 
     def timed(name: str, start: Callable[[], bool]) -> None:
@@ -90,7 +88,7 @@ def up(settings: Settings, *, airflow: bool = True, report: Report = lambda line
         elif not store_answers(store_client(settings), settings.s3_bucket, make=True):
             raise ServiceFailed(f"the store at {settings.s3_endpoint} takes no object: check PACKSHOT_S3_*")
         write_private(environment_file(state_dir), _environment_text(settings, embedded))
-        migrate(settings.database_url)
+        _migrate(settings)
 
         # 3. Airflow on top of them
         if airflow and "airflow" in embedded:
@@ -99,6 +97,27 @@ def up(settings: Settings, *, airflow: bool = True, report: Report = lambda line
             timed("airflow", lambda: start_airflow(settings, installation, report))
     get_settings.cache_clear()
     return status(settings, airflow=airflow)
+
+
+def _migrate(settings: Settings) -> None:
+    """Migrates as the owner. The user of `database_url` gets a worker's rights, where it is another."""
+    from psycopg2.errors import InsufficientPrivilege
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ProgrammingError
+
+    from pipelines.ledger.schema import migrate
+
+    owner = settings.owner_database_url or settings.database_url
+    worker = make_url(settings.database_url).username or ""
+    try:
+        migrate(owner, worker if worker != make_url(owner).username else "")
+    except ProgrammingError as error:
+        if not isinstance(error.orig, InsufficientPrivilege):
+            raise
+        raise ServiceFailed(
+            f"user {make_url(owner).username!r} is not the owner of the ledger at {host(owner)} and cannot migrate it: "
+            "set PACKSHOT_OWNER_DATABASE_URL to the owner's address"
+        ) from error
 
 
 def down(settings: Settings, *, report: Report = lambda line: None) -> None:
@@ -170,10 +189,11 @@ def _one_at_a_time(state_dir: Path) -> Iterator[None]:
 
 def _without_embedded(settings: Settings, installation: Installation) -> Settings:
     """`settings` without the embedded addresses that an earlier `up` left in the environment file."""
-    ours = {"database_url", "airflow_database_url", "s3_endpoint", "airflow_url"}
-    return settings.model_copy(
-        update={name: "" for name in ours if getattr(settings, name) == getattr(installation, name)}
-    )
+    ours = {"database_url", "owner_database_url", "airflow_database_url", "s3_endpoint", "airflow_url"}
+    update = {name: "" for name in ours if getattr(settings, name) == getattr(installation, name)}
+    if settings.database_url == installation.owner_database_url:  # left by an `up` before there was a worker's role
+        update["database_url"] = ""
+    return settings.model_copy(update=update)
 
 
 def _embedded(settings: Settings) -> set[str]:
@@ -187,6 +207,7 @@ def _connected(settings: Settings, installation: Installation) -> Settings:
     update: dict[str, object] = {}
     if not settings.database_url:
         update["database_url"] = installation.database_url
+        update["owner_database_url"] = installation.owner_database_url
     if not settings.airflow_database_url:
         update["airflow_database_url"] = installation.airflow_database_url
         if settings.database_url:

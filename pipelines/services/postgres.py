@@ -13,10 +13,11 @@ from pathlib import Path
 
 import psutil
 import psycopg2
+import psycopg2.extensions
 from psycopg2 import sql
 
 from pipelines.services.daemons import Daemon, ServiceFailed, ensure, process, wait
-from pipelines.services.installation import LOOPBACK, Installation, write_private
+from pipelines.services.installation import LOOPBACK, WORKER, Installation, write_private
 from pipelines.settings import Settings
 
 USER_NAMESPACE = ("unshare", "--user", "--map-user=1000", "--map-group=1000")
@@ -44,6 +45,7 @@ def start_postgres(settings: Settings, installation: Installation) -> bool:
     wait(settings.state_dir, "postgres", lambda: database_answers(installation.superuser_url), 60)
     _create_database(installation.superuser_url, "packshot", installation.packshot_password)
     _create_database(installation.superuser_url, "airflow", installation.airflow_database_password)
+    _create_worker(installation)
     return started
 
 
@@ -149,13 +151,29 @@ def _create_database(admin_url: str, name: str, password: str) -> None:
     connection.autocommit = True
     identifier = sql.Identifier(name)
     with connection.cursor() as cursor:
-        cursor.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [name])
-        if cursor.fetchone() is None:
-            cursor.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(identifier, sql.Literal(password)))
+        _create_role(cursor, name, password)
         cursor.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name])
         if cursor.fetchone() is None:
             cursor.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(identifier, identifier))
             cursor.execute(sql.SQL("REVOKE CONNECT ON DATABASE {} FROM PUBLIC").format(identifier))
+    connection.close()
+
+
+def _create_role(cursor: psycopg2.extensions.cursor, name: str, password: str) -> None:
+    """Creates a role that may log in, unless it exists."""
+    cursor.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [name])
+    if cursor.fetchone() is None:
+        create = sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(sql.Identifier(name), sql.Literal(password))
+        cursor.execute(create)
+
+
+def _create_worker(installation: Installation) -> None:
+    """Creates the role of everything but migrations and lets it into the ledger. `migrate` gives it its rights."""
+    connection = psycopg2.connect(_libpq(installation.superuser_url))
+    connection.autocommit = True
+    with connection.cursor() as cursor:
+        _create_role(cursor, WORKER, installation.worker_password)
+        cursor.execute(sql.SQL("GRANT CONNECT ON DATABASE packshot TO {}").format(sql.Identifier(WORKER)))
     connection.close()
 
 
@@ -166,7 +184,7 @@ def have_airflow_database(settings: Settings) -> None:
     if database_answers(settings.airflow_database_url):
         return
     name = make_url(settings.airflow_database_url).database or "airflow"
-    connection = psycopg2.connect(_libpq(settings.database_url))
+    connection = psycopg2.connect(_libpq(settings.owner_database_url or settings.database_url))
     connection.autocommit = True
     try:
         with connection.cursor() as cursor:

@@ -7,8 +7,10 @@ import sysconfig
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipelines.contracts import sha256_hex
 from pipelines.services.daemons import Daemon, ensure, wait
 from pipelines.services.installation import LOOPBACK, Installation
+from pipelines.services.s3_security import secure
 from pipelines.settings import Settings
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ PROBE = "probe"
 
 
 def start_store(settings: Settings, installation: Installation) -> bool:
-    """Starts SeaweedFS in one process, with its unauthenticated interfaces disabled as far as possible."""
+    """Starts SeaweedFS in one process. Every port but S3's own wants a certificate that only its parts have."""
     data = settings.state_dir / "s3"
     data.mkdir(mode=0o700, exist_ok=True)
     s3, master, volume, filer, admin = installation.s3_ports
@@ -51,7 +53,9 @@ def start_store(settings: Settings, installation: Installation) -> bool:
         "AWS_SECRET_ACCESS_KEY": installation.s3_secret_key,
         "GOMEMLIMIT": "400MiB",
     }
-    started = ensure(settings.state_dir, Daemon("s3", argv, env, cwd=data))
+    security = secure(settings.state_dir / "s3-security")
+    drawn = sha256_hex((security / "security.toml").read_bytes())  # a store that runs without it is restarted
+    started = ensure(settings.state_dir, Daemon("s3", argv, env, cwd=security, code=drawn))
     client = store_client(settings)
     wait(settings.state_dir, "s3", lambda: store_answers(client, settings.s3_bucket, make=True), 90)
     return started

@@ -6,7 +6,8 @@ and on the plate for a halo around the product. The first seed that passes both 
 
 A scene with a backdrop begins from that picture with the product and its drawn shadow on it, not from noise. In mode
 `adjust` only the light of what is painted goes on to the next stage (`pipelines.vision.light`), in `transform` all of
-it; in `lock` nothing is painted.
+it; in `lock` nothing is painted. Such a scene is painted by the profile's painter if it has one
+(`pipelines.diffusion.image_to_image`), otherwise by packshot's own sampler.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from PIL import Image
 from pipelines.contracts import Job, Made, Output, Shot, Step, sha256_hex
 from pipelines.diffusion.acceleration import accelerate, free_memory, shots_that_fit
 from pipelines.diffusion.control import canny_edges, line_art, pose_map, read_pose
+from pipelines.diffusion.image_to_image import ImageToImage
 from pipelines.diffusion.inpainting import InpaintingPipeline
 from pipelines.diffusion.mask_guidance import refine_mask
 from pipelines.diffusion.methods import parts_of
@@ -31,6 +33,7 @@ from pipelines.quality.evidence import weights_ref
 from pipelines.quality.fidelity import halo
 from pipelines.quality.overcompletion import SURE, OvercompletionDetector
 from pipelines.scenes import BackdropPicture, Checks, Control, Scene
+from pipelines.stages.painter import native_size, painter_of
 from pipelines.vision.backdrops import DRAWN, BackdropSettings, lay_backdrop
 from pipelines.vision.light import light_between, light_png, relight
 from pipelines.vision.people import garment_part
@@ -45,9 +48,10 @@ SIDE_MULTIPLE = 64
 
 @dataclass(frozen=True, slots=True)
 class GenerateModels:
-    """The sampler with its branches (none where nothing is painted), and the segmenter that looks at what it made."""
+    """The sampler with its branches, or another painter (neither where nothing is painted), and the segmenter that
+    looks at what it made."""
 
-    pipeline: InpaintingPipeline | None
+    pipeline: InpaintingPipeline | ImageToImage | None
     detector: OvercompletionDetector
 
 
@@ -72,13 +76,17 @@ def noise_seed(job: Job) -> int:
 def job(shot: Shot, upstream: Mapping[str, Step], recipe: Recipe, candidate: int) -> Job:
     """What raw image and plate depend on: photo, cutout, backdrop, prompt, sampler settings, models, seed."""
     scene, profile = recipe.scene, recipe.profile
-    method = recipe.method or scene.method
+    painter = painter_of(recipe)
+    method = painter.pipeline if painter else recipe.method or scene.method
     picture = scene.backdrop.picture_for(shot.sku) if scene.backdrop else None
     parts = ["salient"]
-    if _paints(recipe):
+    if painter:
+        parts += [painter.name]
+    elif _paints(recipe):
         parts += [*profile.sampler_parts, *parts_of(profile, method)]
         parts += [f"controlnet_{control.kind}" for control in scene.controls]
         parts += [scene.lora.name] if scene.lora else []
+    arguments = {name: dict(part.arguments) for name in parts if (part := profile.part(name)).arguments}
     base_seed = scene.base_seed if recipe.seed is None else recipe.seed
     return Job(
         stage=STAGE.name,
@@ -98,6 +106,7 @@ def job(shot: Shot, upstream: Mapping[str, Step], recipe: Recipe, candidate: int
             **scene.sampler_settings(),
             **(_on_backdrop(shot, recipe, picture) if picture else {}),
             **({"pose": shot.product.extra.get("pose", "")} if _wants_pose(recipe) else {}),
+            **({"arguments": arguments} if arguments else {}),
         },
         models=(*(profile.ref(name) for name in parts), weights_ref()),
         seed=candidate_seed(shot, base_seed, candidate),
@@ -138,11 +147,14 @@ def supplies(shot: Shot, recipe: Recipe) -> list[tuple[bytes, str]]:
 
 
 def load(recipe: Recipe) -> GenerateModels:
-    """Load the sampler for the scene's method, with its controls and LoRA, and the fast segmenter."""
+    """Load the profile's painter, or the sampler for the scene's method with its controls and LoRA; and the fast
+    segmenter."""
     scene = recipe.scene
     detector = OvercompletionDetector.from_profile(recipe.profile)
     if not _paints(recipe):
         return GenerateModels(None, detector)
+    if painter := painter_of(recipe):
+        return GenerateModels(ImageToImage.from_part(painter, recipe.compute), detector)
     pipeline = InpaintingPipeline.from_profile(
         recipe.profile.name,
         method=recipe.method or scene.method,
@@ -193,14 +205,34 @@ def _paint(
     small = [_Reduced.of(work, pose, recipe) for work, pose in zip(works, poses, strict=True)]
     images = [item.canvas for item in small]
     before: list[Image.Image | None] = [None] * len(small)
+    about = {"compute": str(recipe.compute)}
     if models.pipeline is not None:
         if scene.backdrop and scene.backdrop.mode == "adjust":
             before = list(models.pipeline.round_trip(images))
-        images = _sample(works, small, models.pipeline, recipe)
+        if isinstance(models.pipeline, ImageToImage):
+            images = _edit(works, small, models.pipeline, recipe)
+            about = {"compute": str(models.pipeline.compute), "painter": models.pipeline.name}
+        else:
+            images = _sample(works, small, models.pipeline, recipe)
     return [
-        _measured(image, start, item, scene, models.detector, str(recipe.compute))
+        _measured(image, start, item, scene, models.detector, about)
         for image, start, item in zip(images, before, small, strict=True)
     ]
+
+
+def _edit(works: Sequence[Work], small: Sequence[_Reduced], painter: ImageToImage, recipe: Recipe) -> list[Image.Image]:
+    """Let the profile's painter paint each canvas. It knows no product mask."""
+    scene = recipe.scene
+    assert scene.backdrop is not None  # `painter_of` wants one
+    return painter(
+        [item.canvas for item in small],
+        [work.job.parameters["prompt"] for work in works],
+        [work.job.parameters["negative_prompt"] for work in works],
+        [noise_seed(work.job) for work in works],
+        strength=scene.backdrop.noise,
+        steps=scene.steps,
+        guidance_scale=scene.guidance_scale,
+    )
 
 
 def _sample(
@@ -253,7 +285,7 @@ class _Reduced:
     def of(cls, work: Work, pose: np.ndarray | None, recipe: Recipe) -> _Reduced:
         channel = recipe.scene.channel
         canvas = (channel.width, channel.height)
-        width, height = model_canvas(*canvas, recipe.profile.native_size)
+        width, height = model_canvas(*canvas, native_size(recipe))
         photo = read_photo(work.inputs["photo"], recipe.max_megapixels).image()
         cutout = Image.open(io.BytesIO(work.inputs["cutout"]))
         matte = np.asarray(cutout.getchannel("A"))
@@ -337,9 +369,11 @@ def _measured(
     item: _Reduced,
     scene: Scene,
     detector: OvercompletionDetector,
-    compute: str,
+    about: Mapping[str, str],
 ) -> Made:
-    """One candidate: `image` as it was painted, `before` as the painting began where its light alone is wanted."""
+    """One candidate: `image` as it was painted, `before` as the painting began where its light alone is wanted.
+
+    about: facts about who painted it and where."""
     matte = np.asarray(item.matte)
     painted = _clean(image, matte, scene)
     outputs: tuple[Output, ...] = ()
@@ -368,7 +402,7 @@ def _measured(
             "e_plus": found.e_plus,
             "halo": halo(np.asarray(item.over(Image.fromarray(plate))), matte).score,
             "uncertainty": found.uncertainty,
-            "compute": compute,
+            **about,
         },
     )
 

@@ -14,10 +14,13 @@ import numpy as np
 from PIL import Image
 
 from pipelines.contracts import Job, Made, Shot, Step, Verdict
+from pipelines.quality.contact import measure_contact
 from pipelines.quality.evidence import weights_ref
 from pipelines.quality.fidelity import Measure, background_quality, halo, product_fidelity
 from pipelines.quality.heat import heat_picture
+from pipelines.quality.likeness import likeness_code
 from pipelines.quality.overcompletion import SURE, OvercompletionDetector, reduced
+from pipelines.vision.backdrops import BackdropSettings, lay_backdrop
 from pipelines.vision.photos import read_photo
 from pipelines.vision.placement import Placement, lay_product
 from pipelines.workflow import Recipe, Stage, Work
@@ -31,9 +34,10 @@ pictures, to have the same saliency map."""
 
 
 def job(shot: Shot, upstream: Mapping[str, Step], recipe: Recipe, candidate: int) -> Job:
-    """Return the inspection's job: final image, placed product, the candidate's saliency map, thresholds, models."""
-    made = upstream["generate"]
-    known = {output.role: output.sha256 for output in made.outputs}
+    """Return the inspection's job: final image, placed product, ground, known saliency map, thresholds, segmenters."""
+    generated = upstream["generate"]
+    stands = _stands_on_backdrop(generated.job)
+    known = {output.role: output.sha256 for output in generated.outputs}
     return Job(
         stage=STAGE.name,
         version=STAGE.version,
@@ -42,15 +46,24 @@ def job(shot: Shot, upstream: Mapping[str, Step], recipe: Recipe, candidate: int
             "photo": shot.product.photo or "",
             "cutout": upstream["cutout"].output("cutout"),
             **({role: known[role] for role in SEEN} if "saliency" in known else {}),
+            **({"backdrop": generated.job.inputs["backdrop"]} if stands else {}),
         },
         parameters={
-            "placement": dict(made.facts["placement"]),
+            "placement": dict(generated.facts["placement"]),
             "thresholds": recipe.scene.checks.model_dump(mode="json"),
             "sure": SURE,
+            **({"backdrop": dict(generated.job.parameters["backdrop"])} if stands else {}),
         },
         models=(*(recipe.profile.ref(name) for name in ("salient", "hqsam")), weights_ref()),
         attempt=recipe.attempt,
     )
+
+
+def _stands_on_backdrop(generated: Job) -> bool:
+    """Whether the image is a backdrop with light and shadow, and the product stands there."""
+    if "backdrop" not in generated.inputs or generated.parameters["backdrop"]["mode"] == "transform":
+        return False
+    return generated.parameters["placement"]["anchor"] == "ground"
 
 
 def load(recipe: Recipe) -> OvercompletionDetector:
@@ -82,19 +95,27 @@ def _inspect(work: Work, detector: OvercompletionDetector, recipe: Recipe) -> Ma
     share = f"{grown.e_plus:.1%} of the product's area"
     overcompletion = Measure(grown.e_plus, grown.heat, f"the scene grew the product by {share}")
     rim, scene = halo(image, matte), background_quality(image, matte)
+    contact = _contact(work, image, matte)
     return Made(
         outputs=(
             heat_picture("overcompletion", image, overcompletion.where),
             heat_picture("fidelity", image, fidelity.where),
             heat_picture("halo", image, rim.where),
             heat_picture("background", image, scene.where),
+            *((heat_picture("contact", image, contact.where),) if contact else ()),
         ),
-        facts={"d_plus": grown.d_plus, "uncertainty": grown.uncertainty, "by_finder": dict(grown.by_finder)},
+        facts={
+            "d_plus": grown.d_plus,
+            "uncertainty": grown.uncertainty,
+            "by_finder": dict(grown.by_finder),
+            "likeness": likeness_code(np.asarray(cutout.convert("RGBA"))),
+        },
         verdicts=(
             _verdict("overcompletion", overcompletion, limits["overcompletion"], at_most=True),
             _verdict("fidelity", fidelity, limits["fidelity"], at_most=False),
             _verdict("halo", rim, limits["halo"], at_most=True),
             _verdict("background", scene, limits["background"], at_most=False),
+            *((_verdict("contact", contact, limits["contact"], at_most=False),) if contact else ()),
         ),
     )
 
@@ -113,9 +134,18 @@ def _known_saliency(work: Work, image: np.ndarray) -> np.ndarray | None:
     return np.asarray(saliency, np.float32) / 255
 
 
+def _contact(work: Work, image: np.ndarray, matte: np.ndarray) -> Measure | None:
+    """The contact with the ground; None where nothing stands on a backdrop."""
+    if "backdrop" not in work.inputs:
+        return None
+    settings = BackdropSettings.from_parameters(work.job.parameters["backdrop"])
+    bare = lay_backdrop(work.inputs["backdrop"], (image.shape[1], image.shape[0]), settings).pixels
+    return measure_contact(image, bare, matte)
+
+
 def _verdict(check: str, measure: Measure, threshold: float, at_most: bool) -> Verdict:
     passed = measure.score <= threshold if at_most else measure.score >= threshold
     return Verdict(check, measure.score, threshold, passed, "" if passed else measure.reason, picture=check)
 
 
-STAGE = Stage(name="inspect", version=5, needs=("generate", "upscale"), job=job, load=load, compute=compute)
+STAGE = Stage(name="inspect", version=6, needs=("generate", "upscale"), job=job, load=load, compute=compute)

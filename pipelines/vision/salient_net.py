@@ -1,11 +1,13 @@
-"""U²-Net-P: a small net for salient objects, with batch normalisation folded into the convolutions.
+"""U²-Net and IS-Net: nets for salient objects, with batch normalisation folded into the convolutions.
 
 Qin et al., "U²-Net: Going Deeper with Nested U-Structure for Salient Object Detection", Pattern Recognition 2020,
-section 3. It is a U-Net whose every stage is a small U-Net (an RSU block). The published weights fold the normalisation
-into the convolutions on export. Fine-tuning at a low rate works without it, so this net has none.
+section 3. It is a U-Net whose every stage is a small U-Net (an RSU block). IS-Net (Qin et al., ECCV 2022) has the same
+blocks. Fine-tuning at a low rate works without the normalisation, so these nets have none.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -79,33 +81,52 @@ class DilatedRSU(nn.Module):
         return x + entered
 
 
-class U2NetP(nn.Module):
-    """U²-Net-P (1.1 M parameters): six encoder and five decoder stages, a saliency map from each, and their fusion."""
+Widths = tuple[int, int, int]
+"""Channels of a block: inputs, inside, outputs."""
 
-    def __init__(self, middle: int = 16, width: int = 64) -> None:
+
+@dataclass(frozen=True, slots=True)
+class SalientShape:
+    """Widths of a net's six encoder and five decoder blocks, deepest decoder first.
+
+    `halved`: IS-Net, which begins with a convolution of stride 2, and whose finest map is its result.
+    """
+
+    encoder: tuple[Widths, ...]
+    decoder: tuple[Widths, ...]
+    halved: bool = False
+
+
+class SalientNet(nn.Module):
+    """U²-Net of any width, or IS-Net: six encoder and five decoder stages, and a saliency map from each."""
+
+    def __init__(self, shape: SalientShape) -> None:
         super().__init__()
+        first, last = shape.encoder[0][0], shape.encoder[-1][2]
+        self.entry = nn.Conv2d(3, first, 3, stride=2, padding=1) if shape.halved else None
         self.encoder = nn.ModuleList(
-            [RSU(7, 3, middle, width)]
-            + [RSU(depth, width, middle, width) for depth in (6, 5, 4)]
-            + [DilatedRSU(width, middle, width) for _ in range(2)]
+            [RSU(depth, *widths) for depth, widths in zip((7, 6, 5, 4), shape.encoder[:4], strict=True)]
+            + [DilatedRSU(*widths) for widths in shape.encoder[4:]]
         )
         self.decoder = nn.ModuleList(
-            [DilatedRSU(2 * width, middle, width)] + [RSU(depth, 2 * width, middle, width) for depth in (4, 5, 6, 7)]
+            [DilatedRSU(*shape.decoder[0])]
+            + [RSU(depth, *widths) for depth, widths in zip((4, 5, 6, 7), shape.decoder[1:], strict=True)]
         )
-        self.side = nn.ModuleList(nn.Conv2d(width, 1, 3, padding=1) for _ in range(6))
-        self.fuse = nn.Conv2d(6, 1, 1)
+        outputs = [*(widths[2] for widths in reversed(shape.decoder)), last]
+        self.side = nn.ModuleList(nn.Conv2d(width, 1, 3, padding=1) for width in outputs)
+        self.fuse = None if shape.halved else nn.Conv2d(6, 1, 1)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Return saliency logits for an image.
 
         Args:
-            image: `(B, 3, H, W)`, normalised by `MEAN` and `STD`; the published weights expect 320 px.
+            image: `(B, 3, H, W)`, normalised as the weights expect.
 
         Returns:
-            Seven tensors `(B, 1, H, W)`: the fused logits first, then those of the six stages, finest first.
+            Tensors `(B, 1, H, W)`: the result first, then the maps of the six stages, finest first.
         """
         skips: list[Tensor] = []
-        x = image
+        x = image if self.entry is None else self.entry(image)
         for i, stage in enumerate(self.encoder):
             x = stage(x if i == 0 else _pool(x))
             skips.append(x)
@@ -114,4 +135,13 @@ class U2NetP(nn.Module):
             skip = skips.pop()
             stages.append(block(torch.cat([_resize(stages[-1], skip), skip], dim=1)))
         sides = [_resize(head(x), image) for head, x in zip(self.side, reversed(stages), strict=True)]
-        return [self.fuse(torch.cat(sides, dim=1)), *sides]
+        result = sides[0] if self.fuse is None else self.fuse(torch.cat(sides, dim=1))
+        return [result, *sides]
+
+
+class U2NetP(SalientNet):
+    """U²-Net-P (1.1 M parameters): the bundled net. The published weights expect 320 px."""
+
+    def __init__(self, middle: int = 16, width: int = 64) -> None:
+        encoder = [(3, middle, width), *[(width, middle, width)] * 5]
+        super().__init__(SalientShape(tuple(encoder), ((2 * width, middle, width),) * 5))

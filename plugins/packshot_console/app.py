@@ -3,21 +3,22 @@
     GET /runs                      the last runs
     GET /runs/{run}                every shot: photo → cutout → raw → final, verdicts, seconds, why it was held back
     GET /pictures/{digest}         a picture of the ledger as WebP, at most `size` px on its longer side
+    GET /metrics                   metrics for Prometheus, behind a token of their own
     GET /artifacts/{digest}        an artifact byte for byte as it is stored, images and JSON only
 
-Every route needs the right to read the DAGs, the style sheet included. Pages carry no script at all, and a policy that
-forbids any: what a catalogue says about its products is text here and nothing else.
+Every other route needs the right to read the DAGs, the style sheet included. Pages carry no script at all, and a policy
+that forbids any: what a catalogue says about its products is text here and nothing else.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from functools import lru_cache
 from http import HTTPStatus
 from pathlib import Path as FilePath
 from typing import Annotated, Any
 
+import anyio
 import jinja2
 from airflow.api_fastapi.app import get_auth_manager
 from airflow.api_fastapi.core_api.security import requires_access_dag
@@ -25,9 +26,11 @@ from fastapi import Depends, FastAPI, HTTPException, Path, Query, Request, Respo
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exception_handlers import http_exception_handler
 from fastapi.responses import HTMLResponse, RedirectResponse
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from packshot_console import pictures, views
+from packshot_console import metrics, pictures, views
 
 DAGS = ("catalog_refresh", "campaign_backfill")
 HERE = FilePath(__file__).resolve().parent
@@ -54,9 +57,11 @@ def create_app() -> FastAPI:
         redoc_url=None,
         openapi_url=None,
     )
-    app.middleware("http")(_secure)
+    app.add_middleware(_SecurityHeaders)
     app.exception_handler(StarletteHTTPException)(_to_login)
-    one_preview = asyncio.Lock()
+    one_preview = anyio.CapacityLimiter(1)
+
+    app.add_route("/metrics", metrics.endpoint)  # for Prometheus: no login, a token of its own
 
     @app.get("/")
     def index(request: Request) -> Response:
@@ -82,8 +87,8 @@ def create_app() -> FastAPI:
     async def picture(digest: Digest, size: Annotated[int, Query(ge=16, le=1600)] = 360) -> Response:
         if not await run_in_threadpool(views.is_known, digest):
             raise HTTPException(HTTPStatus.NOT_FOUND, "the ledger knows no such artifact")
-        async with one_preview:  # whoever waits holds none of the server's threads
-            data = await run_in_threadpool(pictures.preview, digest, size)
+        # whoever waits for the limiter holds none of the server's threads
+        data = await anyio.to_thread.run_sync(pictures.preview, digest, size, limiter=one_preview)
         if data is None:
             raise HTTPException(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "this artifact is no picture that can be shown")
         return Response(data, media_type="image/webp", headers={"Cache-Control": FOREVER})
@@ -102,11 +107,22 @@ def create_app() -> FastAPI:
     return app
 
 
-async def _secure(request: Request, call_next: Any) -> Response:
-    response = await call_next(request)
-    response.headers.update(SECURITY_HEADERS)
-    response.headers.setdefault("Cache-Control", "no-store")
-    return response
+class _SecurityHeaders:
+    """Adds the headers to every answer. Not Starlette's `BaseHTTPMiddleware`: it makes an error of every request that
+    a browser gives up, as it does with a page's pictures at each reload."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers.update(SECURITY_HEADERS)
+                headers.setdefault("Cache-Control", "no-store")
+            await send(message)
+
+        await self.app(scope, receive, send_with_headers)
 
 
 async def _to_login(request: Request, error: Exception) -> Response:

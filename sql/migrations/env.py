@@ -1,4 +1,4 @@
-"""How Alembic reaches the ledger's database: on the connection that `migrate` hands it, or by PACKSHOT_DATABASE_URL."""
+"""How Alembic reaches the ledger's database: on `migrate`'s connection, or by PACKSHOT_OWNER_DATABASE_URL."""
 
 from __future__ import annotations
 
@@ -20,5 +20,5 @@ given = context.config.attributes.get("connection")
 if given is not None:
     run(given)
 else:
-    with create_engine(os.environ["PACKSHOT_DATABASE_URL"]).begin() as own:
+    with create_engine(os.environ["PACKSHOT_OWNER_DATABASE_URL"]).begin() as own:
         run(own)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -18,11 +19,13 @@ from airflow.timetables.base import DagRunInfo
 from packshot_timetable import ByHandOrBackfill
 
 from operators.base import RETRY_POLICY
+from operators.deadline import notify_late
 from operators.finetune import Form
 from operators.policy import OWNER, Tag
 from operators.stages import StageOperator
 from pipelines.scenes import scene_names
-from pipelines.settings import ROOT, Settings
+from pipelines.settings import ROOT, Settings, get_settings
+from tests.receivers import webhook
 
 MAKING = {"catalog_refresh": "catalog_refresh.py", "campaign_backfill": "campaign_backfill.py"}
 """DAGs that make images."""
@@ -81,6 +84,52 @@ def test_gpu_work_is_in_pool_gpu_and_nothing_else_is(tasks) -> None:
     painting = {f"{dag}.shots.{stage}" for dag in MAKING for stage in STAGES}
     assert in_gpu == painting | {f"brushnet_finetune.{task}" for task in ("salient", "instance", "register")}
     assert all(task.pool == "default_pool" for name, task in tasks if name not in in_gpu)
+
+
+def test_what_is_ready_is_published_before_more_is_made_and_begun_shards_are_finished_first(bag: DagBag, tasks) -> None:
+    assert {str(task.weight_rule) for _, task in tasks} == {"absolute"}
+    weights = {name: task.priority_weight for name, task in tasks}
+    for dag in MAKING:
+        stages = [weights[f"{dag}.shots.{stage}"] for stage in STAGES]
+        assert stages == sorted(set(stages))
+        assert max(stages) < min(weights[f"{dag}.{task}"] for task in ("check_scores", "publish", "summary"))
+
+
+@pytest.mark.medium
+def test_a_run_may_use_every_slot_of_a_larger_pool_and_a_nightly_run_has_a_deadline() -> None:
+    code = """
+from airflow.dag_processing.dagbag import DagBag
+from airflow.serialization.serialized_objects import DagSerialization
+dag = DagBag('dags').dags['catalog_refresh']
+kept, (alert,) = DagSerialization.to_dict(dag)['dag'], dag.deadline
+print('DAG', dag.max_active_tasks, alert.interval, alert.callback.path, bool(kept['deadline']))
+"""
+    told = _python(
+        code, {"PACKSHOT_GPU_SLOTS": "32", "PACKSHOT_NIGHTLY_SCHEDULE": "@daily", "PACKSHOT_NIGHTLY_HOURS": "4"}
+    )
+    most, interval, callback, kept = told.rsplit("DAG ", 1)[1].split()
+    assert int(most) > 32
+    assert (interval, callback, kept) == ("4:00:00", "operators.deadline.notify_late", "True")
+
+
+def test_only_a_nightly_run_that_is_still_going_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = {
+        "run_type": "scheduled",
+        "state": "running",
+        "dag_id": "catalog_refresh",
+        "dag_run_id": "night",
+        "conf": None,
+    }
+    with webhook() as hook, monkeypatch.context() as patch:
+        patch.setenv("PACKSHOT_WEBHOOK_URL", hook.url)
+        patch.setenv("PACKSHOT_ALLOW_PRIVATE_WEBHOOK", "true")
+        get_settings.cache_clear()
+        for other in ({}, {"run_type": "manual"}, {"state": "failed"}, {"state": "success"}):
+            asyncio.run(notify_late({"dag_run": run | other}))
+    get_settings.cache_clear()
+    (told,) = hook.received
+    assert (told["event"], told["run"]) == ("run_late", "night")
+    assert "has not ended after 6 hours" in told["reason"]
 
 
 def test_no_task_names_a_pool_that_is_not_there_or_asks_for_more_slots_than_it_has(bag: DagBag, tasks) -> None:

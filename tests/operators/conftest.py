@@ -23,4 +23,10 @@ class TaskInstance:
 
 @pytest.fixture
 def context() -> dict[str, Any]:
-    return {"ti": TaskInstance(), "dag": SimpleNamespace(dag_id="catalog_refresh"), "params": {"asked": "by a test"}}
+    form = dict.fromkeys(("feed", "scene", "categories", "skus", "limit", "reprocess"))
+    return {
+        "ti": TaskInstance(),
+        "dag": SimpleNamespace(dag_id="catalog_refresh", params=form),
+        "dag_run": SimpleNamespace(conf={}),
+        "params": {"asked": "by a test"},
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,11 +17,14 @@ FORM = {
 }  # fmt: skip
 
 
-def gathered(**changed: Any) -> dict[str, str]:
-    return gather.function(params=FORM | changed)
+def gathered(conf: dict[str, Any] | None = None, **changed: Any) -> dict[str, str]:
+    dag, dag_run = SimpleNamespace(dag_id="brushnet_finetune", params=FORM), SimpleNamespace(conf=conf)
+    return gather.function(params=FORM | changed, dag=dag, dag_run=dag_run)
 
 
 def test_what_is_asked_wrongly_fails_at_once(ledger, store, context, tmp_path):
+    with pytest.raises(UsageError, match="no parameter 'minute': is it 'minutes'"):
+        gathered({"minute": 5})
     with pytest.raises(UsageError, match="name the folder"):
         gathered(source="folder")
     with pytest.raises(UsageError, match="not there"):

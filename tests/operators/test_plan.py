@@ -78,6 +78,19 @@ def test_without_any_feed_read_before_the_remedy_is_named(context, ledger) -> No
         refresh("r-none", context)
 
 
+@pytest.mark.parametrize(
+    ("key", "said"), [("sku", "no parameter 'sku': is it 'skus'"), ("x", "no parameter 'x': it has categories, feed")]
+)
+def test_a_run_that_was_told_something_unknown_selects_nothing(context, ledger, feed, key, said) -> None:
+    context["dag_run"].conf = {"feed": str(feed), "triggered_by": "a test", key: ["CUP-1"]}
+    with pytest.raises(UsageError, match=said):
+        refresh(f"r-unknown-{key}", context, feed=str(feed))
+    assert selected(ledger, f"r-unknown-{key}") == []
+    found = report(ledger.engine, f"r-unknown-{key}")
+    assert found.state == "failed"
+    assert said in found.problem["reason"]
+
+
 def test_a_file_becomes_shards_of_shots_in_feed_order(context, ledger, feed) -> None:
     assert refresh("r-file", context, feed=str(feed)) == [0, 1, 2]
     assert selected(ledger, "r-file") == [sku for sku, _, _ in ROWS]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from operators.publish import CheckTableOperator, PublishOperator, SummaryOperat
 from pipelines.contracts import Artifact, Job, Product, Shot, ShotStep, State, Step, Verdict
 from pipelines.errors import UsageError
 from pipelines.ledger.approval import approve
+from pipelines.ledger.endings import note_failure
 from pipelines.ledger.postgres import PostgresLedger
 from pipelines.ledger.reports import report
 from pipelines.scenes import load_scene, scene_names
@@ -32,8 +33,8 @@ _runs = itertools.count(1)
 class Catalogue:
     """A run whose shots are through every stage but the last."""
 
-    def __init__(self, ledger: PostgresLedger, store: S3Store):
-        self.ledger, self.store = ledger, store
+    def __init__(self, ledger: PostgresLedger, store: S3Store, damage: Callable[..., None]):
+        self.ledger, self.store, self.damage = ledger, store, damage
         self.run = f"run-{next(_runs)}"
         self.shots: list[Shot] = []
 
@@ -76,8 +77,7 @@ class Catalogue:
 
     def execute(self, statement: str) -> None:
         """Plant or mend something behind the ledger's back."""
-        with self.ledger.engine.begin() as connection:
-            connection.execute(text(statement), {"run": self.run})
+        self.damage(statement, run=self.run)
 
     def published(self) -> int:
         """Publications of this run."""
@@ -87,8 +87,8 @@ class Catalogue:
 
 
 @pytest.fixture
-def catalogue(ledger: PostgresLedger, store: S3Store) -> Catalogue:
-    return Catalogue(ledger, store)
+def catalogue(ledger: PostgresLedger, store: S3Store, damage: Callable[..., None]) -> Catalogue:
+    return Catalogue(ledger, store, damage)
 
 
 def test_what_passed_is_published_and_what_failed_a_check_is_held(catalogue, context) -> None:
@@ -168,9 +168,7 @@ def mend_a_key_twice(catalogue: Catalogue) -> None:
 
 
 def plant_no_verdict(catalogue: Catalogue) -> None:
-    step = catalogue.inspected(catalogue.shots[0], ())
-    assert step.verdicts == ()
-    catalogue.execute(f"DELETE FROM verdicts WHERE key = '{step.key}'")
+    assert catalogue.inspected(catalogue.shots[0], ()).verdicts == ()
 
 
 def mend_no_verdict(catalogue: Catalogue) -> None:
@@ -266,3 +264,11 @@ def test_the_summary_fails_a_run_with_a_failed_shot_and_not_one_with_a_rejected(
     ends(State.FAILED, "ShotTimeout: no result after 1 s")
     with pytest.raises(AirflowFailException, match="1 of 2 shots failed"):
         catalogue.summary(context)
+
+
+def test_the_summary_of_a_run_that_was_never_planned_is_no_success(ledger: PostgresLedger, context) -> None:
+    note_failure(ledger.engine, "unplanned", "catalog_refresh", "task plan failed (its process was killed)", {})
+    with pytest.raises(AirflowFailException, match="the run was not planned"):
+        SummaryOperator(task_id="summary", run="unplanned", checks=["publish"]).execute(context)
+    found = report(ledger.engine, "unplanned")
+    assert (found.state, found.problem) == ("failed", {"reason": "task plan failed (its process was killed)"})

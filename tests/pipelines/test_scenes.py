@@ -161,6 +161,34 @@ def test_a_file_that_is_no_scene_is_refused_in_one_line(text: str, tmp_path: Pat
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("title: Yours", "key 'title' occurs twice"),
+        ("steps: 020", "020 would be read as 16"),
+        ("steps: 0_20", "0_20 would be read as 16"),
+        ("guidance_scale: 17:04", "17:04 would be read as 1024"),
+        ("description: no", "no would be read as False"),
+        ("description: 2026-05-01", r"2026-05-01 would be read as .*date\(2026, 5, 1\)"),
+        ("placement: {scale: 0.5, scale: 0.6}", "key 'scale' occurs twice"),
+        ("{a: 1}: 2", "mine.yaml: "),
+    ],
+)
+def test_what_yaml_would_read_otherwise_than_it_looks_is_refused(line: str, said: str, tmp_path: Path) -> None:
+    path = written(tmp_path)
+    path.write_text(f"{path.read_text()}{line}\n")
+    with pytest.raises(UsageError, match=said) as caught:
+        check_scene(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_yaml_reads_as_it_looks_is_accepted(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    path.write_text(f"{path.read_text()}steps: 20\nguidance_scale: 2.50\nstrength: .5\ndescription: 'no'\nlora: ~\n")
+    scene = check_scene(path)
+    assert (scene.steps, scene.guidance_scale, scene.strength, scene.description) == (20, 2.5, 0.5, "no")
+
+
 def test_a_file_under_another_name_than_its_scene_is_refused(tmp_path: Path) -> None:
     written(tmp_path).rename(tmp_path / "yours.yaml")
     with pytest.raises(UsageError, match="name: 'mine' must be the file's name, 'yours'"):

@@ -23,8 +23,9 @@ def test_a_viewer_logs_in_and_sees_every_shot_with_pictures_and_the_reason_of_a_
     page.get_by_label("Username").fill("viewer")
     page.get_by_label("Password").fill(served.password)
     page.get_by_role("button", name="Sign in").click()
-    page.wait_for_url(f"{served.url}/packshot/runs/**")
+    page.wait_for_url(f"{served.url}/packshot/runs/**", wait_until="networkidle")
     page.on("console", lambda message: complaints.append(message.text))
+    page.on("response", lambda answer: answer.ok or complaints.append(f"{answer.status} {answer.url}"))
     page.reload(wait_until="networkidle")
 
     cards = page.locator("article.shot")
@@ -34,8 +35,8 @@ def test_a_viewer_logs_in_and_sees_every_shot_with_pictures_and_the_reason_of_a_
         assert images.count() == pictures
         for image in images.all():
             image.scroll_into_view_if_needed()
-            image.evaluate("img => img.decode()")
-            assert image.evaluate("img => img.naturalWidth") > 0
+            page.wait_for_function("img => img.complete", arg=image.element_handle())
+            assert image.evaluate("img => img.naturalWidth") > 0, complaints
     held = page.locator("article[data-state='held']")
     assert held.get_by_text(REASON).first.is_visible()
     assert held.get_by_text("overcompletion").first.is_visible()

@@ -145,6 +145,17 @@ def test_the_whole_time_is_the_limit_and_the_reason_is_the_servers(shop, monkeyp
     assert time.monotonic() - started < 4.5
 
 
+def test_a_resolver_that_stalls_ends_with_the_time_limit(monkeypatch):
+    stalled = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: stalled.wait(20) and [])
+    started = time.monotonic()
+    with pytest.raises(links.Unreachable, match=r"did not arrive within 0\.2 s"):
+        asyncio.run(links.fetch("https://shop.example/mug.jpg", max_bytes=1000, seconds=0.2))
+    assert time.monotonic() - started < 2
+    assert all(thread.daemon for thread in threading.enumerate() if "shop.example" in thread.name)
+    stalled.set()
+
+
 def test_a_server_that_is_down_for_every_photo_is_waited_for_a_few_times_only(shop, monkeypatch, tmp_path):
     monkeypatch.setattr(links, "PAUSES", (0.3, 0.3))
     feed = tmp_path / "feed.csv"

@@ -16,9 +16,11 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from pipelines.cli import console
 from pipelines.cli.console import exit_code
 from pipelines.cli.main import app, main
 from pipelines.contracts import Artifact, Job, Product, Shot, ShotState, ShotStep, State, Step, sha256_hex
+from pipelines.quality.likeness import likeness_code
 from pipelines.services import airflow_client as airflow_api
 from pipelines.services.airflow_client import Airflow
 from pipelines.settings import Settings, get_settings
@@ -345,3 +347,32 @@ def test_a_scene_shows_its_title_as_it_is(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text('name: mine\ntitle: "Red [red]x[/] [/]"\nprompt: a photo of {product}\n', "utf-8")
     assert "Red [red]x[/] [/]: valid" in packshot("scenes", "check", file).output
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_passwords_are_shown_on_a_terminal_alone(
+    services: Settings, terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = services.state_dir / "airflow" / "passwords.json"
+    if not file.exists():
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps({"admin": "a-secret"}))
+    passwords = json.loads(file.read_text()).values()
+    monkeypatch.setattr(console.out, "_force_terminal", terminal)
+    said = packshot("status").output
+    assert all((password in said) is terminal for password in passwords)
+    assert (str(file) in said) is not terminal
+
+
+def test_two_products_with_nearly_the_same_picture_are_named(ledger) -> None:
+    code = likeness_code(np.full((9, 9, 4), 255, np.uint8))
+    shots = [Shot(Product(f"TWIN-{n}", n, f"Cup {n}", "", sha256_hex(b"photo")), "studio", "web") for n in (2, 3)]
+    ledger.start_run("twins", "catalog_refresh", "studio", "web")
+    ledger.upsert_products([shot.product for shot in shots])
+    ledger.select("twins", shots, 8)
+    for shot in shots:
+        job = Job("inspect", 1, {"photo": shot.product.photo or ""}, {"sku": shot.sku})
+        step = ledger.record(Step(job.key, job, State.DONE, facts={"likeness": code}))
+        ledger.use("twins", [(shot, [ShotStep(step, reused=False)])])
+    assert "TWIN-2 and TWIN-3 show nearly the same picture" in packshot("report", "twins").output
+    assert json.loads(packshot("report", "twins", "--json").output)["alike"] == [["TWIN-2", "TWIN-3"]]

@@ -297,6 +297,12 @@ class TestInput:
         picture = shoot(pipeline, image.resize((128, 128)), mask.resize((128, 128)), height=64, width=64)
         assert picture.size == (64, 64)
 
+    def test_shots_of_two_sizes_are_resampled_to_the_size_that_is_named(self, pipeline):
+        (image, mask), larger = product(), tuple(one.resize((128, 128)) for one in product())
+        both = dict.fromkeys(("height", "width"), SIDE) | {"generator": [seeded(), seeded()], "num_inference_steps": 1}
+        made = pipeline([image, larger[0]], [mask, larger[1]], "a mug", **both).images
+        assert [one.size for one in made] == [(SIDE, SIDE)] * 2
+
     @pytest.mark.parametrize(
         ("wrong", "message"),
         [
@@ -306,6 +312,7 @@ class TestInput:
             ({"num_inference_steps": 0}, "num_inference_steps"),
             ({"num_images": 0}, "num_images"),
             ({"image": []}, "no image"),
+            ({"image": [product()[0], product()[0].resize((128, 64))]}, "one size, got 64 x 64, 64 x 128"),
             ({"mask": []}, "got none"),
             ({"brushnet_mask": "area"}, "bicubic or nearest"),
             ({"control_images": [edges()], "mask_resize": "nearest"}, "area, max, bilinear"),

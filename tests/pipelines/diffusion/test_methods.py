@@ -16,13 +16,16 @@ from diffusers import (
     LCMScheduler,
     PNDMScheduler,
     StableDiffusionControlNetPipeline,
+    StableDiffusionXLControlNetPipeline,
     UniPCMultistepScheduler,
 )
 from PIL import Image
 
 from pipelines.diffusion.control import canny_edges
 from pipelines.diffusion.inpainting import METHODS, InpaintingPipeline
+from pipelines.diffusion.inputs import as_masks, as_pixels
 from pipelines.diffusion.mask_guidance import MaskGuidedControlNet
+from pipelines.diffusion.masking import inpaint_condition
 from tests.pipelines.diffusion.tiny_models import SIDE, Parts, difference, product
 
 CALL = {"num_inference_steps": 3, "guidance_scale": 3.0}
@@ -249,6 +252,40 @@ class TestControlNetThatInpaints:
             **CALL,
         ).images
         ours = pipeline(image, mask, "a lamp", generator=seeded(), **CALL).latents
+        assert torch.allclose(ours, expected, atol=1e-4)
+
+    def test_its_condition_is_the_published_one(self):
+        """As the cards of control_v11p_sd15_inpaint and EcomXL_controlnet_inpaint say, whose masks are 1 = paint."""
+        rng = np.random.default_rng(0)
+        image = rng.integers(0, 256, (16, 256, 3)).astype(np.uint8)
+        product = np.tile(np.arange(256, dtype=np.uint8), (16, 1))  # every level of a matte
+        published = image.astype(np.float32) / 255
+        published[(255 - product).astype(np.float32) / 255 > 0.5] = -1.0
+        pixels = as_pixels([Image.fromarray(image)], (16, 256))
+        ours = inpaint_condition(pixels, as_masks(Image.fromarray(product), 1, (16, 256)))
+        assert ours.shape == (1, 3, 16, 256)
+        assert torch.allclose(ours, torch.from_numpy(published).permute(2, 0, 1)[None], atol=1e-6)
+
+    def test_on_sdxl_it_is_the_stock_pipeline_as_ecomxl_is_published(self, sdxl_parts):
+        pipeline = sdxl_parts.pipeline("controlnet_inpaint")
+        image, mask = product()
+        condition = np.array(image).astype(np.float32) / 255.0
+        condition[(255 - np.array(mask)) / 255.0 > 0.5] = -1.0
+        stock = StableDiffusionXLControlNetPipeline(
+            sdxl_parts.vae, sdxl_parts.text_encoder, sdxl_parts.text_encoder_2, sdxl_parts.tokenizer,
+            sdxl_parts.tokenizer_2, sdxl_parts.unet, pipeline.inpaint_controlnet, sdxl_parts.scheduler,
+            add_watermarker=False,
+        )  # fmt: skip
+        stock.set_progress_bar_config(disable=True)
+        expected = stock(
+            "a lamp",
+            image=torch.from_numpy(condition).permute(2, 0, 1)[None],
+            controlnet_conditioning_scale=0.5,
+            generator=seeded(),
+            output_type="latent",
+            **CALL,
+        ).images
+        ours = pipeline(image, mask, "a lamp", generator=seeded(), controlnet_inpaint_scale=0.5, **CALL).latents
         assert torch.allclose(ours, expected, atol=1e-4)
 
     def test_its_scale_and_the_masks_of_other_nets(self, parts):

@@ -29,7 +29,16 @@ def test_a_folder_without_an_index_is_a_usage_error(tmp_path: Path) -> None:
 @pytest.mark.skipif(not (PROFILES / "mini" / "salient" / "model.safetensors").exists(), reason="no bundled weights")
 def test_planted_faults_are_held_and_clean_photos_are_not() -> None:
     found = measure_checks(TRAINING, load_profile("mini"), 6)
-    names = ["product_photo", "checkerboard", "border", "single_product", "openings", "see_through"]
+    names = [
+        "product_photo",
+        "checkerboard",
+        "border",
+        "single_product",
+        "openings",
+        "see_through",
+        "likeness",
+        "contact",
+    ]
     assert [one.check for one in found.checks] == names
     for one in found.checks:
         assert one.faults == one.clean_photos == 6

@@ -7,15 +7,7 @@ import numpy as np
 import pytest
 
 from pipelines.errors import UsageError
-from pipelines.evaluation.scenes import (
-    CONTACT,
-    FinalMeasure,
-    contact_darkening,
-    measure_scenes,
-    shadow_side,
-    sharpness_ratio,
-    summarise,
-)
+from pipelines.evaluation.scenes import FinalMeasure, measure_scenes, shadow_side, sharpness_ratio, summarise
 from pipelines.settings import Settings
 from pipelines.vision.light import relight
 from pipelines.vision.shadow import standing_shadow
@@ -56,17 +48,6 @@ def test_a_scene_that_is_enlarged_from_a_quarter_is_not() -> None:
 def test_a_backdrop_without_detail_has_no_sharpness_to_keep() -> None:
     flat = np.full((SIDE, SIDE, 3), 200, np.uint8)
     assert sharpness_ratio(laid(flat), flat, matte()) is None
-
-
-def test_a_product_that_stands_has_a_contact_shadow_and_one_that_floats_has_none() -> None:
-    assert contact_darkening(shaded(), bare(), matte()) > CONTACT
-    assert contact_darkening(laid(bare()), bare(), matte()) == pytest.approx(0, abs=0.005)
-
-
-def test_a_shadow_that_begins_further_down_is_no_contact() -> None:
-    low = bare().astype(float)
-    low[275:300, 120:200] *= 0.5
-    assert contact_darkening(laid(low.astype(np.uint8)), bare(), matte()) < CONTACT
 
 
 @pytest.mark.parametrize(("drawn", "right"), [("left", True), ("right", False)])

@@ -127,7 +127,7 @@ def test_the_migrations_make_the_tables_that_the_code_declares(ledger):
 
 
 def test_migrating_again_changes_nothing_and_keeps_the_views(settings, ledger):
-    migrate(settings.database_url)
+    migrate(settings.owner_database_url, make_url(settings.database_url).username)
     assert set(inspect(ledger.engine).get_view_names()) == {
         "shots_by_state_and_day",
         "seconds_by_stage",

@@ -70,7 +70,8 @@ def write_profile(family: str, root: Path) -> Path:
     write_folder(tiny_base(family, in_channels=9), folder / "inpaint9")
     BrushNetModel.from_unet(base.unet).save_pretrained(folder / "brushnet")
     controlnet(base, 0.1).save_pretrained(folder / "canny")
-    controlnet(base, 0.2).save_pretrained(folder / "inpaint")
+    inpaint = controlnet(base, 0.2)
+    (inpaint.half() if family == "sdxl" else inpaint).save_pretrained(folder / "inpaint")  # as they are published
     write_clip(folder / "clip")
     adapter_files(base, folder)
     write_folder(base, root / "profiles" / "tiny", weights=False)
@@ -90,7 +91,7 @@ def write_profile(family: str, root: Path) -> Path:
         "clip": entry("clip", "clip", "model.safetensors"),
         "brushnet": entry("brushnet", "brushnet", NET),
         "controlnet_canny": entry("controlnet", "canny", NET),
-        "controlnet_inpaint": entry("controlnet", "inpaint", NET),
+        "controlnet_inpaint": entry("controlnet", "inpaint", NET, arguments={"scale": 0.5}),
         "ip_adapter": entry("ip_adapter", "ip-adapter.safetensors"),
         "image_encoder": entry("image_encoder", "encoder", encoder[1], hub="org/adapters", files=encoder),
     }
@@ -176,6 +177,14 @@ def test_a_part_that_a_method_needs_and_the_profile_lacks_is_named(directory, tm
         InpaintingPipeline.from_profile("tiny", method, models_dir)
 
 
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_the_inpainting_controlnet_has_the_scale_that_the_profile_gives(directory, family: str):
+    pipeline = InpaintingPipeline.from_profile("tiny", "controlnet_inpaint", directory(family))
+    assert pipeline.inpaint_controlnet.dtype == torch.float32
+    assert paint(pipeline) == paint(pipeline, controlnet_inpaint_scale=0.5)
+    assert paint(pipeline) != paint(pipeline, controlnet_inpaint_scale=1.0)
+
+
 def test_files_that_were_exchanged_are_named(directory, roots, tmp_path: Path):
     models_dir = directory("sdxl")
     for name in ("head.pth", "inpaint.fooocus.patch", "ip-adapter.safetensors"):
@@ -193,6 +202,7 @@ def test_the_published_profiles_have_the_parts_of_every_method_but_those_never_p
     profile = load_profile(name, tmp_path)
     there = {part.name for part in profile.parts}
     assert {"base_inpaint9", "brushnet", "ip_adapter", "image_encoder"} <= there
-    assert ("fooocus_head" in there, "controlnet_inpaint" in there) == (name == "sdxl", name == "sd15")
+    assert "controlnet_inpaint" in there
+    assert ("fooocus_head" in there) == (name == "sdxl")
     assert profile.part("ip_adapter").ref.sha256
     assert profile.part("image_encoder").optional

@@ -118,6 +118,7 @@ def test_the_models_directory_replaces_and_adds_parts(tmp_path: Path):
         pytest.param({"like": "other"}, "KeyError: 'other'", id="like nothing"),
         pytest.param(own("../net"), "leaves the profile's folder", id="outside"),
         pytest.param({"kind": "unet"}, "KeyError: 'path'", id="no path"),
+        pytest.param(own("net") | {"arguments": {"scale": 1}}, "net: a controlnet takes no arguments", id="arguments"),
     ],
 )
 def test_a_wrong_part_of_the_models_directory_is_named(tmp_path: Path, entry: dict, why: str):

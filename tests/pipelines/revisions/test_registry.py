@@ -33,7 +33,7 @@ def evaluation(e_plus: float, products: int = 10) -> Evaluation:
 
 
 @pytest.fixture
-def state_dir(settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ledger) -> Iterator[Path]:
+def state_dir(settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ledger, damage) -> Iterator[Path]:
     """A machine that nothing was installed on, and no revision in the ledger."""
     from pipelines.settings import get_settings
 
@@ -41,8 +41,7 @@ def state_dir(settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ledger)
     for module in ("pipelines.models.profile", "pipelines.settings"):
         monkeypatch.setattr(f"{module}.get_settings", lambda: kept)
     get_settings.cache_clear()
-    with ledger.engine.begin() as connection:
-        connection.execute(text("TRUNCATE model_promotions, model_revisions"))
+    damage("TRUNCATE model_promotions, model_revisions")
     load_profile.cache_clear()
     yield tmp_path / "state"
     load_profile.cache_clear()

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import stat
 import subprocess
 import time
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import grpc
 import httpx
 import psutil
 import psycopg2
@@ -23,6 +25,9 @@ from sqlalchemy.engine import make_url
 
 from pipelines.contracts import sha256_hex
 from pipelines.services import DAEMONS, Installation, ServiceFailed, airflow_environment, down, status, up
+from pipelines.services.installation import GRPC_OFFSET, WORKER
+from pipelines.services.lifecycle import _connected, _without_embedded
+from pipelines.services.postgres import AS_NOBODY
 from pipelines.services.s3 import store_answers, store_client
 from pipelines.settings import ROOT, Settings, environment_file, read_settings
 from pipelines.store import S3Store
@@ -37,8 +42,17 @@ def _connect(url: str, **override: str):
     return psycopg2.connect(parsed.render_as_string(hide_password=False), connect_timeout=5)
 
 
+def _listed(channel: grpc.Channel) -> bool:
+    """Whether a gRPC port lists the store's buckets."""
+    listing = channel.unary_stream("/filer_pb.SeaweedFiler/ListEntries", bytes, bytes)
+    try:
+        return bool(list(listing(b"\x0a\x08/buckets", timeout=5)))
+    except grpc.RpcError:
+        return False
+
+
 @pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def own(services: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """State folder of an installation of this module's own, to kill and repair."""
     state_dir = tmp_path_factory.mktemp("installation") / "state"
     with pytest.MonkeyPatch.context() as patch:
@@ -105,9 +119,33 @@ class TestEmbedded:
         )
         assert anonymous.status_code == 403
 
+    def test_without_its_certificate_no_other_port_of_the_store_gives_anything(self, own: Path) -> None:
+        """Whoever is another user of the machine has the ports and no file of the installation."""
+        S3Store(read_settings()).put(b"a photo", "image/png")
+        s3, *others = Installation.read(own).s3_ports
+        stranger = ssl.create_default_context(cafile=own / "s3-security" / "ca.pem")
+        for port in others:
+            assert httpx.get(f"http://127.0.0.1:{port}/", trust_env=False).status_code == 400
+            with pytest.raises((httpx.HTTPError, ssl.SSLError), match="CERTIFICATE_REQUIRED"):
+                httpx.get(f"https://127.0.0.1:{port}/", trust_env=False, verify=stranger)
+        for port in (s3, *others):
+            assert not _listed(grpc.insecure_channel(f"127.0.0.1:{port + GRPC_OFFSET}"))
+        files = {name: (own / "s3-security" / name).read_bytes() for name in ("ca.pem", "key.pem", "cert.pem")}
+        parts_own = grpc.secure_channel(
+            f"127.0.0.1:{others[2] + GRPC_OFFSET}", grpc.ssl_channel_credentials(*files.values())
+        )
+        assert _listed(parts_own)  # so the question would be answered
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
+    def test_another_user_reads_none_of_the_stores_credentials(self, own: Path) -> None:
+        for path in sorted((own / "s3-security").iterdir()):
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+            assert subprocess.run([*AS_NOBODY, "cat", path], capture_output=True).returncode != 0, path
+
     def test_killed_services_come_back_with_their_data(self, own: Path) -> None:
         settings = read_settings()
-        with _connect(settings.database_url) as connection, connection.cursor() as cursor:
+        owner = Installation.read(own).owner_database_url
+        with _connect(owner) as connection, connection.cursor() as cursor:
             cursor.execute("CREATE TABLE kept AS SELECT 42 AS answer")
         digest = S3Store(settings).put(b"kept", "text/plain")
         for name in ("postgres", "s3"):
@@ -116,7 +154,7 @@ class TestEmbedded:
         assert {s.name: s.state for s in status(settings).services}["postgres"] == "down"
 
         up(read_settings(), airflow=False)
-        with _connect(settings.database_url) as connection, connection.cursor() as cursor:
+        with _connect(owner) as connection, connection.cursor() as cursor:
             cursor.execute("SELECT answer FROM kept")
             assert cursor.fetchone() == (42,)
         assert S3Store(settings).get(digest) == b"kept"
@@ -176,6 +214,27 @@ class TestInstallation:
             airflow_environment(read_settings(), Installation(jwt_secret=one))["AIRFLOW__API_AUTH__JWT_SECRET"] == one
         )
 
+    def test_airflows_processes_carry_neither_its_admins_password_nor_the_owners(
+        self, services: Settings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        installation = Installation.read(services.state_dir)
+        environment = airflow_environment(_connected(services, installation), installation)
+        for secret in (installation.admin_password, installation.packshot_password, installation.postgres_password):
+            assert secret not in " ".join(environment.values())
+        for name, value in environment.items():
+            if name.startswith("PACKSHOT_"):
+                monkeypatch.setenv(name, value)
+        carried = read_settings()  # with the environment file that `up` left
+        assert carried.airflow_password.get_secret_value() == carried.owner_database_url == ""
+        assert f"//{WORKER}:" in carried.database_url
+
+    def test_an_installation_from_before_the_workers_role_is_still_ours(self, tmp_path: Path) -> None:
+        installation = Installation()
+        settings = Settings(state_dir=tmp_path, database_url=installation.owner_database_url)
+        connected = _connected(_without_embedded(settings, installation), installation)
+        assert connected.database_url == installation.database_url
+        assert connected.owner_database_url == installation.owner_database_url
+
     def test_an_older_installation_keeps_its_secrets(self, tmp_path: Path) -> None:
         older = Installation(jwt_secret="a secret that an older packshot drew")
         older.write(tmp_path)
@@ -192,6 +251,10 @@ class TestSomebodyElses:
         monkeypatch.setenv("PACKSHOT_S3_ENDPOINT", services.s3_endpoint)
         monkeypatch.setenv("PACKSHOT_S3_ACCESS_KEY", services.s3_access_key)
         monkeypatch.setenv("PACKSHOT_S3_SECRET_KEY", services.s3_secret_key.get_secret_value())
+        with pytest.raises(ServiceFailed, match=r"'packshot_worker' is not the owner.*PACKSHOT_OWNER_DATABASE_URL"):
+            up(read_settings(), airflow=False)
+        owner = Installation.read(services.state_dir).owner_database_url
+        monkeypatch.setenv("PACKSHOT_OWNER_DATABASE_URL", owner)
         now = up(read_settings(), airflow=False)
         assert {s.name: s.state for s in now.services if not s.embedded} == {"postgres": "up", "s3": "up"}
         assert not list((state_dir / "run").iterdir())

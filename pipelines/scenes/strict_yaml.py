@@ -1,0 +1,50 @@
+"""YAML that means what it looks like: no repeated keys, and no scalar that YAML 1.1 reads in a way of its own.
+
+YAML 1.1 reads `020` as 16, `17:04` as 1024, `no` as false and `2026-05-01` as a date. YAML 1.2 does not. Such a scalar
+is refused and not guessed at.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+_PLAIN = {
+    "tag:yaml.org,2002:int": re.compile(r"[-+]?(0|[1-9][0-9]*)"),
+    "tag:yaml.org,2002:float": re.compile(r"[-+]?([0-9]+\.?|[0-9]*\.[0-9]+)([eE][-+]?[0-9]+)?"),
+    "tag:yaml.org,2002:bool": re.compile(r"true|false|True|False|TRUE|FALSE"),
+    "tag:yaml.org,2002:timestamp": None,
+}
+"""How a plain scalar of each type may be written; None: not at all."""
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """A safe loader that refuses repeated keys and ambiguous scalars."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping. Raises ConstructorError for a key that occurs twice."""
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} occurs twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """The value. Raises ConstructorError for a plain scalar that YAML 1.1 and 1.2 read differently."""
+        if isinstance(node, yaml.ScalarNode) and node.style is None and node.tag in _PLAIN:
+            plain = _PLAIN[node.tag]
+            if plain is None or not plain.fullmatch(node.value):
+                value = super().construct_object(node, deep)
+                problem = f"{node.value} would be read as {value!r}; write a plain number, true or false, or quote it"
+                raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return super().construct_object(node, deep)
+
+
+def read_yaml(text: str) -> Any:
+    """The document. Raises yaml.YAMLError, which names the line, for one that is not valid or not plain."""
+    return yaml.load(text, _StrictLoader)  # noqa: S506  # it is a SafeLoader
