@@ -79,9 +79,9 @@ chromium:
 			|| echo "apt could not install chromium: the test of the run page will skip"; \
 	else echo "No chromium, and no right to install it through apt: the test of the run page will skip"; fi
 
-bench: $(INSTALLED)  ## what the sampler costs beside its modules (a table, and build/bench.json), and what `shoot` costs
+bench: $(INSTALLED)  ## what the sampler and `shoot` cost: tables, build/bench.json and build/shoot.svg
 	@$(BIN)/python -m benchmarks.sampler build/bench.json
-	@$(BIN)/python -m benchmarks.shoot
+	@$(BIN)/python -m benchmarks.shoot --plot build/shoot.svg
 
 bench-memory: $(INSTALLED)  ## the demo, and the peak memory of all its processes; CATALOG=, SCENE=, LIMIT= as there
 	@$(BIN)/python benchmarks/peak_memory.py $(MAKE) --no-print-directory demo
