@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.exceptions import AirflowFailException
@@ -12,11 +13,39 @@ from operators.base import PROBLEM, PackshotOperator, Services
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+    from pipelines.contracts import Shot, Step
     from pipelines.ledger.checked import Columns
     from pipelines.quality.tables import Failure, Table
+    from pipelines.scenes import Channel
 
 ROWS_NAMED = 50
 """Rows of a failed expectation that the run's report names; the validation document has all of them."""
+
+
+def publication_rows(
+    shots: Iterable[Shot], steps: Mapping[str, Mapping[str, Step]], grounds: Mapping[str, str | None], channel: Channel
+) -> list[dict[str, Any]]:
+    """The set about to be published, one row an image. `grounds`: SKU → why it may be ."""
+    return [
+        {
+            "key": f"{shot.sku}/{shot.scene}/{shot.channel}",
+            "sku": shot.sku,
+            "scene": shot.scene,
+            "channel": shot.channel,
+            "digest": next((a.sha256 for a in published.outputs if a.role == "published"), None),
+            "final": published.job.inputs.get("final"),
+            "width": published.facts.get("width"),
+            "height": published.facts.get("height"),
+            "min_width": channel.min_width,
+            "min_height": channel.min_height,
+            # the verdicts speak for the very image that was inspected, and for no other
+            "approval": grounds.get(shot.sku)
+            if inspected.job.inputs["final"] == published.job.inputs["final"]
+            else None,
+        }
+        for shot in shots
+        for published, inspected in [(steps[shot.sku]["publish"], steps[shot.sku]["inspect"])]
+    ]
 
 
 def check_table(

@@ -79,7 +79,8 @@ WHERE u.run = :run AND u.chosen ORDER BY u.shot, u.stage, v.position
 # Of every shot with a finished inspection: the image, whether it was approved, and whether all verdicts passed.
 _JUDGED = """
 SELECT rs.position, rs.shot, i.digest AS final, verdicts.passed,
-       EXISTS (SELECT FROM approvals a WHERE a.digest = i.digest) AS approved
+       EXISTS (SELECT FROM decisions d
+               WHERE d.final = i.digest AND d.undone_at IS NULL AND d.choice = 'approve') AS approved
 FROM run_shots rs
 JOIN run_steps u ON u.run = rs.run AND u.shot = rs.shot AND u.stage = 'inspect' AND u.chosen
 JOIN steps st ON st.key = u.key AND st.state = 'done'
@@ -89,6 +90,7 @@ LEFT JOIN (
     WHERE u.run = :run AND u.chosen GROUP BY u.shot
 ) verdicts ON verdicts.shot = rs.shot
 WHERE rs.run = :run
+  AND NOT EXISTS (SELECT FROM decisions d WHERE d.final = i.digest AND d.undone_at IS NULL AND d.choice = 'reject')
 """
 
 _PUBLISHABLE = """

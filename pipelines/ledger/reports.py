@@ -12,10 +12,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, case, func, literal, or_, select, union_all
+from sqlalchemy import Connection, Engine, case, func, or_, select
 
 from pipelines.contracts import STAGES, ModelRef, Product, ShotState, State, Step
 from pipelines.errors import UsageError
+from pipelines.ledger import outcomes
 from pipelines.ledger.rows import product_of, read_steps, shots_of_runs
 from pipelines.ledger.schema import (
     product_versions,
@@ -149,9 +150,9 @@ class Lineage:
         }
 
 
-def list_runs(engine: Engine, limit: int = 50) -> list[RunRow]:
-    """The newest runs, newest first."""
-    statement = select(runs).order_by(runs.c.started_at.desc()).limit(limit)
+def list_runs(engine: Engine, limit: int = 50, offset: int = 0) -> list[RunRow]:
+    """`limit` runs, newest first, without the `offset` newest."""
+    statement = select(runs).order_by(runs.c.started_at.desc()).limit(limit).offset(offset)
     with engine.connect() as connection:
         return [
             RunRow(r.id, r.dag_id, r.scene, r.channel, r.state, r.started_at, r.finished_at, r.selected)
@@ -210,6 +211,15 @@ def feed_for(engine: Engine, run: str) -> str:
         return connection.scalar(own) or connection.scalar(last) or ""
 
 
+def run_params(engine: Engine, run: str) -> Mapping[str, Any]:
+    """The parameters that `run` was started with. Raises UsageError for an unknown run."""
+    with engine.connect() as connection:
+        row = connection.execute(select(runs.c.params).where(runs.c.id == run)).first()
+    if row is None:
+        raise UsageError(f"no run {run!r} in the ledger")
+    return row.params
+
+
 def report(engine: Engine, run: str, with_shots: bool = True) -> Report:
     """The outcome of every product of `run`; `with_shots=False` counts them and lists none. Raises UsageError for an
     unknown run."""
@@ -231,7 +241,7 @@ def report(engine: Engine, run: str, with_shots: bool = True) -> Report:
             .where(run_artifacts.c.run == run)
             .order_by(run_artifacts.c.role)
         ).all()
-        counts, seconds = _stages(connection, run)
+        counts, seconds = stage_totals(connection, run, about.totals)
     counted = {state: states.get(state, 0) for state in ShotState}
     return Report(
         run=run,
@@ -300,39 +310,15 @@ def likenesses(engine: Engine, run: str) -> list[tuple[Product, str]]:
         return [(product_of(row), row.likeness) for row in connection.execute(statement)]
 
 
-def _stages(connection: Connection, run: str) -> tuple[dict[str, StageCount], dict[str, float]]:
-    """Steps and seconds of every stage. A step that two shots share counts once; those of unchanged shots as reused."""
-    own = select(run_steps.c.stage, run_steps.c.key, run_steps.c.reused).where(run_steps.c.run == run)
-    earlier = (
-        select(run_steps.c.stage, run_steps.c.key, literal(True))
-        .join_from(
-            shots_of_runs,
-            run_steps,
-            (run_steps.c.run == shots_of_runs.c.made_by) & (run_steps.c.shot == shots_of_runs.c.shot),
-        )
-        .where(shots_of_runs.c.run == run, shots_of_runs.c.made_by != run)
-    )
-    both = union_all(own, earlier).subquery()
-    used = (
-        select(both.c.stage, both.c.key, func.bool_and(both.c.reused).label("reused"))
-        .group_by(both.c.stage, both.c.key)
-        .subquery()
-    )
-    rows = connection.execute(
-        select(
-            used.c.stage,
-            func.count().filter(~used.c.reused).label("computed"),
-            func.count().filter(used.c.reused).label("reused"),
-            func.coalesce(func.sum(steps.c.seconds).filter(~used.c.reused), 0.0).label("seconds"),
-        )
-        .join_from(used, steps, used.c.key == steps.c.key)
-        .group_by(used.c.stage)
-    ).all()
-    found = {row.stage: row for row in rows}
+def stage_totals(
+    connection: Connection, run: str, totals: Mapping[str, Any] | None
+) -> tuple[dict[str, StageCount], dict[str, float]]:
+    """Steps and seconds of every stage. A run that ended remembers them in its `totals`."""
+    found = totals["stages"] if totals is not None else outcomes.stage_totals(connection, run)
     order = [*STAGES, *sorted(found.keys() - set(STAGES))]
     return (
-        {s: StageCount(found[s].computed, found[s].reused) if s in found else StageCount() for s in order},
-        {s: round(found[s].seconds, 3) if s in found else 0.0 for s in order},
+        {s: StageCount(*found[s][:2]) if s in found else StageCount() for s in order},
+        {s: round(found[s][2], 3) if s in found else 0.0 for s in order},
     )
 
 

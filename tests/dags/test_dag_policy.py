@@ -32,7 +32,7 @@ from tests.receivers import webhook
 MAKING = {"catalog_refresh": "catalog_refresh.py", "campaign_backfill": "campaign_backfill.py"}
 """DAGs that make images."""
 
-DAGS = MAKING | {"brushnet_finetune": "brushnet_finetune.py"}
+DAGS = MAKING | {"brushnet_finetune": "brushnet_finetune.py", "publish_reviewed": "publish_reviewed.py"}
 STAGES = ["cutout", "describe", "generate", "upscale", "inspect"]
 POOLS = {"default_pool": 128, "gpu": Settings.model_fields["gpu_slots"].default}
 HEAVY = ["torch", "torchvision", "diffusers", "transformers", "PIL", "numpy", "pandas", "cv2", "scipy"]

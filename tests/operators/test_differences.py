@@ -17,7 +17,7 @@ from operators.plan import PlanRefreshOperator
 from operators.publish import PublishOperator, SummaryOperator
 from pipelines.catalogue.manifest import write_manifest
 from pipelines.contracts import Job, Made, Output, Product, Shot, Verdict, sha256_hex
-from pipelines.ledger.approval import approve
+from pipelines.ledger.decisions import Choice, decide, held_image
 from pipelines.ledger.postgres import PostgresLedger
 from pipelines.ledger.reports import Report, report
 from pipelines.ledger.schema import metadata
@@ -186,15 +186,17 @@ def test_a_forced_step_of_another_run_is_noticed(shop) -> None:
     assert shop.shown(third)["cup"] != shop.shown(first)["cup"]
 
 
-def test_an_approved_image_is_published_in_the_run_that_is_cleared_and_by_the_next(shop) -> None:
-    shop.night()
+def test_an_approved_image_is_published_in_the_run_that_held_it_and_later_runs_show_it(shop) -> None:
+    first = shop.night()
     second = shop.night()
-    approve(shop.ledger, second.run, shop.sku("grown-vase"), "ada")
-    shop.finish(second.run)
-    again = report(shop.ledger.engine, second.run)
-    assert set(shop.states(again).values()) == {"published"}
-    assert shop.shown(shop.night()) == shop.shown(again)
-    assert shop.looked_at == 0
+    final = held_image(shop.ledger.engine, second.run, shop.sku("grown-vase"))
+    decide(shop.ledger.engine, final, Choice.APPROVE, "ada")
+    shop.finish(first.run)
+    for found in (first, second):
+        assert set(shop.states(report(shop.ledger.engine, found.run)).values()) == {"published"}
+    third = shop.night()
+    assert shop.shown(third) == shop.shown(report(shop.ledger.engine, first.run))
+    assert (third.published, shop.looked_at) == (3, 0)
 
 
 def test_what_failed_is_tried_again_the_next_night(shop, monkeypatch) -> None:
