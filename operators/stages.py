@@ -111,6 +111,12 @@ class UpscaleOperator(StageOperator):
 
 
 class InspectOperator(StageOperator):
-    """Measure the image; what fails a check is held back with the reason."""
+    """Measure the image; what fails a check is held back with the reason, and can be reviewed at once."""
 
     stage = "inspect"
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Run the stage, then settle the shard; returns the stage's summary."""
+        summary = super().execute(context)
+        open_services().ledger.settle(self.run, int(self.shard))
+        return summary

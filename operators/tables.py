@@ -85,19 +85,22 @@ def grounds_for_publication(
 ) -> dict[str, str | None]:
     """SKU → why its image may be published, for every image without an objection.
 
-    `approved` if a person approved it, `passed` if all its verdicts passed. None if it has no verdict: it stays in the
-    set, so that the table check stops the set.
+    `approved` if a person approved it, `passed` if all its verdicts passed and no person rejected it. None if it has
+    no verdict: it stays in the set, so that the table check stops the set.
     """
     from pipelines.contracts import State
+    from pipelines.ledger.decisions import Choice
 
     inspected = {s.sku: steps[s.sku]["inspect"] for s in shots if "inspect" in steps.get(s.sku, {})}
     finals = {sku: step.job.inputs["final"] for sku, step in inspected.items() if step.state is State.DONE}
-    approved = services.ledger.approved(sorted(finals.values()))
+    decided = services.ledger.decided(sorted(finals.values()))
     grounds: dict[str, str | None] = {}
     for sku, final in finals.items():
         verdicts = [verdict for step in steps[sku].values() for verdict in step.verdicts]
-        if final in approved:
+        if decided.get(final) is Choice.APPROVE:
             grounds[sku] = "approved"
+        elif decided.get(final) is Choice.REJECT:
+            continue
         elif all(verdict.passed for verdict in verdicts):
             grounds[sku] = "passed" if verdicts else None
     return grounds

@@ -65,6 +65,10 @@ class Settings(BaseSettings):
     airflow_url: str = Field("", description="Base URL of Airflow's API and UI. Empty: the embedded server.")
     airflow_user: str = Field("admin", description="Airflow user for `packshot run` and `packshot campaign`.")
     airflow_password: SecretStr = Field(SecretStr(""), description="That user's password.")
+    watch_user: str = Field(
+        "viewer", description="Airflow user with which the scheduler sees how runs ended. The right to read is enough."
+    )
+    watch_password: SecretStr = Field(SecretStr(""), description="That user's password.")
     airflow_parallelism: int = Field(
         3, ge=1, description="Tasks that the embedded Airflow runs at the same time, over all pools."
     )

@@ -1,4 +1,4 @@
-"""What packshot adds to Airflow: the operators' page (a menu entry, a tab on every run, the web app behind them), the
+"""What packshot adds to Airflow: the console (menu entries, a tab on every run, the web app behind them), the
 campaign's timetable, and a watch over the runs in the scheduler.
 
 This module is imported in every Airflow process, tasks included; the web app only where it is served.
@@ -36,7 +36,7 @@ class WatchInScheduler:
 
 
 class PackshotPlugin(AirflowPlugin):
-    """Read-only pages about runs; review and dashboards can join them here."""
+    """Pages about held images and runs."""
 
     name = "packshot"
     listeners = [WatchInScheduler()]  # noqa: RUF012
@@ -51,9 +51,30 @@ class PackshotPlugin(AirflowPlugin):
 
     @cached_property
     def external_views(self) -> list[dict[str, Any]]:  # type: ignore[override]
-        """All runs in the menu; one run's pictures as a tab of its DAG run."""
+        """Review and all runs in the menu; one run's pictures as a tab of its DAG run."""
         base = urlsplit(conf.get("api", "base_url", fallback="/")).path.rstrip("/")
         return [
+            {
+                "name": "Packshot overview",
+                "href": f"{base}{PREFIX}/overview",
+                "destination": "nav",
+                "category": "browse",
+                "url_route": "packshot-overview",
+            },
+            {
+                "name": "Packshot review",
+                "href": f"{base}{PREFIX}/review",
+                "destination": "nav",
+                "category": "browse",
+                "url_route": "packshot-review",
+            },
+            {
+                "name": "Packshot live",
+                "href": f"{base}{PREFIX}/live",
+                "destination": "nav",
+                "category": "browse",
+                "url_route": "packshot-live",
+            },
             {
                 "name": "Packshot runs",
                 "href": f"{base}{PREFIX}/runs",

@@ -19,9 +19,8 @@ from pathlib import Path
 for name in [name for name in os.environ if name.startswith(("PACKSHOT_", "AIRFLOW_"))]:
     del os.environ[name]
 workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "2" if workers == 1 else "1"
-)  # how they wait is decided by `import pipelines`, for every process
+# how threads wait is decided by `import pipelines`, for every process
+os.environ.setdefault("OMP_NUM_THREADS", "2" if workers == 1 else "1")
 STATE_DIR = Path(tempfile.mkdtemp(prefix="packshot-tests-"))
 os.environ["PACKSHOT_STATE_DIR"] = str(STATE_DIR)
 

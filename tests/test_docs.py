@@ -29,7 +29,7 @@ from pipelines.evaluation.describe import DescribeMeasure, Share
 from pipelines.evaluation.detector.measure import DetectorMeasure, Group
 from pipelines.evaluation.scenes import Figure as SceneFigure
 from pipelines.evaluation.scenes import FinalMeasure, SceneMeasure
-from pipelines.ledger.approval import Approval
+from pipelines.ledger.decisions import Decision
 from pipelines.ledger.reports import Lineage, LineageStep, Report, ReportedShot, StageCount
 from pipelines.models.arguments import ARGUMENTS
 from pipelines.models.painters import PAINTERS
@@ -288,7 +288,7 @@ JSON = {
     "`report`": names_of(Report, ReportedShot, StageCount) | {"alike"},
     "`shoot`": names_of(Outcome) | {"shots", "contact_sheet", "alike"},
     "`lineage`": names_of(Lineage, LineageStep) | {"name", "revision", "sha256"},
-    "`approve`": names_of(Approval),
+    "`approve`": names_of(Decision),
     "`export`": names_of(Export, ExportedImage),
     "`up` and `status`": names_of(Status, Service) | {"healthy"},
     "`models list` and `models verify`": MODEL,

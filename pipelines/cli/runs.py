@@ -223,24 +223,36 @@ def approve(
     sku: Annotated[str, typer.Argument(metavar="SKU", help="A product whose image was held.")],
     run_id: Annotated[str, typer.Option("--run", help="The run that held it, or latest.")] = "latest",
     by: Annotated[str, typer.Option(help="Who looked at it.", show_default="the login name")] = "",
+    reason: Annotated[str, typer.Option(help="Why it is right.")] = "",
     as_json: AsJson = False,
 ) -> None:
     """Let a held image be published: a person has looked at it, and it is right.
 
-    The next run of the catalogue publishes it and computes nothing. To publish it in the run that held it, clear the
-    task `publish` and what follows. The approval covers this image only; a new image of the product is checked again.
+    DAG `publish_reviewed` publishes it in the run that held it. Without a running Airflow, the next run publishes it.
+    The approval covers this image only; a new image of the product is checked again.
     """
-    from pipelines.ledger.approval import approve as approve_image
-    from pipelines.ledger.postgres import PostgresLedger
+    from pipelines.ledger.decisions import Choice, decide, held_image
 
-    ledger = PostgresLedger(_engine())
-    done = approve_image(ledger, _resolved(ledger.engine, run_id), sku, by or getpass.getuser())
+    engine = _engine()
+    final = held_image(engine, _resolved(engine, run_id), sku)
+    done = decide(engine, final, Choice.APPROVE, by or getpass.getuser(), reason)
     answer(
-        as_json,
-        done,
-        f"{done.sku}: approved by {done.by}, held for: {done.reason}",
-        f"Image {done.final}; the next run, or `publish` cleared in this one, publishes it.",
+        as_json, done, f"{done.sku}: approved by {done.by}, held for: {done.held_for}", _publish_reviewed(done.final)
     )
+
+
+def _publish_reviewed(final: str) -> str:
+    """Starts the DAG that publishes approved images; returns what happens to this one."""
+    import httpx
+
+    from pipelines.services.airflow_client import Airflow
+    from pipelines.settings import get_settings
+
+    try:
+        with Airflow(get_settings(), timeout=10) as airflow:
+            return f"Image {final}; run {airflow.trigger('publish_reviewed', {})} of publish_reviewed publishes it."
+    except (PackshotError, httpx.HTTPError):  # the decision is in the ledger all the same
+        return f"Image {final}; Airflow does not answer, so the next run of publish_reviewed publishes it."
 
 
 @app.command()

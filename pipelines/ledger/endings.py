@@ -92,6 +92,7 @@ def end_run(engine: Engine, run: str, state: str, reason: str) -> bool:
         if closed is not None:
             outcomes.settle(connection, run)
             outcomes.close(connection, run, None)
+            outcomes.remember_totals(connection, run)
     return closed is not None
 
 
@@ -101,7 +102,7 @@ def reopen_run(engine: Engine, run: str, since: datetime) -> None:
         connection.execute(
             update(runs)
             .where(runs.c.id == run, runs.c.finished_at < since)
-            .values(state="running", finished_at=None, problem=None)
+            .values(state="running", finished_at=None, problem=None, totals=None)
         )
 
 

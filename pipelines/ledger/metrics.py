@@ -121,13 +121,7 @@ GROUP BY r.scene, r.channel, state
 """  # noqa: S608  # no value from outside
 
 _QUEUE = """
-SELECT count(*), min(coalesce(r.finished_at, r.started_at))
-FROM run_shots rs JOIN runs r ON r.id = rs.run
-WHERE rs.state = 'held'
-  AND NOT EXISTS (SELECT FROM run_shots later JOIN runs l ON l.id = later.run
-                  WHERE later.shot = rs.shot AND (l.started_at, l.id) > (r.started_at, r.id))
-  AND NOT EXISTS (SELECT FROM run_steps u JOIN step_inputs i USING (key) JOIN approvals a USING (digest)
-                  WHERE u.run = rs.run AND u.shot = rs.shot AND i.role = 'final')
+SELECT count(*), min(coalesce(r.finished_at, r.started_at)) FROM review_queue q JOIN runs r ON r.id = q.run
 """
 
 _CHECKED = """

@@ -6,7 +6,7 @@ that a run of 100 000 shots does not load its steps. A test holds both to the sa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pipelines.contracts import STAGES, ShotState, State, Step
@@ -28,11 +28,13 @@ def outcome_of(steps: Mapping[str, Step]) -> tuple[ShotState, str]:
     return (ShotState.PUBLISHED, "") if "publish" in steps else (ShotState.PENDING, "")
 
 
-def settle(connection: Connection, run: str) -> None:
-    """Sets state and reason of every shot of a run from its steps, verdicts and publications so far."""
+def settle(connection: Connection, run: str, shard: int | None = None, shots: Sequence[int] | None = None) -> None:
+    """Sets state, reason, image and failed checks of a run's shots from its steps, verdicts and publications so far: of
+    all shots, of one shard, or of the shots with these numbers."""
     from sqlalchemy import text
 
-    connection.execute(text(_SETTLE), {"run": run, "stages": list(STAGES)})
+    some = {"shard": shard, "shots": None if shots is None else list(shots)}
+    connection.execute(text(_SETTLE), {"run": run, "stages": list(STAGES), **some})
 
 
 def close(connection: Connection, run: str, problem: str | None) -> None:
@@ -40,6 +42,22 @@ def close(connection: Connection, run: str, problem: str | None) -> None:
     from sqlalchemy import text
 
     connection.execute(text(_CLOSE), {"run": run, "problem": problem})
+
+
+def stage_totals(connection: Connection, run: str) -> dict[str, tuple[int, int, float]]:
+    """Stage → steps that a run computed, finished steps that it reused, and seconds of those it computed. A step that
+    two shots share counts once."""
+    from sqlalchemy import text
+
+    rows = connection.execute(text(_TOTALS), {"run": run})
+    return {row.stage: (row.computed, row.reused, row.seconds) for row in rows}
+
+
+def remember_totals(connection: Connection, run: str) -> None:
+    """Writes a run's totals into its row, because to count them takes a look at all its shots and steps."""
+    from sqlalchemy import text
+
+    connection.execute(text(_REMEMBER), {"run": run})
 
 
 def rates(connection: Connection) -> dict[str, float]:
@@ -50,18 +68,21 @@ def rates(connection: Connection) -> dict[str, float]:
 
 
 # The first that applies: a step that was rejected or failed; a publication of what this run made, by any run, unless it
-# was superseded before this run began; failed checks that nobody approved.
+# was superseded before this run began or was withdrawn; failed checks; a person's rejection. An image that a person
+# approved is held until it is published.
 _SETTLE = """
-UPDATE run_shots SET state = outcome.state, reason = outcome.reason
+UPDATE run_shots SET state = outcome.state, reason = outcome.reason, final = outcome.final, checks = outcome.checks
 FROM (
     SELECT rs.position,
            CASE WHEN bad.key IS NOT NULL THEN bad.state
                 WHEN shown.digest IS NOT NULL THEN 'published'
-                WHEN held.reasons IS NOT NULL THEN 'held'
+                WHEN failed.reasons IS NOT NULL OR refused.words IS NOT NULL THEN 'held'
                 ELSE 'pending' END AS state,
            CASE WHEN bad.key IS NOT NULL THEN bad.reason
                 WHEN shown.digest IS NOT NULL THEN ''
-                ELSE coalesce(held.reasons, '') END AS reason
+                ELSE coalesce(failed.reasons, refused.words, '') END AS reason,
+           image.digest AS final,
+           coalesce(failed.checks, '{}') AS checks
     FROM run_shots rs
     LEFT JOIN LATERAL (
         SELECT s.key, s.state, s.reason FROM run_steps u JOIN steps s USING (key)
@@ -73,20 +94,30 @@ FROM (
         JOIN publications p ON p.shot = u.shot AND p.digest = o.digest
         JOIN runs r ON r.id = u.run
         WHERE u.run = rs.run AND u.shot = rs.shot AND u.chosen AND u.stage = 'publish'
-          AND (p.superseded_at IS NULL OR p.superseded_at > r.started_at) LIMIT 1
+          AND (p.superseded_at IS NULL OR p.superseded_at > r.started_at AND p.withdrawn_by IS NULL) LIMIT 1
     ) shown ON true
     LEFT JOIN LATERAL (
+        SELECT i.digest FROM run_steps u JOIN step_inputs i USING (key)
+        WHERE u.run = rs.run AND u.shot = rs.shot AND u.chosen AND u.stage = 'inspect' AND i.role = 'final' LIMIT 1
+    ) image ON true
+    LEFT JOIN LATERAL (
         SELECT string_agg(coalesce(nullif(v.reason, ''), v."check"), '; '
-                          ORDER BY array_position(CAST(:stages AS text[]), u.stage), v.position) AS reasons
+                          ORDER BY array_position(CAST(:stages AS text[]), u.stage), v.position) AS reasons,
+               array_agg(v."check" ORDER BY array_position(CAST(:stages AS text[]), u.stage), v.position) AS checks
         FROM run_steps u JOIN verdicts v USING (key)
         WHERE u.run = rs.run AND u.shot = rs.shot AND u.chosen AND NOT v.passed
-          AND NOT EXISTS (SELECT FROM step_inputs i JOIN approvals a USING (digest)
-                          WHERE i.key = v.key AND i.role = 'final')
-    ) held ON true
+    ) failed ON true
+    LEFT JOIN LATERAL (
+        SELECT concat_ws(': ', 'rejected by ' || d.by, nullif(d.reason, '')) AS words FROM decisions d
+        WHERE d.final = image.digest AND d.choice = 'reject' AND d.undone_at IS NULL
+    ) refused ON true
     WHERE rs.run = :run
+      AND (CAST(:shard AS int) IS NULL OR rs.shard = :shard)
+      AND (CAST(:shots AS bigint[]) IS NULL OR rs.shot = ANY(CAST(:shots AS bigint[])))
 ) outcome
 WHERE run_shots.run = :run AND run_shots.position = outcome.position
-  AND (run_shots.state, run_shots.reason) IS DISTINCT FROM (outcome.state, outcome.reason)
+  AND (run_shots.state, run_shots.reason, run_shots.final, run_shots.checks)
+      IS DISTINCT FROM (outcome.state, outcome.reason, outcome.final, outcome.checks)
 """
 
 _CLOSE = """
@@ -101,6 +132,37 @@ FROM (
     FROM run_shots rs WHERE rs.run = :run
 ) inspected
 WHERE run_shots.run = :run AND run_shots.position = inspected.position AND run_shots.state = 'pending'
+"""
+
+_TOTALS = """
+SELECT used.stage, count(*) FILTER (WHERE NOT used.reused) AS computed, count(*) FILTER (WHERE used.reused) AS reused,
+       coalesce(sum(steps.seconds) FILTER (WHERE NOT used.reused), 0.0) AS seconds
+FROM (SELECT stage, key, bool_and(reused) AS reused FROM run_steps WHERE run = :run GROUP BY stage, key) used
+JOIN steps USING (key)
+GROUP BY used.stage
+"""
+
+# `inspected` and `overcompleted` count images that this run made; `images` those that it published first.
+_REMEMBER = """
+UPDATE runs SET totals = jsonb_build_object(
+    'stages', coalesce((
+        SELECT jsonb_object_agg(stage, jsonb_build_array(computed, reused, seconds)) FROM (
+            SELECT used.stage, count(*) FILTER (WHERE NOT used.reused) AS computed,
+                   count(*) FILTER (WHERE used.reused) AS reused,
+                   coalesce(sum(steps.seconds) FILTER (WHERE NOT used.reused), 0.0) AS seconds
+            FROM (SELECT stage, key, bool_and(reused) AS reused FROM run_steps WHERE run = :run
+                  GROUP BY stage, key) used
+            JOIN steps USING (key) GROUP BY used.stage) counted), '{}'),
+    'states', coalesce((
+        SELECT jsonb_object_agg(state, shots) FROM (
+            SELECT state, count(*) AS shots FROM run_shots WHERE run = :run GROUP BY state) counted), '{}'),
+    'inspected', (SELECT count(*) FROM run_steps u
+                  WHERE u.run = :run AND u.stage = 'inspect' AND u.chosen AND NOT u.reused),
+    'overcompleted', (SELECT count(*) FROM run_steps u JOIN verdicts v USING (key)
+                      WHERE u.run = :run AND u.stage = 'inspect' AND u.chosen AND NOT u.reused
+                        AND v."check" = 'overcompletion' AND NOT v.passed),
+    'images', (SELECT count(*) FROM publications p WHERE p.run = :run))
+WHERE id = :run
 """
 
 _RATES = """

@@ -35,9 +35,10 @@ from pipelines.contracts import (
 )
 from pipelines.errors import IntegrityError, UsageError
 from pipelines.ledger import outcomes, rows
+from pipelines.ledger.decisions import Choice, note_published, still_approved
 from pipelines.ledger.schema import (
-    approvals,
     artifacts,
+    decisions,
     product_versions,
     products,
     publications,
@@ -194,7 +195,8 @@ class PostgresLedger:
                 .values(row)
                 .on_conflict_do_update(
                     index_elements=[runs.c.id],
-                    set_={name: row[name] for name in row if name != "id"} | {"finished_at": None, "problem": None},
+                    set_={name: row[name] for name in row if name != "id"}
+                    | {"finished_at": None, "problem": None, "totals": None},
                     where=runs.c.dag_id == dag_id,
                 )
                 .returning(runs.c.id)
@@ -252,8 +254,9 @@ class PostgresLedger:
             connection.execute(text("ANALYZE run_shots"))
         return -(-len(selected) // shard_size)
 
-    def shots(self, run: str, shard: int | None = None) -> list[Shot]:
-        """The run's shots (of one shard) in order, with their products as they were when the run began."""
+    def shots(self, run: str, shard: int | None = None, skus: Sequence[str] | None = None) -> list[Shot]:
+        """The run's shots (of one shard, or of these SKUs) in order, with their products as they were when the run
+        began."""
         statement = (
             select(product_versions, run_shots.c.row, shots.c.scene, shots.c.channel)
             .join_from(run_shots, shots, run_shots.c.shot == shots.c.id)
@@ -263,6 +266,8 @@ class PostgresLedger:
         )
         if shard is not None:
             statement = statement.where(run_shots.c.shard == shard)
+        if skus is not None:
+            statement = statement.where(shots.c.sku.in_(skus))
         with self.engine.connect() as connection:
             return [Shot(rows.product_of(row), row.scene, row.channel) for row in connection.execute(statement)]
 
@@ -308,19 +313,14 @@ class PostgresLedger:
                     found[row.sku] = ShotState(row.state)
         return found
 
-    def approve(self, digest: str, by: str) -> str:
-        """Approves this `final` image for publication, whatever its verdicts. Returns who approved it first."""
-        with self.engine.begin() as connection:
-            rows.insert_missing(connection, approvals, [{"digest": digest, "by": by}])
-            return connection.execute(select(approvals.c.by).where(approvals.c.digest == digest)).scalar_one()
-
-    def approved(self, digests: Sequence[str]) -> set[str]:
-        """The `final` images among these that a person approved."""
+    def decided(self, digests: Sequence[str]) -> dict[str, Choice]:
+        """What persons decided about these `final` images; no entry for an image that nobody decided."""
+        statement = select(decisions.c.final, decisions.c.choice).where(decisions.c.undone_at.is_(None))
         with self.engine.connect() as connection:
             return {
-                digest
+                row.final: Choice(row.choice)
                 for chunk in chunked(digests, rows.CHUNK)
-                for digest in connection.scalars(select(approvals.c.digest).where(approvals.c.digest.in_(chunk)))
+                for row in connection.execute(statement.where(decisions.c.final.in_(chunk)))
             }
 
     def publish(self, run: str, images: Sequence[Publication]) -> int:
@@ -330,36 +330,22 @@ class PostgresLedger:
         end: if a later run's image is current, it stays, and this run's image is recorded as superseded.
         """
         with self.engine.begin() as connection:
-            numbers = rows.shot_ids(connection, images)
-            wanted = {numbers[image.sku, image.scene, image.channel]: image.digest for image in images}
-            # one publisher at a time for a shot; the order prevents deadlocks
-            connection.execute(select(shots.c.id).where(shots.c.id.in_(wanted)).order_by(shots.c.id).with_for_update())
-            began = select(runs.c.started_at).where(runs.c.id == run).scalar_subquery()
-            shown = (
-                select(publications.c.shot, publications.c.digest, (runs.c.started_at > began).label("later"))
-                .join(runs, publications.c.run == runs.c.id)
-                .where(publications.c.shot.in_(wanted), publications.c.superseded_at.is_(None))
-            )
-            current = {row.shot: row for row in connection.execute(shown)}
-            changed = {s: d for s, d in wanted.items() if s not in current or current[s].digest != d}
-            late = {shot: digest for shot, digest in changed.items() if shot in current and current[shot].later}
-            fresh = {shot: digest for shot, digest in changed.items() if shot not in late}
-            connection.execute(
-                update(publications)
-                .where(publications.c.shot.in_(fresh), publications.c.superseded_at.is_(None))
-                .values(superseded_at=func.now())
-            )
-            if fresh:
-                connection.execute(
-                    insert(publications), [{"shot": s, "digest": d, "run": run} for s, d in fresh.items()]
-                )
-            rows.note_superseded(connection, run, late)
-        return len(fresh)
+            return _publish(connection, run, images)
 
-    def settle(self, run: str) -> None:
-        """Sets every shot's state and reason from the run's steps, verdicts and publications so far."""
+    def publish_approved(self, run: str, images: Sequence[tuple[int, Publication]]) -> int:
+        """Publishes images that `run` made and that persons approved, as `publish` does. Each comes with the number of
+        its decision. Returns how many are new. An image of a decision that was undone meanwhile is left out."""
         with self.engine.begin() as connection:
-            outcomes.settle(connection, run)
+            standing = still_approved(connection, [number for number, _ in images])
+            new = _publish(connection, run, [image for number, image in images if number in standing])
+            note_published(connection, sorted(standing), run)
+            outcomes.remember_totals(connection, run)
+        return new
+
+    def settle(self, run: str, shard: int | None = None) -> None:
+        """Sets every shot's state and reason (of one shard) from the run's steps, verdicts and publications so far."""
+        with self.engine.begin() as connection:
+            outcomes.settle(connection, run, shard)
 
     def finish_run(self, run: str, state: str, problem: Mapping[str, Any] | None = None) -> None:
         """Closes a run as `success` or `failed`.
@@ -377,11 +363,41 @@ class PostgresLedger:
                 .where(runs.c.id == run)
                 .values(state=state, finished_at=func.now(), problem=dict(problem) if problem else kept)
             )
+            outcomes.remember_totals(connection, run)
 
     def rates(self) -> dict[str, float]:
         """Mean seconds a shot, by stage, over the last 500 computed steps. Candidates that were not chosen count."""
         with self.engine.connect() as connection:
             return outcomes.rates(connection)
+
+
+# ---------------------------------------------------------------------- publications
+
+
+def _publish(connection: Connection, run: str, images: Sequence[Publication]) -> int:
+    numbers = rows.shot_ids(connection, images)
+    wanted = {numbers[image.sku, image.scene, image.channel]: image.digest for image in images}
+    # one publisher at a time for a shot; the order prevents deadlocks
+    connection.execute(select(shots.c.id).where(shots.c.id.in_(wanted)).order_by(shots.c.id).with_for_update())
+    began = select(runs.c.started_at).where(runs.c.id == run).scalar_subquery()
+    shown = (
+        select(publications.c.shot, publications.c.digest, (runs.c.started_at > began).label("later"))
+        .join(runs, publications.c.run == runs.c.id)
+        .where(publications.c.shot.in_(wanted), publications.c.superseded_at.is_(None))
+    )
+    current = {row.shot: row for row in connection.execute(shown)}
+    changed = {s: d for s, d in wanted.items() if s not in current or current[s].digest != d}
+    late = {shot: digest for shot, digest in changed.items() if shot in current and current[shot].later}
+    fresh = {shot: digest for shot, digest in changed.items() if shot not in late}
+    connection.execute(
+        update(publications)
+        .where(publications.c.shot.in_(fresh), publications.c.superseded_at.is_(None))
+        .values(superseded_at=func.now())
+    )
+    if fresh:
+        connection.execute(insert(publications), [{"shot": s, "digest": d, "run": run} for s, d in fresh.items()])
+    rows.note_superseded(connection, run, late)
+    return len(fresh)
 
 
 # ---------------------------------------------------------------------- claims

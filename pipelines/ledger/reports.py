@@ -16,6 +16,7 @@ from sqlalchemy import Connection, Engine, case, func, or_, select
 
 from pipelines.contracts import STAGES, ModelRef, Product, ShotState, State, Step
 from pipelines.errors import UsageError
+from pipelines.ledger import outcomes
 from pipelines.ledger.rows import product_of, read_steps
 from pipelines.ledger.schema import (
     product_versions,
@@ -149,10 +150,10 @@ class Lineage:
         }
 
 
-def list_runs(engine: Engine, limit: int = 50) -> list[RunRow]:
-    """The newest runs, newest first."""
+def list_runs(engine: Engine, limit: int = 50, offset: int = 0) -> list[RunRow]:
+    """`limit` runs, newest first, without the `offset` newest."""
     counted = select(func.count()).where(run_shots.c.run == runs.c.id).scalar_subquery()
-    statement = select(runs, counted.label("shots")).order_by(runs.c.started_at.desc()).limit(limit)
+    statement = select(runs, counted.label("shots")).order_by(runs.c.started_at.desc()).limit(limit).offset(offset)
     with engine.connect() as connection:
         return [
             RunRow(r.id, r.dag_id, r.scene, r.channel, r.state, r.started_at, r.finished_at, r.shots)
@@ -211,6 +212,31 @@ def feed_for(engine: Engine, run: str) -> str:
         return connection.scalar(own) or connection.scalar(last) or ""
 
 
+def run_params(engine: Engine, run: str) -> Mapping[str, Any]:
+    """The parameters that `run` was started with. Raises UsageError for an unknown run."""
+    with engine.connect() as connection:
+        row = connection.execute(select(runs.c.params).where(runs.c.id == run)).first()
+    if row is None:
+        raise UsageError(f"no run {run!r} in the ledger")
+    return row.params
+
+
+def published_images(engine: Engine, run: str) -> list[tuple[str, str, str]]:
+    """(SKU, title, sha256) of every image that `run` published, in the feed's order."""
+    statement = (
+        select(shots.c.sku, product_versions.c.title, step_outputs.c.digest)
+        .join_from(run_shots, shots, run_shots.c.shot == shots.c.id)
+        .join(product_versions, run_shots.c.version == product_versions.c.id)
+        .join(run_steps, (run_steps.c.run == run_shots.c.run) & (run_steps.c.shot == run_shots.c.shot))
+        .join(step_outputs, run_steps.c.key == step_outputs.c.key)
+        .where(run_shots.c.run == run, run_shots.c.state == ShotState.PUBLISHED)
+        .where(run_steps.c.stage == "publish", run_steps.c.chosen, step_outputs.c.role == "published")
+        .order_by(run_shots.c.position)
+    )
+    with engine.connect() as connection:
+        return [tuple(row) for row in connection.execute(statement)]  # type: ignore[misc]  # three columns
+
+
 def report(engine: Engine, run: str) -> Report:
     """The outcome of every product of `run`. Raises UsageError for an unknown run."""
     with engine.connect() as connection:
@@ -228,7 +254,7 @@ def report(engine: Engine, run: str) -> Report:
             .where(run_artifacts.c.run == run)
             .order_by(run_artifacts.c.role)
         ).all()
-        counts, seconds = _stages(connection, run)
+        counts, seconds = stage_totals(connection, run, about.totals)
     reported = tuple(ReportedShot(row.sku, row.row, ShotState(row.state), row.reason) for row in outcomes)
     states = Counter(shot.state for shot in reported)
     return Report(
@@ -274,29 +300,15 @@ def likenesses(engine: Engine, run: str) -> list[tuple[Product, str]]:
         return [(product_of(row), row.likeness) for row in connection.execute(statement)]
 
 
-def _stages(connection: Connection, run: str) -> tuple[dict[str, StageCount], dict[str, float]]:
-    """Steps and seconds of every stage. A step that two shots share counts once."""
-    used = (
-        select(run_steps.c.stage, run_steps.c.key, func.bool_and(run_steps.c.reused).label("reused"))
-        .where(run_steps.c.run == run)
-        .group_by(run_steps.c.stage, run_steps.c.key)
-        .subquery()
-    )
-    rows = connection.execute(
-        select(
-            used.c.stage,
-            func.count().filter(~used.c.reused).label("computed"),
-            func.count().filter(used.c.reused).label("reused"),
-            func.coalesce(func.sum(steps.c.seconds).filter(~used.c.reused), 0.0).label("seconds"),
-        )
-        .join_from(used, steps, used.c.key == steps.c.key)
-        .group_by(used.c.stage)
-    ).all()
-    found = {row.stage: row for row in rows}
+def stage_totals(
+    connection: Connection, run: str, totals: Mapping[str, Any] | None
+) -> tuple[dict[str, StageCount], dict[str, float]]:
+    """Steps and seconds of every stage. A run that ended remembers them in its `totals`."""
+    found = totals["stages"] if totals is not None else outcomes.stage_totals(connection, run)
     order = [*STAGES, *sorted(found.keys() - set(STAGES))]
     return (
-        {s: StageCount(found[s].computed, found[s].reused) if s in found else StageCount() for s in order},
-        {s: round(found[s].seconds, 3) if s in found else 0.0 for s in order},
+        {s: StageCount(*found[s][:2]) if s in found else StageCount() for s in order},
+        {s: round(found[s][2], 3) if s in found else 0.0 for s in order},
     )
 
 

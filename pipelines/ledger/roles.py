@@ -35,8 +35,8 @@ EVIDENCE = {
     "step_outputs": NEVER,
     "step_models": NEVER,
     "verdicts": NEVER,
-    "approvals": NEVER,
-    "publications": _sets("superseded_at"),
+    "decisions": f"({_sets('undone_at', 'undone_by')}) OR ({_sets('acted_run')})",
+    "publications": _sets("superseded_at", "withdrawn_by"),
     "model_revisions": NEVER,
     "model_promotions": _sets("rolled_back_at", "rolled_back_by"),
 }

@@ -3,7 +3,7 @@
 products ─< product_versions ─< run_shots >─ runs          what was asked for
             shots ─────────────┘  └─ run_steps >─┐
 steps ─< step_inputs · step_outputs · step_models · verdicts   what ran: the lineage
-artifacts                                        publications · approvals   what is shown
+artifacts                                        publications · decisions   what is shown
 model_revisions ─< model_promotions              which weights a profile's parts have
 """
 
@@ -28,7 +28,7 @@ from sqlalchemy import (
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.pool import NullPool
 
 from pipelines.ledger import roles
@@ -112,8 +112,10 @@ runs = Table(
     Column("started_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     Column("finished_at", DateTime(timezone=True)),
     Column("problem", JSONB, comment="What stopped publication: failed expectations and their rows."),
+    Column("totals", JSONB, comment="What the run came to, as `outcomes` counts it; null while it runs."),
     Column("notified_at", DateTime(timezone=True), comment="When its failure was sent to the webhook and by mail."),
     Index(None, "triggered_by", "started_at"),
+    Index(None, "started_at"),
 )
 
 run_shots = Table(
@@ -127,9 +129,20 @@ run_shots = Table(
     Column("shard", Integer, nullable=False),
     Column("state", Text, nullable=False, server_default="pending"),
     Column("reason", Text, nullable=False, server_default=""),
+    Column("final", Text, comment="Digest of the `final` image that was inspected; null before."),
+    Column(
+        "checks", ARRAY(Text), nullable=False, server_default="{}", comment="Failed checks, in order of the stages."
+    ),
     UniqueConstraint("run", "shot"),
     Index(None, "shot"),
 )
+Index(
+    "run_shots_held_idx",
+    run_shots.c.run,
+    run_shots.c.position,
+    postgresql_where=(run_shots.c.state == "held") & run_shots.c.final.is_not(None),
+)
+Index("run_shots_final_idx", run_shots.c.final, postgresql_where=run_shots.c.final.is_not(None))
 
 artifacts = Table(
     "artifacts",
@@ -162,6 +175,7 @@ steps = Table(
     _now(),
     Index(None, "stage", "created_at"),
     Index(None, "base"),
+    Index(None, "run", "stage"),
 )
 
 
@@ -224,12 +238,31 @@ run_artifacts = Table(
     _now(),
 )
 
-approvals = Table(
-    "approvals",
+decisions = Table(
+    "decisions",
     metadata,
-    Column("digest", Text, primary_key=True, comment="The `final` image that a person approved."),
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("final", Text, nullable=False, comment="Digest of the image that it is about."),
+    Column("run", Text, ForeignKey("runs.id", ondelete="CASCADE"), nullable=False, comment="The run that held it."),
+    Column("shot", BigInteger, ForeignKey("shots.id"), nullable=False),
+    Column("choice", Text, nullable=False, comment="approve, reject or retry."),
+    Column("reason", Text, nullable=False, server_default=""),
     Column("by", Text, nullable=False),
+    Column("batch", Text, nullable=False, server_default="", comment="Names those that were made as one, if any."),
     _now(),
+    Column("acted_run", Text, comment="The run that published the image, or tries again."),
+    Column("undone_by", Text),
+    Column("undone_at", DateTime(timezone=True)),
+    Index(None, "shot"),
+)
+Index("decisions_final_key", decisions.c.final, unique=True, postgresql_where=decisions.c.undone_at.is_(None))
+Index("decisions_batch_idx", decisions.c.batch, postgresql_where=decisions.c.batch != "")
+Index(
+    "decisions_open_idx",
+    decisions.c.id,
+    postgresql_where=decisions.c.undone_at.is_(None)
+    & decisions.c.acted_run.is_(None)
+    & (decisions.c.choice != "reject"),
 )
 
 publications = Table(
@@ -241,7 +274,15 @@ publications = Table(
     Column("run", Text, ForeignKey("runs.id"), nullable=False),
     Column("published_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     Column("superseded_at", DateTime(timezone=True)),
+    Column("withdrawn_by", Text, comment="Who took it back; null where a later image superseded it."),
     Index(None, "shot", "digest"),
+    Index(None, "run"),
+)
+Index(
+    "publications_current_published_at_idx",
+    publications.c.published_at,
+    publications.c.id,
+    postgresql_where=publications.c.superseded_at.is_(None),
 )
 Index(
     "publications_current_key",

@@ -160,8 +160,7 @@ _ACCEPTED = """
 WITH accepted AS (
     SELECT run, shot, published_at AS at FROM publications
     UNION ALL
-    SELECT u.run, u.shot, a.created_at FROM approvals a
-    JOIN step_outputs o ON o.digest = a.digest AND o.role = 'final' JOIN run_steps u ON u.key = o.key AND u.chosen
+    SELECT run, shot, created_at FROM decisions WHERE choice = 'approve' AND undone_at IS NULL
 )
 SELECT DISTINCT ON (shots.sku COLLATE "C") shots.sku, v.title, v.category, v.item_group_id, o.digest AS cutout
 FROM accepted

@@ -1,87 +1,89 @@
-"""The web app: runs, and a run's shots as pictures, behind Airflow's login. It reads and never writes.
+"""The web app: review, runs, and a run's shots as pictures, behind Airflow's login.
 
+    GET /overview                  what needs a person now, what runs, the last days
     GET /runs                      the last runs
     GET /runs/{run}                every shot: photo → cutout → raw → final, verdicts, seconds, why it was held back
+    GET /live, ...                 what each channel shows, and taking it back: `packshot_console.live`
+    GET /products/{sku}            everything that was ever made of a product
+    GET /review, ...               `packshot_console.review`
     GET /pictures/{digest}         a picture of the ledger as WebP, at most `size` px on its longer side
     GET /metrics                   metrics for Prometheus, behind a token of their own
     GET /artifacts/{digest}        an artifact byte for byte as it is stored, images and JSON only
 
-Every other route needs the right to read the DAGs, the style sheet included. Pages carry no script at all, and a policy
-that forbids any: what a catalogue says about its products is text here and nothing else.
+Every other route needs the right to read the DAGs, style sheets and scripts included. Scripts come from this server
+alone, and the pages' policy forbids any other: what a catalogue says about its products is text here and nothing else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import lru_cache
 from http import HTTPStatus
-from pathlib import Path as FilePath
-from typing import Annotated, Any
+from typing import Annotated
+from urllib.parse import urlsplit
 
 import anyio
-import jinja2
 from airflow.api_fastapi.app import get_auth_manager
-from airflow.api_fastapi.core_api.security import requires_access_dag
-from fastapi import Depends, FastAPI, HTTPException, Path, Query, Request, Response
+from airflow.configuration import conf
+from fastapi import FastAPI, HTTPException, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exception_handlers import http_exception_handler
-from fastapi.responses import HTMLResponse, RedirectResponse
+from fastapi.responses import RedirectResponse
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from packshot_console import metrics, pictures, views
+from packshot_console import live, metrics, overview, pages, pictures, products, review, views
+from packshot_console.guards import LOOK
 
-DAGS = ("catalog_refresh", "campaign_backfill")
-HERE = FilePath(__file__).resolve().parent
 PAGE_SIZE = 40
+RUNS_A_PAGE = 50
 FOREVER = "private, max-age=31536000, immutable"
 
 SECURITY_HEADERS = {
     "Content-Security-Policy": (
-        "default-src 'none'; img-src 'self'; style-src 'self'; base-uri 'none'; form-action 'none'; "
-        "frame-ancestors 'self'"
+        "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; connect-src 'self'; base-uri 'none'; "
+        "form-action 'self'; frame-ancestors 'self'"
     ),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "same-origin",
 }
 
 Digest = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")]
+PageNumber = Annotated[int, Query(ge=1, le=100_000)]
 
 
 def create_app() -> FastAPI:
     """The app. Its own documentation pages are off: they would answer without a login."""
-    app = FastAPI(
-        dependencies=[Depends(requires_access_dag("GET", None, dag_id)) for dag_id in DAGS],
-        docs_url=None,
-        redoc_url=None,
-        openapi_url=None,
-    )
+    app = FastAPI(dependencies=LOOK, docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(_SecurityHeaders)
     app.exception_handler(StarletteHTTPException)(_to_login)
+    app.include_router(pages.router)
+    app.include_router(overview.router)
+    app.include_router(live.router)
+    app.include_router(products.router)
+    app.include_router(review.router)
     one_preview = anyio.CapacityLimiter(1)
 
     app.add_route("/metrics", metrics.endpoint)  # for Prometheus: no login, a token of its own
 
     @app.get("/")
     def index(request: Request) -> Response:
-        return RedirectResponse(request.url_for("run_list"), HTTPStatus.SEE_OTHER)
+        return RedirectResponse(pages.path_of(request, "overview_page"), HTTPStatus.SEE_OTHER)
 
     @app.get("/runs")
-    def run_list(request: Request) -> Response:
-        return _page(request, "runs.html", runs=views.runs())
+    def run_list(request: Request, page: PageNumber = 1) -> Response:
+        return pages.page(request, "runs.html", runs=views.runs(page, RUNS_A_PAGE), number=page, size=RUNS_A_PAGE)
 
     @app.get("/runs/{run}")
     def run_page(
         request: Request,
         run: str,
         state: Annotated[str, Query(pattern=r"^[a-z]*$")] = "",
-        page: Annotated[int, Query(ge=1, le=100_000)] = 1,
+        page: PageNumber = 1,
     ) -> Response:
         found = views.run_page(run, state, page, PAGE_SIZE)
         if found is None:
             raise HTTPException(HTTPStatus.NOT_FOUND, "the ledger knows no such run")
-        return _page(request, "run.html", view=found)
+        return pages.page(request, "run.html", view=found)
 
     @app.get("/pictures/{digest}")
     async def picture(digest: Digest, size: Annotated[int, Query(ge=16, le=1600)] = 360) -> Response:
@@ -99,10 +101,6 @@ def create_app() -> FastAPI:
         if media_type not in pictures.SERVED_AS_STORED:
             raise HTTPException(HTTPStatus.NOT_FOUND, "the ledger knows no such artifact")
         return Response(pictures.stored(digest), media_type=media_type, headers={"Cache-Control": FOREVER})
-
-    @app.get("/console.css")
-    def style() -> Response:
-        return Response((HERE / "templates" / "console.css").read_bytes(), media_type="text/css")
 
     return app
 
@@ -130,28 +128,7 @@ async def _to_login(request: Request, error: Exception) -> Response:
     assert isinstance(error, StarletteHTTPException)
     navigates = request.method == "GET" and request.headers.get("Sec-Fetch-Mode") == "navigate"
     if error.status_code == HTTPStatus.UNAUTHORIZED and navigates:
-        return RedirectResponse(get_auth_manager().get_url_login(next_url=str(request.url)), HTTPStatus.SEE_OTHER)
+        base = urlsplit(conf.get("api", "base_url", fallback=""))  # not the request's Host, which anybody can write
+        back = request.url.replace(scheme=base.scheme, netloc=base.netloc) if base.netloc else request.url.path
+        return RedirectResponse(get_auth_manager().get_url_login(next_url=str(back)), HTTPStatus.SEE_OTHER)
     return await http_exception_handler(request, error)
-
-
-@lru_cache
-def _templates() -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-
-
-def _page(request: Request, template: str, **values: Any) -> Response:
-    """Render; `url(name, **path)` in a template is a path on this server, below whatever prefix it is served."""
-
-    def url(name: str, query: Mapping[str, Any] | None = None, **path: str) -> str:
-        target = request.url_for(name, **path)
-        if query:
-            target = target.include_query_params(**query)
-        return f"{target.path}?{target.query}" if target.query else target.path
-
-    return HTMLResponse(_templates().get_template(template).render(url=url, **values))

@@ -15,9 +15,10 @@ from PIL import Image
 from sqlalchemy import text
 
 from operators.publish import CheckTableOperator, PublishOperator, SummaryOperator
+from operators.reviewed import PlanRetriesOperator, PublishApprovedOperator
 from pipelines.contracts import Artifact, Job, Product, Shot, ShotStep, State, Step, Verdict
 from pipelines.errors import UsageError
-from pipelines.ledger.approval import approve
+from pipelines.ledger.decisions import Choice, Decision, decide, held_image, roll_back
 from pipelines.ledger.endings import note_failure
 from pipelines.ledger.postgres import PostgresLedger
 from pipelines.ledger.reports import report
@@ -86,6 +87,12 @@ class Catalogue:
             return connection.scalar(query, {"run": self.run})
 
 
+def approve(catalogue: Catalogue, run: str, sku: str) -> Decision:
+    """As `packshot approve` does."""
+    engine = catalogue.ledger.engine
+    return decide(engine, held_image(engine, run, sku), Choice.APPROVE, "ada")
+
+
 @pytest.fixture
 def catalogue(ledger: PostgresLedger, store: S3Store, damage: Callable[..., None]) -> Catalogue:
     return Catalogue(ledger, store, damage)
@@ -109,9 +116,8 @@ def test_a_persons_approval_outweighs_a_failed_check(catalogue, context) -> None
     catalogue.publish(context)
     catalogue.summary(context)
     assert catalogue.outcomes() == {"cup": "held", "pot": "published"}
-    done = approve(catalogue.ledger, catalogue.run, cup.sku, "ada")
-    assert (done.final, done.by) == (final, "ada")
-    assert done.reason
+    done = approve(catalogue, catalogue.run, cup.sku)
+    assert (done.final, done.by, done.held_for) == (final, "ada", "the product grew")
     catalogue.publish(context)  # the task was cleared, and what follows
     catalogue.summary(context)
     assert catalogue.outcomes() == {"cup": "published", "pot": "published"}
@@ -125,13 +131,79 @@ def test_only_a_held_image_is_approved(catalogue, context) -> None:
     with pytest.raises(AirflowFailException, match="1 of 3 shots failed"):
         catalogue.summary(context)
     with pytest.raises(UsageError, match="is published in run"):
-        approve(catalogue.ledger, catalogue.run, cup.sku, "ada")
+        approve(catalogue, catalogue.run, cup.sku)
     with pytest.raises(UsageError, match="has no product 'no-such'"):
-        approve(catalogue.ledger, catalogue.run, "no-such", "ada")
+        approve(catalogue, catalogue.run, "no-such")
     with pytest.raises(UsageError, match="no run 'r-none'"):
-        approve(catalogue.ledger, "r-none", cup.sku, "ada")
+        approve(catalogue, "r-none", cup.sku)
     with pytest.raises(UsageError, match="is failed in run"):  # it never came to its checks
-        approve(catalogue.ledger, catalogue.run, lamp.sku, "ada")
+        approve(catalogue, catalogue.run, lamp.sku)
+
+
+def test_approved_images_are_published_in_the_run_that_held_them_and_its_feed_has_them(
+    catalogue, context, store
+) -> None:
+    cup, pot, lamp = catalogue.open("cup", "pot", "lamp").shots
+    for shot, verdicts in ((cup, HELD), (pot, PASSED), (lamp, HELD)):
+        catalogue.inspected(shot, verdicts)
+    catalogue.publish(context)
+    catalogue.summary(context)
+    approve(catalogue, catalogue.run, cup.sku)
+    act = PublishApprovedOperator(task_id="publish", run="the DAG's own", grace_seconds=0.2)
+    assert act.execute(context) == {"images": 1}
+    assert catalogue.outcomes() == {"cup": "published", "pot": "published", "lamp": "held"}
+    feed = store.get(report(catalogue.ledger.engine, catalogue.run).documents["feed"]).decode()
+    assert [row["title"] for row in csv.DictReader(io.StringIO(feed))] == ["cup", "pot"]
+    assert act.execute(context) == {"images": 0}, "nothing is done twice"
+
+
+def test_an_approved_image_that_the_table_check_refuses_is_not_published_and_the_others_are(catalogue, context) -> None:
+    (cup,) = catalogue.open("cup").shots
+    catalogue.inspected(cup, HELD, side=100)
+    other = Catalogue(catalogue.ledger, catalogue.store, catalogue.damage).open("lamp")
+    other.inspected(other.shots[0], HELD)
+    for run in (catalogue, other):
+        run.ledger.finish_run(run.run, "success")
+    approve(catalogue, catalogue.run, cup.sku)
+    approve(other, other.run, other.shots[0].sku)
+    with pytest.raises(AirflowFailException, match=f"{catalogue.run}: .*{cup.sku}"):
+        PublishApprovedOperator(task_id="publish", run="the DAG's own", grace_seconds=0).execute(context)
+    assert catalogue.outcomes()["cup"] == "held"
+    assert other.outcomes() == {"lamp": "published"}
+
+
+def test_a_passed_image_that_a_person_took_back_is_not_published_again(catalogue, context) -> None:
+    cup, pot = catalogue.open("cup", "pot").shots
+    for shot in (cup, pot):
+        catalogue.inspected(shot)
+    catalogue.publish(context)
+    catalogue.summary(context)
+    with catalogue.ledger.engine.connect() as connection:
+        query = text("SELECT p.id FROM publications p JOIN shots s ON s.id = p.shot WHERE s.sku = :sku")
+        (shown,) = connection.scalars(query, {"sku": cup.sku})
+    assert roll_back(catalogue.ledger.engine, "ada", "too dark", "b1", publications=[shown]) == 1
+    catalogue.publish(context)
+    assert catalogue.summary(context)["state"] == "success", "a person's rejection is no failure"
+    assert catalogue.outcomes() == {"cup": "held", "pot": "published"}
+    (held,) = [shot for shot in report(catalogue.ledger.engine, catalogue.run).shots if shot.state == "held"]
+    assert held.reason == "rejected by ada: too dark"
+
+
+def test_what_was_sent_back_becomes_one_campaign_of_its_scene(catalogue, context) -> None:
+    cup, pot = catalogue.open("cup", "pot").shots
+    for shot in (cup, pot):
+        catalogue.inspected(shot, HELD)
+    catalogue.ledger.finish_run(catalogue.run, "success")
+    for shot in (cup, pot):
+        engine = catalogue.ledger.engine
+        decide(engine, held_image(engine, catalogue.run, shot.sku), Choice.RETRY, "ada")
+    (again,) = PlanRetriesOperator(task_id="plan_retries", grace_seconds=0).execute(context)
+    assert again["conf"] | {"skus": sorted(again["conf"]["skus"])} == {
+        "scene": SCENE.name,
+        "skus": sorted([cup.sku, pot.sku]),
+        "reprocess": "failed",
+        "triggered_by": "review",
+    }
 
 
 def test_the_feed_and_the_validation_are_kept_beside_the_run(catalogue, context, store) -> None:

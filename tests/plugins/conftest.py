@@ -7,8 +7,9 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import httpx
 import pytest
@@ -25,9 +26,9 @@ HOSTILE = '<script>alert("x")</script> & "vase"'
 REASON = "the product grew by 31 % at its right edge"
 
 
-def picture(colour: str, *, cut_out: bool = False) -> bytes:
-    """A disc on a ground, or on nothing: 640 × 480 px, PNG."""
-    image = Image.new("RGBA", (640, 480), (0, 0, 0, 0) if cut_out else colour)
+def picture(colour: str, *, cut_out: bool = False, size: tuple[int, int] = (640, 480)) -> bytes:
+    """A disc on a ground, or on nothing, as PNG."""
+    image = Image.new("RGBA", size, (0, 0, 0, 0) if cut_out else colour)
     ImageDraw.Draw(image).ellipse((200, 120, 440, 360), fill="#b5483a")
     out = io.BytesIO()
     (image if cut_out else image.convert("RGB")).save(out, "PNG")
@@ -48,11 +49,12 @@ def run(ledger: PostgresLedger, store: S3Store) -> dict[str, str]:
     ledger.start_run(RUN, "catalog_refresh", "oak", "web")
     ledger.select(RUN, shots, 8)
 
-    def step(shot: Shot, stage: str, outputs: dict[str, bytes], prompt: str = "", **about: object) -> Step:
+    def step(shot: Shot, stage: str, outputs: dict[str, bytes], prompt: str = "", final: str = "", **about) -> Step:
         artifacts = tuple(
             Artifact(store.put(data, "image/png"), role, "image/png", len(data)) for role, data in outputs.items()
         )
-        job = Job(stage, 1, {"photo": photo}, {"sku": shot.sku, "prompt": prompt} if prompt else {"sku": shot.sku})
+        inputs = {"photo": photo, "final": final} if final else {"photo": photo}
+        job = Job(stage, 1, inputs, {"sku": shot.sku, "prompt": prompt} if prompt else {"sku": shot.sku})
         made = replace(Step(job.key, job, State.DONE, artifacts, seconds=1.5, device="cpu"), **about)
         ledger.use(RUN, [(shot, [ShotStep(ledger.record(made), reused=False)])])
         return made
@@ -62,10 +64,10 @@ def run(ledger: PostgresLedger, store: S3Store) -> dict[str, str]:
         step(shot, "cutout", {"cutout": picture("white", cut_out=True)})
         step(shot, "describe", {}, facts={"caption": "a red cup"})
         step(shot, "generate", {"raw": picture("#223344")}, prompt="a red cup on an oak table")
-        step(shot, "upscale", {"final": picture("#446688")})
+        final = step(shot, "upscale", {"final": picture("#446688" if passed else "#446680")}).output("final")
         verdict = Verdict("overcompletion", 0.31, 0.05, passed, "" if passed else REASON, "where")
-        inspected = step(shot, "inspect", {"where": picture("#ff8800")}, verdicts=(verdict,))
-        digests[f"where {shot.sku}"] = inspected.output("where")
+        inspected = step(shot, "inspect", {"where": picture("#ff8800")}, final=final, verdicts=(verdict,))
+        digests |= {f"where {shot.sku}": inspected.output("where"), "final": final}
     published = step(shots[0], "publish", {"published": picture("#446689")})
     ledger.publish(RUN, [Publication("CUP-1", "oak", "web", published.output("published"))])
     step(shots[2], "cutout", {}, state=State.REJECTED, reason="gone.jpg: no such file")
@@ -80,9 +82,69 @@ def run(ledger: PostgresLedger, store: S3Store) -> dict[str, str]:
     return digests | {"published": published.output("published"), "validation": kept.sha256}
 
 
+GROWN = Verdict("overcompletion", 0.31, 0.05, False, REASON, "where")
+PRESERVED = Verdict("fidelity", 1.0, 0.99, True)
+ROLES = {"viewer": "viewer", "merchandiser": "user", "op": "op", "admin": "admin", "second": "user"}
+"""Accounts of the served Airflow and their roles. All have one password."""
+
+
+def hold(
+    ledger: PostgresLedger,
+    store: S3Store,
+    run: str,
+    titles: dict[str, str],
+    verdict: Verdict = GROWN,
+    scene: str = "oak",
+    pictures: Callable[[str], dict[str, bytes]] | None = None,
+) -> dict[str, str]:
+    """A finished run that held an image of each product (SKU → title); returns their finals' digests by SKU.
+
+    `pictures` has the bytes of a product's photo, cutout, raw, final and where; a disc's by default.
+    """
+
+    def kept(role: str, data: bytes) -> Artifact:
+        return Artifact(store.put(data, "image/png"), role, "image/png", len(data))
+
+    finals, used, shots = {}, [], []
+    for row, (sku, title) in enumerate(titles.items(), 2):
+        shown = pictures(sku) if pictures else _disc(row)
+        # bytes behind the picture's end: another artifact, the same pixels
+        made = {role: kept(role, data) for role, data in shown.items() if role != "final"}
+        final = kept("final", shown["final"] + f"{run} {sku}".encode())
+        finals[sku] = final.sha256
+        shot = Shot(Product(sku, row, title, "Kitchen", made["photo"].sha256), scene, "web")
+        steps = []
+        for stage, outputs, inputs, seed, facts, verdicts in (
+            ("cutout", (made["cutout"],), {}, None, {}, ()),
+            ("generate", (made["raw"],), {}, 7, {"e_plus": 0.36}, ()),
+            ("generate", (made["raw"],), {}, 8, {"e_plus": 0.31}, ()),
+            ("upscale", (final,), {}, None, {}, ()),
+            ("inspect", (made["where"],), {"final": final.sha256}, None, {}, (PRESERVED, verdict)),
+        ):
+            job = Job(stage, 1, {"photo": made["photo"].sha256, **inputs}, {"of": f"{run} {sku}"}, seed=seed)
+            step = Step(job.key, job, State.DONE, outputs, facts, verdicts, seconds=1.5, device="cpu")
+            steps.append(ShotStep(ledger.record(step, run), reused=False, chosen=seed != 7))
+        shots.append(shot)
+        used.append((shot, steps))
+    ledger.upsert_products([shot.product for shot in shots])
+    ledger.start_run(run, "catalog_refresh", scene, "web")
+    ledger.select(run, shots, 100)
+    ledger.use(run, used)
+    ledger.finish_run(run, "success")
+    return finals
+
+
+@lru_cache
+def _disc(number: int) -> dict[str, bytes]:
+    """Pictures of a disc, its scene of another colour for every number."""
+    colours = {"photo": "white", "raw": "#223344", "where": "#ff8800", "final": f"hsl({37 * number % 360}, 30%, 55%)"}
+    shown = {role: picture(colour, size=(800, 800)) for role, colour in colours.items()}
+    return shown | {"cutout": picture("white", cut_out=True, size=(800, 800))}
+
+
 @dataclass(frozen=True)
 class Served:
-    """Where the api-server listens, and the viewer's password."""
+    """Where the api-server listens, and everybody's password."""
 
     url: str
     password: str
@@ -99,8 +161,10 @@ def served(airflow_db: Settings, settings: Settings, tmp_path_factory) -> Iterat
         port = free.getsockname()[1]
     passwords = tmp_path_factory.mktemp("airflow") / "passwords.json"
     served = Served(f"http://127.0.0.1:{port}", "a password for tests")
-    passwords.write_text(json.dumps({"viewer": served.password, "admin": "another"}))
+    passwords.write_text(json.dumps(dict.fromkeys(ROLES, served.password)))
     with pytest.MonkeyPatch.context() as patch:
+        users = ",".join(f"{name}:{role}" for name, role in ROLES.items())
+        patch.setenv("AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS", users)
         patch.setenv("AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE", str(passwords))
         patch.setenv("AIRFLOW__API__BASE_URL", served.url)
         config = uvicorn.Config(create_app(apps="all"), host="127.0.0.1", port=port, log_level="error")
@@ -127,10 +191,16 @@ def anonymous(served: Served) -> Iterator[httpx.Client]:
         yield client
 
 
+def token(served: Served, name: str) -> str:
+    """An access token of this account."""
+    login = {"username": name, "password": served.password}
+    answer = httpx.post(f"{served.url}/auth/token", json=login, trust_env=False)
+    return answer.raise_for_status().json()["access_token"]
+
+
 @pytest.fixture
 def viewer(served: Served) -> Iterator[httpx.Client]:
     """A logged-in viewer, the weakest role there is."""
     with httpx.Client(base_url=f"{served.url}/packshot", trust_env=False) as client:
-        login = client.post(f"{served.url}/auth/token", json={"username": "viewer", "password": served.password})
-        client.headers["Authorization"] = f"Bearer {login.raise_for_status().json()['access_token']}"
+        client.headers["Authorization"] = f"Bearer {token(served, 'viewer')}"
         yield client

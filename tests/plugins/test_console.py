@@ -7,26 +7,137 @@ import re
 import resource
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx
+import pytest
+from fastapi.routing import APIRoute
 from PIL import Image
 
 from pipelines.contracts import Product
+from pipelines.ledger.decisions import Choice, decide, undo
 from pipelines.ledger.postgres import PostgresLedger
+from pipelines.settings import ROOT
 from pipelines.store import S3Store
+from tests.plugins.conftest import token
 
 RUN = "manual__2026-05-01T10:00:00+00:00"
 STOPPED = "backfill__2026-05-02T00:00:00+00:00__2026-05-02__abc"
 REASON = "the product grew by 31 % at its right edge"
 
 
-def test_every_route_is_closed_to_anonymous_requests(anonymous, run) -> None:
-    paths = ["/", "/runs", f"/runs/{RUN}", "/console.css", "/openapi.json", "/docs", "/redoc"]
-    paths += [f"/pictures/{digest}" for digest in run.values()] + [f"/artifacts/{run['published']}"]
-    for path in paths:
-        answer = anonymous.get(path)
-        assert answer.status_code in (401, 404), path
-        assert "CUP-1" not in answer.text
-        assert not answer.headers["content-type"].startswith("image/")
-        assert len(answer.content) < 200
+LOOKING = [
+    "/",
+    "/overview",
+    "/runs",
+    f"/runs/{RUN}",
+    "/live",
+    "/products/LAMP-2",
+    "/review",
+    "/review/queue",
+    "/review/selection",
+    "/review/images/{final}",
+]
+LOOKING += ["/static/console.css", "/static/review.js", "/pictures/{published}", "/artifacts/{published}"]
+DECIDING = [
+    ("/review/decisions", '{"final": "{final}", "choice": "maybe"}', 422),
+    ("/review/decisions", "{", 422),
+    ("/review/decisions", '{"final": "{final}", "choice": "approve", "by": "somebody else"}', 422),
+    ("/review/decisions", '{"final": "%s", "choice": "approve"}' % ("0" * 64), 409),
+    ("/review/decisions", '{"final": "{final}", "choice": "approve", "reason": "\\u0000"}', 422),
+    ("/review/decisions/1/undo", "{}", 409),
+    ("/review/batches", '{"fingerprint": "of another queue", "choice": "approve"}', 409),
+    (f"/review/batches/{'a' * 16}/undo", "{}", 409),
+    ("/live/rollbacks", '{"publications": [99999], "run": ""}', 409),
+    ("/live/rollbacks", '{"publications": ["1"]}', 422),
+]
+"""Routes that decide, with bodies that change nothing, and what they answer to whoever may decide."""
+
+OWN = {"Sec-Fetch-Site": "same-origin"}
+FORGED = [
+    {"Sec-Fetch-Site": "cross-site"},
+    {"Sec-Fetch-Site": "same-site"},
+    {"Sec-Fetch-Site": "same-site", "Origin": "http://127.0.0.1:1"},
+    {"Origin": "https://elsewhere.example"},
+    {"Origin": "null"},
+    {},
+]
+
+
+@pytest.fixture(scope="module")
+def accounts(served) -> dict[str, str]:
+    return {name: token(served, name) for name in ("viewer", "merchandiser", "op", "admin")}
+
+
+def test_every_page_is_shown_to_every_role_and_to_nobody_else(served, accounts, run) -> None:
+    with httpx.Client(base_url=f"{served.url}/packshot", trust_env=False) as client:
+        for path in [path.format(**run) for path in LOOKING] + ["/openapi.json", "/docs", "/redoc"]:
+            answer = client.get(path)
+            assert answer.status_code in (401, 404), path
+            assert "CUP-1" not in answer.text
+            assert len(answer.content) < 200
+        for name, bearer in accounts.items():
+            for path in [path.format(**run) for path in LOOKING]:
+                answer = client.get(path, headers={"Cookie": f"_token={bearer}"})
+                assert answer.status_code == (303 if path == "/" else 200), (name, path)
+
+
+def test_whoever_may_decide_does_so_from_this_servers_pages_alone(served, accounts, run) -> None:
+    """Every route that changes something × every role × own and forged requests × bodies that are none."""
+    with httpx.Client(base_url=f"{served.url}/packshot", trust_env=False) as client:
+        for path, body, allowed in DECIDING:
+            sent = body.replace("{final}", run["final"])
+
+            def post(path=path, sent=sent, **headers: str) -> int:
+                return client.post(path, content=sent, headers=headers).status_code
+
+            assert post(**OWN) == 401, path
+            assert post() == 401, path
+            for name, bearer in accounts.items():
+                cookie = {"Cookie": f"_token={bearer}"}
+                expected = 403 if name == "viewer" else allowed
+                assert post(**cookie, **OWN) == expected, (name, path)
+                assert post(**cookie, Origin=served.url) == expected, (name, path)
+                assert post(Authorization=f"Bearer {bearer}") == expected, (name, path)
+                for forged in FORGED:
+                    assert post(**cookie, **forged) == 403, (name, path, forged)
+                    both = {"Authorization": f"Bearer {bearer}", **cookie, **forged}
+                    assert post(**both) == 403, "a token exempts only where no cookie is sent"
+
+
+def test_a_products_page_shows_every_image_with_its_steps_and_decisions(viewer, run, ledger: PostgresLedger) -> None:
+    decision = decide(ledger.engine, run["final"], Choice.REJECT, "ada", "the handle")
+    try:
+        page = viewer.get("/products/LAMP-2").text
+        assert re.findall(r'data-run="([^"]*)" data-state="([^"]*)"', page) == [(RUN, "held")]
+        for words in ("<b>ada</b> decided: reject, “the handle”", "a red cup on an oak table", "inspect"):
+            assert words in page
+        assert page.count("<li><figure>") == 4
+    finally:
+        undo(ledger.engine, decision.id, "ada")
+    assert "live" in viewer.get("/products/CUP-1").text
+    assert viewer.get("/products/no-such").status_code == 404
+
+
+def test_the_reference_names_every_route_and_no_other() -> None:
+    from packshot_console.app import create_app
+
+    page = (ROOT / "docs/reference/console.md").read_text("utf-8")
+    said = set(re.findall(r"^\| `(/[^`]*)` \| (GET|POST) \|", page, re.M))
+    routes = [route for route in create_app().routes if isinstance(route, APIRoute)]
+    assert said == {(route.path.replace(":path", ""), method) for route in routes for method in route.methods}
+
+
+def test_no_address_follows_the_host_that_a_request_claims(served, accounts, run) -> None:
+    with httpx.Client(base_url=f"{served.url}/packshot", trust_env=False) as client:
+        claimed = {"Host": "evil.example"}
+        answer = client.get("/", headers={"Cookie": f"_token={accounts['viewer']}", **claimed})
+        assert answer.headers["location"].startswith("/packshot/")
+        answer = client.get("/runs", headers={"Sec-Fetch-Mode": "navigate", **claimed})
+        assert "evil" not in answer.headers["location"]
+
+
+def test_a_name_that_no_run_can_have_is_not_found(viewer, run) -> None:
+    for path in ("/runs/%00", "/runs/a%00b", "/review?run=%00", "/review/queue?scene=%00", "/runs/no-such-run"):
+        assert viewer.get(path).status_code == 404, path
 
 
 def test_somebody_who_opens_a_page_without_a_session_is_sent_to_the_login(anonymous, run) -> None:
@@ -44,12 +155,13 @@ def test_a_viewer_sees_the_runs_and_every_shot_with_its_pictures_and_reasons(vie
     page = viewer.get(f"/runs/{RUN}").text
     cards = dict(re.findall(r'<article class="shot" id="[^"]*" data-sku="([^"]*)" data-state="([^"]*)"', page))
     assert cards == {"CUP-1": "published", "LAMP-2": "held", "GONE-3": "rejected"}
-    assert page.count("<img") == 4 + 4 + 1 + 0, "four pictures a shot, where a held one failed, none of a missing photo"
+    assert len(re.findall(r'<img loading="lazy"\s+alt', page)) == 4 + 4 + 1 + 0, "no missing photo"
+    assert page.count('class="pair"') == 2, "photo and final of those that came so far"
     assert REASON in page
     assert "gone.jpg: no such file" in page
     assert "overcompletion <b>0.31</b>" in page
     assert page.count("Prompt: a red cup on an oak table") == 2, "as the step of the real stage holds it"
-    for source in re.findall(r'src="([^"]+)"', page):
+    for source in re.findall(r'<img[^>]* src="([^"]+)"', page.replace("\n", " ")):
         shown = viewer.get(source.removeprefix("/packshot").replace("&amp;", "&"))
         assert shown.status_code == 200
         assert Image.open(io.BytesIO(shown.content)).format == "WEBP"
@@ -72,11 +184,13 @@ def test_a_state_can_be_picked(viewer, run) -> None:
 
 def test_what_a_catalogue_says_is_text_and_scripts_are_forbidden(viewer, run) -> None:
     answer = viewer.get(f"/runs/{RUN}")
-    assert "<script" not in answer.text
+    assert re.findall(r"<script[^>]*>", answer.text) == ['<script type="module" src="/packshot/static/console.js">'], (
+        "the page's own, none of a title's"
+    )
     assert "&lt;script&gt;" in answer.text
     policy = answer.headers["content-security-policy"]
     assert "default-src 'none'" in policy
-    assert "script-src" not in policy
+    assert "script-src 'self';" in policy
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert answer.headers["cache-control"] == "no-store"
 

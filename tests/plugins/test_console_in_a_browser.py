@@ -31,13 +31,19 @@ def test_a_viewer_logs_in_and_sees_every_shot_with_pictures_and_the_reason_of_a_
     cards = page.locator("article.shot")
     assert cards.count() == 3
     for sku, pictures in (("CUP-1", 4), ("LAMP-2", 4 + 1), ("GONE-3", 0)):
-        images = page.locator(f"article[data-sku='{sku}'] img")
+        images = page.locator(f"article[data-sku='{sku}'] :is(.walk, .verdict) img")
         assert images.count() == pictures
         for image in images.all():
             image.scroll_into_view_if_needed()
             page.wait_for_function("img => img.complete", arg=image.element_handle())
             assert image.evaluate("img => img.naturalWidth") > 0, complaints
     held = page.locator("article[data-state='held']")
+    held.get_by_text("Compare photo and final").click()
+    for mode in ("Side by side", "Flip", "Slider"):
+        held.get_by_role("button", name=mode).click()
+        pictures = held.locator(".pair img")
+        assert [image.evaluate("img => img.decode() ?? img.naturalWidth") for image in pictures.all()]
+        assert pictures.nth(1).is_visible()
     assert held.get_by_text(REASON).first.is_visible()
     assert held.get_by_text("overcompletion").first.is_visible()
     assert complaints == [], "nothing of the page is refused by its own policy"

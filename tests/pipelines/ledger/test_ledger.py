@@ -35,6 +35,7 @@ from pipelines.contracts import (
     sha256_hex,
 )
 from pipelines.errors import IntegrityError, UsageError
+from pipelines.ledger.decisions import Choice, decide
 from pipelines.ledger.memory import MemoryLedger
 from pipelines.ledger.postgres import PostgresLedger, connect
 from pipelines.ledger.schema import metadata, migrate
@@ -130,6 +131,7 @@ def test_migrating_again_changes_nothing_and_keeps_the_views(settings, ledger):
     migrate(settings.owner_database_url, make_url(settings.database_url).username)
     assert set(inspect(ledger.engine).get_view_names()) == {
         "shots_by_state_and_day",
+        "review_queue",
         "seconds_by_stage",
         "overcompletion_by_scene_and_category",
     }
@@ -276,6 +278,7 @@ def test_different_keys_do_not_wait_for_each_other(any_ledger):
 CLAIMANT = """
 import sys, time
 from pipelines.contracts import Job, Made, Output, Product, Shot, sha256_hex
+from pipelines.ledger.decisions import Choice, decide
 from pipelines.ledger.postgres import PostgresLedger, connect
 from pipelines.store import FolderStore
 from pathlib import Path
@@ -489,16 +492,20 @@ def test_an_address_that_is_none_is_not_repeated(url):
     assert caught.value.__suppress_context__
 
 
-def test_what_a_person_approved_is_not_held(ledger, request):
+def test_what_a_person_approved_is_held_until_it_is_published(ledger, request):
     run, shot = request.node.name, Shot(product(request.node.name), "studio", "web")
     open_run(ledger, run, [shot])
     walk(ledger, run, shot, FAILING, to="inspect")
-    final = step("upscale", shot.sku).output("final")
-    assert ledger.approve(final, "ada") == "ada"
-    assert ledger.approve(final, "grace") == "ada"  # who said so first stands
     ledger.settle(run)
-    assert states(ledger, run) == [("pending", "")]
-    assert ledger.approved([final, "0" * 64]) == {final}
+    final = step("upscale", shot.sku).output("final")
+    decide(ledger.engine, final, Choice.APPROVE, "ada")
+    assert ledger.decided([final, "0" * 64]) == {final: Choice.APPROVE}
+    ledger.settle(run)
+    assert [state for state, _ in states(ledger, run)] == ["held"]
+    digest = walk(ledger, run, shot, FAILING)
+    ledger.publish(run, [Publication(shot.sku, "studio", "web", digest)])
+    ledger.settle(run)
+    assert states(ledger, run) == [("published", "")]
 
 
 def test_a_new_image_supersedes_and_the_same_image_does_not(ledger, request):

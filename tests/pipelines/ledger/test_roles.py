@@ -8,7 +8,20 @@ import pytest
 from sqlalchemy import Engine, Text, text
 from sqlalchemy.exc import DBAPIError
 
-from pipelines.contracts import Artifact, Job, ModelRef, Product, Publication, Shot, State, Step, Verdict, sha256_hex
+from pipelines.contracts import (
+    Artifact,
+    Job,
+    ModelRef,
+    Product,
+    Publication,
+    Shot,
+    ShotStep,
+    State,
+    Step,
+    Verdict,
+    sha256_hex,
+)
+from pipelines.ledger.decisions import Choice, decide, undo
 from pipelines.ledger.postgres import PostgresLedger, connect
 from pipelines.ledger.roles import EVIDENCE, LOCKED, MEND, WORKING
 from pipelines.ledger.schema import metadata, migrate
@@ -27,8 +40,10 @@ def written(ledger: PostgresLedger, damage: Any) -> PostgresLedger:
     ledger.select("run", [shot], 8)
     job = Job("inspect", 1, {"final": IMAGE.sha256}, {}, (ModelRef("clip", "1", "a" * 64),))
     held = Verdict("halo", 0.4, 0.1, False, "a rim")
-    ledger.record(Step(job.key, job, State.DONE, (IMAGE,), verdicts=(held,), seconds=1.0, device="cpu"))
-    ledger.approve(IMAGE.sha256, "a person")
+    step = ledger.record(Step(job.key, job, State.DONE, (IMAGE,), verdicts=(held,), seconds=1.0, device="cpu"))
+    ledger.use("run", [(shot, [ShotStep(step, reused=False)])])
+    ledger.settle("run")
+    decide(ledger.engine, IMAGE.sha256, Choice.REJECT, "a person")
     ledger.publish("run", [Publication("CUP-1", "studio", "web", IMAGE.sha256)])
     revision = "'mini', 'unet', 'b'"
     damage(f"INSERT INTO model_revisions VALUES ({revision}, '', '{{}}', '', '{{}}', '{{}}', '{{}}', 'a person')")
@@ -125,3 +140,10 @@ def test_an_image_is_superseded_once_and_a_failed_step_is_tried_again(written: P
     with written.engine.begin() as connection:
         connection.execute(text("UPDATE publications SET superseded_at = now()"))
     assert "append-only" in refusal(written.engine, "UPDATE publications SET superseded_at = NULL")
+
+
+def test_a_decision_is_undone_once_and_keeps_what_it_was(written: PostgresLedger) -> None:
+    for change in ("choice = 'approve'", "\"by\" = 'x'", "acted_run = 'run', final = 'x'"):
+        assert "append-only" in refusal(written.engine, f"UPDATE decisions SET {change}")
+    undo(written.engine, 1, "another person")
+    assert "append-only" in refusal(written.engine, "UPDATE decisions SET undone_by = 'x'")

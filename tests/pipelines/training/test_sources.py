@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.contracts import Artifact, Job, Product, Publication, Shot, ShotStep, State, Step, sha256_hex
+from pipelines.contracts import Artifact, Job, Product, Publication, Shot, ShotStep, State, Step, Verdict, sha256_hex
 from pipelines.errors import IntegrityError, UsageError
+from pipelines.ledger.decisions import Choice, decide
 from pipelines.settings import Settings
 from pipelines.store import FolderStore
 from pipelines.training.data import is_held_out
@@ -187,16 +188,19 @@ def shown(ledger, store, run: str, sku: str, scene: str = "oak-window", seed: in
     ledger.upsert_products([shot.product])
     ledger.select(run, [shot], 8)
     digest = store.put(cutout(seed), "image/png")
-    used = []
+    used, final = [], sha256_hex(f"final {run} {sku}".encode())
     for stage, role, output in (
         ("cutout", "cutout", digest),
-        ("upscale", "final", sha256_hex(f"final {run} {sku}".encode())),
+        ("upscale", "final", final),
+        ("inspect", "halo", digest),
         ("publish", "published", sha256_hex(f"published {run} {sku}".encode())),
     ):
-        job = Job(stage, 1, {"photo": shot.product.photo}, {"sku": sku, "run": run})
-        step = Step(job.key, job, State.DONE, (Artifact(output, role, "image/png", 1),))
+        job = Job(stage, 1, {"photo": shot.product.photo, "final": final}, {"sku": sku, "run": run})
+        verdicts = (Verdict("halo", 9.0, 3.0, False),) if stage == "inspect" else ()
+        step = Step(job.key, job, State.DONE, (Artifact(output, role, "image/png", 1),), verdicts=verdicts)
         used.append(ShotStep(ledger.record(step), reused=False))
     ledger.use(run, [(shot, used)])
+    ledger.settle(run)
     return digest
 
 
@@ -213,7 +217,7 @@ def test_the_ledger_gives_the_newest_cutout_of_what_was_published_or_approved(le
     publish(ledger, "r2", "kettle")
     shown(ledger, store, "r3", "held")
     approved = shown(ledger, store, "r4", "approved", seed=4, category="Garden", scene="studio-sage")
-    ledger.approve(sha256_hex(b"final r4 approved"), "ada")
+    decide(ledger.engine, sha256_hex(b"final r4 approved"), Choice.APPROVE, "ada")
     found = gather_ledger(ledger.engine)
     assert [(p.product, p.title, p.kind, p.image) for p in found.pictures] == [
         ("approved", "approved", "cutout", approved),

@@ -1,0 +1,191 @@
+"""What follows from people's decisions: approved images are published, and what is to be tried again is started."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk.exceptions import AirflowFailException, DagRunTriggerException
+
+from operators.base import PackshotOperator, Services, open_services
+from operators.tables import publication_rows
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from pipelines.ledger.decisions import Approved
+
+DECISIONS = "packshot_decisions"
+"""Name of the asset that the console and the command line report changes of: somebody decided about held images."""
+
+
+GRACE_SECONDS = 10.0
+"""How old a decision must be before something follows from it: a person may take the last ones back until then."""
+
+
+class PublishApprovedOperator(PackshotOperator):
+    """Publishes approved images, each in the run that held it.
+
+    The decisions in the ledger are the truth; an event only starts this task. The task waits until nobody has decided
+    anything for a while, so that a person who goes through a queue starts one run and not a hundred.
+
+    :param grace_seconds: how old the newest decision must be. The task ends once it acted on all.
+    """
+
+    template_fields: Sequence[str] = ("run",)
+    ui_color = "#e8f3e6"
+
+    def __init__(
+        self,
+        *,
+        grace_seconds: float = GRACE_SECONDS,
+        execution_timeout: timedelta | None = timedelta(hours=1),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(execution_timeout=execution_timeout, **kwargs)
+        self.grace_seconds = grace_seconds
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Publish every approved image; returns how many. Fails, at the end, if something kept it from one."""
+        from pipelines.ledger.decisions import approved_images, seconds_since_last
+
+        services = open_services()
+        tried: set[int] = set()
+        problems: list[str] = []
+        while (age := seconds_since_last(services.ledger.engine)) is not None:
+            if age < self.grace_seconds:
+                time.sleep(min(self.grace_seconds - age, 1.0))
+                continue
+            waiting = [one for one in approved_images(services.ledger.engine) if one.decision not in tried]
+            if not waiting:
+                break
+            tried |= {one.decision for one in waiting}
+            for run, images in groupby(waiting, key=lambda one: one.run):
+                problems += self._publish(services, run, list(images))
+        if problems:
+            raise AirflowFailException("; ".join(problems))
+        return {"images": len(tried)}
+
+    def _publish(self, services: Services, run: str, images: Sequence[Approved]) -> list[str]:
+        """Encodes, checks and shows the approved images of one run; returns what kept it from doing so."""
+        from pipelines.catalogue.feed import published_feed
+        from pipelines.contracts import Artifact, Publication, State
+        from pipelines.errors import UsageError
+        from pipelines.ledger.reports import published_images, run_params
+        from pipelines.quality.tables import validate
+        from pipelines.stages import stage
+        from pipelines.store import object_name
+        from pipelines.workflow import Limits, run_stage
+
+        ledger, by_sku = services.ledger, {image.sku: image for image in images}
+        shots = [shot for shot in ledger.shots(run, skus=sorted(by_sku)) if shot.sku in by_sku]
+        reprocess = run_params(ledger.engine, run).get("reprocess", "missing")
+        try:
+            recipe = services.recipe(images[0].scene, reprocess, run)
+        except UsageError as error:  # the scene is gone
+            self.log.error("not published", run=run, images=len(images), reason=str(error))
+            return [f"{run}: {error}"]
+        limits = Limits(services.settings.batch_size, services.settings.shot_seconds)
+        run_stage(stage("publish"), run, shots, recipe, ledger, services.store, limits)
+        steps = ledger.chosen(run, shots)
+        encoded = [shot for shot in shots if steps[shot.sku]["publish"].state is State.DONE]
+        rows = publication_rows(encoded, steps, dict.fromkeys(by_sku, "approved"), recipe.scene.channel)
+        rows = [row for row in rows if row["final"] == by_sku[row["sku"]].final]
+        failures = [failure for failure in validate("publication", rows).failures if failure.critical] if rows else []
+        if failures:
+            reason = "; ".join(f"{failure.reason}: {', '.join(failure.rows[:5])}" for failure in failures)
+            self.log.error("not published", run=run, images=len(rows), reason=reason)
+            return [f"{run}: {reason}"]
+        new = ledger.publish_approved(
+            run,
+            [
+                (by_sku[row["sku"]].decision, Publication(row["sku"], row["scene"], row["channel"], row["digest"]))
+                for row in rows
+            ],
+        )
+        bucket = services.settings.s3_bucket
+        feed = published_feed(
+            (sku, title, f"s3://{bucket}/{object_name(digest)}", digest)
+            for sku, title, digest in published_images(ledger.engine, run)
+        )
+        ledger.attach(run, Artifact(services.store.put(feed, "text/csv"), "feed", "text/csv", len(feed)))
+        self.log.info("published", run=run, images=len(rows), new=new)
+        return []
+
+
+class PlanRetriesOperator(PackshotOperator):
+    """Returns the runs that generate again what people sent back, one a scene.
+
+    :param grace_seconds: decisions younger than this are left to the next run.
+    """
+
+    ui_color = "#f4ecd8"
+
+    def __init__(
+        self,
+        *,
+        grace_seconds: float = GRACE_SECONDS,
+        execution_timeout: timedelta | None = timedelta(minutes=10),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(execution_timeout=execution_timeout, **kwargs)
+        self.grace_seconds = grace_seconds
+
+    def execute(self, context: Context) -> list[dict[str, Any]]:
+        """Hand the decisions to runs; returns the arguments of a `TryAgainOperator` for each."""
+        from pipelines.ledger.decisions import claim_retries
+
+        return [
+            {
+                "campaign": retry.run,
+                "conf": {
+                    "scene": retry.scene,
+                    "skus": list(retry.skus),
+                    "reprocess": "failed",
+                    "triggered_by": "review",
+                },
+            }
+            for retry in claim_retries(open_services().ledger.engine, self.grace_seconds)
+        ]
+
+
+class TryAgainOperator(PackshotOperator):
+    """Starts a campaign, unless it was started before. (The standard provider's operator imports 200 modules.)
+
+    :param campaign: the id of the run of `campaign_backfill`.
+    :param conf: its parameters.
+    """
+
+    template_fields: Sequence[str] = ("run", "campaign", "conf")
+    ui_color = "#e6f0fa"
+
+    def __init__(
+        self,
+        *,
+        campaign: str,
+        conf: dict[str, Any],
+        execution_timeout: timedelta | None = timedelta(minutes=10),
+        map_index_template: str | None = "{{ task.conf['scene'] }}",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(execution_timeout=execution_timeout, map_index_template=map_index_template, **kwargs)
+        self.campaign = campaign
+        self.conf = conf
+
+    def execute(self, context: Context) -> None:
+        """Ask Airflow for the run."""
+        raise DagRunTriggerException(
+            trigger_dag_id="campaign_backfill",
+            dag_run_id=self.campaign,
+            conf=self.conf,
+            reset_dag_run=False,
+            skip_when_already_exists=True,
+            wait_for_completion=False,
+            allowed_states=[],
+            failed_states=[],
+            poke_interval=60,
+            deferrable=False,
+        )

@@ -1,0 +1,464 @@
+"""A person overrules the checks, or agrees with them: decisions about images, one row each.
+
+    queue        view `review_queue`: each shot's newest held image, unless it was decided
+    decide       approve it, reject it, or have it tried again with another seed
+    undo         takes a decision back, and with it what was published for it
+    roll_back    takes back images that are shown, whatever their verdicts
+
+A decision names an image by its sha256, so it is about these bytes and no others. The database holds at most one
+decision of an image that was not undone: whoever decides second is refused, and learns who was first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from sqlalchemy import Connection, Engine, Row, text
+
+from pipelines.errors import UsageError
+from pipelines.ledger import outcomes
+
+
+class Choice(StrEnum):
+    """What a person decides about a held image."""
+
+    APPROVE = "approve"
+    """It is right: publish it."""
+    REJECT = "reject"
+    """It is wrong: never publish it."""
+    RETRY = "retry"
+    """Generate the shot again, with another seed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A decision about the image `final` (sha256). `held_for` is what the checks said, `reason` the person's words.
+
+    `batch` is "" unless it was made together with others. `acted_run` is the run that published the image or tries
+    again; None until then.
+    """
+
+    id: int
+    run: str
+    sku: str
+    scene: str
+    channel: str
+    final: str
+    choice: Choice
+    held_for: str
+    reason: str
+    by: str
+    at: datetime
+    batch: str
+    acted_run: str | None
+    undone_by: str | None
+    undone_at: datetime | None
+
+
+class Superseded(UsageError):
+    """The shot has a newer image: `final` is its sha256."""
+
+    def __init__(self, message: str, final: str):
+        super().__init__(message)
+        self.final = final
+
+
+class AlreadyDecided(UsageError):
+    """Somebody decided the image before."""
+
+    def __init__(self, message: str, decision: Decision):
+        super().__init__(message)
+        self.decision = decision
+
+
+class SelectionChanged(UsageError):
+    """The queue is no longer what a person saw when they decided on a part of it as one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """A part of the queue. An empty field selects all."""
+
+    run: str = ""
+    scene: str = ""
+    check: str = ""
+
+
+def held_image(engine: Engine, run: str, sku: str) -> str:
+    """sha256 of the image of product `sku` that `run` held.
+
+    Raises UsageError for an unknown run, a product that is not in it or that no check held, and one without an image.
+    """
+    with engine.connect() as connection:
+        if connection.scalar(text("SELECT id FROM runs WHERE id = :run"), {"run": run}) is None:
+            raise UsageError(f"no run {run!r} in the ledger: `packshot run` and `packshot campaign` print their ids")
+        rows = connection.execute(text(_OF_SKU), {"run": run, "sku": sku}).all()
+    if not rows:
+        raise UsageError(f"run {run} has no product {sku!r}: `packshot report {run}` lists what was not published")
+    return _held(rows[0])
+
+
+def decide(engine: Engine, final: str, choice: Choice, by: str, reason: str = "") -> Decision:
+    """Records what `by` decided about the held image `final`.
+
+    The same decision of the same person again is the decision that is there. Raises UsageError if no run held the
+    image, Superseded if its shot has a newer one, AlreadyDecided if somebody decided it before.
+    """
+    with engine.begin() as connection:
+        rows = connection.execute(text(_OF_FINAL), {"final": final}).all()
+        if not rows:
+            raise UsageError(f"no run has an image {final}")
+        row = rows[0]
+        if row.newest != final:
+            raise Superseded(f"{row.sku} has a newer image than {final[:12]}: look at that one", row.newest)
+        _held(row)
+        values = {"final": final, "run": row.run, "shot": row.shot, "choice": choice, "reason": reason, "by": by}
+        number = connection.scalar(text(_DECIDE), values)
+        if number is not None:
+            return _read(connection, "d.id = :id", {"id": number})[0]
+        standing = _read(connection, "d.final = :final AND d.undone_at IS NULL", {"final": final})
+    if not standing:
+        raise UsageError(f"somebody undid a decision about {row.sku} at this moment: decide again")
+    (there,) = standing
+    if (there.choice, there.by, there.reason) == (choice, by, reason):
+        return there
+    raise AlreadyDecided(
+        f"{there.by} decided it before: {there.choice} ({there.sku}, {there.at:%Y-%m-%d %H:%M})", there
+    )
+
+
+def decide_selection(
+    engine: Engine, selection: Selection, fingerprint: str, choice: Choice, by: str, batch: str, reason: str = ""
+) -> int:
+    """Records one decision about every image of a part of the queue; returns how many it decided.
+
+    `fingerprint` is the selection's as `counted` returned it; `batch` names the decisions, so that `undo_batch` takes
+    them back as one. Raises SelectionChanged if the part of the queue is another one meanwhile.
+    """
+    with engine.begin() as connection:
+        # whoever decides a selection waits for the others who do; single decisions show in the fingerprint
+        connection.execute(text("SELECT pg_advisory_xact_lock(hashtextextended('packshot batch', 0))"))
+        count, now = _count(connection, selection)
+        if now != fingerprint:
+            raise SelectionChanged(f"the queue changed meanwhile: the selection has {count} images now")
+        values = {**_selected(selection), "choice": choice, "by": by, "reason": reason, "batch": batch}
+        return connection.execute(text(_DECIDE_ALL), values).rowcount
+
+
+def counted(engine: Engine, selection: Selection) -> tuple[int, str]:
+    """How many images a part of the queue has, and a fingerprint of which they are."""
+    with engine.connect() as connection:
+        return _count(connection, selection)
+
+
+def undo(engine: Engine, decision: int, by: str) -> Decision:
+    """Takes a decision back: the image is in the queue again. What was published for it is withdrawn, and what the
+    shot showed before is shown again.
+
+    Raises UsageError for a decision that is not there or was undone, and for one that is being tried again.
+    """
+    with engine.begin() as connection:
+        return _undo(connection, _locked(connection, "d.id = :id", {"id": decision}), by)[0]
+
+
+def undo_batch(engine: Engine, batch: str, by: str) -> int:
+    """Takes back what a batch decided, as `undo` does; returns how many decisions that were."""
+    with engine.begin() as connection:
+        return len(_undo(connection, _locked(connection, "d.batch = :batch AND d.batch <> ''", {"batch": batch}), by))
+
+
+def roll_back(engine: Engine, by: str, reason: str, batch: str, publications: Sequence[int] = (), run: str = "") -> int:
+    """Takes back images that are shown: those with these numbers, or all of a run. What each shot showed before is
+    shown again, and no later run publishes the image: it is rejected. Returns how many images were taken back.
+
+    `batch` names the rejections. If they are undone, the next run may publish the images again. Raises UsageError if
+    none of them is shown.
+    """
+    values = {"ids": list(publications), "in_run": run, "by": by, "reason": reason, "batch": batch}
+    with engine.begin() as connection:
+        shown = connection.execute(text(_SHOWN), values).all()
+        if not shown:
+            raise UsageError(f"no image of run {run} is shown" if run else "the image is not shown any more")
+        images = {"finals": [row.final for row in shown], "shots": [row.shot for row in shown]}
+        connection.execute(text(_OVERRULE), {**values, **images})
+        connection.execute(text(_REFUSE), {**values, **images, "runs": [row.run for row in shown]})
+        count = withdraw(connection, images["shots"], images["finals"], by)
+        for row in connection.execute(text(_HOLDERS), images).all():
+            outcomes.settle(connection, row.run, shots=row.shots)
+            outcomes.remember_totals(connection, row.run)
+    return count
+
+
+def decisions_about(engine: Engine, sku: str) -> list[Decision]:
+    """Every decision about images of a product, those that were undone too, newest first."""
+    with engine.connect() as connection:
+        return _read(connection, "s.sku = :sku", {"sku": sku})
+
+
+# ------------------------------------------------------------------------------------------------- what follows
+
+
+@dataclass(frozen=True, slots=True)
+class Approved:
+    """An approved image that is not published yet: a shot that `run` held, and the decision about its image."""
+
+    decision: int
+    run: str
+    scene: str
+    shot: int
+    sku: str
+    final: str
+
+
+def approved_images(engine: Engine) -> list[Approved]:
+    """Approved images that wait for their publication, by run and in the runs' order."""
+    with engine.connect() as connection:
+        return [Approved(*row) for row in connection.execute(text(_APPROVED))]
+
+
+def seconds_since_last(engine: Engine) -> float | None:
+    """Age in seconds of the newest decision that something must still follow from; None if nothing must."""
+    with engine.connect() as connection:
+        return connection.scalar(text(_LAST))
+
+
+def still_approved(connection: Connection, decisions: Sequence[int]) -> set[int]:
+    """Which of these decisions still stand. They are locked until the transaction ends, so nobody undoes them."""
+    return set(connection.scalars(text(_STILL), {"ids": list(decisions)}))
+
+
+def note_published(connection: Connection, decisions: Sequence[int], run: str) -> None:
+    """Records that `run` published what these decisions approved, and settles these shots."""
+    values = {"ids": list(decisions), "run": run}
+    connection.execute(text(_ACTED), values)
+    outcomes.settle(connection, run, shots=connection.scalars(text(_DECIDED_SHOTS), values).all())
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Products of one scene that are to be generated again, and the id of the run that does it."""
+
+    run: str
+    scene: str
+    skus: tuple[str, ...]
+
+
+def claim_retries(engine: Engine, grace_seconds: float = 0.0) -> list[Retry]:
+    """Hands every open decision to try again to a run that is about to be started, one a scene. Decisions younger than
+    `grace_seconds` are left open."""
+    with engine.begin() as connection:
+        rows = connection.execute(text(_RETRIES), {"grace": grace_seconds}).all()
+    return [Retry(row.acted_run, row.scene, tuple(row.skus)) for row in rows]
+
+
+# ------------------------------------------------------------------------------------------------------ rows
+
+
+def _held(row: Row) -> str:
+    """The image of a shot that a check held. Raises UsageError for any other shot."""
+    if row.state != "held":
+        raise UsageError(f"{row.sku} is {row.state} in run {row.run}: only a held image is approved")
+    if not row.checks:
+        raise UsageError(f"{row.sku} passed its checks; the whole publication was stopped: {row.reason}")
+    if row.final is None:
+        raise UsageError(f"{row.sku} has no image in run {row.run} yet: wait until it was inspected")
+    return row.final
+
+
+def _read(connection: Connection, where: str, values: dict[str, object]) -> list[Decision]:
+    """Decisions, newest first. `where` is a condition of this module, never somebody's words."""
+    found = []
+    for row in connection.execute(text(_DECISIONS.format(where=where)), values):
+        fields = row._asdict()
+        found.append(Decision(**{**fields, "choice": Choice(fields["choice"])}))
+    return found
+
+
+def _locked(connection: Connection, where: str, values: dict[str, object]) -> list[Decision]:
+    """Decisions that can be undone, locked. Raises UsageError if there is none."""
+    connection.execute(text(_LOCK.format(where=where)), values)
+    found = _read(connection, where, values)
+    standing = [decision for decision in found if decision.undone_at is None]
+    if not standing:
+        raise UsageError(f"{found[0].undone_by} undid it before" if found else "there is no such decision")
+    if trying := next((d for d in standing if d.choice is Choice.RETRY and d.acted_run), None):
+        raise UsageError(f"{trying.sku} is being generated again: run {trying.acted_run}")
+    return standing
+
+
+def _undo(connection: Connection, standing: Sequence[Decision], by: str) -> list[Decision]:
+    """Undoes locked decisions, and withdraws what was published for them."""
+    ids = [decision.id for decision in standing]
+    connection.execute(text(_UNDO), {"ids": ids, "by": by})
+    shown = [decision for decision in standing if decision.choice is Choice.APPROVE]
+    if shown:
+        images = {"finals": [decision.final for decision in shown], "by": by}
+        for row in connection.execute(text(_HOLDERS), images).all():
+            withdraw(connection, row.shots, row.finals, by)
+            outcomes.settle(connection, row.run, shots=row.shots)
+            outcomes.remember_totals(connection, row.run)
+    return _read(connection, "d.id = ANY(:ids)", {"ids": ids})
+
+
+def withdraw(connection: Connection, shots: Sequence[int], finals: Sequence[str], by: str) -> int:
+    """Withdraws the current image of these shots where it was made of one of these finals. The image before it is
+    shown again, if there was one that nobody withdrew. Returns how many images were withdrawn."""
+    values = {"shots": list(shots), "finals": list(finals), "by": by}
+    # one publisher at a time for a shot, in the order of `PostgresLedger.publish`
+    connection.execute(text("SELECT id FROM shots WHERE id = ANY(:shots) ORDER BY id FOR UPDATE"), values)
+    withdrawn = connection.execute(text(_WITHDRAW), values).all()
+    connection.execute(text(_RESTORE), {"ids": [row.id for row in withdrawn]})
+    return len(withdrawn)
+
+
+def _count(connection: Connection, selection: Selection) -> tuple[int, str]:
+    row = connection.execute(text(_COUNT), _selected(selection)).one()
+    return row.images, row.fingerprint
+
+
+def _selected(selection: Selection) -> dict[str, str]:
+    return {"in_run": selection.run, "in_scene": selection.scene, "failed": selection.check}
+
+
+_OF_SKU = """
+SELECT rs.run, rs.shot, rs.state, rs.reason, rs.final, rs.checks, s.sku
+FROM run_shots rs JOIN shots s ON s.id = rs.shot WHERE rs.run = :run AND s.sku = :sku
+"""
+
+# of the runs that have this image, the newest that held it; `newest` is the shot's newest image of all
+_OF_FINAL = """
+SELECT rs.run, rs.shot, rs.state, rs.reason, rs.final, rs.checks, s.sku,
+       (SELECT later.final FROM run_shots later JOIN runs lr ON lr.id = later.run
+        WHERE later.shot = rs.shot AND later.final IS NOT NULL
+        ORDER BY lr.started_at DESC, lr.id DESC LIMIT 1) AS newest
+FROM run_shots rs JOIN shots s ON s.id = rs.shot JOIN runs r ON r.id = rs.run
+WHERE rs.final = :final
+ORDER BY rs.state = 'held' DESC, r.started_at DESC, r.id DESC LIMIT 1
+"""
+
+_DECIDE = """
+INSERT INTO decisions (final, run, shot, choice, reason, by) VALUES (:final, :run, :shot, :choice, :reason, :by)
+ON CONFLICT (final) WHERE undone_at IS NULL DO NOTHING RETURNING id
+"""
+
+_DECIDE_ALL = """
+INSERT INTO decisions (final, run, shot, choice, reason, by, batch)
+SELECT q.final, q.run, q.shot, :choice, :reason, :by, :batch FROM review_queue q
+WHERE (CAST(:in_run AS text) = '' OR q.run = :in_run)
+  AND (CAST(:in_scene AS text) = '' OR q.scene = :in_scene)
+  AND (CAST(:failed AS text) = '' OR CAST(:failed AS text) = ANY(q.checks))
+ON CONFLICT (final) WHERE undone_at IS NULL DO NOTHING
+"""
+
+_COUNT = """
+SELECT count(DISTINCT q.final) AS images,
+       md5(coalesce(string_agg(DISTINCT q.final, '' ORDER BY q.final), '')) AS fingerprint
+FROM review_queue q
+WHERE (CAST(:in_run AS text) = '' OR q.run = :in_run)
+  AND (CAST(:in_scene AS text) = '' OR q.scene = :in_scene)
+  AND (CAST(:failed AS text) = '' OR CAST(:failed AS text) = ANY(q.checks))
+"""
+
+_LOCK = "SELECT d.id FROM decisions d WHERE {where} ORDER BY d.id FOR UPDATE"
+
+_DECISIONS = """
+SELECT d.id, d.run, s.sku, s.scene, s.channel, d.final, d.choice, coalesce(rs.reason, '') AS held_for, d.reason, d.by,
+       d.created_at AS at, d.batch, d.acted_run, d.undone_by, d.undone_at
+FROM decisions d
+JOIN shots s ON s.id = d.shot
+LEFT JOIN run_shots rs ON rs.run = d.run AND rs.shot = d.shot
+WHERE {where} ORDER BY d.id DESC
+"""
+
+_APPROVED = """
+SELECT d.id, rs.run, s.scene, rs.shot, s.sku, d.final
+FROM decisions d
+JOIN run_shots rs ON rs.final = d.final AND rs.state = 'held'
+JOIN shots s ON s.id = rs.shot
+JOIN runs r ON r.id = rs.run
+WHERE d.choice = 'approve' AND d.undone_at IS NULL AND d.acted_run IS NULL AND r.state <> 'running'
+ORDER BY r.started_at, rs.run, rs.position
+"""
+
+_LAST = """
+SELECT CAST(extract(epoch FROM now() - max(d.created_at)) AS double precision) FROM decisions d
+LEFT JOIN runs r ON r.id = d.run
+WHERE d.undone_at IS NULL AND d.acted_run IS NULL
+  AND (d.choice = 'retry' OR (d.choice = 'approve' AND r.state <> 'running'))
+"""
+
+_STILL = "SELECT id FROM decisions WHERE id = ANY(:ids) AND undone_at IS NULL ORDER BY id FOR UPDATE"
+
+_ACTED = "UPDATE decisions SET acted_run = :run WHERE id = ANY(:ids) AND acted_run IS NULL"
+
+_DECIDED_SHOTS = """
+SELECT rs.shot FROM decisions d JOIN run_shots rs ON rs.final = d.final WHERE d.id = ANY(:ids) AND rs.run = :run
+"""
+
+_RETRIES = """
+WITH mine AS (
+    UPDATE decisions d SET acted_run = 'retry__' || s.scene || '__' || newest.id
+    FROM shots s, LATERAL (
+        SELECT max(o.id) AS id FROM decisions o
+        WHERE o.choice = 'retry' AND o.undone_at IS NULL AND o.acted_run IS NULL
+    ) newest
+    WHERE s.id = d.shot AND d.choice = 'retry' AND d.undone_at IS NULL AND d.acted_run IS NULL
+      AND d.created_at <= now() - make_interval(secs => :grace)
+    RETURNING d.acted_run, s.scene, s.sku
+)
+SELECT acted_run, scene, array_agg(DISTINCT sku ORDER BY sku) AS skus FROM mine GROUP BY acted_run, scene ORDER BY 1
+"""
+
+_UNDO = "UPDATE decisions SET undone_by = :by, undone_at = now() WHERE id = ANY(:ids)"
+
+_HOLDERS = """
+SELECT rs.run, array_agg(rs.shot) AS shots, array_agg(rs.final) AS finals
+FROM run_shots rs WHERE rs.final = ANY(:finals) GROUP BY rs.run ORDER BY rs.run
+"""
+
+_SHOWN = """
+SELECT DISTINCT ON (p.id) p.id, p.shot, p.run, i.digest AS final
+FROM publications p
+JOIN step_outputs o ON o.digest = p.digest AND o.role = 'published'
+JOIN step_inputs i ON i.key = o.key AND i.role = 'final'
+WHERE p.superseded_at IS NULL
+  AND (p.id = ANY(CAST(:ids AS bigint[])) OR CAST(:in_run AS text) <> '' AND p.run = :in_run)
+ORDER BY p.id
+"""
+
+_OVERRULE = """
+UPDATE decisions SET undone_by = :by, undone_at = now()
+WHERE final = ANY(:finals) AND undone_at IS NULL AND choice <> 'reject'
+"""
+
+_REFUSE = """
+INSERT INTO decisions (final, run, shot, choice, reason, by, batch)
+SELECT final, run, shot, 'reject', :reason, :by, :batch
+FROM unnest(CAST(:finals AS text[]), CAST(:runs AS text[]), CAST(:shots AS bigint[])) AS shown (final, run, shot)
+ON CONFLICT (final) WHERE undone_at IS NULL DO NOTHING
+"""
+
+_WITHDRAW = """
+UPDATE publications p SET superseded_at = now(), withdrawn_by = :by
+WHERE p.shot = ANY(:shots) AND p.superseded_at IS NULL
+  AND EXISTS (SELECT FROM step_outputs o JOIN step_inputs i ON i.key = o.key AND i.role = 'final'
+              WHERE o.digest = p.digest AND o.role = 'published' AND i.digest = ANY(:finals))
+RETURNING p.id
+"""
+
+_RESTORE = """
+INSERT INTO publications (shot, digest, run)
+SELECT before.shot, before.digest, before.run
+FROM publications gone
+CROSS JOIN LATERAL (
+    SELECT p.* FROM publications p
+    WHERE p.shot = gone.shot AND p.id < gone.id AND p.withdrawn_by IS NULL AND p.digest <> gone.digest
+      AND NOT EXISTS (SELECT FROM publications w WHERE w.shot = p.shot AND w.digest = p.digest
+                      AND w.withdrawn_by IS NOT NULL AND w.id > p.id)
+    ORDER BY p.id DESC LIMIT 1
+) before
+WHERE gone.id = ANY(:ids)
+"""

@@ -1,0 +1,48 @@
+"""Who may look, who may decide, and from where: dependencies of the routes.
+
+Airflow protects no route against forged requests, and its cookie is sent by any page of the same host, also on another
+port. So whatever changes something comes from a page of this server, or from a program that sends a token and no
+cookie.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from urllib.parse import urlsplit
+
+from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
+from airflow.api_fastapi.core_api.security import requires_access_dag
+from airflow.configuration import conf
+from fastapi import Depends, HTTPException, Request
+
+DAGS = ("catalog_refresh", "campaign_backfill")
+REVIEWED = "publish_reviewed"
+"""The DAG that acts on decisions: whoever may answer for it may decide."""
+
+reader = requires_access_dag("GET", DagAccessEntity.HITL_DETAIL, REVIEWED)
+editor = requires_access_dag("PUT", DagAccessEntity.HITL_DETAIL, REVIEWED)
+
+
+def no_nul(request: Request) -> None:
+    """Nothing is named by a NUL character, and Postgres has no text for it."""
+    if "\x00" in request.scope["path"] or "%00" in request.url.query:
+        raise HTTPException(HTTPStatus.NOT_FOUND, "nothing has a name with a NUL character")
+
+
+def same_origin(request: Request) -> None:
+    """Refuses a request that another site's page made. Browsers name the site that a request comes from; a request
+    without such a name is a program's, and must log in with a token alone."""
+    headers = request.headers
+    if headers.get("authorization", "").lower().startswith("bearer ") and "cookie" not in headers:
+        return
+    site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+    ours = {headers.get("host"), urlsplit(conf.get("api", "base_url", fallback="")).netloc}
+    foreign = (site is not None and site != "same-origin") or (
+        origin is not None and urlsplit(origin).netloc not in ours
+    )
+    if foreign or (site is None and origin is None):
+        raise HTTPException(HTTPStatus.FORBIDDEN, "this request does not come from a page of this server")
+
+
+LOOK = [*(Depends(requires_access_dag("GET", None, dag_id)) for dag_id in DAGS), Depends(reader), Depends(no_nul)]
+DECIDE = [Depends(editor), Depends(same_origin)]

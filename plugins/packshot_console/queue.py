@@ -1,0 +1,190 @@
+"""The queue of held images: a few at a time, in the order in which they were held, oldest run first."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from sqlalchemy import Connection, Row, text
+
+from packshot_console.services import ledger
+from packshot_console.walks import Walk, read_walks
+from pipelines.ledger.decisions import Selection
+
+SEAT_SECONDS = 120.0
+"""For so long, images that were handed to one open page are not handed to another."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueItem:
+    """A held image with all that a person needs to decide it."""
+
+    final: str
+    run: str
+    sku: str
+    title: str
+    category: str
+    scene: str
+    channel: str
+    row: int
+    reason: str
+    checks: tuple[str, ...]
+    held_at: datetime
+    walk: Walk
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What a queue can be narrowed to, each with its number of images."""
+
+    runs: tuple[tuple[str, int], ...]
+    scenes: tuple[tuple[str, int], ...]
+    checks: tuple[tuple[str, int], ...]
+
+
+def items(selection: Selection, after: str, limit: int, seat: str = "") -> list[QueueItem]:
+    """The next held images after the image `after`, or from the queue's start where that is "".
+
+    Images that another seat was handed lately are left out. That is a convenience, held in this process alone: what
+    keeps two people from deciding one image is the ledger.
+    """
+    values = {**_selected(selection), "after": after, "limit": limit, "taken": _taken_by_others(seat)}
+    with ledger().engine.connect() as connection:
+        found = _read(connection, connection.execute(text(_NEXT), values).all())
+    _take([item.final for item in found], seat)
+    return found
+
+
+def count(selection: Selection) -> int:
+    """How many images a part of the queue has."""
+    with ledger().engine.connect() as connection:
+        return connection.execute(text(_COUNT), _selected(selection)).scalar_one()
+
+
+def item(final: str) -> QueueItem | None:
+    """One image of the queue, or one that left it; None if no run ever held it."""
+    with ledger().engine.connect() as connection:
+        return next(iter(_read(connection, connection.execute(text(_ONE), {"final": final}).all())), None)
+
+
+def sample(selection: Selection, limit: int) -> list[tuple[str, str, str]]:
+    """(final, title, reason) of images spread over the whole selection, the same ones for the same selection."""
+    with ledger().engine.connect() as connection:
+        rows = connection.execute(text(_SAMPLE), {**_selected(selection), "limit": limit})
+        return [(row.final, row.title, row.reason) for row in rows]
+
+
+def choices() -> Choices:
+    """Runs, scenes and checks of the queue, those with most images first."""
+    found: dict[str, list[tuple[str, int]]] = {"run": [], "scene": [], "check": []}
+    with ledger().engine.connect() as connection:
+        for row in connection.execute(text(_CHOICES)):
+            found[row.kind].append((row.name, row.images))
+    return Choices(*(tuple(found[kind][:50]) for kind in ("run", "scene", "check")))
+
+
+def _read(connection: Connection, rows: Sequence[Row]) -> list[QueueItem]:
+    walks = read_walks(connection, {(row.run, row.shot): row.photo for row in rows})
+    return [
+        QueueItem(
+            final=row.final,
+            run=row.run,
+            sku=row.sku,
+            title=row.title,
+            category=row.category,
+            scene=row.scene,
+            channel=row.channel,
+            row=row.row,
+            reason=row.reason,
+            checks=tuple(row.checks),
+            held_at=row.started_at,
+            walk=replace(walks[row.run, row.shot], steps=()),
+        )
+        for row in rows
+    ]
+
+
+def _selected(selection: Selection) -> dict[str, str]:
+    return {"in_run": selection.run, "in_scene": selection.scene, "failed": selection.check}
+
+
+# ------------------------------------------------------------------------------------------------------ seats
+
+_lock = threading.Lock()
+_seats: dict[str, tuple[str, float]] = {}
+"""Image → the seat that it was handed to, and until when."""
+
+
+def _taken_by_others(seat: str) -> list[str]:
+    now = time.monotonic()
+    with _lock:
+        for final in [final for final, (_, until) in _seats.items() if until < now]:
+            del _seats[final]
+        return [final for final, (owner, _) in _seats.items() if owner != seat]
+
+
+def _take(finals: list[str], seat: str) -> None:
+    if seat:
+        with _lock:
+            for final in finals:
+                _seats.setdefault(final, (seat, time.monotonic() + SEAT_SECONDS))
+
+
+def leave(seat: str) -> None:
+    """A page was closed, or filters otherwise now: what it was handed is free."""
+    with _lock:
+        for final in [final for final, (owner, _) in _seats.items() if owner == seat]:
+            del _seats[final]
+
+
+_NEXT = """
+SELECT q.*, v.sku, v.title, v.category, v.photo
+FROM review_queue q JOIN product_versions v ON v.id = q.version
+WHERE (CAST(:in_run AS text) = '' OR q.run = :in_run)
+  AND (CAST(:in_scene AS text) = '' OR q.scene = :in_scene)
+  AND (CAST(:failed AS text) = '' OR CAST(:failed AS text) = ANY(q.checks))
+  AND q.final <> ALL(CAST(:taken AS text[]))
+  AND (CAST(:after AS text) = '' OR (q.started_at, q.run, q.position) > (
+      SELECT r.started_at, rs.run, rs.position FROM run_shots rs JOIN runs r ON r.id = rs.run
+      WHERE rs.final = :after ORDER BY rs.state = 'held' DESC, r.started_at DESC, r.id DESC LIMIT 1))
+ORDER BY q.started_at, q.run, q.position LIMIT :limit
+"""
+
+_COUNT = """
+SELECT count(*) FROM review_queue q
+WHERE (CAST(:in_run AS text) = '' OR q.run = :in_run)
+  AND (CAST(:in_scene AS text) = '' OR q.scene = :in_scene)
+  AND (CAST(:failed AS text) = '' OR CAST(:failed AS text) = ANY(q.checks))
+"""
+
+_ONE = """
+SELECT r.started_at, rs.run, rs.shot, rs.row, rs.final, rs.reason, rs.checks, r.scene, r.channel, v.sku, v.title,
+       v.category, v.photo
+FROM run_shots rs
+JOIN runs r ON r.id = rs.run
+JOIN product_versions v ON v.id = rs.version
+WHERE rs.final = :final
+ORDER BY rs.state = 'held' DESC, r.started_at DESC, r.id DESC LIMIT 1
+"""
+
+_SAMPLE = """
+SELECT q.final, v.title, q.reason FROM review_queue q JOIN product_versions v ON v.id = q.version
+WHERE (CAST(:in_run AS text) = '' OR q.run = :in_run)
+  AND (CAST(:in_scene AS text) = '' OR q.scene = :in_scene)
+  AND (CAST(:failed AS text) = '' OR CAST(:failed AS text) = ANY(q.checks))
+ORDER BY md5(q.final) LIMIT :limit
+"""
+
+_CHOICES = """
+WITH q AS MATERIALIZED (SELECT run, scene, checks FROM review_queue)
+SELECT * FROM (
+    SELECT 'run' AS kind, run AS name, count(*) AS images FROM q GROUP BY run
+    UNION ALL
+    SELECT 'scene', scene, count(*) FROM q GROUP BY scene
+    UNION ALL
+    SELECT 'check', name, count(*) FROM q, unnest(checks) AS name GROUP BY name
+) counted ORDER BY images DESC, name
+"""

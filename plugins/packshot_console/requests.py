@@ -1,0 +1,88 @@
+"""Requests that change something: their bodies, who may send them, and how a refusal of the ledger is answered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Annotated, Any, TypeVar
+
+from airflow.api_fastapi.app import get_auth_manager
+from airflow.api_fastapi.auth.managers.models.base_user import BaseUser
+from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity, DagDetails
+from fastapi import HTTPException, Request, Response
+from fastapi.encoders import jsonable_encoder
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+
+from packshot_console import queue
+from packshot_console.guards import REVIEWED
+from packshot_console.poke import poke
+from pipelines.errors import UsageError
+from pipelines.ledger.decisions import AlreadyDecided, Choice, SelectionChanged, Superseded
+
+BODY_BYTES = 20_000
+
+Words = Annotated[str, StringConstraints(max_length=500, pattern=r"^[^\x00]*$")]
+
+
+class Body(BaseModel):
+    """What a page sends: nothing unknown, nothing of another type."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+B = TypeVar("B", bound=Body)
+
+
+def may_decide(user: BaseUser) -> bool:
+    """Whether the user passes `guards.editor`."""
+    return get_auth_manager().is_authorized_dag(
+        method="PUT", access_entity=DagAccessEntity.HITL_DETAIL, details=DagDetails(id=REVIEWED), user=user
+    )
+
+
+async def read_body(request: Request, kind: type[B]) -> B:
+    """The request's JSON. It is read here, after the guards: FastAPI would answer malformed bodies before them."""
+    data = b""
+    async for chunk in request.stream():
+        data += chunk
+        if len(data) > BODY_BYTES:
+            raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "a decision is shorter")
+    try:
+        return kind.model_validate_json(data)
+    except ValidationError as error:
+        said = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        raise HTTPException(HTTPStatus.UNPROCESSABLE_ENTITY, said) from None
+
+
+def read_choice(name: str) -> Choice:
+    """The choice of this name, or 422."""
+    try:
+        return Choice(name)
+    except ValueError:
+        raise HTTPException(HTTPStatus.UNPROCESSABLE_ENTITY, "a choice is approve, reject or retry") from None
+
+
+def answer(act: Callable[[], Any]) -> Response:
+    """What `act` returns; a refusal as 409, with the image that took the place of a superseded one."""
+    try:
+        done = act()
+    except Superseded as refusal:
+        return _refusal("superseded", refusal, item=queue.item(refusal.final))
+    except AlreadyDecided as refusal:
+        return _refusal("decided", refusal)
+    except SelectionChanged as refusal:
+        return _refusal("changed", refusal)
+    except UsageError as refusal:
+        return _refusal("refused", refusal)
+    poke()
+    return as_json(done)
+
+
+def as_json(document: Any, status: HTTPStatus = HTTPStatus.OK) -> Response:
+    """Dataclasses and times as JSON."""
+    return JSONResponse(jsonable_encoder(document), int(status))
+
+
+def _refusal(problem: str, refusal: UsageError, **more: Any) -> Response:
+    return as_json({"problem": problem, "words": str(refusal), **more}, HTTPStatus.CONFLICT)
