@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from importlib import import_module
@@ -75,8 +75,8 @@ def shoot_here(products: int, scene: str) -> dict[str, float]:
     from pipelines.runs.local import shoot
     from pipelines.settings import get_settings
 
-    stages: Counter[str] = Counter()
-    causes: Counter[str] = Counter()
+    stages: dict[str, float] = defaultdict(float)
+    causes: dict[str, float] = defaultdict(float)
     calls: Counter[str] = Counter()
     images: list[float] = []
     stage, since = "imports", 0.0
@@ -99,14 +99,17 @@ def shoot_here(products: int, scene: str) -> dict[str, float]:
         catalogue = ROOT / "pipelines/sample/catalog.csv"
         shoot(catalogue, _recipe(scene, None), Path(folder), get_settings(), products, progress, started)
     started("end", 0)
-    causes |= {"imports": stages["imports"], "other": stages.total() - stages["imports"] - causes.total()}
+    whole = sum(stages.values())
+    causes |= {"imports": stages["imports"], "other": whole - stages["imports"] - sum(causes.values())}
     figures = {f"stage {name}": seconds / products for name, seconds in stages.items()}
-    figures |= {f"cause {name}": seconds / products for name, seconds in causes.most_common()}
-    figures |= {"cpu": stages.total() / products, "salient_runs": calls["salient net"] / products}
+    figures |= {f"cause {name}": seconds / products for name, seconds in causes.items()}
+    figures |= {"cpu": whole / products, "salient_runs": calls["salient net"] / products}
     return figures | {"first_image": min(images, default=float("nan")), "seconds": max(images, default=float("nan"))}
 
 
-def _time_calls(module: str, path: str, cause: str, seconds: Counter[str], calls: Counter[str]) -> Callable[[], None]:
+def _time_calls(
+    module: str, path: str, cause: str, seconds: dict[str, float], calls: Counter[str]
+) -> Callable[[], None]:
     """Count calls of a function and their CPU seconds; returns what puts the function back."""
     owner: Any = import_module(module)
     *holders, name = path.split(".")

@@ -51,11 +51,15 @@ def against_stock(batch: int, pairs: int = 5, steps: int = 6) -> Figure:
     mask[SIDE // 4 : -SIDE // 8, SIDE // 3 : -SIDE // 3] = 255
     picture, product = Image.fromarray(mask).convert("RGB"), Image.fromarray(mask)
     edges = canny_edges(picture)
-    call = {"prompt": ["a lamp on a table"] * batch, "num_inference_steps": steps, "guidance_scale": 3.0}
+    call: dict[str, Any] = {
+        "prompt": ["a lamp on a table"] * batch,
+        "num_inference_steps": steps,
+        "guidance_scale": 3.0,
+    }
 
     def run_ours(after: Callable[[], None]) -> None:
         seeds = [torch.Generator().manual_seed(n) for n in range(batch)]
-        control = {"control_images": [edges], "mask_guidance": False, "callback": lambda *_: after()}
+        control: dict[str, Any] = {"control_images": [edges], "mask_guidance": False, "callback": lambda *_: after()}
         ours([picture] * batch, [product] * batch, generator=seeds, **control, **call)
 
     def run_stock(after: Callable[[], None]) -> None:

@@ -14,7 +14,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import cv2
 import numpy as np
@@ -230,7 +230,8 @@ def _speed_up(sam: Sam) -> None:
     """
     for block in sam.image_encoder.modules():
         if isinstance(block, nn.Sequential) and {"c", "bn"} == set(block._modules):  # TinyViT's pair
-            block.c, block.bn = fuse_conv_bn_eval(block.c, block.bn), nn.Identity()
+            pair: Any = block
+            pair.c, pair.bn = fuse_conv_bn_eval(pair.c, pair.bn), nn.Identity()
     sam.image_encoder.to(memory_format=torch.channels_last)
 
 
