@@ -16,7 +16,7 @@ OUT ?= $(STATE)/demo
 # What imports no diffusers and starts no service. A single test: make quick QUICK=tests/pipelines/test_scenes.py
 QUICK ?= $(addprefix tests/pipelines/,catalogue quality runs) $(wildcard tests/pipelines/test_*.py)
 
-.PHONY: help venv demo pictures test exhaustive lint unit quick chromium bench experiment down clean resolve-312
+.PHONY: help venv demo pictures test exhaustive lint unit quick chromium bench bench-scale experiment down clean resolve-312
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 14
@@ -77,6 +77,9 @@ chromium:
 bench: $(INSTALLED)  ## what the sampler costs beside its modules (a table, and build/bench.json), and what `shoot` costs
 	@$(BIN)/python -m benchmarks.sampler build/bench.json
 	@$(BIN)/python -m benchmarks.shoot
+
+bench-scale: $(INSTALLED)  ## what a large catalogue costs beside its images; PRODUCTS=n, 2,000 by default
+	@$(BIN)/python -m benchmarks.scale $(PRODUCTS)
 
 bench-memory: $(INSTALLED)  ## the demo, and the peak memory of all its processes; CATALOG=, SCENE=, LIMIT= as there
 	@$(BIN)/python benchmarks/peak_memory.py $(MAKE) --no-print-directory demo

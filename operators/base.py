@@ -101,7 +101,7 @@ class Services:
         return load_profile(self.settings.profile, self.settings.models_dir)
 
     def recipe(self, scene: str, reprocess: str, run: str) -> Recipe:
-        """Profile and device of the settings, and this scene. Raises UsageError for an unknown scene.
+        """Profile of the settings, and this scene. Raises UsageError for an unknown scene. The device is not asked for.
 
         A forced recomputation (`reprocess`) adds the run's id to every key of the run.
         """
@@ -112,7 +112,6 @@ class Services:
             self.profile(),
             load_scene(scene),
             attempt=Reprocess(reprocess).attempt(run),
-            compute=self.settings.compute(),
             max_megapixels=self.settings.photo_max_megapixels,
         )
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from more_itertools import chunked
 
 from operators.base import (
     PROBLEM,
@@ -21,19 +24,17 @@ from operators.base import (
     refuse_unknown,
 )
 from operators.policy import TICK
-from pipelines.contracts import Reprocess
+from pipelines.contracts import Reprocess, canonical_json, sha256_hex
 from pipelines.errors import UsageError
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from pipelines.contracts import Product, Shot
+    from pipelines.catalogue.manifest import Line
+    from pipelines.contracts import Shot
     from pipelines.scenes import Scene
 
 MANIFEST = re.compile(r"[0-9a-f]{64}")
-MAX_SHARDS = 1024
-"""Airflow refuses to map over a longer list ([core] max_map_length)."""
-
 FEED_SUFFIXES = (".csv", ".tsv", ".txt")
 """Files that a run may be told to read as its feed."""
 
@@ -102,8 +103,13 @@ class PlanOperator(PackshotOperator):
         self.triggered_by = triggered_by
 
     @abstractmethod
-    def products(self, services: Services) -> tuple[str, list[Product]]:
+    def lines(self, services: Services) -> tuple[str, Iterable[Line]]:
         """Digest of the feed's manifest ("" where there is none) and the products to choose from, in feed order."""
+
+    def line(self, dag_id: str, scene: Scene) -> str:
+        """Name of the runs that select as this one does: each records only how it differs from the one before it."""
+        asked = [dag_id, scene.name, scene.channel.name, listed(self.categories), listed(self.skus)]
+        return sha256_hex(canonical_json([*asked, _number(self.limit)]).encode())[:16]
 
     def execute(self, context: Context) -> list[int]:
         """Plan the run. Raises UsageError where a parameter or the feed is wrong."""
@@ -132,17 +138,21 @@ class PlanOperator(PackshotOperator):
         if not self.scene:
             raise UsageError(NO_SCENE)
         scene = load_scene(self.scene)
-        feed, products = self.products(services)
-        products = choose(products, listed(self.categories), listed(self.skus))
+        feed, lines = self.lines(services)
+        lines = choose(lines, listed(self.categories), listed(self.skus))
         if self.reprocess == Reprocess.FAILED:
-            products = self._unfinished(services, scene, products)
-        shots = [Shot(product, scene.name, scene.channel.name) for product in products[: _number(self.limit)]]
+            lines = self._unfinished(services, scene, lines)
+        lines = islice(lines, _number(self.limit))
 
-        forecast = self._forecast(services, shots) if str(self.forecast_only) == "True" else None
+        forecast = None
+        if str(self.forecast_only) == "True":
+            shots = (Shot(line.product, scene.name, scene.channel.name) for line in lines)
+            forecast, lines = self._forecast(services, shots), iter(())
+        dag_id = context["dag"].dag_id
         services.ledger.record_scene(scene.name, scene.model_dump(mode="json"))
         services.ledger.start_run(
             self.run,
-            context["dag"].dag_id,
+            dag_id,
             scene.name,
             scene.channel.name,
             feed=feed,
@@ -152,31 +162,52 @@ class PlanOperator(PackshotOperator):
         if forecast is not None:
             context["ti"].xcom_push(key=FORECAST, value=forecast)
             self.log.info("dry run", **{name: forecast[name] for name in ("shots", "reused", "seconds_expected")})
-            shots = []
-        size = max(services.settings.shard_size, -(-len(shots) // MAX_SHARDS))
-        shards = services.ledger.select(self.run, shots, size)
-        self.log.info("planned", scene=scene.name, shots=len(shots), shards=shards, shard_size=size)
+        shards = self._cut(services, lines, scene, "" if forecast else self.line(dag_id, scene))
         return list(range(shards))
 
-    def _unfinished(self, services: Services, scene: Scene, products: Sequence[Product]) -> list[Product]:
+    def _cut(self, services: Services, lines: Iterable[Line], scene: Scene, line: str) -> int:
+        """Select, find what needs a stage, and put that into shards; returns their number."""
+        from pipelines.runs.planning import find_work, shard_size
+        from pipelines.stages.keys import STAGES, fingerprint
+
+        ledger, recipe = services.ledger, services.recipe(self.scene, self.reprocess, self.run)
+        if self.reprocess == Reprocess.FAILED:
+            line = ""  # a selection of its own: no later run builds on it
+        selected = ledger.refresh(
+            self.run, lines, scene.name, scene.channel.name, line, fingerprint(recipe), forced=bool(recipe.attempt)
+        )
+        work = find_work(self.run, [stage for stage in STAGES.values() if stage.name != "publish"], recipe, ledger)
+        size = shard_size(len(work), ledger.rates(), services.settings.gpu_slots, services.settings.shard_size)
+        shards = ledger.cut_shards(self.run, work, size)
+        self.log.info(
+            "planned",
+            scene=scene.name,
+            unchanged=selected.unchanged,
+            reused=selected.shots - len(work),
+            to_compute=len(work),
+            shards=shards,
+            shard_size=size,
+        )
+        return shards
+
+    def _unfinished(self, services: Services, scene: Scene, lines: Iterable[Line]) -> Iterator[Line]:
         """The products whose shot did not end as an image in the last run that it was in."""
         from pipelines.contracts import ShotState
 
-        skus = [product.sku for product in products]
-        # a run that is planned again selects what it selected: its own outcomes do not count
-        outcomes = services.ledger.last_outcomes(scene.name, scene.channel.name, skus, before=self.run)
         again = {ShotState.FAILED, ShotState.REJECTED, ShotState.HELD}
-        return [product for product in products if outcomes.get(product.sku) in again]
+        for chunk in chunked(lines, 1000):
+            skus = [line.sku for line in chunk]
+            # a run that is planned again selects what it selected: its own outcomes do not count
+            outcomes = services.ledger.last_outcomes(scene.name, scene.channel.name, skus, before=self.run)
+            yield from (line for line in chunk if outcomes.get(line.sku) in again)
 
-    def _forecast(self, services: Services, shots: Sequence[Shot]) -> dict[str, Any]:
+    def _forecast(self, services: Services, shots: Iterable[Shot]) -> dict[str, Any]:
         """How many shots, how many of their steps are there already, and how long the rest takes at measured rates."""
-        from pipelines.contracts import STAGES
         from pipelines.runs.forecast import forecast
-        from pipelines.stages import stage
+        from pipelines.stages.keys import STAGES
 
         recipe = services.recipe(self.scene, self.reprocess, self.run)
-        stages = [stage(name) for name in STAGES]
-        return asdict(forecast(stages, shots, recipe, services.ledger, services.ledger.rates()))
+        return asdict(forecast(list(STAGES.values()), shots, recipe, services.ledger, services.ledger.rates()))
 
 
 class PlanRefreshOperator(PlanOperator):
@@ -192,18 +223,19 @@ class PlanRefreshOperator(PlanOperator):
         super().__init__(**kwargs)
         self.feed = feed
 
-    def products(self, services: Services) -> tuple[str, list[Product]]:
+    def lines(self, services: Services) -> tuple[str, Iterable[Line]]:
         """Read the feed and upsert its products."""
-        from pipelines.catalogue.feed import ingest, load_manifest
+        from pipelines.catalogue.feed import ingest
+        from pipelines.catalogue.manifest import read_manifest
 
         digest = self.feed.strip() or self._feed_named_last(services)
         if not MANIFEST.fullmatch(digest):
             source = digest if "://" in digest else _feed_file(digest)
             digest = ingest(source, services.store, services.settings)
-        products = load_manifest(services.store, digest)
-        changes = services.ledger.upsert_products(products)
-        self.log.info("feed", manifest=digest, products=len(products), **asdict(changes))
-        return digest, products
+        manifest = read_manifest(services.store, digest)
+        changes = services.ledger.upsert_products(manifest)
+        self.log.info("feed", manifest=digest, **asdict(changes))
+        return digest, manifest
 
     def _feed_named_last(self, services: Services) -> str:
         from pipelines.ledger.reports import feed_for
@@ -227,10 +259,16 @@ class PlanCampaignOperator(PlanOperator):
         super().__init__(**kwargs)
         self.day = day
 
-    def products(self, services: Services) -> tuple[str, list[Product]]:
+    def lines(self, services: Services) -> tuple[str, Iterable[Line]]:
         """Ask the ledger."""
+        from pipelines.catalogue.manifest import Line
+
         start, end = window(self.day)
-        return "", services.ledger.products_changed_between(start, end, skus=listed(self.skus))
+        return "", map(Line.of, services.ledger.products_changed_between(start, end, skus=listed(self.skus)))
+
+    def line(self, dag_id: str, scene: Scene) -> str:
+        """The runs of one day and scene."""
+        return f"{super().line(dag_id, scene)} {self.day}"
 
 
 def _feed_file(name: str) -> Path:
@@ -251,17 +289,16 @@ def window(day: str) -> tuple[datetime, datetime]:
     return start, start + timedelta(days=1)
 
 
-def choose(products: Iterable[Product], categories: Sequence[str], skus: Sequence[str]) -> list[Product]:
+def choose(lines: Iterable[Line], categories: Sequence[str], skus: Sequence[str]) -> Iterator[Line]:
     """The products of these categories (a category holds those below it: `Home` holds `Home > Kitchen`) and SKUs."""
     from pipelines.catalogue.feed import within
 
     wanted = set(skus)
-    return [
-        product
-        for product in products
-        if (not wanted or product.sku in wanted)
-        and (not categories or any(within(product.category, category) for category in categories))
-    ]
+    for line in lines:
+        if wanted and line.sku not in wanted:
+            continue
+        if not categories or any(within(line.product.category, category) for category in categories):
+            yield line
 
 
 def _number(value: int | str | None) -> int | None:

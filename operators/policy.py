@@ -21,16 +21,17 @@ OWNER = "catalogue-team"
 
 DEFAULT_ARGS: dict[str, Any] = {
     "owner": OWNER,
-    "retries": 2,
-    "retry_delay": timedelta(seconds=30),
+    "retries": 4,
+    "retry_delay": timedelta(minutes=1),
     "retry_exponential_backoff": 2.0,
     "max_retry_delay": timedelta(minutes=10),
     "weight_rule": "absolute",
     "priority_weight": 10,
     "on_failure_callback": note_failure,
 }
-"""Every task's. A retry repeats nothing that was finished, so retries are cheap. (Errors that no retry can mend fail at
-once: the operators' retry policy.) GPU work has a lower priority, so that it does not delay what is ready."""
+"""Every task's: five tries over fifteen minutes at least, which a restart of Postgres, the store or a machine takes. A
+retry repeats nothing that was finished, so retries are cheap. (Errors that no retry can mend fail at once: the
+operators' retry policy.) GPU work has a lower priority, so that it does not delay what is ready."""
 
 BESIDE_GPU = 4
 """Tasks of a run that may run besides those in pool `gpu`."""

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.sdk.exceptions import AirflowFailException
+from more_itertools import chunked
 
-from operators.base import PROBLEM, PackshotOperator, open_services
-from operators.tables import (
-    catalogue_rows,
-    check_table,
-    grounds_for_publication,
-    publication_rows,
-    score_rows,
-)
+from operators.base import PROBLEM, PackshotOperator, Services, open_services
+from operators.tables import attach_feed, check_table, images_of, publication_columns
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from pipelines.ledger.reports import Report
+    from pipelines.ledger.reports import Report, ReportedShot
+
+
+SHOTS_AT_ONCE = 500
+"""Shots whose images are encoded before the next are read from the ledger."""
+
+SAMPLE = 200
+"""Unchanged images that are looked for in the store."""
+
+SHOTS_LOGGED = 200
+"""Shots that the summary names; `packshot report` has all of them."""
 
 
 class CheckTableOperator(PackshotOperator):
@@ -44,12 +50,12 @@ class CheckTableOperator(PackshotOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Validate; returns the digest of the validation document."""
+        from pipelines.ledger import checked
+
         services = open_services()
-        shots = services.ledger.shots(self.run)
-        if self.table == "catalogue":
-            rows = catalogue_rows(shots)
-        else:
-            rows = score_rows(shots, services.ledger.chosen(self.run, shots))
+        read = checked.catalogue if self.table == "catalogue" else checked.scores
+        with services.ledger.engine.connect() as connection:
+            rows = read(connection, self.run)
         return check_table(self, services, context, self.table, rows)
 
 
@@ -77,48 +83,59 @@ class PublishOperator(PackshotOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Publish; returns how many images the set has, and how many of them are new."""
-        from pipelines.catalogue.feed import published_feed
-        from pipelines.contracts import Artifact, Publication, State
+        from pipelines.ledger import checked
         from pipelines.stages import stage
-        from pipelines.store import object_name
         from pipelines.workflow import Limits, run_stage
 
         services = open_services()
         ledger = services.ledger
         recipe = services.recipe(self.scene, self.reprocess, self.run)
 
-        # 1. What may be shown
-        shots = ledger.shots(self.run)
-        grounds = grounds_for_publication(services, shots, ledger.chosen(self.run, shots))
-        chosen = [shot for shot in shots if shot.sku in grounds]
-
-        # 2. Encode it
+        # 1. Encode what may be shown: of this run's shots, and of earlier ones that somebody approved since
         limits = Limits(services.settings.batch_size, services.settings.shot_seconds)
-        run_stage(stage("publish"), self.run, chosen, recipe, ledger, services.store, limits)
-        steps = ledger.chosen(self.run, chosen)
-        encoded = [shot for shot in chosen if steps[shot.sku]["publish"].state is State.DONE]
+        gone = True
+        while gone:
+            ledger.adopt_unsettled(self.run)
+            with ledger.engine.connect() as connection:
+                positions = checked.publishable(connection, self.run)
+            for some in chunked(positions, SHOTS_AT_ONCE):
+                shots = ledger.shots_at(self.run, some)
+                run_stage(stage("publish"), self.run, shots, recipe, ledger, services.store, limits)
+
+            # 2. Ask the store for what was encoded before; what it has lost is encoded again
+            gone = self._gone(services)
 
         # 3. Check it as one set
-        rows = publication_rows(encoded, steps, grounds, recipe.scene.channel)
-        checked = check_table(self, services, context, "publication", rows)
+        rows = publication_columns(services, self.run, recipe.scene)
+        result = check_table(self, services, context, "publication", rows)
 
         # 4. Show it, all at once
-        titles, bucket = {shot.sku: shot.product.title for shot in encoded}, services.settings.s3_bucket
-        feed = published_feed(
-            (row["sku"], titles[row["sku"]], f"s3://{bucket}/{object_name(row['digest'])}", row["digest"])
-            for row in rows
-        )
-        digest = services.store.put(feed, "text/csv")
-        new = ledger.publish(
-            self.run, [Publication(row["sku"], row["scene"], row["channel"], row["digest"]) for row in rows]
-        )
-        ledger.attach(self.run, Artifact(digest, "feed", "text/csv", len(feed)))  # never a feed of what is not shown
-        self.log.info("published", images=len(rows), new=new)
-        return {"images": len(rows), "new": new, **checked}
+        images = images_of(rows)
+        del rows
+        new = ledger.publish(self.run, images)
+        ledger.settle(self.run)
+        attach_feed(services, self.run)
+        self.log.info("published", images=len(images), new=new)
+        return {"images": len(images), "new": new, **result}
+
+    def _gone(self, services: Services) -> bool:
+        """Take back the images that the store has lost: all that this run reuses are looked for, and a sample of what
+        did not change. Returns whether there was one."""
+        from pipelines.ledger import checked
+
+        with services.ledger.engine.connect() as connection:
+            digests = checked.to_ask_for(connection, self.run, SAMPLE)
+        with ThreadPoolExecutor(8) as pool:
+            lost = [
+                digest for digest, has in zip(digests, pool.map(services.store.has, digests), strict=True) if not has
+            ]
+        for digest in lost:
+            self.log.warning("the store has lost an image; `packshot verify` looks for others", digest=digest)
+        return bool(services.ledger.withdraw(lost))
 
 
 class SummaryOperator(PackshotOperator):
-    """Closes the run in the ledger and logs the outcome of every shot.
+    """Closes the run in the ledger and logs what became of it, with the shots that were not published.
 
     The task, and with it the run, fails if a shot failed or something stopped the run. Rejected and held shots are
     ordinary outcomes.
@@ -136,18 +153,20 @@ class SummaryOperator(PackshotOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Sum up; returns the report without its rows."""
-        from pipelines.ledger.reports import report
+        from pipelines.contracts import ShotState
+        from pipelines.ledger.reports import report, reported_shots
 
         ledger = open_services().ledger
         told = [context["ti"].xcom_pull(task_ids=task_id, key=PROBLEM) for task_id in self.checks]
         problem = next((problem for problem in told if problem), None)
         ledger.settle(self.run)
-        so_far = report(ledger.engine, self.run)
+        so_far = report(ledger.engine, self.run, with_shots=False)
         planned = bool(so_far.channel)  # `plan` names it; what opens a run in its place does not
         failed = bool(problem or so_far.failed or so_far.pending or not planned)
         ledger.finish_run(self.run, "failed" if failed else "success", problem)
-        found = report(ledger.engine, self.run)
-        self.log.info("what became of run %s\n%s", self.run, as_table(found))
+        found = report(ledger.engine, self.run, with_shots=False)
+        others = reported_shots(ledger.engine, self.run, [s for s in ShotState if s != "published"], SHOTS_LOGGED)
+        self.log.info("what became of run %s\n%s", self.run, as_table(found, others))
         if problem:
             raise AirflowFailException(f"the run was stopped: {problem['reason']}")
         if not planned:
@@ -157,8 +176,8 @@ class SummaryOperator(PackshotOperator):
         return {name: value for name, value in found.to_json().items() if name not in ("shots", "params")}
 
 
-def as_table(report: Report) -> str:
-    """The report as text for a task's log."""
+def as_table(report: Report, shots: Sequence[ReportedShot]) -> str:
+    """The report as text for a task's log, with the shots that were not published."""
     lines = [
         f"{report.products} products: {report.published} published, {report.held} held, {report.rejected} rejected, "
         f"{report.failed} failed",
@@ -166,5 +185,5 @@ def as_table(report: Report) -> str:
     ]
     for stage, count in report.steps.items():
         lines.append(f"{stage:<10} {count.computed:>8} {count.reused:>8} {report.seconds[stage]:>9.1f}")
-    lines += [f"row {shot.row:<5} {shot.state:<10} {shot.sku}  {shot.reason}" for shot in report.shots]
+    lines += [f"row {shot.row:<5} {shot.state:<10} {shot.sku}  {shot.reason}" for shot in shots]
     return "\n".join(lines)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from pipelines.contracts import Shot, Step
+    from pipelines.settings import Compute
 
 REASONS_KEPT = 20
 """Most frequent reasons in a summary; the ledger has all of them."""
@@ -59,6 +60,7 @@ class StageOperator(PackshotOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Run the stage; returns its `StageSummary` as JSON."""
+        from pipelines.accelerators import lease
         from pipelines.stages import stage as load_stage
         from pipelines.workflow import Limits, run_stage
 
@@ -68,6 +70,11 @@ class StageOperator(PackshotOperator):
             batch_size=self.batch_size or services.settings.batch_size,
             shot_seconds=self.shot_seconds or services.settings.shot_seconds,
         )
+
+        def hardware() -> Compute:
+            if services.settings.device in ("auto", "cuda"):
+                lease()
+            return services.settings.compute()
 
         def progress(shot: Shot, step: Step) -> None:
             self.log.info("shot", sku=shot.sku, state=step.state, reason=step.reason, seconds=round(step.seconds, 2))
@@ -81,6 +88,7 @@ class StageOperator(PackshotOperator):
             services.store,
             limits,
             progress,
+            hardware,
         )
         self.log.info("stage", **{k: v for k, v in asdict(summary).items() if k != "reasons"})
         return asdict(summary) | {"reasons": dict(Counter(summary.reasons).most_common(REASONS_KEPT))}

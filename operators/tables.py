@@ -1,9 +1,12 @@
-"""The tables that are checked: their rows, read from the ledger, and what follows when a check fails."""
+"""Checking a table of the run, what follows when a check fails, and the feed of what is shown.
+
+`pipelines.ledger.checked` reads the tables.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.exceptions import AirflowFailException
@@ -13,101 +16,53 @@ from operators.base import PROBLEM, PackshotOperator, Services
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from pipelines.contracts import Shot, Step
+    from pipelines.contracts import Publication
+    from pipelines.ledger.checked import Columns
     from pipelines.quality.tables import Failure, Table
-    from pipelines.scenes import Channel
-
-Row = dict[str, Any]
+    from pipelines.scenes import Scene
 
 ROWS_NAMED = 50
 """Rows of a failed expectation that the run's report names; the validation document has all of them."""
 
 
-def catalogue_rows(shots: Iterable[Shot]) -> list[Row]:
-    """The run's products as they were read, one row a product."""
-    return [
-        {
-            "sku": shot.sku,
-            "row_number": shot.product.row,
-            "title": shot.product.title,
-            "category": shot.product.category,
-            "photo": shot.product.photo,
-            "photo_problem": shot.product.photo_problem,
-        }
-        for shot in shots
-    ]
+def publication_columns(services: Services, run: str, scene: Scene, finals: Sequence[str] | None = None) -> Columns:
+    """The set of the run that is about to be shown, one row an image; with `finals`, the images made of those."""
+    from pipelines.ledger import checked
+
+    channel = scene.channel
+    common = {
+        "scene": scene.name, "channel": channel.name, "min_width": channel.min_width, "min_height": channel.min_height,
+    }  # fmt: skip
+    with services.ledger.engine.connect() as connection:
+        return checked.publication(connection, run, common, finals)
 
 
-def score_rows(shots: Iterable[Shot], steps: Mapping[str, Mapping[str, Step]]) -> list[Row]:
-    """Every verdict on the run's shots, one row a verdict."""
-    return [
-        {
-            "sku": shot.sku,
-            "check": verdict.check,
-            "score": verdict.score,
-            "threshold": verdict.threshold,
-            "passed": verdict.passed,
-        }
-        for shot in shots
-        for step in steps.get(shot.sku, {}).values()
-        for verdict in step.verdicts
-    ]
+def images_of(rows: Columns) -> list[Publication]:
+    """The images of such a set."""
+    from pipelines.contracts import Publication
+
+    named = (rows[column] for column in ("sku", "scene", "channel", "digest"))
+    return [Publication(*image) for image in zip(*named, strict=True)]
 
 
-def publication_rows(
-    shots: Iterable[Shot], steps: Mapping[str, Mapping[str, Step]], grounds: Mapping[str, str | None], channel: Channel
-) -> list[Row]:
-    """The set about to be published, one row an image. `grounds`: SKU → why it may be (`grounds_for_publication`)."""
-    return [
-        {
-            "key": f"{shot.sku}/{shot.scene}/{shot.channel}",
-            "sku": shot.sku,
-            "scene": shot.scene,
-            "channel": shot.channel,
-            "digest": next((a.sha256 for a in published.outputs if a.role == "published"), None),
-            "final": published.job.inputs.get("final"),
-            "width": published.facts.get("width"),
-            "height": published.facts.get("height"),
-            "min_width": channel.min_width,
-            "min_height": channel.min_height,
-            # the verdicts speak for the very image that was inspected, and for no other
-            "approval": grounds.get(shot.sku)
-            if inspected.job.inputs["final"] == published.job.inputs["final"]
-            else None,
-        }
-        for shot in shots
-        for published, inspected in [(steps[shot.sku]["publish"], steps[shot.sku]["inspect"])]
-    ]
+def attach_feed(services: Services, run: str) -> None:
+    """Attaches the feed of the run's published images, unchanged ones too: never of what is not shown."""
+    from pipelines.catalogue.feed import published_feed
+    from pipelines.contracts import Artifact
+    from pipelines.ledger import checked
+    from pipelines.store import object_name
 
-
-def grounds_for_publication(
-    services: Services, shots: Sequence[Shot], steps: Mapping[str, Mapping[str, Step]]
-) -> dict[str, str | None]:
-    """SKU → why its image may be published, for every image without an objection.
-
-    `approved` if a person approved it, `passed` if all its verdicts passed and no person rejected it. None if it has
-    no verdict: it stays in the set, so that the table check stops the set.
-    """
-    from pipelines.contracts import State
-    from pipelines.ledger.decisions import Choice
-
-    inspected = {s.sku: steps[s.sku]["inspect"] for s in shots if "inspect" in steps.get(s.sku, {})}
-    finals = {sku: step.job.inputs["final"] for sku, step in inspected.items() if step.state is State.DONE}
-    decided = services.ledger.decided(sorted(finals.values()))
-    grounds: dict[str, str | None] = {}
-    for sku, final in finals.items():
-        verdicts = [verdict for step in steps[sku].values() for verdict in step.verdicts]
-        if decided.get(final) is Choice.APPROVE:
-            grounds[sku] = "approved"
-        elif decided.get(final) is Choice.REJECT:
-            continue
-        elif all(verdict.passed for verdict in verdicts):
-            grounds[sku] = "passed" if verdicts else None
-    return grounds
+    bucket = services.settings.s3_bucket
+    feed = published_feed(
+        (sku, title, f"s3://{bucket}/{object_name(digest)}", digest)
+        for sku, title, digest in checked.shown(services.ledger.engine, run)
+    )
+    digest = services.store.put(feed, "text/csv")
+    services.ledger.attach(run, Artifact(digest, "feed", "text/csv", len(feed)))
 
 
 def check_table(
-    task: PackshotOperator, services: Services, context: Context, table: Table, rows: Sequence[Row]
+    task: PackshotOperator, services: Services, context: Context, table: Table, rows: Columns
 ) -> dict[str, Any]:
     """Validates `rows` against the suite of `table`, and attaches the document to the run; returns its digest.
 
@@ -144,7 +99,7 @@ def check_table(
         raise AirflowFailException(problem["reason"])
     return {
         "table": table,
-        "rows": len(rows),
+        "rows": len(next(iter(rows.values()))),
         "document": digest,
         "warnings": [_said(failure) for failure in result.failures],
     }

@@ -264,5 +264,7 @@ class Ledger(Protocol):
     def use(self, run: str, uses: Sequence[tuple[Shot, Sequence[ShotStep]]]) -> None:
         """Note which steps this run used for these shots (idempotent)."""
 
-    def chosen(self, run: str, shots: Sequence[Shot]) -> dict[str, dict[str, Step]]:
-        """SKU → stage → the chosen step of this run."""
+    def chosen(
+        self, run: str, shots: Sequence[Shot], stages: Sequence[str] | None = None
+    ) -> dict[str, dict[str, Step]]:
+        """SKU → stage → the chosen step of this run, of these stages or of all."""

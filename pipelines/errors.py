@@ -14,17 +14,22 @@ raises it: the task fails and Airflow retries it; a command says it in one line.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class PackshotError(Exception):
     """Base of the errors that packshot raises on purpose."""
 
 
 class Rejected(PackshotError):
-    """Bad input. `reason` is a sentence for the person who sent it: what is wrong, and where it helps, the remedy."""
+    """Bad input. `reason` is a sentence for the person who sent it: what is wrong, and where it helps, the remedy.
+    `facts` (JSON) are recorded with the step, such as the limit that the input is over."""
 
-    def __init__(self, reason: str):
+    def __init__(self, reason: str, facts: Mapping[str, Any] | None = None):
         super().__init__(reason)
         self.reason = reason
+        self.facts = dict(facts or {})
 
 
 class UsageError(PackshotError):

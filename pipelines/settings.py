@@ -101,7 +101,9 @@ class Settings(BaseSettings):
 
     # Work
     profile: str = Field("mini", description="Model profile: `mini` (bundled), `sd15` or `sdxl`.")
-    shard_size: int = Field(8, ge=1, description="Shots per task. With a fast GPU, use 64 to 256.")
+    shard_size: int | None = Field(
+        None, ge=1, description="Shots per task. By default, what takes about ten minutes at the measured rates."
+    )
     batch_size: int = Field(
         4,
         ge=1,

@@ -79,6 +79,7 @@ class S3Store:
         from minio import Minio
 
         self.bucket = settings.s3_bucket
+        self._damaged: set[str] = set()
         self._client = Minio(
             endpoint=settings.s3_endpoint,
             access_key=settings.s3_access_key,
@@ -110,10 +111,11 @@ class S3Store:
     def put(self, data: bytes, media_type: str) -> str:
         """Stores `data` under its sha256 and returns that. Bytes that the server already has are not sent again.
 
-        They are compared by the ETag, which is the MD5, except on a server that encrypts with its own keys.
+        They are compared by the ETag, which is the MD5, except on a server that encrypts with its own keys. The server
+        remembers the ETag of what was sent, so bytes that could not be read here are always sent again.
         """
         digest = sha256_hex(data)
-        present = self._find(digest)
+        present = None if digest in self._damaged else self._find(digest)
         if present is None or present.etag != hashlib.md5(data, usedforsecurity=False).hexdigest():
             self._client.put_object(
                 bucket_name=self.bucket,
@@ -123,11 +125,16 @@ class S3Store:
                 content_type=media_type,
                 part_size=ONE_PART,
             )
+            self._damaged.discard(digest)
         return digest
 
     def get(self, digest: str) -> bytes:
         """The bytes. Raises KeyError if the object is missing, IntegrityError if its sha256 is not its name."""
-        return _verified(digest, self._read(object_name(digest)))
+        try:
+            return _verified(digest, self._read(object_name(digest)))
+        except Exception:
+            self._damaged.add(digest)
+            raise
 
     def has(self, digest: str) -> bool:
         """Whether an object of this name is there (its bytes are not read)."""
@@ -139,6 +146,15 @@ class S3Store:
         if found is None:
             raise KeyError(digest)
         return Stat(digest, found.content_type or "application/octet-stream", found.size or 0)
+
+    def objects(self) -> Iterator[tuple[str, int]]:
+        """Digest and size, bytes, of every object."""
+        for item in self._client.list_objects(bucket_name=self.bucket, prefix=PREFIX, recursive=True):
+            yield item.object_name.rsplit("/", 1)[-1], item.size or 0
+
+    def remove(self, digest: str) -> None:
+        """Removes an object whose bytes are damaged."""
+        self._client.remove_object(bucket_name=self.bucket, object_name=object_name(digest))
 
     def verify_all(self) -> Iterator[Checked]:
         """Read every object and say what its bytes hash to."""

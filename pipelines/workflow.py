@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -62,11 +62,13 @@ class Work:
 class Stage:
     """One stage of the workflow, as functions.
 
-    job(shot, upstream, recipe, candidate) → Job     no pixels: what the key is made of; `upstream`: stage → step
+    job(shot, upstream, recipe, candidate) → Job     no pixels: what the key is made of; `upstream`: the stages that it
+                                                     `needs` → their steps
     load(recipe) → models                            once a shard, and only when something is to be computed
     compute(works, models, recipe) → [Made|Rejected] same order as `works`
     candidates(recipe) → int                         how many seeds may be tried, one step each
     score(step, recipe) → float                      lower is better; `passes(step, recipe)` stops the search
+    holds(step, recipe) → bool               whether a finished step that was found is still a result
     supplies(shot, recipe) → [(bytes, media type)]   inputs of its job that no earlier stage put into the store
     """
 
@@ -80,6 +82,7 @@ class Stage:
     candidates: Callable[[Recipe], int] = lambda recipe: 1
     score: Callable[[Step, Recipe], float] = lambda step, recipe: 0.0
     passes: Callable[[Step, Recipe], bool] = lambda step, recipe: True
+    holds: Callable[[Step, Recipe], bool] = lambda step, recipe: True
     supplies: Callable[[Shot, Recipe], Sequence[tuple[bytes, str]]] = lambda shot, recipe: ()
 
 
@@ -115,8 +118,12 @@ def run_stage(
     store: Store,
     limits: Limits = Limits(),
     progress: Callable[[Shot, Step], None] | None = None,
+    hardware: Callable[[], Compute] | None = None,
 ) -> StageSummary:
     """Brings every shot of a shard through one stage.
+
+    `hardware` is asked for the device when the first shot is to be computed, because the answer needs torch; without
+    it the recipe's device is used.
 
     A shot whose upstream step is not `done` is skipped. Finished steps are reused. The others are claimed, computed
     and recorded batch by batch, so that a killed task loses one batch at most.
@@ -125,16 +132,16 @@ def run_stage(
     retried.
     """
     summary = StageSummary(stage.name, shots=len(shots))
-    upstream = ledger.chosen(run, shots)
+    upstream = ledger.chosen(run, shots, stage.needs)
     live = [shot for shot in shots if is_ready(stage, upstream.get(shot.sku, {}))]
     summary.skipped = len(shots) - len(live)
-    models = _Once(lambda: stage.load(recipe))
+    models = _Models(stage, recipe, hardware)
     tried: dict[str, list[ShotStep]] = {shot.sku: [] for shot in live}
 
     searching = live
     for candidate in range(stage.candidates(recipe)):
         jobs = [(shot, stage.job(shot, upstream.get(shot.sku, {}), recipe, candidate)) for shot in searching]
-        for shot, used in _resolve(stage, run, jobs, recipe, models, ledger, store, limits):
+        for shot, used in _resolve(stage, run, jobs, models, ledger, store, limits):
             tried[shot.sku].append(used)
             _count(summary, used)
             if progress is not None:
@@ -143,7 +150,7 @@ def run_stage(
         if not searching:
             break
 
-    ledger.use(run, [(shot, _with_choice(stage, tried[shot.sku], recipe)) for shot in live])
+    ledger.use(run, [(shot, with_choice(stage, tried[shot.sku], recipe)) for shot in live])
     return summary
 
 
@@ -165,7 +172,8 @@ def choose(stage: Stage, steps: Sequence[Step], recipe: Recipe) -> Step:
     return next((s for s in done if stage.passes(s, recipe)), min(done, key=lambda step: stage.score(step, recipe)))
 
 
-def _with_choice(stage: Stage, tried: Sequence[ShotStep], recipe: Recipe) -> list[ShotStep]:
+def with_choice(stage: Stage, tried: Sequence[ShotStep], recipe: Recipe) -> list[ShotStep]:
+    """What was tried for a shot, with the best of it chosen."""
     best = choose(stage, [used.step for used in tried], recipe)
     return [ShotStep(used.step, used.reused, used.step.key == best.key) for used in tried]
 
@@ -184,8 +192,7 @@ def _resolve(
     stage: Stage,
     run: str,
     jobs: Sequence[tuple[Shot, Job]],
-    recipe: Recipe,
-    models: _Once,
+    models: _Models,
     ledger: Ledger,
     store: Store,
     limits: Limits,
@@ -193,7 +200,7 @@ def _resolve(
     """Reuses finished steps. Claims the others batch by batch, looks them up again, and computes what is missing.
 
     The second look-up finds steps that another worker finished while this one waited for the claim."""
-    known = ledger.find([job.key for _, job in jobs])
+    jobs, known = find_steps(stage, jobs, models.recipe, ledger)
     for shot, job in jobs:
         if job.key in known:
             yield shot, ShotStep(known[job.key], reused=True)
@@ -203,29 +210,40 @@ def _resolve(
         with ledger.claim(sorted(wanted)):
             there = ledger.find(sorted(wanted))
             todo = [job for key, job in wanted.items() if key not in there]
-            supplied = {data for shot, job in batch if job.key not in there for data in stage.supplies(shot, recipe)}
+            lacking = [shot for shot, job in batch if job.key not in there]
+            supplied = {data for shot in lacking for data in stage.supplies(shot, models.recipe)}
             for data, media_type in supplied:
                 store.put(data, media_type)
-            fresh = {
-                step.key: ledger.record(step, run) for step in _compute(stage, todo, recipe, models, store, limits)
-            }
+            fresh = {step.key: ledger.record(step, run) for step in _compute(stage, todo, models, store, limits)}
         for shot, job in batch:
             reused = job.key not in fresh
             yield shot, ShotStep(there[job.key] if reused else fresh[job.key], reused)
 
 
-def _compute(
-    stage: Stage, jobs: Sequence[Job], recipe: Recipe, models: _Once, store: Store, limits: Limits
-) -> list[Step]:
+def find_steps(
+    stage: Stage, jobs: Sequence[tuple[Shot, Job]], recipe: Recipe, ledger: Ledger
+) -> tuple[list[tuple[Shot, Job]], dict[str, Step]]:
+    """The jobs, and their finished steps by key. The job of a step that no longer holds becomes another attempt."""
+    known = ledger.find([job.key for _, job in jobs])
+    over = {key: step for key, step in known.items() if not stage.holds(step, recipe)}
+    if not over:
+        return list(jobs), known
+    again = [
+        (shot, replace(job, attempt=f"after {over[job.key].key}") if job.key in over else job) for shot, job in jobs
+    ]
+    return again, known | ledger.find([job.key for _, job in again])
+
+
+def _compute(stage: Stage, jobs: Sequence[Job], models: _Models, store: Store, limits: Limits) -> list[Step]:
     """Computes jobs as one batch; if that fails, as two halves. A single job that fails is a failed step."""
     if not jobs:
         return []
-    read = [_read(job, store, recipe.device) for job in jobs]
+    read = [_read(job, store) for job in jobs]
     works = [work for work in read if isinstance(work, Work)]
     if len(works) < len(jobs):
         lost = [step for step in read if isinstance(step, Step)]
-        return lost + _compute(stage, [work.job for work in works], recipe, models, store, limits)
-    loaded = models.get()
+        return lost + _compute(stage, [work.job for work in works], models, store, limits)
+    recipe, loaded = models.get()
     started = time.monotonic()
     try:
         with _time_limit(limits.shot_seconds * len(jobs)), _torch_out_of_memory():
@@ -236,52 +254,68 @@ def _compute(
         if len(jobs) > 1:
             log.warning("%s: a batch of %d ended with %s; halving it", stage.name, len(jobs), type(error).__name__)
             halves = jobs[: len(jobs) // 2], jobs[len(jobs) // 2 :]
-            return [step for half in halves for step in _compute(stage, half, recipe, models, store, limits)]
-        if isinstance(error, Rejected):
-            state, reason = State.REJECTED, error.reason
-        else:
-            log.exception("%s failed on key %s", stage.name, jobs[0].key)
-            state, reason = State.FAILED, f"{type(error).__name__}: {error}"
+            return [step for half in halves for step in _compute(stage, half, models, store, limits)]
         seconds = time.monotonic() - started
-        return [Step(jobs[0].key, jobs[0], state, reason=reason, seconds=seconds, device=recipe.device)]
+        if isinstance(error, Rejected):
+            return [_rejected(jobs[0], error, seconds, recipe.device)]
+        log.exception("%s failed on key %s", stage.name, jobs[0].key)
+        reason = f"{type(error).__name__}: {error}"
+        return [Step(jobs[0].key, jobs[0], State.FAILED, reason=reason, seconds=seconds, device=recipe.device)]
     seconds = (time.monotonic() - started) / len(jobs)
     return [_finish(job, result, store, seconds, recipe.device) for job, result in zip(jobs, made, strict=True)]
 
 
-def _read(job: Job, store: Store, device: str) -> Work | Step:
-    """A job with its inputs, or a failed step if an input is damaged or missing: that costs one shot only."""
+def _read(job: Job, store: Store) -> Work | Step:
+    """A job with its inputs, or a failed step if an input is damaged or missing: that costs one shot only. If the store
+    does not answer at all, its error is raised."""
     inputs = {}
     for role, digest in job.inputs.items():
         try:
             inputs[role] = store.get(digest)
-        except (IntegrityError, KeyError) as error:
-            what = f"{error}" if isinstance(error, IntegrityError) else f"the store has no object {digest}"
+        except Exception as error:
+            if not isinstance(error, IntegrityError | KeyError):
+                _check_answers(store)  # else it is this object alone that the store cannot read
+            what = f"the store has no object {digest}" if isinstance(error, KeyError) else f"object {digest}: {error}"
             log.error("%s: the %s of key %s cannot be used: %s", job.stage, role, job.key, what)
-            reason = f"its {role} cannot be used ({what}): run its catalogue again with reprocess=failed"
-            return Step(job.key, job, State.FAILED, reason=reason, device=device)
+            remedy = "`packshot verify --hash --repair`, then run its catalogue again"
+            reason = f"its {role} cannot be used ({what}): {remedy}"
+            return Step(job.key, job, State.FAILED, reason=reason)
     return Work(job, inputs)
+
+
+def _check_answers(store: Store) -> None:
+    """Raises whatever the store raises where it does not give back what it is given."""
+    store.get(store.put(b"packshot asks whether the store answers", "text/plain"))
 
 
 def _finish(job: Job, result: Made | Rejected, store: Store, seconds: float, device: str) -> Step:
     """Stores the outputs first, so that a recorded step never names a missing object."""
     if isinstance(result, Rejected):
-        return Step(job.key, job, State.REJECTED, reason=result.reason, seconds=seconds, device=device)
+        return _rejected(job, result, seconds, device)
     outputs = tuple(
         Artifact(store.put(out.data, out.media_type), out.role, out.media_type, len(out.data)) for out in result.outputs
     )
     return Step(job.key, job, State.DONE, outputs, result.facts, result.verdicts, seconds=seconds, device=device)
 
 
-class _Once:
-    """Loads models at first use: a shard that reuses every step loads none."""
+def _rejected(job: Job, rejection: Rejected, seconds: float, device: str) -> Step:
+    facts, reason = rejection.facts, rejection.reason
+    return Step(job.key, job, State.REJECTED, facts=facts, reason=reason, seconds=seconds, device=device)
 
-    def __init__(self, load: Callable[[], Any]):
-        self._load = load
-        self._loaded: list[Any] = []
 
-    def get(self) -> Any:
+class _Models:
+    """A stage's models, loaded at first use: a shard that reuses every step loads none, and asks for no device."""
+
+    def __init__(self, stage: Stage, recipe: Recipe, hardware: Callable[[], Compute] | None):
+        self.recipe = recipe
+        self._stage, self._hardware = stage, hardware
+        self._loaded: list[tuple[Recipe, Any]] = []
+
+    def get(self) -> tuple[Recipe, Any]:
+        """The recipe with its device, and the models."""
         if not self._loaded:
-            self._loaded.append(self._load())
+            recipe = replace(self.recipe, compute=self._hardware()) if self._hardware else self.recipe
+            self._loaded.append((recipe, self._stage.load(recipe)))
         return self._loaded[0]
 
 

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image, ImageOps
 from scipy import ndimage
 
-from pipelines.catalogue.feed import ingest, load_manifest
+from pipelines.catalogue.feed import ingest
+from pipelines.catalogue.manifest import load_manifest
 from pipelines.contracts import STAGES, Publication, Shot, State, sha256_hex
 from pipelines.ledger.reports import lineage, report
 from pipelines.models.profile import load_profile

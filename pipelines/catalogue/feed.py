@@ -10,17 +10,17 @@ from __future__ import annotations
 import asyncio
 import csv
 import io
-import json
 import mimetypes
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.catalogue.links import Fetched, Unreachable, fetch, is_web, read_beside
+from pipelines.catalogue.manifest import write_manifest
 from pipelines.catalogue.reading import REQUIRED, Record, clean, clean_name, read_table
-from pipelines.contracts import Product, canonical_json
+from pipelines.contracts import Product
 from pipelines.errors import Rejected, Unavailable, UsageError
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 NAMED = (*REQUIRED, "product_type", "item_group_id")
 """Columns that products have fields for; all others are kept in `extra`."""
 
-MANIFEST = "packshot-manifest-1"
 DOWNLOADS = 8
 """Photos fetched at once."""
 
@@ -89,21 +88,11 @@ def parse_catalogue(source: str, data: bytes) -> Catalogue:
 def ingest(source: Path | str, store: Store, settings: Settings, limit: int | None = None) -> str:
     """Puts a catalogue (a file, or an http(s) address) and its photos into the store; returns its manifest's digest.
 
-    The manifest is JSON: each product with its photo's digest, or the reason why it has none. Equal files give an equal
-    digest. `limit` keeps the first rows. Raises UsageError if the source is no catalogue, Unavailable in an outage.
+    The manifest (`pipelines.catalogue.manifest`) has each product with its photo's digest, or the reason why it has
+    none. Equal files give an equal digest. `limit` keeps the first rows. Raises UsageError if the source is no
+    catalogue, Unavailable in an outage.
     """
     return asyncio.run(_ingest(source, store, settings, limit))
-
-
-def load_manifest(store: Store, digest: str) -> list[Product]:
-    """The products of a manifest that `ingest` made. Raises UsageError if the store has no manifest of that digest."""
-    try:
-        document = json.loads(store.get(digest))
-    except (KeyError, ValueError) as error:
-        raise UsageError(f"the store has no feed {digest}: put one there with `packshot run CATALOG`") from error
-    if not isinstance(document, dict) or document.get("kind") != MANIFEST:
-        raise UsageError(f"the object {digest} is no feed that `packshot run` put there")
-    return [Product(**product) for product in document["products"]]
 
 
 def published_feed(images: Iterable[tuple[str, str, str, str]]) -> bytes:
@@ -208,13 +197,8 @@ async def _ingest(source: Path | str, store: Store, settings: Settings, limit: i
     catalogue = parse_catalogue(str(source), data)
     products = catalogue.rows[:limit]
     photos = await _photos(products, folder, store, settings)
-    document = {
-        "kind": MANIFEST,
-        "source": Path(str(source)).name,
-        "feed": store.put(data, "text/csv"),
-        "products": [asdict(_with_photo(product, photos)) for product in products],
-    }
-    return store.put(canonical_json(document).encode(), "application/json")
+    feed = store.put(data, "text/csv")
+    return write_manifest(store, Path(str(source)).name, feed, (_with_photo(product, photos) for product in products))
 
 
 async def _feed(source: Path | str, settings: Settings) -> bytes:

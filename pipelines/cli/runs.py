@@ -145,7 +145,7 @@ def _campaign_document(run_ids: Sequence[str], known: bool) -> dict[str, Any]:
     document: dict[str, Any] = {"runs": run_ids, "shots": None, "reused": None, "seconds_expected": None}
     if not known:
         return document
-    found = [_report(run_id) for run_id in _planned(run_ids)]
+    found = [_report(run_id, with_shots=False) for run_id in _planned(run_ids)]
     forecasts = [report.params["forecast"] for report in found if "forecast" in report.params]
     document["shots"] = sum(report.products for report in found) + sum(f["shots"] for f in forecasts)
     document["reused"] = sum(count.reused for report in found for count in report.steps.values())
@@ -169,11 +169,11 @@ def _resolved(engine: Engine, run_id: str) -> str:
     return latest_run(engine, get_settings().state_dir) if run_id == "latest" else run_id
 
 
-def _report(run_id: str) -> Report:
+def _report(run_id: str, with_shots: bool = True) -> Report:
     from pipelines.ledger.reports import report
 
     engine = _engine()
-    return report(engine, _resolved(engine, run_id))
+    return report(engine, _resolved(engine, run_id), with_shots)
 
 
 def _answer(as_json: bool, found: Report) -> None:

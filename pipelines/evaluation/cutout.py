@@ -17,7 +17,7 @@ from pipelines.evaluation.baselines import PublishedU2NetP
 from pipelines.models.profile import Profile
 from pipelines.quality.intervals import interval
 from pipelines.stages.cutout import PATHS, CutoutModels, cutout
-from pipelines.vision.people import garment_part
+from pipelines.vision.garments import garment_part
 from pipelines.vision.photos import Photo, read_photo
 from pipelines.vision.segmenters import HQSamSegmenter, Segmenter, build_mobile_sam
 

@@ -55,7 +55,13 @@ class MemoryLedger:
                 if used.chosen:
                     self._chosen[run, shot.sku, shot.scene, shot.channel][used.step.job.stage] = used.step
 
-    def chosen(self, run: str, shots: Sequence[Shot]) -> dict[str, dict[str, Step]]:
-        """SKU → stage → the chosen step of this run."""
+    def chosen(
+        self, run: str, shots: Sequence[Shot], stages: Sequence[str] | None = None
+    ) -> dict[str, dict[str, Step]]:
+        """SKU → stage → the chosen step of this run, of these stages or of all."""
         found = {shot.sku: self._chosen.get((run, shot.sku, shot.scene, shot.channel)) for shot in shots}
-        return {sku: dict(stages) for sku, stages in found.items() if stages}
+        return {
+            sku: {name: step for name, step in steps.items() if stages is None or name in stages}
+            for sku, steps in found.items()
+            if steps
+        }

@@ -6,19 +6,20 @@ Reports and lineage are in `pipelines.ledger.reports`.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 import psycopg2.errors
 from more_itertools import chunked
-from sqlalchemy import Connection, Engine, create_engine, delete, exists, func, or_, select, text, update
+from sqlalchemy import Connection, Engine, bindparam, create_engine, delete, exists, func, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, OperationalError
 from sqlalchemy.pool import NullPool
 
+from pipelines.catalogue.manifest import Line
 from pipelines.contracts import (
     FINISHED,
     Artifact,
@@ -34,11 +35,10 @@ from pipelines.contracts import (
     sha256_hex,
 )
 from pipelines.errors import IntegrityError, UsageError
-from pipelines.ledger import outcomes, rows
-from pipelines.ledger.decisions import Choice, note_published, still_approved
+from pipelines.ledger import lost, outcomes, rows, selection
+from pipelines.ledger.decisions import note_published, still_approved
 from pipelines.ledger.schema import (
     artifacts,
-    decisions,
     product_versions,
     products,
     publications,
@@ -48,6 +48,12 @@ from pipelines.ledger.schema import (
     scenes,
     shots,
     steps,
+)
+
+_SHOTS = (
+    select(product_versions, run_shots.c.row, shots.c.scene, shots.c.channel)
+    .join_from(run_shots, shots, run_shots.c.shot == shots.c.id)
+    .join(product_versions, run_shots.c.version == product_versions.c.id)
 )
 
 CLAIM_POLL_MS = 2000
@@ -135,19 +141,26 @@ class PostgresLedger:
         A later result replaces a `failed` one. Raises ValueError for parameters and facts that are no JSON.
         """
         with self.engine.begin() as connection:
-            rows.insert_missing(connection, artifacts, [rows.artifact_row(artifact) for artifact in step.outputs])
-            row = rows.step_row(step, run)
-            statement = insert(steps).values(row)
-            won = connection.execute(
-                statement.on_conflict_do_update(
-                    index_elements=[steps.c.key],
-                    set_={name: statement.excluded[name] for name in row} | {"created_at": func.now()},
-                    where=steps.c.state == State.FAILED,
-                ).returning(steps.c.key)
-            ).first()
-            if won is None:
-                return rows.read_steps(connection, [step.key], tuple(State))[step.key]
-            rows.write_parts(connection, step)
+            return self._record(connection, step, run)
+
+    def _record(self, connection: Connection, step: Step, run: str) -> Step:
+        rows.insert_missing(connection, artifacts, [rows.artifact_row(artifact) for artifact in step.outputs])
+        row = rows.step_row(step, run)
+        statement = insert(steps).values(row)
+        won = connection.execute(
+            statement.on_conflict_do_update(
+                index_elements=[steps.c.key],
+                set_={name: statement.excluded[name] for name in row} | {"created_at": func.now()},
+                where=steps.c.state == State.FAILED,
+            ).returning(steps.c.key)
+        ).first()
+        if won is None:
+            recorded = rows.read_steps(connection, [step.key], tuple(State))[step.key]
+            counts = lost.made_again(connection, recorded, step)
+            return counts if counts.key == step.key else self._record(connection, counts, run)
+        rows.write_parts(connection, step)
+        if step.job.attempt:
+            outcomes.unsettle_steps(connection, step)
         return step
 
     def use(self, run: str, uses: Sequence[tuple[Shot, Sequence[ShotStep]]]) -> None:
@@ -156,11 +169,18 @@ class PostgresLedger:
         with self.engine.begin() as connection:
             rows.write_uses(connection, run, [(shot, used) for shot, tried in uses for used in tried])
 
-    def chosen(self, run: str, shots: Sequence[Shot]) -> dict[str, dict[str, Step]]:
-        """SKU → stage → the chosen step of this run."""
+    def chosen(
+        self, run: str, shots: Sequence[Shot], stages: Sequence[str] | None = None
+    ) -> dict[str, dict[str, Step]]:
+        """SKU → stage → the chosen step of this run, or of the run before it that left the shot as it is.
+        `stages` are those that are asked for, all by default."""
         found: dict[str, dict[str, Step]] = defaultdict(dict)
+        if stages is not None and not stages:
+            return {}
         with self.engine.connect() as connection:
-            keys = rows.chosen_keys(connection, run, shots)
+            keys = rows.chosen_keys(connection, run, shots, stages)
+            own = {sku for sku, _ in keys}
+            keys += rows.inherited_keys(connection, run, [shot for shot in shots if shot.sku not in own], stages)
             by_key = rows.read_steps(connection, sorted({key for _, key in keys}), tuple(State))
         for sku, key in keys:
             found[sku][by_key[key].job.stage] = by_key[key]
@@ -225,21 +245,48 @@ class PostgresLedger:
             rows.insert_missing(connection, scenes, [{"digest": digest, "name": name, "definition": dict(definition)}])
         return digest
 
-    def upsert_products(self, items: Sequence[Product], now: datetime | None = None) -> Changes:
+    def upsert_products(self, items: Iterable[Line] | Sequence[Product], now: datetime | None = None) -> Changes:
         """Updates the products to a feed. A product that differs gets a new version, dated `now`."""
-        now = now or datetime.now(UTC)
-        new = changed = 0
+        lines = [Line.of(item) for item in items if isinstance(item, Product)] or cast("Iterable[Line]", items)
         with self.engine.begin() as connection:
-            for chunk in chunked(sorted(items, key=lambda product: product.sku), rows.CHUNK):
-                known = rows.current_products(connection, [product.sku for product in chunk])
-                fresh = [product for product in chunk if product.sku not in known]
-                kept = [product for product in chunk if product.sku in known]
-                differing = [product for product in kept if known[product.sku].content != rows.product_digest(product)]
-                rows.add_versions(connection, fresh + differing, now)
-                rows.move_rows(connection, [product for product in kept if known[product.sku].row != product.row])
-                new += len(fresh)
-                changed += len(differing)
-        return Changes(new, changed, len(items) - new - changed)
+            return selection.upsert(connection, lines, now or datetime.now(UTC))
+
+    def refresh(
+        self, run: str, lines: Iterable[Line], scene: str, channel: str, line: str, recipe: str, forced: bool = False
+    ) -> selection.Selected:
+        """Selects these products for the run, in this order, and writes rows for what differs from the runs of its line
+        before it. `recipe` is the fingerprint of what decides besides the products. Raises IntegrityError for a product
+        that was not upserted."""
+        with self.engine.begin() as connection:
+            return selection.refresh(connection, run, lines, scene, channel, line, recipe, forced)
+
+    def to_look_at(self, run: str) -> Iterator[tuple[list[int], list[Shot]]]:
+        """Positions and shots of the run that do not stand as an earlier run left them, some hundred at a time."""
+        after = -1
+        statement = (
+            _SHOTS.add_columns(run_shots.c.position)
+            .where(run_shots.c.run == run, run_shots.c.position > bindparam("after"))
+            .order_by(run_shots.c.position)
+            .limit(rows.CHUNK)
+        )
+        while True:
+            with self.engine.connect() as connection:
+                found = connection.execute(statement, {"after": after}).all()
+            if not found:
+                return
+            after = found[-1].position
+            yield [row.position for row in found], [rows.shot_of(row) for row in found]
+
+    def cut_shards(self, run: str, positions: Sequence[int], size: int) -> int:
+        """Puts these of the run's shots into shards of `size`; the others need no stage. Returns how many."""
+        with self.engine.begin() as connection:
+            return selection.cut(connection, run, positions, size)
+
+    def adopt_unsettled(self, run: str) -> None:
+        """Makes those shots the run's own that an earlier run left it and that are settled no more, with their steps:
+        somebody decided about a held image since."""
+        with self.engine.begin() as connection:
+            selection.adopt_unsettled(connection, run)
 
     def select(self, run: str, selected: Sequence[Shot], shard_size: int) -> int:
         """Selects these shots, in this order, for the run; returns the number of shards of `shard_size` shots.
@@ -252,24 +299,33 @@ class PostgresLedger:
             rows.place_shots(connection, run, selected, shard_size)
             # without fresh statistics Postgres expects one row for this run, and settles it with nested loops
             connection.execute(text("ANALYZE run_shots"))
+            connection.execute(update(runs).where(runs.c.id == run).values(selected=len(selected)))
         return -(-len(selected) // shard_size)
 
     def shots(self, run: str, shard: int | None = None, skus: Sequence[str] | None = None) -> list[Shot]:
         """The run's shots (of one shard, or of these SKUs) in order, with their products as they were when the run
-        began."""
-        statement = (
-            select(product_versions, run_shots.c.row, shots.c.scene, shots.c.channel)
-            .join_from(run_shots, shots, run_shots.c.shot == shots.c.id)
-            .join(product_versions, run_shots.c.version == product_versions.c.id)
-            .where(run_shots.c.run == run)
-            .order_by(run_shots.c.position)
-        )
+        began. A shard has only shots that the run works on; otherwise those that did not change are there too."""
         if shard is not None:
-            statement = statement.where(run_shots.c.shard == shard)
+            statement = _SHOTS.where(run_shots.c.run == run, run_shots.c.shard == shard).order_by(run_shots.c.position)
+        else:
+            all_of = rows.shots_of_runs
+            statement = (
+                select(product_versions, all_of.c.row, shots.c.scene, shots.c.channel)
+                .join_from(all_of, shots, all_of.c.shot == shots.c.id)
+                .join(product_versions, all_of.c.version == product_versions.c.id)
+                .where(all_of.c.run == run)
+                .order_by(all_of.c.row, all_of.c.position)
+            )
         if skus is not None:
             statement = statement.where(shots.c.sku.in_(skus))
         with self.engine.connect() as connection:
-            return [Shot(rows.product_of(row), row.scene, row.channel) for row in connection.execute(statement)]
+            return [rows.shot_of(row) for row in connection.execute(statement)]
+
+    def shots_at(self, run: str, positions: Sequence[int]) -> list[Shot]:
+        """The shots at these positions of what the run has to look at, in order."""
+        own = _SHOTS.where(run_shots.c.run == run, run_shots.c.position.in_(positions)).order_by(run_shots.c.position)
+        with self.engine.connect() as connection:
+            return [rows.shot_of(row) for row in connection.execute(own)]
 
     def products_changed_between(
         self,
@@ -313,16 +369,6 @@ class PostgresLedger:
                     found[row.sku] = ShotState(row.state)
         return found
 
-    def decided(self, digests: Sequence[str]) -> dict[str, Choice]:
-        """What persons decided about these `final` images; no entry for an image that nobody decided."""
-        statement = select(decisions.c.final, decisions.c.choice).where(decisions.c.undone_at.is_(None))
-        with self.engine.connect() as connection:
-            return {
-                row.final: Choice(row.choice)
-                for chunk in chunked(digests, rows.CHUNK)
-                for row in connection.execute(statement.where(decisions.c.final.in_(chunk)))
-            }
-
     def publish(self, run: str, images: Sequence[Publication]) -> int:
         """Makes these the current images of their shots: all or, on any error, none. Returns how many are new.
 
@@ -331,6 +377,11 @@ class PostgresLedger:
         """
         with self.engine.begin() as connection:
             return _publish(connection, run, images)
+
+    def withdraw(self, digests: Sequence[str]) -> int:
+        """Takes back the steps that made these lost objects, so that they are made anew. Returns how many steps."""
+        with self.engine.begin() as connection:
+            return lost.withdraw(connection, digests)
 
     def publish_approved(self, run: str, images: Sequence[tuple[int, Publication]]) -> int:
         """Publishes images that `run` made and that persons approved, as `publish` does. Each comes with the number of
@@ -341,6 +392,11 @@ class PostgresLedger:
             note_published(connection, sorted(standing), run)
             outcomes.remember_totals(connection, run)
         return new
+
+    def showing(self, run: str, numbers: Sequence[int]) -> list[str]:
+        """The run itself, and the newest ended run that has one of these shots as `run` left it, if there is one."""
+        with self.engine.connect() as connection:
+            return [run, *connection.scalars(text(_SHOWING), {"run": run, "shots": list(numbers)})]
 
     def settle(self, run: str, shard: int | None = None) -> None:
         """Sets every shot's state and reason (of one shard) from the run's steps, verdicts and publications so far."""
@@ -357,6 +413,7 @@ class PostgresLedger:
         kept = runs.c.problem if state == "failed" else None
         with self.engine.begin() as connection:
             outcomes.settle(connection, run)
+            outcomes.settle_shots(connection, run)
             outcomes.close(connection, run, problem["reason"] if problem else None)
             connection.execute(
                 update(runs)
@@ -372,6 +429,17 @@ class PostgresLedger:
 
 
 # ---------------------------------------------------------------------- publications
+
+# A run that still works writes its feed when it publishes.
+_SHOWING = """
+SELECT later.id
+FROM runs own
+JOIN runs later ON later.line = own.line AND own.line <> '' AND later.number > own.number
+WHERE own.id = :run AND later.state <> 'running' AND later.channel <> '' AND EXISTS (
+    SELECT FROM run_shots rs WHERE rs.run = own.id AND rs.shot = ANY(CAST(:shots AS bigint[]))
+      AND (rs.until IS NULL OR rs.until > later.number))
+ORDER BY later.number DESC LIMIT 1
+"""
 
 
 def _publish(connection: Connection, run: str, images: Sequence[Publication]) -> int:

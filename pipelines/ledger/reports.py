@@ -5,8 +5,8 @@ Read models: every number is one grouped query, nothing here writes.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Engine, case, func, or_, select
 from pipelines.contracts import STAGES, ModelRef, Product, ShotState, State, Step
 from pipelines.errors import UsageError
 from pipelines.ledger import outcomes
-from pipelines.ledger.rows import product_of, read_steps
+from pipelines.ledger.rows import product_of, read_steps, shots_of_runs
 from pipelines.ledger.schema import (
     product_versions,
     publications,
@@ -152,11 +152,10 @@ class Lineage:
 
 def list_runs(engine: Engine, limit: int = 50, offset: int = 0) -> list[RunRow]:
     """`limit` runs, newest first, without the `offset` newest."""
-    counted = select(func.count()).where(run_shots.c.run == runs.c.id).scalar_subquery()
-    statement = select(runs, counted.label("shots")).order_by(runs.c.started_at.desc()).limit(limit).offset(offset)
+    statement = select(runs).order_by(runs.c.started_at.desc()).limit(limit).offset(offset)
     with engine.connect() as connection:
         return [
-            RunRow(r.id, r.dag_id, r.scene, r.channel, r.state, r.started_at, r.finished_at, r.shots)
+            RunRow(r.id, r.dag_id, r.scene, r.channel, r.state, r.started_at, r.finished_at, r.selected)
             for r in connection.execute(statement)
         ]
 
@@ -221,55 +220,42 @@ def run_params(engine: Engine, run: str) -> Mapping[str, Any]:
     return row.params
 
 
-def published_images(engine: Engine, run: str) -> list[tuple[str, str, str]]:
-    """(SKU, title, sha256) of every image that `run` published, in the feed's order."""
-    statement = (
-        select(shots.c.sku, product_versions.c.title, step_outputs.c.digest)
-        .join_from(run_shots, shots, run_shots.c.shot == shots.c.id)
-        .join(product_versions, run_shots.c.version == product_versions.c.id)
-        .join(run_steps, (run_steps.c.run == run_shots.c.run) & (run_steps.c.shot == run_shots.c.shot))
-        .join(step_outputs, run_steps.c.key == step_outputs.c.key)
-        .where(run_shots.c.run == run, run_shots.c.state == ShotState.PUBLISHED)
-        .where(run_steps.c.stage == "publish", run_steps.c.chosen, step_outputs.c.role == "published")
-        .order_by(run_shots.c.position)
-    )
-    with engine.connect() as connection:
-        return [tuple(row) for row in connection.execute(statement)]  # type: ignore[misc]  # three columns
-
-
-def report(engine: Engine, run: str) -> Report:
-    """The outcome of every product of `run`. Raises UsageError for an unknown run."""
+def report(engine: Engine, run: str, with_shots: bool = True) -> Report:
+    """The outcome of every product of `run`; `with_shots=False` counts them and lists none. Raises UsageError for an
+    unknown run."""
     with engine.connect() as connection:
         about = connection.execute(select(runs).where(runs.c.id == run)).first()
         if about is None:
             raise UsageError(f"no run {run!r} in the ledger: `packshot run` and `packshot campaign` print their ids")
-        outcomes = connection.execute(
-            select(shots.c.sku, run_shots.c.row, run_shots.c.state, run_shots.c.reason)
-            .join_from(run_shots, shots, run_shots.c.shot == shots.c.id)
-            .where(run_shots.c.run == run)
-            .order_by(run_shots.c.position)
-        ).all()
+        states = dict(
+            connection.execute(
+                select(shots_of_runs.c.state, func.count())
+                .where(shots_of_runs.c.run == run)
+                .group_by(shots_of_runs.c.state)
+            )
+            .tuples()
+            .all()
+        )
         documents = connection.execute(
             select(run_artifacts.c.role, run_artifacts.c.digest)
             .where(run_artifacts.c.run == run)
             .order_by(run_artifacts.c.role)
         ).all()
         counts, seconds = stage_totals(connection, run, about.totals)
-    reported = tuple(ReportedShot(row.sku, row.row, ShotState(row.state), row.reason) for row in outcomes)
-    states = Counter(shot.state for shot in reported)
+    counted = {state: states.get(state, 0) for state in ShotState}
     return Report(
         run=run,
         dag_id=about.dag_id,
         scene=about.scene,
         channel=about.channel,
         state=about.state,
-        products=len(reported),
-        published=states[ShotState.PUBLISHED],
-        held=states[ShotState.HELD],
-        rejected=states[ShotState.REJECTED],
-        failed=states[ShotState.FAILED],
-        pending=states[ShotState.PENDING],
-        shots=reported,
+        products=sum(states.values()),
+        published=counted[ShotState.PUBLISHED],
+        held=counted[ShotState.HELD],
+        rejected=counted[ShotState.REJECTED],
+        failed=counted[ShotState.FAILED],
+        pending=counted[ShotState.PENDING],
+        shots=reported_shots(engine, run) if with_shots else (),
         steps=counts,
         seconds=seconds,
         problem=about.problem,
@@ -280,21 +266,45 @@ def report(engine: Engine, run: str) -> Report:
     )
 
 
+def reported_shots(
+    engine: Engine,
+    run: str,
+    states: Sequence[ShotState] = tuple(ShotState),
+    limit: int | None = None,
+    offset: int = 0,
+    sku: str | None = None,
+) -> tuple[ReportedShot, ...]:
+    """The outcome of a run's products in feed order: of those in these states, of `limit` of them, or of one."""
+    statement = (
+        select(shots.c.sku, shots_of_runs.c.row, shots_of_runs.c.state, shots_of_runs.c.reason)
+        .join_from(shots_of_runs, shots, shots_of_runs.c.shot == shots.c.id)
+        .where(shots_of_runs.c.run == run, shots_of_runs.c.state.in_(states))
+        .order_by(shots_of_runs.c.row, shots_of_runs.c.position)
+        .limit(limit)
+        .offset(offset)
+    )
+    if sku is not None:
+        statement = statement.where(shots.c.sku == sku)
+    with engine.connect() as connection:
+        found = connection.execute(statement)
+        return tuple(ReportedShot(row.sku, row.row, ShotState(row.state), row.reason) for row in found)
+
+
 def likenesses(engine: Engine, run: str) -> list[tuple[Product, str]]:
     """The run's products in order, each with the code of what its cutout shows; "" where it was not inspected."""
     code = (
         select(steps.c.facts["likeness"].astext)
         .join_from(run_steps, steps, run_steps.c.key == steps.c.key)
-        .where(run_steps.c.run == run_shots.c.run, run_steps.c.shot == run_shots.c.shot)
+        .where(run_steps.c.run == shots_of_runs.c.made_by, run_steps.c.shot == shots_of_runs.c.shot)
         .where(run_steps.c.stage == "inspect", run_steps.c.chosen)
         .limit(1)
         .scalar_subquery()
     )
     statement = (
-        select(product_versions, run_shots.c.row, func.coalesce(code, "").label("likeness"))
-        .join_from(run_shots, product_versions, run_shots.c.version == product_versions.c.id)
-        .where(run_shots.c.run == run)
-        .order_by(run_shots.c.position)
+        select(product_versions, shots_of_runs.c.row, func.coalesce(code, "").label("likeness"))
+        .join_from(shots_of_runs, product_versions, shots_of_runs.c.version == product_versions.c.id)
+        .where(shots_of_runs.c.run == run)
+        .order_by(shots_of_runs.c.row, shots_of_runs.c.position)
     )
     with engine.connect() as connection:
         return [(product_of(row), row.likeness) for row in connection.execute(statement)]

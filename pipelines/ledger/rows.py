@@ -9,14 +9,15 @@ import os
 import socket
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from more_itertools import chunked
-from sqlalchemy import Connection, Row, select, text, tuple_
+from sqlalchemy import Connection, Row, column, select, table, text, tuple_
 from sqlalchemy.dialects.postgresql import insert
 
+from pipelines.catalogue.manifest import Line
 from pipelines.contracts import (
     Artifact,
     Job,
@@ -27,8 +28,6 @@ from pipelines.contracts import (
     State,
     Step,
     Verdict,
-    canonical_json,
-    sha256_hex,
 )
 from pipelines.errors import IntegrityError
 from pipelines.ledger.schema import (
@@ -53,9 +52,7 @@ CHUNK = 1000
 
 def product_digest(product: Product) -> str:
     """Digest of a product's content in the feed. A product that only changed its row has the same digest."""
-    content = {field.name: getattr(product, field.name) for field in fields(product) if field.name != "row"}
-    content["extra"] = dict(product.extra)
-    return sha256_hex(canonical_json(content).encode())
+    return Line.of(product).content
 
 
 def artifact_row(artifact: Artifact) -> dict[str, Any]:
@@ -116,7 +113,9 @@ CROSS JOIN LATERAL (
         SELECT key, created_at FROM steps WHERE base = wanted AND state = ANY(CAST(:states AS text[]))
         UNION ALL
         SELECT key, created_at FROM steps WHERE key = wanted AND state = ANY(CAST(:states AS text[]))
-    ) step ORDER BY created_at DESC, key LIMIT 1
+    ) step
+    WHERE NOT EXISTS (SELECT FROM lost_steps WHERE lost_steps.key = step.key)
+    ORDER BY created_at DESC, key LIMIT 1
 ) newest
 """
 
@@ -206,13 +205,43 @@ SET chosen = excluded.chosen, reused = run_steps.reused AND excluded.reused
 """
 
 
-def chosen_keys(connection: Connection, run: str, wanted: Sequence[Shot]) -> list[tuple[str, str]]:
+def chosen_keys(
+    connection: Connection, run: str, wanted: Sequence[Shot], stages: Sequence[str] | None
+) -> list[tuple[str, str]]:
     """(SKU, key) of every chosen step of these shots."""
     statement = (
         select(shots.c.sku, run_steps.c.key)
         .join_from(run_steps, shots, run_steps.c.shot == shots.c.id)
         .where(run_steps.c.run == run, run_steps.c.chosen)
     )
+    if stages is not None:
+        statement = statement.where(run_steps.c.stage.in_(stages))
+    return [
+        (row.sku, row.key)
+        for chunk in chunked([(s.sku, s.scene, s.channel) for s in wanted], CHUNK)
+        for row in connection.execute(statement.where(tuple_(shots.c.sku, shots.c.scene, shots.c.channel).in_(chunk)))
+    ]
+
+
+shots_of_runs = table(
+    "shots_of_runs",
+    *(column(name) for name in ("run", "made_by", "position", "shot", "version", "row", "state", "reason", "settled")),
+)
+"""Every shot of every run: a view, see `pipelines.ledger.selection`."""
+
+
+def inherited_keys(
+    connection: Connection, run: str, wanted: Sequence[Shot], stages: Sequence[str] | None
+) -> list[tuple[str, str]]:
+    """(SKU, key) of every chosen step of these shots in the run that `run` has them from."""
+    statement = (
+        select(shots.c.sku, run_steps.c.key)
+        .join_from(shots_of_runs, shots, shots_of_runs.c.shot == shots.c.id)
+        .join(run_steps, (run_steps.c.run == shots_of_runs.c.made_by) & (run_steps.c.shot == shots_of_runs.c.shot))
+        .where(shots_of_runs.c.run == run, shots_of_runs.c.made_by != run, run_steps.c.chosen)
+    )
+    if stages is not None:
+        statement = statement.where(run_steps.c.stage.in_(stages))
     return [
         (row.sku, row.key)
         for chunk in chunked([(s.sku, s.scene, s.channel) for s in wanted], CHUNK)
@@ -275,18 +304,6 @@ RETURNING position
 """
 
 
-def current_products(connection: Connection, skus: Sequence[str]) -> dict[str, Row]:
-    """SKU → feed row and content digest of its current version. The rows are locked against a concurrent feed."""
-    rows = connection.execute(
-        select(products.c.sku, products.c.row, product_versions.c.content)
-        .join_from(products, product_versions, products.c.version == product_versions.c.id)
-        .where(products.c.sku.in_(skus))
-        .order_by(products.c.sku)
-        .with_for_update(of=products)
-    )
-    return {row.sku: row for row in rows}
-
-
 def add_versions(connection: Connection, items: Sequence[Product], now: datetime) -> None:
     """Write a version of each product and make it the current one."""
     if not items:
@@ -315,19 +332,6 @@ def add_versions(connection: Connection, items: Sequence[Product], now: datetime
             set_={"version": statement.excluded.version},
         ),
         [{"sku": p.sku, "row": p.row, "version": versions[p.sku], "first_seen_at": now} for p in items],
-    )
-
-
-def move_rows(connection: Connection, items: Sequence[Product]) -> None:
-    """Updates the feed rows of these products."""
-    if not items:
-        return
-    connection.execute(
-        text(
-            "UPDATE products SET row = moved.row FROM unnest(CAST(:skus AS text[]), CAST(:rows AS int[]))"
-            " AS moved (sku, row) WHERE products.sku = moved.sku"
-        ),
-        {"skus": [p.sku for p in items], "rows": [p.row for p in items]},
     )
 
 
@@ -377,6 +381,11 @@ def product_of(row: Row) -> Product:
         item_group_id=row.item_group_id,
         extra=row.extra,
     )
+
+
+def shot_of(row: Row) -> Shot:
+    """The shot of a row of `product_versions` joined with its feed row, scene and channel."""
+    return Shot(product_of(row), row.scene, row.channel)
 
 
 def insert_missing(connection: Connection, table: Any, rows: Sequence[Mapping[str, Any]]) -> None:

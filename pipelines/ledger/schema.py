@@ -113,9 +113,14 @@ runs = Table(
     Column("finished_at", DateTime(timezone=True)),
     Column("problem", JSONB, comment="What stopped publication: failed expectations and their rows."),
     Column("totals", JSONB, comment="What the run came to, as `outcomes` counts it; null while it runs."),
+    Column("number", BigInteger, Identity(), nullable=False, comment="Runs in the order in which they were planned."),
+    Column("line", Text, nullable=False, server_default="", comment="Runs of one line build on one another."),
+    Column("selected", Integer, nullable=False, server_default="0", comment="Shots, those that did not change too."),
+    Column("recipe", Text, nullable=False, server_default="", comment="Fingerprint of what decides, products apart."),
     Column("notified_at", DateTime(timezone=True), comment="When its failure was sent to the webhook and by mail."),
     Index(None, "triggered_by", "started_at"),
     Index(None, "started_at"),
+    Index(None, "line", "number"),
 )
 
 run_shots = Table(
@@ -126,13 +131,15 @@ run_shots = Table(
     Column("shot", BigInteger, ForeignKey("shots.id"), nullable=False),
     Column("version", BigInteger, ForeignKey("product_versions.id"), nullable=False),
     Column("row", Integer, nullable=False),
-    Column("shard", Integer, nullable=False),
+    Column("shard", Integer, comment="Null: no stage has anything to do."),
     Column("state", Text, nullable=False, server_default="pending"),
     Column("reason", Text, nullable=False, server_default=""),
     Column("final", Text, comment="Digest of the `final` image that was inspected; null before."),
     Column(
         "checks", ARRAY(Text), nullable=False, server_default="{}", comment="Failed checks, in order of the stages."
     ),
+    Column("settled", Boolean, nullable=False, server_default="false", comment="Nothing is left to be tried."),
+    Column("until", BigInteger, comment="Number of the run of this line from which on it no longer counts."),
     UniqueConstraint("run", "shot"),
     Index(None, "shot"),
 )
@@ -143,6 +150,7 @@ Index(
     postgresql_where=(run_shots.c.state == "held") & run_shots.c.final.is_not(None),
 )
 Index("run_shots_final_idx", run_shots.c.final, postgresql_where=run_shots.c.final.is_not(None))
+Index("run_shots_standing_idx", run_shots.c.run, postgresql_where=run_shots.c.until.is_(None))
 
 artifacts = Table(
     "artifacts",
@@ -216,6 +224,9 @@ verdicts = _of_step(
     Column("reason", Text, nullable=False),
     Column("picture", Text, nullable=False, comment="Role of the step's output that shows where."),
 )
+
+lost_steps = _of_step("lost_steps", _now())
+"""Steps whose outputs the store has lost: they are looked for no more, until the same bytes are there again."""
 
 run_steps = Table(
     "run_steps",

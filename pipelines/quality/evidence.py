@@ -11,18 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from pipelines.contracts import ModelRef, sha256_hex
 from pipelines.quality.detail import local_contrast
+from pipelines.quality.detector import WEIGHTS
 from pipelines.quality.trees import Trees
 from pipelines.vision.people import find_skin
-
-WEIGHTS = Path(__file__).with_name("evidence.safetensors")
 
 TOLERANCE = 0.025
 """Dilation of M, as a share of sqrt(|M|): the usual error of a segmenter at an edge."""
@@ -293,17 +290,6 @@ def _few(colours: np.ndarray, count: int) -> np.ndarray:
 def _nearest(colours: np.ndarray, others: np.ndarray) -> float:
     """Return the mean distance of colours (N, 3) to the nearest of others (M, 3)."""
     return float(np.linalg.norm(colours[:, None] - others[None], axis=2).min(axis=1).mean())
-
-
-def weights_ref() -> ModelRef:
-    """Return the weights as a model of a step's key and lineage."""
-    digest = _digest_of(WEIGHTS)
-    return ModelRef("evidence", digest[:12], digest)
-
-
-@cache
-def _digest_of(file: Path) -> str:
-    return sha256_hex(file.read_bytes())
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ import cv2
 import numpy as np
 from scipy import ndimage
 
+from pipelines.quality.detector import SURE
 from pipelines.quality.evidence import Evidence, connected_to, depth, tolerance_of
 from pipelines.vision.segmenters import HQSamSegmenter, Prompt, SalientSegmenter, Segmenter, prompt_from
 
@@ -44,10 +45,6 @@ edge."""
 
 PLACED = 0.5
 """Matte value from which a pixel belongs to M."""
-
-SURE = 0.55
-"""Probability from which a piece counts as product. It is the strictest, in steps of 0.05, with a recall of at least
-0.95 on the calibration products (0.952, mean of five fits)."""
 
 ALIKE = 0.5
 """Overlap of two objects' colour histograms, 0..1, from which the objects are alike."""

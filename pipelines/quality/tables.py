@@ -53,8 +53,8 @@ def load_suite(table: Table) -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def validate(table: Table, rows: Sequence[Mapping[str, Any]]) -> TableResult:
-    """Validate rows (column → value) with the suite of their table.
+def validate(table: Table, rows: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]]) -> TableResult:
+    """Validate rows (column → value), or columns (name → values), with the suite of their table.
 
     A column that no row has counts as empty. An empty table meets every expectation on its rows.
     """
@@ -65,7 +65,7 @@ def validate(table: Table, rows: Sequence[Mapping[str, Any]]) -> TableResult:
 
     suite = load_suite(table)
     named_by = suite["meta"]["rows_named_by"]
-    frame = pd.DataFrame(list(rows))
+    frame = pd.DataFrame(dict(rows) if isinstance(rows, Mapping) else list(rows))
     for column in suite["meta"]["columns"]:
         if column not in frame:
             frame[column] = None

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from more_itertools import chunked
 
 from pipelines.catalogue.feed import published_feed
 from pipelines.contracts import ShotState
 from pipelines.ledger.postgres import PostgresLedger, connect
-from pipelines.ledger.reports import latest_run, report
-from pipelines.runs.contact_sheet import contact_sheet
+from pipelines.ledger.reports import ReportedShot, latest_run, report, reported_shots
+from pipelines.runs.contact_sheet import SheetRow, contact_sheet
 from pipelines.runs.local import SUFFIXES, file_name, sheet_row
 from pipelines.settings import Settings
 from pipelines.store import S3Store
+
+SHOTS_AT_ONCE = 200
+"""Shots whose steps are read at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,21 +48,32 @@ def export_run(run: str, out: Path, settings: Settings) -> Export:
     engine = connect(settings.database_url)
     store, ledger = S3Store(settings), PostgresLedger(engine)
     run = latest_run(engine, settings.state_dir) if run == "latest" else run
-    states = {shot.sku: (shot.state, shot.reason) for shot in report(engine, run).shots}
-    shots = ledger.shots(run)
-    steps = ledger.chosen(run, shots)
+    outcomes = reported_shots(engine, report(engine, run, with_shots=False).run)
     out.mkdir(parents=True, exist_ok=True)
 
-    images = []
-    for shot in shots:
-        if states[shot.sku][0] is ShotState.PUBLISHED:
+    images, titles = [], []
+    for shown in chunked((outcome for outcome in outcomes if outcome.state is ShotState.PUBLISHED), SHOTS_AT_ONCE):
+        shots = ledger.shots(run, skus=[outcome.sku for outcome in shown])
+        steps = ledger.chosen(run, shots)
+        for shot in shots:
             artifact = next(a for a in steps[shot.sku]["publish"].outputs if a.role == "published")
             name = f"{file_name(shot.sku)}-{artifact.sha256[:12]}.{SUFFIXES[artifact.media_type]}"
             (out / name).write_bytes(store.get(artifact.sha256))
             images.append(ExportedImage(shot.sku, name, artifact.sha256))
-    titles = {shot.sku: shot.product.title for shot in shots}
-    (out / "feed.csv").write_bytes(published_feed((i.sku, titles[i.sku], i.file, i.sha256) for i in images))
+            titles.append(shot.product.title)
+    rows = ((i.sku, title, i.file, i.sha256) for i, title in zip(images, titles, strict=True))
+    (out / "feed.csv").write_bytes(published_feed(rows))
     sheet = out / "contact_sheet.png"
-    rows = (sheet_row(shot, steps.get(shot.sku, {}), *states[shot.sku], store) for shot in shots)
-    contact_sheet(rows, [states[shot.sku][0] for shot in shots], sheet)
+    contact_sheet(_sheet_rows(run, outcomes, ledger, store), [outcome.state for outcome in outcomes], sheet)
     return Export(run, tuple(images), out / "feed.csv", sheet)
+
+
+def _sheet_rows(
+    run: str, outcomes: Sequence[ReportedShot], ledger: PostgresLedger, store: S3Store
+) -> Iterator[SheetRow]:
+    """The rows of the contact sheet, some shots at a time."""
+    for some in chunked(outcomes, SHOTS_AT_ONCE):
+        shots = ledger.shots(run, skus=[outcome.sku for outcome in some])
+        steps = ledger.chosen(run, shots)
+        for shot, outcome in zip(shots, some, strict=True):
+            yield sheet_row(shot, steps.get(shot.sku, {}), outcome.state, outcome.reason, store)

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from pipelines.contracts import Job, Ledger, Shot, Step
-from pipelines.workflow import Recipe, Stage, choose, is_ready, is_settled
+from more_itertools import chunked
+
+from pipelines.contracts import Ledger, Shot, Step
+from pipelines.runs.planning import finished_candidates
+from pipelines.workflow import Recipe, Stage, choose, is_ready
+
+CHUNK = 1000
+"""Shots that are followed at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +34,7 @@ class Forecast:
 
 def forecast(
     stages: Sequence[Stage],
-    shots: Sequence[Shot],
+    shots: Iterable[Shot],
     recipe: Recipe,
     ledger: Ledger,
     rates: Mapping[str, float],
@@ -38,24 +44,14 @@ def forecast(
     After a shot's first missing step all later steps count as missing, because their keys are not known yet. A shot
     costs nothing after a finished step that was rejected or has a failed verdict.
     """
-    known: dict[str, dict[str, Step]] = {shot.sku: {} for shot in shots}
-    walking, missing = list(shots), 0
+    count = 0
     reused: Counter[str] = Counter()
     computed: Counter[str] = Counter()
-    for stage in stages:
-        walking = [shot for shot in walking if is_ready(stage, known[shot.sku])]
-        tried = _finished(stage, walking, known, recipe, ledger)
-        reused[stage.name] = sum(len(steps) for steps, _ in tried.values())
-        for shot in walking:
-            steps, complete = tried[shot.sku]
-            if complete:
-                known[shot.sku][stage.name] = choose(stage, steps, recipe)
-        incomplete = [shot for shot in walking if not tried[shot.sku][1]]
-        missing += len(incomplete)
-        computed[stage.name] = missing
-        walking = [shot for shot in walking if tried[shot.sku][1] and _passed(known[shot.sku][stage.name])]
+    for some in chunked(shots, CHUNK):
+        count += len(some)
+        _follow(stages, some, recipe, ledger, reused, computed)
     return Forecast(
-        shots=len(shots),
+        shots=count,
         reused=reused.total(),
         seconds_expected=round(sum(count * rates.get(name, 0.0) for name, count in computed.items()), 1),
         reused_by_stage=dict(reused),
@@ -64,25 +60,29 @@ def forecast(
     )
 
 
+def _follow(
+    stages: Sequence[Stage],
+    shots: Sequence[Shot],
+    recipe: Recipe,
+    ledger: Ledger,
+    reused: Counter[str],
+    computed: Counter[str],
+) -> None:
+    """Adds what these shots reuse and what is to be computed for them, by stage."""
+    known: dict[str, dict[str, Step]] = {shot.sku: {} for shot in shots}
+    walking, missing = list(shots), 0
+    for stage in stages:
+        walking = [shot for shot in walking if is_ready(stage, known[shot.sku])]
+        tried = finished_candidates(stage, walking, known, recipe, ledger)
+        reused[stage.name] += sum(len(steps) for steps, _ in tried.values())
+        for shot in walking:
+            steps, complete = tried[shot.sku]
+            if complete:
+                known[shot.sku][stage.name] = choose(stage, steps, recipe)
+        missing += sum(not complete for _, complete in tried.values())
+        computed[stage.name] += missing
+        walking = [shot for shot in walking if tried[shot.sku][1] and _passed(known[shot.sku][stage.name])]
+
+
 def _passed(step: Step) -> bool:
     return all(verdict.passed for verdict in step.verdicts)
-
-
-def _finished(
-    stage: Stage, shots: Sequence[Shot], known: Mapping[str, Mapping[str, Step]], recipe: Recipe, ledger: Ledger
-) -> dict[str, tuple[list[Step], bool]]:
-    """SKU → finished candidates, and whether they are all that the stage would try."""
-    tried: dict[str, list[Step]] = {shot.sku: [] for shot in shots}
-    searching, cut_short = list(shots), set()
-    for candidate in range(stage.candidates(recipe)):
-        jobs: dict[str, Job] = {s.sku: stage.job(s, known[s.sku], recipe, candidate) for s in searching}
-        found = ledger.find([job.key for job in jobs.values()])
-        for sku, job in jobs.items():
-            if job.key in found:
-                tried[sku].append(found[job.key])
-            else:
-                cut_short.add(sku)
-        searching = [s for s in searching if s.sku not in cut_short and not is_settled(stage, tried[s.sku][-1], recipe)]
-        if not searching:
-            break
-    return {sku: (steps, sku not in cut_short) for sku, steps in tried.items()}

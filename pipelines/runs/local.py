@@ -17,7 +17,8 @@ from typing import Any
 from PIL import Image
 
 from pipelines.catalogue import reading
-from pipelines.catalogue.feed import ingest, load_manifest
+from pipelines.catalogue.feed import ingest
+from pipelines.catalogue.manifest import load_manifest
 from pipelines.contracts import (
     STAGES,
     Artifact,

@@ -1,8 +1,7 @@
-"""The paper's workflow, one file a stage: cutout, describe, generate, upscale, inspect, publish."""
+"""The paper's workflow: `keys` says what each stage's result depends on; one file a stage computes it."""
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -10,5 +9,7 @@ if TYPE_CHECKING:
 
 
 def stage(name: str) -> Stage:
-    """Return a stage by name. Its module, and with it torch, is imported here and not before."""
-    return import_module(f"pipelines.stages.{name}").STAGE
+    """Return a stage by name. What computes, and with it torch, is imported when the stage first loads its models."""
+    from pipelines.stages.keys import STAGES
+
+    return STAGES[name]

@@ -10,32 +10,31 @@ cutout hold what a person should see.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import cv2
 import numpy as np
 from PIL import Image
 
-from pipelines.contracts import Job, Made, Output, Shot, Step, Verdict
+from pipelines.contracts import Made, Output, Verdict
 from pipelines.errors import Rejected, UsageError
 from pipelines.models.profile import Profile
 from pipelines.quality import checkerboard, cut_by_border, product_photo, single_product
 from pipelines.quality.completeness import check_completeness
-from pipelines.quality.evidence import Evidence, weights_ref
+from pipelines.quality.evidence import Evidence
 from pipelines.quality.heat import heat_picture
-from pipelines.quality.overcompletion import SURE, ColourFinder, OvercompletionDetector, SalientFinder
-from pipelines.scenes import Checks
+from pipelines.quality.overcompletion import ColourFinder, OvercompletionDetector, SalientFinder
+from pipelines.stages.keys import WHOLE
 from pipelines.vision.central_crops import SaliencyMaps, saliency_maps
 from pipelines.vision.matting import decontaminate, refine_matte
 from pipelines.vision.openings import find_openings, names_opening
-from pipelines.vision.people import find_skin, garment_part, garment_prompt, is_worn
+from pipelines.vision.people import find_skin, garment_prompt, is_worn
 from pipelines.vision.photos import Photo, png_bytes, read_photo
 from pipelines.vision.segmenters import STABLE, HQSamSegmenter, Prompt, SalientSegmenter, filled, main_pieces, stability
 from pipelines.vision.studio import Studio, clutter, cut_studio, find_studio
 from pipelines.vision.surfaces import is_sheet, lying_on, printed_on
-from pipelines.workflow import Recipe, Stage, Work
+from pipelines.workflow import Recipe, Work
 
 PATHS = ("auto", "hqsam")
 WORKING_SIDE = 1024
@@ -59,9 +58,6 @@ SETTLED = 0.88
 WITHIN, AGREED = 0.95, 0.97
 """A mask with this share inside another is a part of it. Two segmenters with this IoU agree. In five photos with a
 correct whole mask it is 0.971 to 0.987, in one composite with a wrong one 0.954."""
-
-WHOLE = Checks().overcompletion
-"""E+ of the photo with its cutout from which the product seems to continue beyond it: the detector's tau."""
 
 MAX_SKIN = 0.25
 """More skin colour than this is a wooden floor: 0.27 to 0.53 of the picture in four photos of clothes."""
@@ -154,7 +150,7 @@ def cutout(
         photo: As `read_photo` returns it.
         models: The segmenters.
         path: `auto`, or `hqsam` to use HQ-SAM for every photo.
-        garment: `upper`, `lower` or "": which half of a person a worn garment covers (`people.garment_part`).
+        garment: `upper`, `lower` or "": which half of a person a worn garment covers (`garments.garment_part`).
         tau: E+ of the photo with its cutout up to which the cutout is complete.
         title: The product's; it may name a thing with an opening.
 
@@ -397,32 +393,6 @@ def _iou(a: np.ndarray, b: np.ndarray) -> float:
     return float((a & b).sum() / max(1, (a | b).sum()))
 
 
-def job(shot: Shot, upstream: Mapping[str, Step], recipe: Recipe, candidate: int) -> Job:
-    """Return the cutout's job: photo, path, covered half of a person, segmenters.
-
-    A product without a usable photo has a job too; its result is a rejection with the reason.
-    """
-    product = shot.product
-    parameters: dict[str, Any] = {
-        "path": recipe.path,
-        "garment": garment_part(f"{product.category} {product.title}"),
-        "max_megapixels": recipe.max_megapixels,
-        "whole_tau": WHOLE,
-        "sure": SURE,
-        "title": product.title,
-    }
-    if product.photo is None:
-        parameters["problem"] = product.photo_problem or "the product has no photo"
-    return Job(
-        stage=STAGE.name,
-        version=STAGE.version,
-        inputs={"photo": product.photo} if product.photo is not None else {},
-        parameters=parameters,
-        models=(recipe.profile.ref("hqsam"), recipe.profile.ref("salient"), weights_ref()),
-        attempt=recipe.attempt,
-    )
-
-
 def load(recipe: Recipe) -> CutoutModels:
     """Load the segmenters of the profile and the detector."""
     return CutoutModels.from_profile(recipe.profile, recipe.device)
@@ -430,16 +400,16 @@ def load(recipe: Recipe) -> CutoutModels:
 
 def compute(works: Sequence[Work], models: CutoutModels, recipe: Recipe) -> list[Made | Rejected]:
     """Cut out each photo; a bad photo rejects only its shot."""
-    return [_compute_one(work, models) for work in works]
+    return [_compute_one(work, models, recipe) for work in works]
 
 
-def _compute_one(work: Work, models: CutoutModels) -> Made | Rejected:
+def _compute_one(work: Work, models: CutoutModels, recipe: Recipe) -> Made | Rejected:
     parameters = work.job.parameters
     if "problem" in parameters:
         return Rejected(parameters["problem"])
     title = parameters["title"]
     try:
-        photo = read_photo(work.inputs["photo"], parameters["max_megapixels"])
+        photo = read_photo(work.inputs["photo"], recipe.max_megapixels)
         result = cutout(photo, models, parameters["path"], parameters["garment"], parameters["whole_tau"], title)
     except Rejected as rejection:
         return rejection
@@ -535,6 +505,3 @@ def _complete(result: CutoutResult, tau: float) -> Verdict:
     passed = result.beyond <= tau
     reason = "" if passed else f"the cutout seems to lack a part: {result.beyond:.1%} of its area beside it"
     return Verdict("whole", round(result.beyond, 4), tau, passed, reason, picture="whole")
-
-
-STAGE = Stage(name="cutout", version=9, needs=(), job=job, load=load, compute=compute)

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from pipelines.contracts import Job, Made, Shot, Step
+from pipelines.contracts import Made
 from pipelines.vision.captioner import Caption, Captioner
 from pipelines.vision.colours import dominant_colour
 from pipelines.vision.photos import read_photo
 from pipelines.vision.tagger import Tag, Tagger
 from pipelines.vision.vocabulary import Vocabulary, load_vocabulary, plain_words
-from pipelines.workflow import Recipe, Stage, Work
+from pipelines.workflow import Recipe, Work
 
 MARGIN = 0.1
 """Margin of the models' crop around the product, as a share of the product's longer side."""
@@ -35,25 +35,6 @@ class DescribeModels:
     captioner: Captioner
     tagger: Tagger
     vocabulary: Vocabulary
-
-
-def job(shot: Shot, upstream: Mapping[str, Step], recipe: Recipe, candidate: int) -> Job:
-    """Return the description's job: photo, cutout, title and category, vocabulary, models and their thresholds."""
-    profile = recipe.profile
-    return Job(
-        stage=STAGE.name,
-        version=STAGE.version,
-        inputs={"photo": shot.product.photo or "", "cutout": upstream["cutout"].output("cutout")},
-        parameters={
-            "title": shot.product.title,
-            "category": shot.product.category,
-            "vocabulary": load_vocabulary(profile.vocabulary).digest,
-            "caption_confidence": profile.caption_confidence,
-            "tag_confidence": dict(profile.tag_confidence),
-        },
-        models=(profile.ref("blip"), profile.ref("clip")),
-        attempt=recipe.attempt,
-    )
 
 
 def load(recipe: Recipe) -> DescribeModels:
@@ -133,6 +114,3 @@ def subject(title: str, product_type: str, category: str, colour: str) -> str:
         return category if colour == category else f"{colour} {category}".strip()
     leaf = product_type.rsplit(">", 1)[-1]
     return plain_words(title) or plain_words(leaf) or "product"
-
-
-STAGE = Stage(name="describe", version=2, needs=("cutout",), job=job, load=load, compute=compute, batched=True)

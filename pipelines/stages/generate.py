@@ -15,31 +15,28 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from pipelines.contracts import Job, Made, Output, Shot, Step, sha256_hex
+from pipelines.contracts import Job, Made, Output, sha256_hex
 from pipelines.diffusion.control import canny_edges, line_art, pose_map, read_pose
 from pipelines.diffusion.image_to_image import ImageToImage
 from pipelines.diffusion.inpainting import InpaintingPipeline
 from pipelines.diffusion.mask_guidance import refine_mask
-from pipelines.diffusion.methods import parts_of
 from pipelines.errors import Rejected
-from pipelines.quality.evidence import weights_ref
 from pipelines.quality.fidelity import halo
-from pipelines.quality.overcompletion import SURE, OvercompletionDetector
-from pipelines.scenes import BackdropPicture, Checks, Control, Scene
+from pipelines.quality.overcompletion import OvercompletionDetector
+from pipelines.scenes import Control, Scene
+from pipelines.stages.keys import paints, wants_pose
 from pipelines.stages.painter import native_size, painter_of
-from pipelines.vision.backdrops import DRAWN, BackdropSettings, lay_backdrop
+from pipelines.vision.backdrops import BackdropSettings, lay_backdrop
 from pipelines.vision.light import light_between, light_png, relight
-from pipelines.vision.people import garment_part
 from pipelines.vision.photos import png_bytes, read_photo
 from pipelines.vision.placement import Placement, lay_photo, lay_product, place
 from pipelines.vision.plate import clean_plate
-from pipelines.workflow import Recipe, Stage, Work
+from pipelines.workflow import Recipe, Work
 
 SIDE_MULTIPLE = 64
 """An autoencoder of 8x and a UNet of four levels: canvases come in multiples of 64 px."""
@@ -60,11 +57,6 @@ def model_canvas(width: int, height: int, native: int) -> tuple[int, int]:
     return tuple(max(SIDE_MULTIPLE, round(side * ratio / SIDE_MULTIPLE) * SIDE_MULTIPLE) for side in (width, height))  # type: ignore[return-value]
 
 
-def candidate_seed(shot: Shot, base_seed: int, candidate: int) -> int:
-    """Seed of a shot's n-th candidate, 0..2³¹: its own for every product, the same on every day and machine."""
-    return int(sha256_hex(f"{base_seed}/{shot.sku}/{shot.scene}/{shot.channel}/{candidate}".encode())[:8], 16) >> 1
-
-
 def noise_seed(job: Job) -> int:
     """What the sampler's noise is drawn with, 0..2³¹: the job's seed; in a forced attempt one of the attempt's own,
     because the same noise would paint the same picture again."""
@@ -72,85 +64,12 @@ def noise_seed(job: Job) -> int:
     return int(sha256_hex(f"{seed}/{job.attempt}".encode())[:8], 16) >> 1 if job.attempt else seed
 
 
-def job(shot: Shot, upstream: Mapping[str, Step], recipe: Recipe, candidate: int) -> Job:
-    """What raw image and plate depend on: photo, cutout, backdrop, prompt, sampler settings, models, seed."""
-    scene, profile = recipe.scene, recipe.profile
-    painter = painter_of(recipe)
-    method = painter.pipeline if painter else recipe.method or scene.method
-    picture = scene.backdrop.picture_for(shot.sku) if scene.backdrop else None
-    parts = ["salient"]
-    if painter:
-        parts += [painter.name]
-    elif _paints(recipe):
-        parts += [*profile.sampler_parts, *parts_of(profile, method)]
-        parts += [f"controlnet_{control.kind}" for control in scene.controls]
-        parts += [scene.lora.name] if scene.lora else []
-    arguments = {name: dict(part.arguments) for name in parts if (part := profile.part(name)).arguments}
-    base_seed = scene.base_seed if recipe.seed is None else recipe.seed
-    return Job(
-        stage=STAGE.name,
-        version=STAGE.version,
-        inputs={
-            "photo": shot.product.photo or "",
-            "cutout": upstream["cutout"].output("cutout"),
-            **({"backdrop": scene.backdrop_digest(picture)} if picture else {}),
-        },
-        parameters={
-            "prompt": scene.fill_prompt(upstream["describe"].facts, picture.light_from if picture else ""),
-            "negative_prompt": scene.negative_prompt,
-            "method": method,
-            "mask_guidance": recipe.mask_guidance,
-            "sure": SURE,
-            "canvas": [scene.channel.width, scene.channel.height],
-            **scene.sampler_settings(),
-            **(_on_backdrop(shot, recipe, picture) if picture else {}),
-            **({"pose": shot.product.extra.get("pose", "")} if _wants_pose(recipe) else {}),
-            **({"arguments": arguments} if arguments else {}),
-        },
-        models=(*(profile.ref(name) for name in parts), weights_ref()),
-        seed=candidate_seed(shot, base_seed, candidate),
-        attempt=recipe.attempt,
-    )
-
-
-def _paints(recipe: Recipe) -> bool:
-    return recipe.scene.backdrop is None or recipe.scene.backdrop.mode != "lock"
-
-
-def _on_backdrop(shot: Shot, recipe: Recipe, picture: BackdropPicture) -> dict[str, Any]:
-    """Parameters that a backdrop adds or replaces: how much is painted, and how the product stands before it."""
-    scene, backdrop = recipe.scene, recipe.scene.backdrop
-    assert backdrop is not None  # it is its picture
-    placement = scene.sampler_settings()["placement"] | {"ground_line": picture.ground_line}
-    if backdrop.garments == "hang" and garment_part(f"{shot.product.category} {shot.product.title}"):
-        placement["anchor"] = "centre"
-    return {
-        "strength": backdrop.noise,
-        "placement": placement,
-        "drawn": DRAWN,
-        "backdrop": {
-            "mode": backdrop.mode,
-            "wanted_line": scene.placement.ground_line,
-            "foot": list(picture.foot or (0.0, 1.0)),
-            **picture.model_dump(mode="json", exclude={"file", "licence"}),
-        },
-    }
-
-
-def supplies(shot: Shot, recipe: Recipe) -> list[tuple[bytes, str]]:
-    """The shot's backdrop, which is to be in the store before a step names it."""
-    if recipe.scene.backdrop is None:
-        return []
-    picture = recipe.scene.backdrop.picture_for(shot.sku)
-    return [(recipe.scene.backdrop_bytes(picture), picture.media_type)]
-
-
 def load(recipe: Recipe) -> GenerateModels:
     """Load the profile's painter, or the sampler for the scene's method with its controls and LoRA; and the fast
     segmenter."""
     scene = recipe.scene
     detector = OvercompletionDetector.from_profile(recipe.profile)
-    if not _paints(recipe):
+    if not paints(recipe):
         return GenerateModels(None, detector)
     if painter := painter_of(recipe):
         return GenerateModels(ImageToImage.from_part(painter, recipe.compute), detector)
@@ -175,13 +94,9 @@ def compute(works: Sequence[Work], models: GenerateModels, recipe: Recipe) -> li
     return [pose if isinstance(pose, Rejected) else next(painted) for pose in poses]
 
 
-def _wants_pose(recipe: Recipe) -> bool:
-    return _paints(recipe) and any(control.kind == "openpose" for control in recipe.scene.controls)
-
-
 def _pose(work: Work, recipe: Recipe) -> np.ndarray | Rejected | None:
     """The product's keypoints, (people, 18, 3) in px of the photo; None where no control of the scene wants them."""
-    if not _wants_pose(recipe):
+    if not wants_pose(recipe):
         return None
     given = work.job.parameters["pose"]
     try:
@@ -403,24 +318,3 @@ def _measured(
 
 def _clean(image: Image.Image, matte: np.ndarray, scene: Scene) -> np.ndarray:
     return clean_plate(np.asarray(image), matte, scene.outline_margin)
-
-
-def _excess(step: Step, checks: Checks) -> float:
-    """How far the worse of a candidate's two measures is up its threshold: at most 1 passes."""
-    measures = (step.facts["e_plus"], checks.overcompletion), (step.facts["halo"], checks.halo)
-    return max(measure / max(limit, 1e-9) for measure, limit in measures)
-
-
-STAGE = Stage(
-    name="generate",
-    version=6,
-    needs=("cutout", "describe"),
-    job=job,
-    load=load,
-    compute=compute,
-    batched=True,
-    candidates=lambda recipe: recipe.scene.candidates if _paints(recipe) else 1,
-    score=lambda step, recipe: _excess(step, recipe.scene.checks),
-    passes=lambda step, recipe: _excess(step, recipe.scene.checks) <= 1,
-    supplies=supplies,
-)

@@ -7,53 +7,21 @@ recorded, passed or not: thresholds are reviewed with these scores.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
-from pipelines.contracts import Job, Made, Shot, Step, Verdict
+from pipelines.contracts import Made, Verdict
 from pipelines.quality.contact import measure_contact
-from pipelines.quality.evidence import weights_ref
 from pipelines.quality.fidelity import Measure, background_quality, halo, product_fidelity
 from pipelines.quality.heat import heat_picture
 from pipelines.quality.likeness import likeness_code
-from pipelines.quality.overcompletion import SURE, OvercompletionDetector
+from pipelines.quality.overcompletion import OvercompletionDetector
 from pipelines.vision.backdrops import BackdropSettings, lay_backdrop
 from pipelines.vision.photos import read_photo
 from pipelines.vision.placement import Placement, lay_product
-from pipelines.workflow import Recipe, Stage, Work
-
-
-def job(shot: Shot, upstream: Mapping[str, Step], recipe: Recipe, candidate: int) -> Job:
-    """Return the inspection's job: final image, placed product, the ground it stands on, thresholds, segmenters."""
-    generated = upstream["generate"]
-    stands = _stands_on_backdrop(generated.job)
-    return Job(
-        stage=STAGE.name,
-        version=STAGE.version,
-        inputs={
-            "final": upstream["upscale"].output("final"),
-            "photo": shot.product.photo or "",
-            "cutout": upstream["cutout"].output("cutout"),
-            **({"backdrop": generated.job.inputs["backdrop"]} if stands else {}),
-        },
-        parameters={
-            "placement": dict(generated.facts["placement"]),
-            "thresholds": recipe.scene.checks.model_dump(mode="json"),
-            "sure": SURE,
-            **({"backdrop": dict(generated.job.parameters["backdrop"])} if stands else {}),
-        },
-        models=(*(recipe.profile.ref(name) for name in ("salient", "hqsam")), weights_ref()),
-        attempt=recipe.attempt,
-    )
-
-
-def _stands_on_backdrop(generated: Job) -> bool:
-    """Whether the image is a backdrop with light and shadow, and the product stands there."""
-    if "backdrop" not in generated.inputs or generated.parameters["backdrop"]["mode"] == "transform":
-        return False
-    return generated.parameters["placement"]["anchor"] == "ground"
+from pipelines.workflow import Recipe, Work
 
 
 def load(recipe: Recipe) -> OvercompletionDetector:
@@ -122,6 +90,3 @@ def _contact(work: Work, image: np.ndarray, matte: np.ndarray) -> Measure | None
 def _verdict(check: str, measure: Measure, threshold: float, at_most: bool) -> Verdict:
     passed = measure.score <= threshold if at_most else measure.score >= threshold
     return Verdict(check, measure.score, threshold, passed, "" if passed else measure.reason, picture=check)
-
-
-STAGE = Stage(name="inspect", version=5, needs=("generate", "upscale"), job=job, load=load, compute=compute)

@@ -7,15 +7,12 @@ published; that happens in one transaction (operators/publish.py).
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from PIL import Image
 
-from pipelines.contracts import Job, Made, Output, Shot, Step
-from pipelines.workflow import Recipe, Stage, Work
-
-DIGITAL_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
-"""IPTC's code for a real product on a generated background; shopping feeds require it in the file."""
+from pipelines.contracts import Made, Output
+from pipelines.workflow import Recipe, Work
 
 MEDIA_TYPES = {"jpeg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
 
@@ -26,16 +23,8 @@ XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 <?xpacket end="w"?>"""
 
 
-def job(shot: Shot, upstream: Mapping[str, Step], recipe: Recipe, candidate: int) -> Job:
-    """Return the published file's job: the final image and the channel's format."""
-    channel = recipe.scene.channel
-    return Job(
-        stage=STAGE.name,
-        version=STAGE.version,
-        inputs={"final": upstream["upscale"].output("final")},
-        parameters={"format": channel.format, "quality": channel.quality, "digital_source_type": DIGITAL_SOURCE_TYPE},
-        attempt=recipe.attempt,
-    )
+def load(recipe: Recipe) -> None:
+    """Encoding needs no model."""
 
 
 def compute(works: Sequence[Work], models: None, recipe: Recipe) -> list[Made]:
@@ -62,6 +51,3 @@ def _encode(work: Work) -> Made:
         outputs=(Output("published", data.getvalue(), MEDIA_TYPES[kind]),),
         facts={"width": image.width, "height": image.height},
     )
-
-
-STAGE = Stage(name="publish", version=1, needs=("inspect",), job=job, load=lambda recipe: None, compute=compute)

@@ -8,56 +8,24 @@ pixel.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
-from pipelines.contracts import Job, Made, Output, Shot, Step
-from pipelines.vision.backdrops import DRAWN, BackdropSettings, lay_backdrop
+from pipelines.contracts import Made, Output
+from pipelines.stages.keys import is_enlarged
+from pipelines.vision.backdrops import BackdropSettings, lay_backdrop
 from pipelines.vision.light import read_light, relight
 from pipelines.vision.photos import png_bytes, read_photo
 from pipelines.vision.placement import Placement, lay_product
 from pipelines.vision.upscalers import Upscaler
-from pipelines.workflow import Recipe, Stage, Work
-
-
-def job(shot: Shot, upstream: Mapping[str, Step], recipe: Recipe, candidate: int) -> Job:
-    """What the final image depends on: photo, cutout, placement, and the chosen candidate's plate with the upscaler, or
-    its light with the backdrop."""
-    made = upstream["generate"]
-    product = {"photo": shot.product.photo or "", "cutout": upstream["cutout"].output("cutout")}
-    parameters: dict[str, Any] = {"placement": dict(made.facts["placement"])}
-    if _is_enlarged(recipe):
-        inputs = {"plate": made.output("plate")}
-    else:
-        inputs = {"backdrop": made.job.inputs["backdrop"]}
-        if made.job.parameters["backdrop"]["mode"] == "adjust":
-            inputs["light"] = made.output("light")
-        parameters |= {
-            "backdrop": dict(made.job.parameters["backdrop"]),
-            "anchor": made.job.parameters["placement"]["anchor"],
-            "drawn": DRAWN,
-        }
-    return Job(
-        stage=STAGE.name,
-        version=STAGE.version,
-        inputs=inputs | product,
-        parameters=parameters,
-        models=(recipe.profile.ref("upscaler"),) if _is_enlarged(recipe) else (),
-        attempt=recipe.attempt,
-    )
-
-
-def _is_enlarged(recipe: Recipe) -> bool:
-    """Whether the painted picture itself goes on to full size."""
-    return recipe.scene.backdrop is None or recipe.scene.backdrop.mode == "transform"
+from pipelines.workflow import Recipe, Work
 
 
 def load(recipe: Recipe) -> Upscaler | None:
     """Load the upscaler of the profile, where something is to be enlarged."""
-    return Upscaler.from_profile(recipe.profile, recipe.device) if _is_enlarged(recipe) else None
+    return Upscaler.from_profile(recipe.profile, recipe.device) if is_enlarged(recipe) else None
 
 
 def compute(works: Sequence[Work], models: Upscaler | None, recipe: Recipe) -> list[Made]:
@@ -86,6 +54,3 @@ def _finish(work: Work, upscaler: Upscaler | None, recipe: Recipe) -> Made:
         ),
         facts={"width": placement.canvas_width, "height": placement.canvas_height},
     )
-
-
-STAGE = Stage(name="upscale", version=3, needs=("generate",), job=job, load=load, compute=compute)

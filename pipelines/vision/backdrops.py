@@ -15,9 +15,6 @@ from pipelines.vision.photos import read_photo
 from pipelines.vision.placement import LaidProduct
 from pipelines.vision.shadow import hanging_shadow, reflection, standing_shadow
 
-DRAWN = 1
-"""Version of what is drawn on a backdrop: it is in the keys of the steps that draw."""
-
 
 @dataclass(frozen=True, slots=True)
 class BackdropSettings:

@@ -141,7 +141,10 @@ def decode(data: bytes, max_megapixels: float, bounds: Bounds) -> Decoded:
                 ) from None
         raise Rejected(f"the photo is not an image that can be read; send one of {', '.join(FORMATS)}") from None
     except Image.DecompressionBombError:
-        raise Rejected(f"the photo is far larger than the limit of {max_megapixels:g} megapixels; shrink it") from None
+        raise Rejected(
+            f"the photo is far larger than the limit of {max_megapixels:g} megapixels; shrink it",
+            {"max_megapixels": max_megapixels},
+        ) from None
     except MemoryError:
         raise
     except Exception as error:  # a decoder's error, of whatever type, is about the file
@@ -167,7 +170,8 @@ def _check_size(width: int, height: int, max_megapixels: float, bounds: Bounds) 
         megapixels = width * height / 1e6
         raise Rejected(
             f"the photo is {width} × {height} px ({megapixels:.0f} megapixels), "
-            f"the limit is {max_megapixels:g}; shrink it"
+            f"the limit is {max_megapixels:g}; shrink it",
+            {"max_megapixels": max_megapixels},
         )
     if min(width, height) < MIN_SIDE:
         raise Rejected(
@@ -288,7 +292,7 @@ def _answer(data: bytes, max_megapixels: float, size: int) -> tuple[dict[str, An
         photo = decode(data, max_megapixels, bounds)
         preview = _preview(photo, size) if size else b""
     except Rejected as rejection:
-        return {"rejected": rejection.reason}, []
+        return {"rejected": rejection.reason, "facts": rejection.facts}, []
     except MemoryError:
         return {"rejected": OUT_OF_MEMORY}, []
     except Exception:  # ours: decoders' errors are caught where decoders are called

@@ -11,17 +11,6 @@ import numpy as np
 
 from pipelines.vision.segmenters import Prompt, deepest_points
 
-UPPER = frozenset(
-    [
-        *("blouse", "bra", "camisole", "cardigan", "coat", "dress", "fleece", "hoodie", "jacket", "jersey"),
-        *("longsleeve", "outwear", "polo", "pullover", "shell", "shirt", "sweater", "sweatshirt", "t-shirt", "tank"),
-        *("tee", "top", "tshirt", "undershirt", "vest"),
-    ]
-)
-LOWER = frozenset(
-    ["capri", "capris", "jeans", "leggings", "pant", "pants", "short", "shorts", "skirt", "tights", "trousers"]
-)
-
 GARMENT_ROWS = {"upper": (0.3, 0.6), "lower": (0.4, 0.85), "": (0.3, 0.7)}
 """Rows in which a garment is searched, as shares of the figure's height; for a lower one, of the garment's own
 height."""
@@ -37,15 +26,6 @@ PANEL = 0.2
 
 WORN_SHARE = (0.03, 0.6)
 """A person is in the picture if the share of skin in the cutout is between these."""
-
-
-def garment_part(title: str) -> str:
-    """Return which half of a person a garment covers, `upper`, `lower` or "", by the last such word of its title."""
-    words = [word.strip("()&;,.").lower() for word in title.replace("/", " ").split()]
-    for word in reversed(words):
-        if word in UPPER or word in LOWER:
-            return "upper" if word in UPPER else "lower"
-    return ""
 
 
 def find_skin(image: np.ndarray) -> np.ndarray:

@@ -168,7 +168,7 @@ class _Decoder:
         if "error" in head:
             raise RuntimeError(f"decoding failed: {head['error']}")
         if "rejected" in head:
-            raise Rejected(head["rejected"])
+            raise Rejected(head["rejected"], head.get("facts"))
         return head, bodies
 
     def _exchange(self, request: dict[str, Any], data: bytes) -> tuple[dict[str, Any], list[np.ndarray]]:

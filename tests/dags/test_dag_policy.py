@@ -70,8 +70,9 @@ def test_tags_are_known_and_every_dag_explains_itself(bag: DagBag) -> None:
 def test_every_task_has_owner_retries_and_a_time_limit(tasks) -> None:
     for name, task in tasks:
         assert task.owner == OWNER, name
-        assert task.retries == 2, name
-        assert task.retry_delay >= timedelta(seconds=30), name
+        waits = [task.retry_delay * task.retry_exponential_backoff**n for n in range(task.retries)]
+        assert len(waits) == 4, name
+        assert sum((min(wait, task.max_retry_delay) for wait in waits), timedelta()) >= timedelta(minutes=15), name
         assert task.execution_timeout is not None, name
         assert task.execution_timeout <= timedelta(hours=6), name
 
@@ -165,7 +166,7 @@ def test_nothing_is_published_before_every_check(bag: DagBag) -> None:
         checks = {"check_scores"} | ({"check_catalogue"} if dag.dag_id == "catalog_refresh" else set())
         assert publish.upstream_task_ids == checks
         assert publish.trigger_rule == "all_success"
-        assert dag.get_task("check_scores").upstream_task_ids == {"shots.inspect"}
+        assert dag.get_task("check_scores").upstream_task_ids == {"plan", "shots.inspect"}
         assert [task.task_id for task in dag.leaves] == ["summary"], "the run's state must be the summary's"
 
 

@@ -15,6 +15,7 @@ from operators.base import PROBLEM
 from operators.plan import PlanCampaignOperator, PlanRefreshOperator, choose
 from operators.policy import TICK
 from pipelines.catalogue.feed import ingest
+from pipelines.catalogue.manifest import Line
 from pipelines.contracts import Job, Product, ShotStep, State, Step
 from pipelines.errors import UsageError
 from pipelines.ledger.postgres import PostgresLedger
@@ -169,7 +170,7 @@ def test_an_unknown_scene_names_those_there_are(context, feed) -> None:
 )
 def test_a_category_holds_those_below_it(categories, skus, expected) -> None:
     products = [Product(sku, row, title, category, None) for row, (sku, title, category) in enumerate(ROWS)]
-    assert [product.sku for product in choose(products, categories, skus)] == expected
+    assert [line.sku for line in choose(map(Line.of, products), categories, skus)] == expected
 
 
 def test_reprocess_failed_takes_only_what_did_not_end_as_an_image(context, ledger, feed) -> None:

@@ -301,6 +301,18 @@ def test_a_defective_set_is_stopped_and_the_mended_one_published_without_a_step(
     assert catalogue.published() == images
 
 
+def test_an_image_other_than_the_inspected_one_stops_publication(catalogue, context) -> None:
+    (cup,) = catalogue.open("cup").shots
+    catalogue.inspected(cup)
+    catalogue.execute(
+        "UPDATE step_inputs i SET digest = repeat('c', 64) FROM run_steps u"
+        " WHERE u.key = i.key AND u.run = :run AND u.stage = 'inspect'"
+    )
+    with pytest.raises(AirflowFailException, match="every image passed its checks or was approved"):
+        catalogue.publish(context)
+    assert catalogue.published() == 0
+
+
 def test_a_broken_catalogue_stops_publication_with_its_rows(catalogue, context) -> None:
     catalogue.open("cup", "pot")
     catalogue.execute(

@@ -309,20 +309,34 @@ def test_a_device_that_is_lost_is_the_tasks_problem_not_the_shots(world):
     assert (summary.computed, summary.failed) == (3, 0)
 
 
-@pytest.mark.parametrize("harm", ["damaged", "gone"])
+@pytest.mark.parametrize("harm", ["damaged", "gone", "unreadable"])
 def test_an_input_that_cannot_be_used_fails_its_shot_alone_until_it_is_mended(world, harm):
     store, ledger, shots = world
     items = shots("a", "b", "c")
     file = store.path / object_name(items[1].product.photo)
     file.write_bytes(b"x") if harm == "damaged" else file.unlink()
+    if harm == "unreadable":
+        file.mkdir()
     summary = run_stage(Painter().stage, "run1", items, RECIPE, ledger, store)
     steps = {sku: steps["paint"] for sku, steps in ledger.chosen("run1", items).items()}
     assert [steps[sku].state for sku in "abc"] == [State.DONE, State.FAILED, State.DONE]
     assert steps["b"].reason.startswith("its photo cannot be used (")
     assert (summary.computed, summary.failed) == (3, 1)
+    if harm == "unreadable":
+        file.rmdir()
     shots("b")  # a catalogue that is run again puts its photos again
     again = run_stage(Painter().stage, "run2", items, RECIPE, ledger, store)
     assert (again.computed, again.reused, again.failed) == (1, 2, 0)
+
+
+def test_a_store_that_does_not_answer_is_no_shots_fault(world):
+    store, ledger, shots = world
+    items = shots("a", "b")
+    store.path.rename(store.path.with_name("away"))
+    store.path.write_bytes(b"")
+    with pytest.raises(NotADirectoryError):
+        run_stage(Painter().stage, "run", items, RECIPE, ledger, store)
+    assert not any(ledger.chosen("run", items).values())
 
 
 def test_every_part_of_a_job_is_in_its_key():

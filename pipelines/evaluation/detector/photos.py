@@ -23,7 +23,7 @@ from pipelines.evaluation.products import TEST, side_of
 from pipelines.models.profile import Profile
 from pipelines.stages.cutout import CutoutModels, cutout
 from pipelines.training.data import clean_name, product_of, read_index
-from pipelines.vision.people import garment_part
+from pipelines.vision.garments import garment_part
 from pipelines.vision.photos import read_photo
 
 LONGEST = 512

@@ -24,7 +24,7 @@ from pipelines.evaluation.experiment.pairs import Pair
 from pipelines.models.files import sha256_of
 from pipelines.models.profile import Profile
 from pipelines.models.weights import load_transformer
-from pipelines.quality.evidence import WEIGHTS
+from pipelines.quality.detector import WEIGHTS
 from pipelines.quality.overcompletion import SURE, OvercompletionDetector
 from pipelines.training.composer import compose, draw_scene
 from pipelines.training.data import Composer

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.catalogue.feed import ingest, load_manifest
+from pipelines.catalogue.feed import ingest
+from pipelines.catalogue.manifest import load_manifest
 from pipelines.contracts import Product
 from pipelines.errors import Rejected
 from pipelines.settings import Settings

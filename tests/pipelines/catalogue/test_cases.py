@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.catalogue.feed import ingest, load_manifest, parse_catalogue, published_feed
+from pipelines.catalogue.feed import ingest, parse_catalogue, published_feed
+from pipelines.catalogue.manifest import load_manifest
 from pipelines.contracts import Product
 from pipelines.settings import Settings
 from pipelines.store import FolderStore

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.catalogue.feed import ingest, load_manifest, parse_catalogue, read_catalogue
+from pipelines.catalogue.feed import ingest, parse_catalogue, read_catalogue
+from pipelines.catalogue.manifest import load_manifest
 from pipelines.contracts import Product, sha256_hex
 from pipelines.errors import UsageError
 from pipelines.settings import Settings

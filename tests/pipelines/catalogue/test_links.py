@@ -12,7 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from pipelines.catalogue import links
-from pipelines.catalogue.feed import ingest, load_manifest
+from pipelines.catalogue.feed import ingest
+from pipelines.catalogue.manifest import load_manifest
 from pipelines.contracts import sha256_hex
 from pipelines.errors import Rejected, Unavailable, UsageError
 from pipelines.settings import Settings

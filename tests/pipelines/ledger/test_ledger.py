@@ -132,6 +132,7 @@ def test_migrating_again_changes_nothing_and_keeps_the_views(settings, ledger):
     assert set(inspect(ledger.engine).get_view_names()) == {
         "shots_by_state_and_day",
         "review_queue",
+        "shots_of_runs",
         "seconds_by_stage",
         "overcompletion_by_scene_and_category",
     }
@@ -391,7 +392,7 @@ def test_shots_are_cut_into_shards_in_order_and_keep_the_product_of_that_time(le
 
 def test_thousands_of_shots_are_selected_in_order_and_none_twice(ledger, request):
     run, count = request.node.name, 2500
-    shots = [Shot(product(f"{run}-{n:04d}", n), "studio", "web") for n in reversed(range(count))]
+    shots = [Shot(product(f"{run}-{count - n:04d}", n), "studio", "web") for n in range(count)]
     open_run(ledger, f"{run}-1", shots[::2])
     open_run(ledger, f"{run}-2", shots)
     assert ledger.shots(f"{run}-2") == shots
@@ -413,7 +414,7 @@ def test_runs_that_add_the_same_shots_in_opposite_orders_both_get_them(ledger, r
         thread.start()
     for thread in threads:
         thread.join(timeout=60)
-    assert all(ledger.shots(name) == selection for name, selection in selections.items())
+    assert all(ledger.shots(name) == shots for name in selections)
 
 
 def test_postgres_knows_how_large_a_selected_run_is(ledger, request):
@@ -499,7 +500,6 @@ def test_what_a_person_approved_is_held_until_it_is_published(ledger, request):
     ledger.settle(run)
     final = step("upscale", shot.sku).output("final")
     decide(ledger.engine, final, Choice.APPROVE, "ada")
-    assert ledger.decided([final, "0" * 64]) == {final: Choice.APPROVE}
     ledger.settle(run)
     assert [state for state, _ in states(ledger, run)] == ["held"]
     digest = walk(ledger, run, shot, FAILING)

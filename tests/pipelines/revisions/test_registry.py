@@ -21,7 +21,7 @@ from pipelines.models.profile import Profile, load_profile, promoted_file, revis
 from pipelines.revisions.comparison import Evaluation, Score
 from pipelines.revisions.registry import Revision, install, promote, register, revisions, rollback
 from pipelines.scenes import load_scene
-from pipelines.stages import generate
+from pipelines.stages.keys import generate_job
 from pipelines.workflow import Recipe
 
 BUNDLED = load_profile("mini", promoted=False)
@@ -78,7 +78,7 @@ def key_of_generate(profile: Profile) -> str:
         "describe": Step("d" * 64, job, State.DONE, facts={"subject": "kettle"}),
     }
     scene = load_scene("oak-window")
-    return generate.job(Shot(product, scene.name, scene.channel.name), upstream, Recipe(profile, scene), 0).key
+    return generate_job(Shot(product, scene.name, scene.channel.name), upstream, Recipe(profile, scene), 0).key
 
 
 def test_a_promoted_revision_is_what_the_profile_loads_and_what_keys_say(ledger, store, state_dir, trained):

@@ -18,7 +18,8 @@ from pipelines.ledger.memory import MemoryLedger
 from pipelines.models.profile import load_profile
 from pipelines.quality.overcompletion import OvercompletionDetector
 from pipelines.scenes import Scene, check_scene
-from pipelines.stages import generate, upscale
+from pipelines.stages import generate
+from pipelines.stages.keys import STAGES
 from pipelines.store import FolderStore
 from pipelines.vision.photos import png_bytes
 from pipelines.vision.placement import OPAQUE
@@ -119,19 +120,19 @@ class Walked:
 def walk(scene: Scene, painter: Painter, detector: Any, asked: Shot | None = None) -> Walked:
     asked, given, used = asked or shot(), inputs(), recipe(scene)
     before = upstream(given)
-    job = generate.STAGE.job(asked, before, used, 0)
-    for data, _ in generate.STAGE.supplies(asked, used):
+    job = STAGES["generate"].job(asked, before, used, 0)
+    for data, _ in STAGES["generate"].supplies(asked, used):
         given["backdrop"] = data
     assert {role: sha256_hex(data) for role, data in given.items()} == job.inputs
     pipeline = None if scene.backdrop and scene.backdrop.mode == "lock" else painter
-    (made,) = generate.STAGE.compute([Work(job, given)], generate.GenerateModels(pipeline, detector), used)
+    (made,) = STAGES["generate"].compute([Work(job, given)], generate.GenerateModels(pipeline, detector), used)
     assert isinstance(made, Made)
     outputs = tuple(Artifact(sha256_hex(o.data), o.role, o.media_type, len(o.data)) for o in made.outputs)
     step = Step(job.key, job, State.DONE, outputs, made.facts)
     blobs = {sha256_hex(data): data for data in (*given.values(), *(o.data for o in made.outputs))}
-    next_job = upscale.STAGE.job(asked, before | {"generate": step}, used, 0)
+    next_job = STAGES["upscale"].job(asked, before | {"generate": step}, used, 0)
     work = Work(next_job, {role: blobs[digest] for role, digest in next_job.inputs.items()})
-    (finished,) = upscale.STAGE.compute([work], upscale.STAGE.load(used), used)
+    (finished,) = STAGES["upscale"].compute([work], STAGES["upscale"].load(used), used)
     pictures = {o.role: np.asarray(Image.open(io.BytesIO(o.data))) for o in (*made.outputs, *finished.outputs)}
     return Walked(pictures, job, next_job, made)
 
@@ -197,24 +198,24 @@ def test_another_backdrop_is_another_key_and_its_digest_is_an_input(tmp_path) ->
     jobs = []
     for seed in (0, 1):
         scene = scene_file(tmp_path, seed=seed)
-        jobs.append(generate.STAGE.job(shot(), upstream(inputs()), recipe(scene), 0))
+        jobs.append(STAGES["generate"].job(shot(), upstream(inputs()), recipe(scene), 0))
     assert jobs[0].key != jobs[1].key
     assert jobs[1].inputs["backdrop"] == sha256_hex((tmp_path / "sets" / "noise.png").read_bytes())
 
 
 def test_a_scene_without_a_backdrop_has_the_inputs_and_parameters_that_it_had() -> None:
     scene = Scene(name="mine", title="Mine", prompt="a photo of {product}")
-    job = generate.STAGE.job(shot(), upstream(inputs()), recipe(scene), 0)
+    job = STAGES["generate"].job(shot(), upstream(inputs()), recipe(scene), 0)
     assert set(job.inputs) == {"photo", "cutout"}
     assert not {"backdrop", "drawn"} & set(job.parameters)
-    assert generate.STAGE.supplies(shot(), recipe(scene)) == []
+    assert STAGES["generate"].supplies(shot(), recipe(scene)) == []
 
 
 def test_lock_needs_no_painter_and_one_candidate(tmp_path) -> None:
     used = recipe(scene_file(tmp_path, "lock"))
-    job = generate.STAGE.job(shot(), upstream(inputs()), used, 0)
+    job = STAGES["generate"].job(shot(), upstream(inputs()), used, 0)
     assert {ref.name for ref in job.models} == {"salient", "evidence"}
-    assert generate.STAGE.candidates(used) == 1
+    assert STAGES["generate"].candidates(used) == 1
     assert generate.load(used).pipeline is None
 
 
@@ -290,7 +291,7 @@ def test_the_backdrop_is_an_artifact_in_the_store_and_in_the_steps_inputs(tmp_pa
     before = [ShotStep(step, False) for step in upstream(given).values()]
     ledger.use("run", [(shot(), before)])
     for _ in range(2):
-        summary = run_stage(generate.STAGE, "run", [shot()], used, ledger, store)
+        summary = run_stage(STAGES["generate"], "run", [shot()], used, ledger, store)
     assert (summary.computed, summary.reused) == (0, 1)
     step = ledger.chosen("run", [shot()])["box"]["generate"]
     assert step.state is State.DONE, step.reason

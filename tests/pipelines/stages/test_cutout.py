@@ -17,7 +17,8 @@ from pipelines.errors import Rejected, UsageError
 from pipelines.evaluation.cutout import iou, measure_cutouts
 from pipelines.models.profile import PROFILES, load_profile
 from pipelines.quality.overcompletion import Overcompletion
-from pipelines.stages.cutout import STAGE, CutoutModels, _Found, _touches_skin, cutout
+from pipelines.stages.cutout import CutoutModels, _Found, _touches_skin, cutout
+from pipelines.stages.keys import STAGES
 from pipelines.vision.photos import Photo, png_bytes, read_photo
 from pipelines.vision.segmenters import Prompt
 from pipelines.workflow import Work
@@ -26,6 +27,9 @@ CATALOG = Path(__file__).parents[3] / ".." / "shared" / "catalog"
 CASES = CATALOG.with_name("cases")
 SAMPLE = Path(sample.__file__).parent
 WEIGHTS = [PROFILES / "mini" / part / "model.safetensors" for part in ("salient", "hqsam")]
+
+LIMITED = SimpleNamespace(max_megapixels=50)
+"""What the computing reads of a recipe."""
 
 pytestmark = pytest.mark.skipif(not all(w.exists() for w in WEIGHTS), reason="the bundled weights are not here")
 
@@ -68,9 +72,9 @@ def case(name: str) -> bytes:
 
 def verdicts(data: bytes, models: CutoutModels, title: str) -> dict[str, Verdict]:
     """What the step says of a photo, by check."""
-    settings = {"path": "auto", "garment": "", "max_megapixels": 50, "whole_tau": 0.006, "title": title}
-    job = Job("cutout", STAGE.version, {"photo": "x"}, settings)
-    (made,) = STAGE.compute([Work(job, {"photo": data})], models, SimpleNamespace())
+    settings = {"path": "auto", "garment": "", "whole_tau": 0.006, "title": title}
+    job = Job("cutout", STAGES["cutout"].version, {"photo": "x"}, settings)
+    (made,) = STAGES["cutout"].compute([Work(job, {"photo": data})], models, LIMITED)
     assert isinstance(made, Made)
     assert {verdict.picture for verdict in made.verdicts} <= {output.role for output in made.outputs} | {""}
     return {verdict.check: verdict for verdict in made.verdicts}
@@ -189,11 +193,10 @@ def test_an_unknown_path_is_a_usage_error(models: CutoutModels) -> None:
 
 def test_the_step_carries_the_cutout_at_the_photos_size_and_a_verdict(models: CutoutModels) -> None:
     image, mask = block_on(white())
-    settings = {"path": "auto", "garment": "", "max_megapixels": 50, "whole_tau": 0.006, "title": "Box"}
-    job = Job("cutout", STAGE.version, {"photo": "x"}, settings)
-    recipe = SimpleNamespace()
-    made, refused = STAGE.compute(
-        [Work(job, {"photo": png_bytes(Image.fromarray(image))}), Work(job, {"photo": b""})], models, recipe
+    settings = {"path": "auto", "garment": "", "whole_tau": 0.006, "title": "Box"}
+    job = Job("cutout", STAGES["cutout"].version, {"photo": "x"}, settings)
+    made, refused = STAGES["cutout"].compute(
+        [Work(job, {"photo": png_bytes(Image.fromarray(image))}), Work(job, {"photo": b""})], models, LIMITED
     )
     assert isinstance(made, Made)
     rgba = np.asarray(Image.open(io.BytesIO(made.outputs[0].data)))
@@ -220,10 +223,12 @@ def test_a_cutout_that_lacks_a_part_is_held_with_the_share_and_a_picture_of_wher
             heat[rows[-1] + 4 : rows[-1] + 12] = 1
             return Overcompletion(0.1, 1.0, 0.0, 0.0, {}, heat)
 
-    settings = {"path": "auto", "garment": "", "max_megapixels": 50, "whole_tau": 0.006, "title": "Box"}
-    job = Job("cutout", STAGE.version, {"photo": "x"}, settings)
+    settings = {"path": "auto", "garment": "", "whole_tau": 0.006, "title": "Box"}
+    job = Job("cutout", STAGES["cutout"].version, {"photo": "x"}, settings)
     lacking = CutoutModels(models.salient, models.hqsam, Lacking())  # type: ignore[arg-type]
-    (made,) = STAGE.compute([Work(job, {"photo": png_bytes(Image.fromarray(image))})], lacking, SimpleNamespace())
+    (made,) = STAGES["cutout"].compute(
+        [Work(job, {"photo": png_bytes(Image.fromarray(image))})], lacking, SimpleNamespace(max_megapixels=50)
+    )
     assert isinstance(made, Made)
     (verdict,) = [verdict for verdict in made.verdicts if verdict.check == "whole"]
     assert not verdict.passed
@@ -263,9 +268,9 @@ def test_a_product_without_a_photo_is_rejected_with_the_catalogues_reason(models
         path="auto", attempt="", max_megapixels=50, profile=SimpleNamespace(ref=lambda name: reference)
     )
     shot = Shot(Product("A1", 1, "Mug", "", None, "row 1: images/a.jpg is not there"), "oak", "square")
-    job = STAGE.job(shot, {}, recipe, 0)
+    job = STAGES["cutout"].job(shot, {}, recipe, 0)
     assert job.inputs == {}
-    (refused,) = STAGE.compute([Work(job, {})], models, recipe)
+    (refused,) = STAGES["cutout"].compute([Work(job, {})], models, recipe)
     assert isinstance(refused, Rejected)
     assert refused.reason == "row 1: images/a.jpg is not there"
 

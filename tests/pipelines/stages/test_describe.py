@@ -14,7 +14,8 @@ from transformers import BlipProcessor, CLIPImageProcessor
 from pipelines.contracts import Artifact, Job, Product, Shot, State, Step
 from pipelines.models.profile import ModelPart, load_profile
 from pipelines.stages import describe
-from pipelines.stages.describe import STAGE, choose_category, choose_tags, product_view, subject
+from pipelines.stages.describe import choose_category, choose_tags, product_view, subject
+from pipelines.stages.keys import STAGES
 from pipelines.training import blip, clip
 from pipelines.training.categories import vocabulary
 from pipelines.vision.captioner import Caption
@@ -78,7 +79,7 @@ def upstream() -> dict[str, Step]:
 
 
 def test_a_batch_is_described_the_same_every_time(recipe: SimpleNamespace) -> None:
-    jobs = [STAGE.job(shot(title), upstream(), recipe, 0) for title in ("Mug", "Flim Flam 3000", "")]
+    jobs = [STAGES["describe"].job(shot(title), upstream(), recipe, 0) for title in ("Mug", "Flim Flam 3000", "")]
     works = [Work(job, red_square()) for job in jobs]
     models = describe.load(recipe)
     first, again = describe.compute(works, models, recipe), describe.compute(works, models, recipe)
@@ -93,7 +94,7 @@ def test_a_batch_is_described_the_same_every_time(recipe: SimpleNamespace) -> No
 def test_title_category_and_vocabulary_are_in_the_key(recipe: SimpleNamespace) -> None:
     def key(**changed: object) -> str:
         changed_recipe = SimpleNamespace(**{**vars(recipe), **changed})
-        return STAGE.job(shot("Mug", "Kitchen"), upstream(), changed_recipe, 0).key
+        return STAGES["describe"].job(shot("Mug", "Kitchen"), upstream(), changed_recipe, 0).key
 
     other_words = dataclasses.replace(recipe.profile, vocabulary=recipe.profile.parts[0].path / "words.txt")
     other_words.vocabulary.write_text("[category] a photo of {}\nmug\n")
@@ -103,11 +104,11 @@ def test_title_category_and_vocabulary_are_in_the_key(recipe: SimpleNamespace) -
         key(profile=other_words),
         key(profile=less_sure),
         key(attempt="run-2"),
-        STAGE.job(shot("Cup", "Kitchen"), upstream(), recipe, 0).key,
-        STAGE.job(shot("Mug", "Office"), upstream(), recipe, 0).key,
+        STAGES["describe"].job(shot("Cup", "Kitchen"), upstream(), recipe, 0).key,
+        STAGES["describe"].job(shot("Mug", "Office"), upstream(), recipe, 0).key,
     }
     assert len(keys) == 6
-    assert key() == STAGE.job(shot("Mug", "Kitchen"), upstream(), recipe, 5).key
+    assert key() == STAGES["describe"].job(shot("Mug", "Kitchen"), upstream(), recipe, 5).key
 
 
 @pytest.mark.parametrize(

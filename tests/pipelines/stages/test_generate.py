@@ -16,8 +16,9 @@ from pipelines.contracts import Artifact, Job, Made, ModelRef, Product, Shot, St
 from pipelines.errors import Rejected
 from pipelines.models.profile import load_profile
 from pipelines.scenes import Channel, Control, Scene
-from pipelines.stages import generate
-from pipelines.stages.generate import STAGE, compute, load
+from pipelines.stages import keys
+from pipelines.stages.generate import compute, load
+from pipelines.stages.keys import STAGES
 from pipelines.vision.photos import png_bytes
 from pipelines.workflow import Recipe, Work
 
@@ -71,7 +72,7 @@ def job_of(recipe: Recipe, given: dict[str, bytes]) -> Job:
         "describe": Step(described.key, described, State.DONE, facts={"subject": "grey box"}),
     }
     shot = Shot(Product("box", 1, "Grey box", "", sha256_hex(given["photo"])), "mine", "web")
-    return STAGE.job(shot, upstream, recipe, 0)
+    return STAGES["generate"].job(shot, upstream, recipe, 0)
 
 
 @pytest.fixture(scope="module")
@@ -224,5 +225,5 @@ def test_a_candidate_is_measured_as_painted_so_that_no_growth_hides_under_the_pl
 
 def test_other_evidence_judges_anew(monkeypatch) -> None:
     before = job_of(recipe(), inputs(30)).key
-    monkeypatch.setattr(generate, "weights_ref", lambda: ModelRef("evidence", "other", "0" * 64))
+    monkeypatch.setattr(keys, "weights_ref", lambda: ModelRef("evidence", "other", "0" * 64))
     assert job_of(recipe(), inputs(30)).key != before

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.contracts import Job, Product, Shot
+from pipelines.contracts import Job, Product, Shot, State, Step
 from pipelines.errors import Rejected
 from pipelines.models.profile import PROFILES, load_profile
 from pipelines.settings import MAX_MEGAPIXELS
-from pipelines.stages.cutout import STAGE
+from pipelines.stages.keys import STAGES
 from pipelines.vision.matting import decontaminate, refine_matte
 from pipelines.workflow import Recipe, Work
 
@@ -50,7 +50,7 @@ def recipe(max_megapixels: float = MAX_MEGAPIXELS) -> Recipe:
 
 def job(max_megapixels: float) -> Job:
     shot = Shot(Product("a", 2, "Box", "Home", "0" * 64), "oak-window", "square")
-    return STAGE.job(shot, {}, recipe(max_megapixels), 0)
+    return STAGES["cutout"].job(shot, {}, recipe(max_megapixels), 0)
 
 
 @needs_weights
@@ -62,14 +62,17 @@ def test_a_photo_at_the_limit_takes_under_two_gigabytes_beside_the_models() -> N
 
 
 @needs_weights
-def test_the_limit_of_the_settings_holds_in_the_cutout_and_raising_it_makes_a_new_job() -> None:
+def test_the_limit_of_the_settings_holds_in_the_cutout_and_raising_it_tries_the_photo_again() -> None:
     photo = io.BytesIO()
     Image.new("RGB", (200, 200)).save(photo, "PNG")
     work = Work(job(0.03), {"photo": photo.getvalue()})
-    (refused,) = STAGE.compute([work], SimpleNamespace(), recipe(0.03))
+    (refused,) = STAGES["cutout"].compute([work], SimpleNamespace(), recipe(0.03))
     assert isinstance(refused, Rejected)
     assert "the limit is 0.03" in str(refused)
-    assert job(0.03).key != job(0.05).key
+    assert job(0.03).key == job(0.05).key, "a limit decides whether a photo is taken, never what is made of it"
+    kept = Step(work.job.key, work.job, State.REJECTED, facts=refused.facts, reason=refused.reason)
+    assert STAGES["cutout"].holds(kept, recipe(0.02))
+    assert not STAGES["cutout"].holds(kept, recipe(0.05))
 
 
 def test_a_photo_worked_on_in_strips_comes_out_as_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:

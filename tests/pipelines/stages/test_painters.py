@@ -24,7 +24,7 @@ from pipelines.models.painters import PAINTERS
 from pipelines.models.profile import ModelPart, load_profile
 from pipelines.scenes import Control, Scene, SceneLora
 from pipelines.settings import CPU, Compute
-from pipelines.stages import generate, upscale
+from pipelines.stages.keys import STAGES
 from pipelines.stages.painter import painter_of
 from pipelines.store import FolderStore
 from pipelines.vision.placement import OPAQUE
@@ -70,7 +70,7 @@ def recipe_of(scene: Scene, painter: ModelPart | None = None, **other: Any) -> R
 
 
 def job_of(recipe: Recipe) -> Job:
-    return generate.STAGE.job(shot(), upstream(inputs()), recipe, 0)
+    return STAGES["generate"].job(shot(), upstream(inputs()), recipe, 0)
 
 
 def walk(recipe: Recipe, root: Path) -> tuple[dict[str, Step], dict[str, np.ndarray]]:
@@ -79,7 +79,7 @@ def walk(recipe: Recipe, root: Path) -> tuple[dict[str, Step], dict[str, np.ndar
     for data in inputs().values():
         store.put(data, "image/png")
     ledger.use("run", [(shot(), [ShotStep(step, False) for step in upstream(inputs()).values()])])
-    for stage in (generate.STAGE, upscale.STAGE):
+    for stage in (STAGES["generate"], STAGES["upscale"]):
         run_stage(stage, "run", [shot()], recipe, ledger, store)
     steps = ledger.chosen("run", [shot()])["box"]
     for name in ("generate", "upscale"):

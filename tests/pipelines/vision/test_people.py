@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipelines.vision.people import find_skin, garment_part, garment_prompt, is_worn
+from pipelines.vision.garments import garment_part
+from pipelines.vision.people import find_skin, garment_prompt, is_worn
 
 SKIN, SHIRT, TROUSERS = (205, 150, 125), (40, 70, 160), (60, 60, 60)
 
