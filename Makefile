@@ -41,11 +41,16 @@ demo: $(INSTALLED)  ## the whole walk on the sample catalogue; CATALOG=path.csv 
 	if [ $$code -le 1 ]; then $(BIN)/packshot export latest --out "$(OUT)" || code=$$?; fi; \
 	$(BIN)/packshot status; exit $$code
 
-pictures: $(INSTALLED)  ## previews of all scenes and the README's picture, made by the pipeline
+pictures: $(INSTALLED)  ## previews of all scenes, the README's picture and the contact sheets, made by the pipeline
 	$(BIN)/packshot scenes preview --all
 	$(BIN)/packshot shoot pipelines/sample/catalog.csv --scene oak-window --limit 4 --out build/walk
 	$(BIN)/python -c "from PIL import Image; sheet = Image.open('build/walk/contact_sheet.png').convert('RGB'); \
 	sheet.thumbnail((1800, 1800)); sheet.save('docs/pictures/walk.jpg', quality=88, optimize=True)"
+	$(BIN)/packshot shoot pipelines/sample/catalog.csv --scene oak-window --out build/sample
+	$(BIN)/python -m pipelines.evaluation.pictures sheet build/sample docs/pictures/contact-sample.jpg
+	[ ! -f ../shared/catalog/catalog.csv ] || { \
+		$(BIN)/packshot shoot ../shared/catalog/catalog.csv --scene studio-sage --out build/catalog && \
+		$(BIN)/python -m pipelines.evaluation.pictures sheet build/catalog docs/pictures/contact-catalog.jpg; }
 
 test: lint chromium  ## ruff, mypy, the import contracts, then the tests, in two processes: fast ones first
 	$(BIN)/pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder -m "not exhaustive"
@@ -74,9 +79,9 @@ chromium:
 			|| echo "apt could not install chromium: the test of the run page will skip"; \
 	else echo "No chromium, and no right to install it through apt: the test of the run page will skip"; fi
 
-bench: $(INSTALLED)  ## what the sampler costs beside its modules (a table, and build/bench.json), and what `shoot` costs
+bench: $(INSTALLED)  ## what the sampler and `shoot` cost: tables, build/bench.json and build/shoot.svg
 	@$(BIN)/python -m benchmarks.sampler build/bench.json
-	@$(BIN)/python -m benchmarks.shoot
+	@$(BIN)/python -m benchmarks.shoot --plot build/shoot.svg
 
 bench-scale: $(INSTALLED)  ## what a large catalogue costs beside its images; PRODUCTS=n, 2,000 by default
 	@$(BIN)/python -m benchmarks.scale $(PRODUCTS)

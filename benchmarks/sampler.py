@@ -10,6 +10,8 @@ guided_step_flops       one guided step at SD 1.5 shapes, counted while the samp
 ended_control_flops     what a ControlNet costs in a step past its end; the baseline is what it costs before
 sampler_step_seconds    wall time of one step of the bundled models; the baseline is the bare calls of UNet, BrushNet
                         and ControlNet with the same inputs, made in turn with the steps
+blended_step_batch_<n>  CPU time of one step of method `blended` with a ControlNet; the baseline is diffusers' own
+                        ControlNet inpainting with the same models (`benchmarks/stock.py`)
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import json
 import statistics
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,26 +30,12 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.figures import Figure, print_figures
 from benchmarks.sd15 import make_sampler, shot
+from benchmarks.stock import against_stock
 from pipelines.diffusion.control import canny_edges
 from pipelines.diffusion.inpainting import InpaintingPipeline
 from pipelines.diffusion.mask_guidance import without_embedding
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """One measurement beside its baseline."""
-
-    name: str
-    value: float
-    unit: str
-    baseline: float
-    ratio: float
-
-    @classmethod
-    def of(cls, name: str, value: float, unit: str, baseline: float) -> Figure:
-        """With `ratio` = value / baseline."""
-        return cls(name, value, unit, baseline, value / baseline)
 
 
 class _Counted(Exception):
@@ -165,10 +153,8 @@ def time_steps(steps: int = 40, warm_up: int = 4, side: int = 256) -> Figure:
 
 def main() -> int:
     """Measure, print, write."""
-    figures = [*count(), time_steps()]
-    print(f"{'':24}{'value':>12} {'':6}{'baseline':>12}{'ratio':>9}")
-    for figure in figures:
-        print(f"{figure.name:24}{figure.value:12.4g} {figure.unit:6}{figure.baseline:12.4g}{figure.ratio:9.3f}")
+    figures = [*count(), time_steps(), against_stock(1), against_stock(4)]
+    print_figures(figures)
     if sys.argv[1:]:
         path = Path(sys.argv[1])
         path.parent.mkdir(parents=True, exist_ok=True)

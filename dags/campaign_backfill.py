@@ -61,15 +61,13 @@ def campaign_backfill() -> None:
     """Plan, make, check, publish, sum up."""
     plan = PlanCampaignOperator(task_id="plan", forecast_only="{{ params.dry_run }}")
     shots = shots_of(plan.output)
-    check_scores = CheckTableOperator(
-        task_id="check_scores", table="scores", trigger_rule=TriggerRule.ALL_DONE_MIN_ONE_SUCCESS
-    )
+    check_scores = CheckTableOperator(task_id="check_scores", table="scores", trigger_rule=TriggerRule.ALL_DONE)
     publish = PublishOperator(task_id="publish")
     summary = SummaryOperator(
         task_id="summary", checks=["plan", "check_scores", "publish"], trigger_rule=TriggerRule.ALL_DONE
     )
 
-    [plan, shots] >> check_scores >> publish >> summary  # a run whose shots are all known has no shard
+    [plan, shots] >> check_scores >> publish >> summary
 
 
 campaign_backfill()

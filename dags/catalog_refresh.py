@@ -64,10 +64,9 @@ def catalog_refresh() -> None:
     plan = PlanRefreshOperator(task_id="plan")
     shots = shots_of(plan.output)
     check_catalogue = CheckTableOperator(task_id="check_catalogue", table="catalogue")
-    # a shard that was lost to broken infrastructure does not keep the others from being published; the summary says so
-    check_scores = CheckTableOperator(
-        task_id="check_scores", table="scores", trigger_rule=TriggerRule.ALL_DONE_MIN_ONE_SUCCESS
-    )
+    # a shard that was lost to broken infrastructure does not keep the others from being published; the summary says so.
+    # And a run whose shots are all known has no shard, but may have images to publish
+    check_scores = CheckTableOperator(task_id="check_scores", table="scores", trigger_rule=TriggerRule.ALL_DONE)
     publish = PublishOperator(task_id="publish")
     summary = SummaryOperator(
         task_id="summary",
@@ -76,7 +75,7 @@ def catalog_refresh() -> None:
     )
 
     plan >> check_catalogue
-    [plan, shots] >> check_scores  # a run whose shots are all known has no shard
+    [plan, shots] >> check_scores
     [check_catalogue, check_scores] >> publish >> summary
 
 

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 from more_itertools import chunked
 
 from operators.base import PROBLEM, PackshotOperator, Services, open_services
@@ -30,7 +30,8 @@ SHOTS_LOGGED = 200
 
 
 class CheckTableOperator(PackshotOperator):
-    """Validates one table of the run against its suite; a failed critical expectation stops publication.
+    """Validates one table of the run against its suite; a failed critical expectation stops publication. A run without
+    shots has no table: the task is skipped, and so is publication.
 
     :param table: `catalogue`, the products as they were read; or `scores`, every verdict of the run.
     """
@@ -53,6 +54,8 @@ class CheckTableOperator(PackshotOperator):
         from pipelines.ledger import checked
 
         services = open_services()
+        if not services.ledger.has_shots(self.run):
+            raise AirflowSkipException("the run selected no shot: a dry run, or `plan` failed")
         read = checked.catalogue if self.table == "catalogue" else checked.scores
         with services.ledger.engine.connect() as connection:
             rows = read(connection, self.run)

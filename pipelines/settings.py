@@ -65,6 +65,10 @@ class Settings(BaseSettings):
     airflow_url: str = Field("", description="Base URL of Airflow's API and UI. Empty: the embedded server.")
     airflow_user: str = Field("admin", description="Airflow user for `packshot run` and `packshot campaign`.")
     airflow_password: SecretStr = Field(SecretStr(""), description="That user's password.")
+    watch_user: str = Field(
+        "viewer", description="Airflow user with which the scheduler sees how runs ended. The right to read is enough."
+    )
+    watch_password: SecretStr = Field(SecretStr(""), description="That user's password.")
     airflow_parallelism: int = Field(
         3, ge=1, description="Tasks that the embedded Airflow runs at the same time, over all pools."
     )
@@ -106,8 +110,9 @@ class Settings(BaseSettings):
     )
     batch_size: int = Field(
         4,
-        ge=1,
-        description="Shots per batch in `describe` and `generate`. The batch is halved if it does not fit into memory.",
+        ge=0,
+        description="Shots per batch in `describe` and `generate`. A batch that does not fit into memory is halved. "
+        "0: by the device's free memory.",
     )
     shot_seconds: float = Field(
         300,
@@ -129,6 +134,15 @@ class Settings(BaseSettings):
     )
     vae_tiling: bool = Field(
         False, description="Decode large images in tiles: less memory, and slightly different pixels at tile borders."
+    )
+
+    vae_slicing: bool = Field(False, description="Encode and decode the images of a batch one by one: less memory.")
+    compile: bool = Field(
+        False, description="Compile the transformer blocks with torch.compile. The first batch takes minutes longer."
+    )
+    tf32: bool = Field(False, description="Compute float32 products in TF32 on a GPU that has it.")
+    cudnn_autotune: bool = Field(
+        False, description="Let cuDNN try its algorithms for each shape and keep the fastest one."
     )
 
     # Trust
@@ -184,7 +198,17 @@ class Settings(BaseSettings):
             why += f"; {memory:.0f} GiB of GPU memory {'want' if offload else 'need no'} offloading"
         elif offload:
             why += "; PACKSHOT_OFFLOAD"
-        return Compute(device, dtype, why, offload, self.vae_tiling)
+        return Compute(
+            device,
+            dtype,
+            why,
+            offload,
+            self.vae_tiling,
+            vae_slicing=self.vae_slicing,
+            compile=self.compile,
+            tf32=self.tf32,
+            cudnn_autotune=self.cudnn_autotune,
+        )
 
 
 SMALL_GPU = 12
@@ -193,16 +217,21 @@ SMALL_GPU = 12
 
 @dataclass(frozen=True, slots=True)
 class Compute:
-    """Device, precision (a torch dtype's name) and memory savings of a run, and the reason for this choice."""
+    """Device, precision (a torch dtype's name), savings of memory and of time, and the reason for this choice."""
 
     device: str = "cpu"
     dtype: str = "float32"
     reason: str = "by default"
     offload: bool = False
     vae_tiling: bool = False
+    vae_slicing: bool = False
+    compile: bool = False
+    tf32: bool = False
+    cudnn_autotune: bool = False
 
     def __str__(self) -> str:
-        saving = ", offloading" * self.offload + ", VAE tiling" * self.vae_tiling
+        saving = ", offloading" * self.offload + ", VAE tiling" * self.vae_tiling + ", VAE slicing" * self.vae_slicing
+        saving += ", compiled" * self.compile + ", TF32" * self.tf32 + ", cuDNN autotuning" * self.cudnn_autotune
         return f"{self.device}, {self.dtype}{saving}: {self.reason}"
 
 

@@ -58,6 +58,10 @@ class Work:
     inputs: Mapping[str, bytes]
 
 
+BATCH = 4
+"""Shots of a batch if neither a setting nor the free memory decides."""
+
+
 @dataclass(frozen=True, slots=True)
 class Stage:
     """One stage of the workflow, as functions.
@@ -70,6 +74,7 @@ class Stage:
     score(step, recipe) → float                      lower is better; `passes(step, recipe)` stops the search
     holds(step, recipe) → bool               whether a finished step that was found is still a result
     supplies(shot, recipe) → [(bytes, media type)]   inputs of its job that no earlier stage put into the store
+    fits(recipe) → int                               shots that fit into one batch, once the models are loaded
     """
 
     name: str
@@ -84,6 +89,7 @@ class Stage:
     passes: Callable[[Step, Recipe], bool] = lambda step, recipe: True
     holds: Callable[[Step, Recipe], bool] = lambda step, recipe: True
     supplies: Callable[[Shot, Recipe], Sequence[tuple[bytes, str]]] = lambda shot, recipe: ()
+    fits: Callable[[Recipe], int] = lambda recipe: BATCH
 
 
 @dataclass(slots=True)
@@ -103,9 +109,10 @@ class StageSummary:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Shots computed at once, and seconds of computing for one shot; a batch has that time for each of its shots."""
+    """Shots computed at once (0: as many as fit into memory), and seconds of computing for one shot; a batch has that
+    time for each of its shots."""
 
-    batch_size: int = 4
+    batch_size: int = BATCH
     shot_seconds: float = 300.0
 
 
@@ -205,7 +212,11 @@ def _resolve(
         if job.key in known:
             yield shot, ShotStep(known[job.key], reused=True)
     missing = [(shot, job) for shot, job in jobs if job.key not in known]
-    for batch in chunked(missing, limits.batch_size if stage.batched else 1):
+    size = limits.batch_size if stage.batched else 1
+    if missing and size == 0:
+        # what the loaded models leave free is for the batch
+        size = stage.fits(models.get()[0])
+    for batch in chunked(missing, size):
         wanted = {job.key: job for _, job in batch}
         with ledger.claim(sorted(wanted)):
             there = ledger.find(sorted(wanted))

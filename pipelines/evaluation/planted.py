@@ -75,6 +75,14 @@ def alone(cutout: np.ndarray, rng: Draw) -> np.ndarray:
     return saved(ground, rng)
 
 
+def on_white(cutout: np.ndarray, rng: Draw) -> np.ndarray:
+    """A single product on pure white, as shops clear their photos: no fault."""
+    ground = np.full((640, 640, 3), 255, np.float32)
+    width, height = fitted(cutout, rng.uniform(320, 620))
+    lay(ground, cutout, ((640 - width) // 2, (640 - height) // 2, width, height))
+    return saved(ground, rng)
+
+
 def over_the_border(cutout: np.ndarray, rng: Draw) -> np.ndarray:
     """A product of which 15 to 45 % of the width or height lies beyond one side of the photo."""
     ground = paper(rng)

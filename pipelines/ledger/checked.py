@@ -61,11 +61,11 @@ def shown(engine: Engine, run: str) -> Iterator[tuple[str, str, str]]:
 def _columns(connection: Connection, statement: str, run: str, **values: Any) -> Columns:
     found = connection.execute(text(statement), {"run": run, **values})
     names = list(found.keys())
-    values: list[list[Any]] = [[] for _ in names]
+    columns: list[list[Any]] = [[] for _ in names]
     for row in found:
-        for column, value in zip(values, row, strict=True):
+        for column, value in zip(columns, row, strict=True):
             column.append(value)
-    return dict(zip(names, values, strict=True))
+    return dict(zip(names, columns, strict=True))
 
 
 _CATALOGUE = """
@@ -80,11 +80,11 @@ FROM run_steps u JOIN shots s ON s.id = u.shot JOIN verdicts v ON v.key = u.key
 WHERE u.run = :run AND u.chosen ORDER BY u.shot, u.stage, v.position
 """
 
-# Of every shot with a finished inspection: the image, what a person decided about it, and whether all verdicts passed.
-# An image has one decision at most that was not undone.
+# Of every shot with a finished inspection, unless a person rejected its image: the image, whether it was approved, and
+# whether all verdicts passed. An image has one decision at most that was not undone.
 _JUDGED = """
 SELECT rs.position, rs.shot, i.digest AS final, verdicts.passed,
-       coalesce(d.choice = 'approve', false) AS approved, coalesce(d.choice = 'reject', false) AS refused
+       coalesce(d.choice = 'approve', false) AS approved
 FROM run_shots rs
 JOIN run_steps u ON u.run = rs.run AND u.shot = rs.shot AND u.stage = 'inspect' AND u.chosen
 JOIN steps st ON st.key = u.key AND st.state = 'done'
@@ -95,12 +95,13 @@ LEFT JOIN (
     WHERE u.run = :run AND u.chosen GROUP BY u.shot
 ) verdicts ON verdicts.shot = rs.shot
 WHERE rs.run = :run
+  AND d.choice IS DISTINCT FROM 'reject'
 """
 
 _PUBLISHABLE = """
 WITH judged AS ({judged})
 SELECT judged.position FROM judged
-WHERE (judged.approved OR judged.passed IS NOT FALSE) AND NOT judged.refused AND NOT EXISTS (
+WHERE (judged.approved OR judged.passed IS NOT FALSE) AND NOT EXISTS (
     SELECT FROM run_steps u JOIN steps st ON st.key = u.key AND st.state = 'done'
     JOIN step_inputs i ON i.key = u.key AND i.role = 'final' AND i.digest = judged.final
     WHERE u.run = :run AND u.shot = judged.shot AND u.stage = 'publish' AND u.chosen
@@ -135,7 +136,7 @@ JOIN run_steps u ON u.run = :run AND u.shot = judged.shot AND u.stage = 'publish
 JOIN steps ps ON ps.key = u.key AND ps.state = 'done'
 LEFT JOIN step_outputs o ON o.key = u.key AND o.role = 'published'
 LEFT JOIN step_inputs p ON p.key = u.key AND p.role = 'final'
-WHERE (judged.approved OR judged.passed IS NOT FALSE) AND NOT judged.refused
+WHERE (judged.approved OR judged.passed IS NOT FALSE)
   AND (CAST(:finals AS text[]) IS NULL OR judged.final = ANY(CAST(:finals AS text[])))
 ORDER BY judged.position
 """

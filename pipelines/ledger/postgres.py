@@ -327,6 +327,12 @@ class PostgresLedger:
         with self.engine.connect() as connection:
             return [rows.shot_of(row) for row in connection.execute(own)]
 
+    def has_shots(self, run: str) -> bool:
+        """Whether the run selected any product."""
+        found = select(rows.shots_of_runs.c.shot).where(rows.shots_of_runs.c.run == run)
+        with self.engine.connect() as connection:
+            return bool(connection.scalar(select(found.exists())))
+
     def products_changed_between(
         self,
         start: datetime,

@@ -45,7 +45,12 @@ class Completeness:
 
 
 def check_completeness(
-    image: np.ndarray, mask: np.ndarray, detector: OvercompletionDetector, tau: float, hqsam: HQSamSegmenter | None
+    image: np.ndarray,
+    mask: np.ndarray,
+    detector: OvercompletionDetector,
+    tau: float,
+    hqsam: HQSamSegmenter | None,
+    saliency: np.ndarray | None = None,
 ) -> Completeness:
     """Check whether a photo's product continues beyond its cutout, and repair the cutout if HQ-SAM can.
 
@@ -55,8 +60,9 @@ def check_completeness(
         detector: Finds product beyond the cutout.
         tau: E+ up to which nothing is missing.
         hqsam: Segments once more; None: check only.
+        saliency: `(H, W)` float, 0..1: the salient net's map of the photo; None: the detector asks the net.
     """
-    first = _measure(image, mask, detector)
+    first = _measure(image, mask, detector, saliency)
     if first.e_plus <= tau or hqsam is None:
         return first
     cutout, missing = mask > 0.5, first.where > SURE
@@ -66,12 +72,14 @@ def check_completeness(
     if stability(answer) < STABLE or kept < KEPT * cutout.sum() or added > MAX_ADDED * missing.sum():
         return first
     both = np.maximum(mask, second)  # the first cutout stays whole
-    repaired = _measure(image, both, detector)
+    repaired = _measure(image, both, detector, saliency)
     return Completeness(both, repaired.e_plus, repaired.where, mended=True) if repaired.e_plus <= tau else first
 
 
-def _measure(image: np.ndarray, mask: np.ndarray, detector: OvercompletionDetector) -> Completeness:
-    found = detector.measure(image, np.rint(np.clip(mask, 0, 1) * 255).astype(np.uint8))
+def _measure(
+    image: np.ndarray, mask: np.ndarray, detector: OvercompletionDetector, saliency: np.ndarray | None
+) -> Completeness:
+    found = detector.measure(image, np.rint(np.clip(mask, 0, 1) * 255).astype(np.uint8), saliency=saliency)
     return Completeness(mask, found.e_plus, found.heat, mended=False)
 
 

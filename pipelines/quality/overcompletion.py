@@ -64,6 +64,7 @@ class Overcompletion:
         uncertainty: Largest minus smallest E+ of the single finders, at most 1.
         by_finder: E+ of each finder alone.
         heat: (H, W) float32, 0..1, at the picture's size: probability of product beyond M.
+        saliency: (h, w) float32, 0..1: the salient net's map of the reduced picture; None if it was not asked.
     """
 
     e_plus: float
@@ -72,6 +73,7 @@ class Overcompletion:
     uncertainty: float
     by_finder: Mapping[str, float]
     heat: np.ndarray
+    saliency: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +197,11 @@ class OvercompletionDetector:
         return cls([SalientFinder(salient), ColourFinder()], Evidence.read(), sam)
 
     def measure(
-        self, image: np.ndarray, matte: np.ndarray, doubtful: Callable[[float], bool] | None = None
+        self,
+        image: np.ndarray,
+        matte: np.ndarray,
+        doubtful: Callable[[float], bool] | None = None,
+        saliency: np.ndarray | None = None,
     ) -> Overcompletion:
         """Measure one picture.
 
@@ -204,22 +210,27 @@ class OvercompletionDetector:
             matte: (H, W) uint8, the placed product, 255 = product.
             doubtful: Maps E+ to whether the second opinion is worth its time. Default: if any finder found growth,
                 whatever the judge says.
+            saliency: (h, w) float, 0..1: the salient net's map of this picture at any size, if somebody has it.
 
         Raises:
             ValueError: sizes that do not fit, or an empty matte.
         """
-        (look,) = self.judge_inputs(image, [matte])
+        (look,) = self.judge_inputs(image, [matte], saliency)
         return self._measure(look, image.shape[:2], doubtful)
 
     def measure_all(self, image: np.ndarray, mattes: Sequence[np.ndarray]) -> list[Overcompletion]:
         """Measure one picture with several mattes, as `measure` does, but faster."""
         return [self._measure(look, image.shape[:2], None) for look in self.judge_inputs(image, mattes)]
 
-    def judge_inputs(self, image: np.ndarray, mattes: Sequence[np.ndarray]) -> Iterator[JudgeInput]:
+    def judge_inputs(
+        self, image: np.ndarray, mattes: Sequence[np.ndarray], saliency: np.ndarray | None = None
+    ) -> Iterator[JudgeInput]:
         """Yield the judge's input of a picture for each of several mattes; see `measure`."""
-        scale = min(1.0, SIDE / max(image.shape[:2]))
-        size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
-        small = np.ascontiguousarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
+        small = reduced(image)
+        size = small.shape[1::-1]
+        known = {}
+        if saliency is not None:
+            known[SalientFinder.name] = cv2.resize(saliency, size, interpolation=cv2.INTER_AREA)
         for matte in mattes:
             if image.shape[:2] != matte.shape:
                 raise ValueError(f"The image is {image.shape[:2]} and its matte {matte.shape} (height, width).")
@@ -229,7 +240,8 @@ class OvercompletionDetector:
             placed = share > 255 * PLACED
             if not placed.any():  # thinner than a pixel of the reduced picture: take its maximum
                 placed = share > share.max() / 2
-            yield JudgeInput(small, placed, {finder.name: finder.find(small, placed) for finder in self._finders})
+            others = (finder for finder in self._finders if finder.name not in known)
+            yield JudgeInput(small, placed, known | {finder.name: finder.find(small, placed) for finder in others})
 
     def _measure(
         self, given: JudgeInput, shape: tuple[int, int], doubtful: Callable[[float], bool] | None
@@ -252,7 +264,15 @@ class OvercompletionDetector:
             uncertainty=min(1.0, max(by_finder.values()) - min(by_finder.values())),
             by_finder=by_finder,
             heat=cv2.resize(sure.astype(np.float32), shape[::-1], interpolation=cv2.INTER_LINEAR),
+            saliency=seen.get(SalientFinder.name),
         )
+
+
+def reduced(image: np.ndarray) -> np.ndarray:
+    """Return a picture (H, W, 3) uint8 at the size that the detector works at: at most `SIDE` px."""
+    scale = min(1.0, SIDE / max(image.shape[:2]))
+    size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
+    return np.ascontiguousarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
 
 
 def extension(found: np.ndarray, placed: np.ndarray) -> np.ndarray:

@@ -1,8 +1,9 @@
 """Is the picture a product photo, or a graphic: banner, placeholder, size chart, screenshot, logo, swatch?
 
 A photographed product has shades everywhere. A graphic has few colours, flat areas, sharp edges, thin strokes and rows
-of letters. Nine such statistics are weighed by a logistic regression with squares. It was fitted on 253 photos and 130
-graphics: the sample catalogue, and one half of the training folder. `packshot measure checks` uses the other half.
+of letters, and it falls into many pieces. Ten such statistics are weighed by a logistic regression with squares. It was
+fitted to one half of the training folder's products and to drawn graphics (`pipelines/evaluation/fit_graphics.py`), and
+to no catalogue. `packshot measure checks` uses the other half.
 """
 
 from __future__ import annotations
@@ -13,41 +14,56 @@ import numpy as np
 from pipelines.quality.fidelity import Measure
 from pipelines.vision.studio import find_studio
 
-LIMIT = 0.55
+LIMIT = 0.7
 """Probability of a graphic above which a photo is held."""
 
 SIDE = 320
 """Longer side of the picture that is measured, px."""
 
-BIAS = -6.733
-LINEAR = (0.498, 5.41, -0.293, -4.76, -1.5, -5.62, 4.84, -0.334, -4.91)
-SQUARED = (3.45, -1.78, 1.34, 2.19, 4.28, 6.26, 0.57, 0.162, 10.5)
-FLAT_AND_THIN = 3.11
-"""Weights of `_statistics`, of their squares, and of the product of the first two."""
+MEASURABLE = 0.02
+"""Smallest share of the picture that is foreground away from edges and tells flat colour from shades. Thin lines have
+less, and so has a plant."""
+
+PIECE = 0.0002
+"""Share of the picture above which a connected piece of the foreground is counted."""
+
+BIAS = -18.727
+LINEAR = (2.174, -0.4709, 3.551, -2.869, -0.76, 3.171, 3.723, -0.5689, -4.648, 1.602)
+SQUARED = (1.573, 2.723, 5.19, 2.535, 1.061, 4.562, 1.769, -0.1059, 4.541, 0.1898)
+FLAT_AND_THIN = 2.906
+"""Weights of `graphic_statistics`, of their squares, and of the product of the first two."""
 
 
 def measure_graphic(image: np.ndarray) -> Measure:
     """Return the probability that a picture `(H, W, 3)` uint8 RGB is a graphic; `where` marks its flat areas."""
-    scale = min(1.0, SIDE / max(image.shape[:2]))
-    if scale < 1:
-        image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    values, flat = _statistics(image)
-    weighed = BIAS + values @ np.array(LINEAR) + values**2 @ np.array(SQUARED) + FLAT_AND_THIN * values[0] * values[1]
+    values, flat = graphic_statistics(image)
+    weighed = BIAS + float(terms(values[None])[0] @ np.array([*LINEAR, *SQUARED, FLAT_AND_THIN]))
     score = float(1 / (1 + np.exp(-weighed)))
     letters = round(float(np.expm1(values[7])))
     text = f", and {letters} letters are in rows" if letters >= 5 else ""
-    reason = f"no product photo but a graphic: {values[0]:.0%} of what is drawn is flat colour{text}"
+    thin = (1 - values[1]) * values[8] <= MEASURABLE
+    what = f"{values[1]:.0%} of what is drawn are edges" if thin else f"{values[0]:.0%} of what is drawn is flat colour"
+    reason = f"no product photo but a graphic: {what}{text}"
     return Measure(score, flat.astype(np.float32), reason if score > LIMIT else "")
 
 
-def _statistics(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return nine statistics, and the flat part of the foreground `(H, W)` bool.
+def terms(values: np.ndarray) -> np.ndarray:
+    """Return what is weighed of statistics (N, 10): themselves, their squares, and the product of the first two."""
+    return np.concatenate([values, values**2, values[:, :1] * values[:, 1:2]], axis=1)
 
-    Foreground is what differs from plain paper, or from the most frequent colour. The statistics: flat share of the
-    foreground away from edges; share of it near edges; flat share of the picture away from edges; share of the
-    foreground with soft changes; its shares in the 4 and the 12 most frequent colours; sharp edges over foreground;
-    logarithm of the letters in rows; share of foreground in the picture.
+
+def graphic_statistics(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return ten statistics of a picture `(H, W, 3)` uint8 RGB, and the flat part of its foreground `(h, w)` bool.
+
+    The picture is reduced to `SIDE` first. Foreground is what differs from plain paper, or from the most frequent
+    colour. The statistics: flat share of the foreground away from edges, 0.5 if that is too small; share of it near
+    edges; flat share of the picture away from edges; share of the foreground with soft changes; its shares in the 4 and
+    the 12 most frequent colours; sharp edges over foreground; logarithm of the letters in rows; share of foreground in
+    the picture; logarithm of its number of pieces.
     """
+    scale = min(1.0, SIDE / max(image.shape[:2]))
+    if scale < 1:
+        image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     span = _span(image, image, 3)
     coarse = (image >> 4).astype(np.int64) @ np.array([256, 16, 1])
     studio = find_studio(image)  # paper with a gradient has many colours
@@ -60,8 +76,9 @@ def _statistics(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     wide = _span(np.where(near_edge[..., None], 0, image), np.where(near_edge[..., None], 255, image), 9)
     still, flat = front & ~near_edge, wide <= 9
     shares = np.sort(np.bincount(coarse[front], minlength=4096))[::-1] / size
+    _, _, pieces, _ = cv2.connectedComponentsWithStats(front.astype(np.uint8))
     values = [
-        flat[still].mean() if still.sum() > 0.02 * still.size else 1.0,
+        flat[still].mean() if still.sum() > MEASURABLE * still.size else 0.5,
         1 - still.sum() / size,
         flat[~near_edge].mean() if not near_edge.all() else 0.0,
         ((span > 6) & (span < 40))[front].mean() if front.any() else 0.0,
@@ -70,6 +87,7 @@ def _statistics(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         (span > 90).sum() / size,
         np.log1p(_letters(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))),
         front.mean(),
+        np.log1p((pieces[1:, cv2.CC_STAT_AREA] > PIECE * front.size).sum()),
     ]
     return np.array(values, np.float64), flat & still
 

@@ -74,6 +74,8 @@ def airflow_environment(settings: Settings, installation: Installation) -> dict[
         # empty, so that neither the environment of `packshot up` nor its file gives them to a task
         "PACKSHOT_AIRFLOW_PASSWORD": "",
         "PACKSHOT_OWNER_DATABASE_URL": "",
+        "PACKSHOT_WATCH_USER": "viewer",  # the watch over the runs reads; a task can do no more with it
+        "PACKSHOT_WATCH_PASSWORD": installation.viewer_password,
         "AIRFLOW_HOME": str(home),
         "PYTHONPATH": str(ROOT),
         "MALLOC_ARENA_MAX": "2",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -122,8 +123,14 @@ def _is_backend(candidate: psutil.Process, data: Path) -> bool:
         return False
 
 
+_PLAIN_URL = re.compile(r"postgresql(?:\+\w+)?(://[\w.~-]+(?::[\w.~-]*)?@[\w.-]+(?::\d+)?/[\w.-]+)")
+"""A URL without quoted characters and options, as the embedded server's. SQLAlchemy would take longer than a login."""
+
+
 def _libpq(url: str) -> str:
     """The URL as psycopg2 takes it."""
+    if plain := _PLAIN_URL.fullmatch(url):
+        return f"postgresql{plain[1]}"
     from sqlalchemy.engine import make_url
 
     return make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)

@@ -47,8 +47,9 @@ def watch(settings: Settings, base_url: str, stop: threading.Event) -> None:
     """Sweeps until `stop` is set. `base_url` is Airflow's address for people. A trouble is logged once, until it
     changes; the next sweep tries again."""
     trouble = ""
+    reader = {"airflow_user": settings.watch_user, "airflow_password": settings.watch_password}
     try:
-        engine, airflow = connect(settings.database_url), Airflow(settings)
+        engine, airflow = connect(settings.database_url), Airflow(settings.model_copy(update=reader))
     except UsageError as error:
         log.warning("no watch over the runs: %s", error)
         return
@@ -63,7 +64,7 @@ def watch(settings: Settings, base_url: str, stop: threading.Event) -> None:
                 log.exception("the watch over the runs has a bug")
                 continue
             if now and now != trouble:
-                log.warning("the watch over the runs cannot work for now: %s", now)
+                log.warning("the watch over the runs (PACKSHOT_WATCH_USER) cannot work for now: %s", now)
             trouble = now
             engine.dispose()  # no connection is open while the scheduler forks its workers
 

@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 
 from pipelines.contracts import Job, Made, Output, sha256_hex
+from pipelines.diffusion.acceleration import accelerate, free_memory, shots_that_fit
 from pipelines.diffusion.control import canny_edges, line_art, pose_map, read_pose
 from pipelines.diffusion.image_to_image import ImageToImage
 from pipelines.diffusion.inpainting import InpaintingPipeline
@@ -81,8 +82,10 @@ def load(recipe: Recipe) -> GenerateModels:
     )
     pipeline.save_memory(recipe.compute.offload, recipe.compute.vae_tiling)
     pipeline.to(recipe.device, getattr(torch, recipe.compute.dtype))
+    pipeline.vae.to(memory_format=torch.channels_last)  # decodes in three quarters of the CPU time, encodes in 0.91
     if scene.lora:
         pipeline.load_lora(recipe.profile.part(scene.lora.name).check().path, scene.lora.scale)
+    accelerate(pipeline, recipe.compute)
     return GenerateModels(pipeline, detector)
 
 
@@ -289,7 +292,8 @@ def _measured(
     matte = np.asarray(item.matte)
     painted = _clean(image, matte, scene)
     outputs: tuple[Output, ...] = ()
-    if item.backdrop is None or (scene.backdrop and scene.backdrop.mode == "transform"):
+    enlarged = item.backdrop is None or (scene.backdrop is not None and scene.backdrop.mode == "transform")
+    if enlarged:
         plate, judged = painted, item.over(image)
     else:
         plate = np.asarray(item.backdrop)
@@ -299,6 +303,8 @@ def _measured(
             outputs = (Output("light", light_png(light), "image/png"),)
         judged = item.over(Image.fromarray(plate))  # nothing else of what was painted goes on
     found = detector.measure(np.asarray(judged), matte)
+    if not enlarged and found.saliency is not None:
+        outputs += (Output("saliency", _map_png(found.saliency), "image/png"),)
     return Made(
         outputs=(
             Output("raw", png_bytes(image), "image/png"),
@@ -316,5 +322,15 @@ def _measured(
     )
 
 
+def _map_png(values: np.ndarray) -> bytes:
+    """A map (h, w), 0..1, as a grey PNG of 8 bits."""
+    return png_bytes(Image.fromarray(np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)))
+
+
 def _clean(image: Image.Image, matte: np.ndarray, scene: Scene) -> np.ndarray:
     return clean_plate(np.asarray(image), matte, scene.outline_margin)
+
+
+def fits(recipe: Recipe) -> int:
+    """Shots that fit into the device's free memory as one batch."""
+    return shots_that_fit(free_memory(recipe.device), recipe.profile.native_size, recipe.compute.dtype)

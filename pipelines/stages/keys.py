@@ -25,11 +25,11 @@ from pipelines.vision.vocabulary import load_vocabulary
 from pipelines.workflow import Recipe, Stage, Work
 
 VERSIONS = {
-    "cutout": 9,
+    "cutout": 10,
     "describe": 2,
-    "generate": 6,
+    "generate": 7,
     "upscale": 3,
-    "inspect": 5,
+    "inspect": 6,
     "publish": 1,
 }
 """Version of each stage. Raise it if the stage's output changes for equal inputs."""
@@ -39,6 +39,9 @@ WHOLE = Checks().overcompletion
 
 DRAWN = 1
 """Version of what `pipelines.vision.backdrops` draws: it is in the keys of the steps that draw."""
+
+SEEN = ("plate", "placed", "saliency")
+"""Outputs of `generate`: its picture without and with the product alone, and the salient net's map of both together."""
 
 DIGITAL_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
 """IPTC's code for a real product on a generated background; shopping feeds require it in the file."""
@@ -231,9 +234,10 @@ def is_enlarged(recipe: Recipe) -> bool:
 
 
 def inspect_job(shot: Shot, upstream: Mapping[str, Step], recipe: Recipe, candidate: int) -> Job:
-    """Return the inspection's job: final image, placed product, the ground it stands on, thresholds, segmenters."""
+    """Return the inspection's job: final image, placed product, ground, known saliency map, thresholds, segmenters."""
     generated = upstream["generate"]
     stands = _stands_on_backdrop(generated.job)
+    known = {output.role: output.sha256 for output in generated.outputs}
     return Job(
         stage="inspect",
         version=VERSIONS["inspect"],
@@ -241,6 +245,7 @@ def inspect_job(shot: Shot, upstream: Mapping[str, Step], recipe: Recipe, candid
             "final": upstream["upscale"].output("final"),
             "photo": shot.product.photo or "",
             "cutout": upstream["cutout"].output("cutout"),
+            **({role: known[role] for role in SEEN} if "saliency" in known else {}),
             **({"backdrop": generated.job.inputs["backdrop"]} if stands else {}),
         },
         parameters={
@@ -305,6 +310,7 @@ STAGES = {
             score=lambda step, recipe: excess(step, recipe.scene.checks),
             passes=lambda step, recipe: excess(step, recipe.scene.checks) <= 1,
             supplies=supplies,
+            fits=lambda recipe: import_module("pipelines.stages.generate").fits(recipe),
         ),
         _stage("upscale", ("cutout", "generate"), upscale_job),
         _stage("inspect", ("cutout", "generate", "upscale"), inspect_job),

@@ -1,8 +1,8 @@
 """Which object in a picture is the product: saliency of the whole picture and of its middle.
 
-A photographed product is whole and near the middle, but a poster behind it may be more salient. So the salient-object
-net runs on the whole picture and on two central crops. Each saliency map gives HQ-SAM a prompt, and all maps together
-rate its masks.
+A photographed product is whole and near the middle, but a poster behind it may be more salient. So in doubt the
+salient-object net runs on the whole picture and on two central crops. Each saliency map gives HQ-SAM a prompt, and all
+maps together rate its masks.
 """
 
 from __future__ import annotations

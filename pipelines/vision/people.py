@@ -24,6 +24,16 @@ LARGE = 0.3
 PANEL = 0.2
 """If more than this share of the cloth above has the garment's colour, the rest is a panel of it and not a shirt."""
 
+HAND_SIDE = 256
+"""Longer side of the masks in which hands before a garment are found, px."""
+
+BITE = 0.15
+"""Widest bite that a hand takes out of an upper garment, as a share of its longer side."""
+
+HANDS = {"upper": (0.3, 1.0), "lower": (0.05, 0.7), "": (0.0, 1.0)}
+"""Rows of a garment in which skin is a hand, as shares of its height. Above is a neck or a waist, and below the bare
+legs between shorts."""
+
 WORN_SHARE = (0.03, 0.6)
 """A person is in the picture if the share of skin in the cutout is between these."""
 
@@ -47,6 +57,40 @@ def is_worn(figure: np.ndarray, skin: np.ndarray, part: str) -> bool:
     share = float((figure & skin).sum() / max(1, figure.sum()))
     cropped = bool(figure[[0, -1]].any() or figure[:, [0, -1]].any())
     return WORN_SHARE[0] <= share <= WORN_SHARE[1] and (bool(part) or cropped)
+
+
+def covered_by_hands(garment: np.ndarray, skin: np.ndarray, part: str) -> float:
+    """Return the largest piece of skin in front of a worn garment or of a thing in a hand, as a share of its area.
+
+    A hand before a product takes a bite out of its mask. Skin inside the convex hull of trousers is a hand. Beside an
+    upper garment bare arms are inside the hull too, so only narrow bites below its collar count.
+
+    Args:
+        garment: `(H, W)` bool, the garment alone.
+        skin: `(H, W)` bool.
+        part: `upper`, `lower`, or "" for a thing.
+    """
+    scale = HAND_SIDE / max(garment.shape)
+    product, bare = (
+        cv2.resize(mask.astype(np.uint8) * 255, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) > 127
+        for mask in (garment, skin)
+    )
+    if not product.any():
+        return 0.0
+    rows, columns = np.flatnonzero(product.any(axis=1)), np.flatnonzero(product.any(axis=0))
+    if part != "upper":
+        around: np.ndarray = np.zeros(product.shape, np.uint8)
+        cv2.fillConvexPoly(around, cv2.convexHull(np.argwhere(product)[:, ::-1].astype(np.int32)), 1)
+    else:
+        width = round(BITE * max(np.ptp(rows), np.ptp(columns))) | 1
+        disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width, width))
+        frame = np.pad(product.astype(np.uint8), width)
+        around = cv2.morphologyEx(frame, cv2.MORPH_CLOSE, disc)[width:-width, width:-width]
+    bitten = (around > 0) & ~product & bare
+    first, last = (rows[0] + round(share * np.ptp(rows)) for share in HANDS[part])
+    bitten[:first] = bitten[last:] = False
+    _, _, stats, _ = cv2.connectedComponentsWithStats(bitten.astype(np.uint8))
+    return float(stats[1:, cv2.CC_STAT_AREA].max(initial=0) / product.sum())
 
 
 def garment_prompt(image: np.ndarray, figure: np.ndarray, skin: np.ndarray, part: str) -> Prompt | None:

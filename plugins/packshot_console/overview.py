@@ -56,7 +56,8 @@ class StageProgress:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A run in progress. `left` is the time that is left in seconds at its rate so far; None at its very start."""
+    """A run in progress. `shots` are those that it works on, without unchanged ones. `left` is the time that is left in
+    seconds at its rate so far; None at its very start."""
 
     run: str
     scene: str

@@ -167,6 +167,8 @@ def test_nothing_is_published_before_every_check(bag: DagBag) -> None:
         assert publish.upstream_task_ids == checks
         assert publish.trigger_rule == "all_success"
         assert dag.get_task("check_scores").upstream_task_ids == {"plan", "shots.inspect"}
+        # with any other rule, publication is skipped where every shot is known and there is no shard
+        assert dag.get_task("check_scores").trigger_rule == "all_done"
         assert [task.task_id for task in dag.leaves] == ["summary"], "the run's state must be the summary's"
 
 

@@ -22,6 +22,7 @@ from pipelines.ledger.decisions import Choice, Decision, decide, held_image, rol
 from pipelines.ledger.endings import note_failure
 from pipelines.ledger.postgres import PostgresLedger
 from pipelines.ledger.reports import report
+from pipelines.runs.export import export_run
 from pipelines.scenes import load_scene, scene_names
 from pipelines.store import S3Store
 
@@ -216,6 +217,22 @@ def test_the_feed_and_the_validation_are_kept_beside_the_run(catalogue, context,
     assert (row["id"], row["title"]) == (cup.sku, "cup")
     image = Image.open(io.BytesIO(store.get(row["sha256"])))
     assert (image.format, image.size) == ("JPEG", (600, 600))
+
+
+def test_an_export_holds_what_was_published_byte_for_byte(catalogue, context, store, settings, tmp_path) -> None:
+    cup, pot = catalogue.open("cup", "pot").shots
+    catalogue.inspected(cup)
+    catalogue.inspected(pot, HELD)
+    catalogue.publish(context)
+    catalogue.summary(context)
+    catalogue.execute("DELETE FROM run_steps WHERE run = :run AND stage = 'cutout'")  # here it has no picture
+    done = export_run(catalogue.run, tmp_path, settings)
+    [image] = done.images
+    assert image.sku == cup.sku
+    assert (tmp_path / image.file).read_bytes() == store.get(image.sha256)
+    [row] = csv.DictReader(io.StringIO(done.feed.read_text()))
+    assert (row["id"], row["title"], row["image_link"]) == (cup.sku, "cup", image.file)
+    assert Image.open(done.contact_sheet).size[1] > 100
 
 
 def test_publishing_again_changes_nothing(catalogue, context) -> None:

@@ -202,6 +202,14 @@ def test_a_rejection_is_remembered_and_a_failure_is_tried_again(world):
     assert (again.computed, again.reused) == (1, 1)
 
 
+def test_the_free_memory_decides_the_batch_once_the_models_are_loaded(world):
+    store, ledger, shots = world
+    painter = Painter()
+    stage = replace(painter.stage, fits=lambda recipe: 3 * painter.loaded)
+    run_stage(stage, "run", shots(*"abcdefg"), RECIPE, ledger, store, Limits(batch_size=0))
+    assert painter.batches == [3, 3, 1]
+
+
 def test_out_of_memory_halves_the_batch_and_goes_on(world):
     store, ledger, shots = world
     painter = Painter(room=2)

@@ -254,7 +254,7 @@ def prometheus(
     def is_scraped() -> bool:
         try:
             return bool(ask("query", query="packshot_images")["result"])
-        except httpx.TransportError:
+        except (httpx.TransportError, ValueError):  # not there yet, or there and not ready
             return False
 
     try:

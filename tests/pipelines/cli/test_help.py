@@ -14,9 +14,50 @@ from typer.main import get_command
 
 from pipelines.cli.main import app
 from pipelines.cli.train import fine_tune
-from pipelines.settings import ROOT
+from pipelines.settings import ROOT, Settings
 
-HEAVY = {"airflow", "cv2", "diffusers", "minio", "pandas", "scipy", "sqlalchemy", "torch", "transformers"}
+HEAVY = {
+    "PIL",
+    "accelerate",
+    "airflow",
+    "alembic",
+    "cv2",
+    "diffusers",
+    "great_expectations",
+    "httpx",
+    "lightgbm",
+    "minio",
+    "numpy",
+    "pandas",
+    "peft",
+    "psycopg2",
+    "pydantic",
+    "scipy",
+    "segment_anything_hq",
+    "sqlalchemy",
+    "timm",
+    "torch",
+    "torchvision",
+    "transformers",
+    "yaml",
+}
+"""Packages that take long to load."""
+
+MAY_LOAD: dict[tuple[str, ...], set[str]] = {
+    ("--help",): set(),
+    ("shoot", "--help"): {"pydantic"},
+    ("train", "--help"): {"pydantic"},
+    ("measure", "--help"): {"pydantic"},
+    ("models", "list"): {"pydantic", "yaml"},
+    ("scenes", "list"): {"PIL", "pydantic", "yaml"},
+    ("status", "--json"): {"httpx", "psycopg2", "pydantic"},
+    ("lineage", "SKU"): {"psycopg2", "pydantic", "sqlalchemy"},
+}
+"""Which of them a command may load, where no service runs."""
+
+MOST_MODULES = {("--help",): 500, ("status", "--json"): 1000}
+"""Modules in all; other commands: 600."""
+
 UNUSED = {
     "airflow",
     "alembic",
@@ -40,18 +81,29 @@ except SystemExit:
 LONGEST_SENTENCE = 35
 
 
-@pytest.mark.parametrize(
-    ("arguments", "most"), [(("--help",), 500), (("shoot", "--help"), 600), (("status", "--json"), 1000)]
-)
-def test_help_and_status_import_nothing_heavy(arguments: tuple[str, ...], most: int, tmp_path: Path) -> None:
-    environment = os.environ | {"PACKSHOT_STATE_DIR": str(tmp_path)}
+@pytest.mark.medium
+@pytest.mark.parametrize("arguments", MAY_LOAD, ids=" ".join)
+def test_a_command_loads_no_package_that_it_does_not_use(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    loaded = modules_of(arguments, tmp_path)
+    assert "pipelines.cli.console" in loaded
+    assert HEAVY & {name.partition(".")[0] for name in loaded} - MAY_LOAD[arguments] == set()
+    assert len(loaded) < MOST_MODULES.get(arguments, 600)
+
+
+@pytest.mark.services
+def test_status_asks_running_services_without_the_ledgers_packages(services: Settings) -> None:
+    loaded = modules_of(("status", "--json"), services.state_dir)
+    used = {"httpx", "minio", "psycopg2", "pydantic"}
+    assert HEAVY & {name.partition(".")[0] for name in loaded} == used
+
+
+def modules_of(arguments: tuple[str, ...], state_dir: Path) -> list[str]:
+    """The modules that a command has loaded when it ends."""
+    environment = os.environ | {"PACKSHOT_STATE_DIR": str(state_dir)}
     done = subprocess.run(
         [sys.executable, "-c", LIST_MODULES, *arguments], capture_output=True, text=True, env=environment, check=True
     )
-    loaded = done.stderr.rpartition("\n ")[2].split()
-    assert "pipelines.cli.console" in loaded
-    assert HEAVY & {name.partition(".")[0] for name in loaded} == set()
-    assert len(loaded) < most
+    return done.stderr.rpartition("\n ")[2].split()
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ WITHOUT_HANDLE[:, 90:] = 0
 class Knowing:
     """Finds whatever of the product a matte lacks."""
 
-    def measure(self, image: np.ndarray, matte: np.ndarray) -> Overcompletion:
+    def measure(self, image: np.ndarray, matte: np.ndarray, saliency: np.ndarray | None) -> Overcompletion:
         missing = (PRODUCT > 0.5) & (matte < 128)
         return Overcompletion(missing.sum() / (matte >= 128).sum(), 1.0, 0.0, 0.0, {}, missing.astype(np.float32))
 

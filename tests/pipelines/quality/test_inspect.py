@@ -59,6 +59,30 @@ def test_a_part_left_out_of_the_mask_is_overcompletion(failing, number):
 
 
 @pytest.mark.slow
+def test_the_candidates_saliency_map_is_used_only_if_the_picture_is_the_same(detector):
+    """A map that sees nothing stands for the candidate's: it changes what the salient net's finder reports."""
+
+    def salient(candidate: np.ndarray, shot) -> float:
+        small = Image.fromarray(candidate).resize((SIDE // 2, SIDE // 2), Image.Resampling.BOX)
+        known = {
+            "plate": png_bytes(small),
+            "placed": png_bytes(Image.new("RGBA", small.size)),
+            "saliency": png_bytes(Image.new("L", small.size)),
+        }
+        parameters = {"placement": shot.placement.facts(), "thresholds": Checks().model_dump(mode="json")}
+        inputs = {"final": png_bytes(Image.fromarray(shot.image)), "photo": shot.photo, "cutout": shot.cutout}
+        (made,) = inspect.compute([Work(Job("inspect", 1, {}, parameters), inputs | known)], detector, RECIPE)
+        return made.facts["by_finder"]["salient"]
+
+    grown = left_out(clean(5), 0.12)
+    assert salient(grown.image, grown) == 0  # the same picture at another size: the net did not run
+    speck = grown.image.copy()
+    rows, columns = np.nonzero(grown.matte == 255)
+    speck[rows[0] : rows[0] + 14, columns[0] : columns[0] + 14] ^= 64
+    assert salient(speck, grown) > 0.01
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "levels"), [(3, 50), (5, 35)])
 def test_a_halo_is_held(failing, number, levels):
     shot = clean(number)

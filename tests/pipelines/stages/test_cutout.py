@@ -16,7 +16,7 @@ from pipelines.contracts import Job, Made, Product, Shot, Verdict
 from pipelines.errors import Rejected, UsageError
 from pipelines.evaluation.cutout import iou, measure_cutouts
 from pipelines.models.profile import PROFILES, load_profile
-from pipelines.quality.overcompletion import Overcompletion
+from pipelines.quality.overcompletion import ColourFinder, Overcompletion, OvercompletionDetector, SalientFinder
 from pipelines.stages.cutout import CutoutModels, _Found, _touches_skin, cutout
 from pipelines.stages.keys import STAGES
 from pipelines.vision.photos import Photo, png_bytes, read_photo
@@ -186,6 +186,31 @@ def test_a_scene_with_a_plain_border_is_no_studio(models: CutoutModels) -> None:
     assert iou(result.matte > 0.5, mask) > 0.97
 
 
+@pytest.mark.parametrize(
+    ("certainty", "runs"), [(0.99, 1), (0.7, 3)], ids=["certain: the photo alone", "doubtful: two crops more"]
+)
+def test_the_salient_net_runs_once_for_search_and_completeness_and_on_crops_only_in_doubt(
+    models: CutoutModels, certainty: float, runs: int
+) -> None:
+    image, mask = block_on(np.full((400, 400, 3), (70, 110, 60), np.uint8))
+    seen = []
+
+    class Salient:
+        def segment(self, image: np.ndarray) -> np.ndarray:
+            seen.append(image.shape[:2])
+            return mask[: image.shape[0], : image.shape[1]].astype(np.float32)
+
+    class Sam:
+        def segment_prompted(self, image: np.ndarray, prompt: Prompt, passes: int = 2) -> np.ndarray:
+            return np.where(mask, certainty, 0).astype(np.float32)
+
+    salient = Salient()
+    detector = OvercompletionDetector([SalientFinder(salient), ColourFinder()])
+    result = cutout(Photo(image, None), CutoutModels(salient, Sam(), detector))  # type: ignore[arg-type]
+    assert result.beyond == 0
+    assert len(seen) == runs
+
+
 def test_an_unknown_path_is_a_usage_error(models: CutoutModels) -> None:
     with pytest.raises(UsageError, match="auto, hqsam"):
         cutout(Photo(white(), None), models, path="magic")
@@ -218,7 +243,7 @@ def test_a_cutout_that_lacks_a_part_is_held_with_the_share_and_a_picture_of_wher
     class Lacking:
         """Sees a tenth of the product go on below its cutout."""
 
-        def measure(self, image: np.ndarray, matte: np.ndarray) -> Overcompletion:
+        def measure(self, image: np.ndarray, matte: np.ndarray, saliency: np.ndarray | None) -> Overcompletion:
             heat = np.zeros(matte.shape, np.float32)
             heat[rows[-1] + 4 : rows[-1] + 12] = 1
             return Overcompletion(0.1, 1.0, 0.0, 0.0, {}, heat)
@@ -257,7 +282,7 @@ def test_a_speck_is_rejected_before_anyone_asks_whether_it_is_whole(
     image, _ = block_on(white())
     speck = np.zeros(image.shape[:2], np.float32)
     speck[200, 200] = 1
-    monkeypatch.setattr("pipelines.stages.cutout._find", lambda *_: _Found(speck, "hqsam", 1.0))
+    monkeypatch.setattr("pipelines.stages.cutout._find", lambda *_: _Found(speck, "hqsam", 1.0, speck))
     with pytest.raises(Rejected, match="a shadow or a speck"):
         cutout(Photo(image, None), models)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipelines.vision.garments import garment_part
-from pipelines.vision.people import find_skin, garment_prompt, is_worn
+from pipelines.vision.people import covered_by_hands, find_skin, garment_prompt, is_worn
 
 SKIN, SHIRT, TROUSERS = (205, 150, 125), (40, 70, 160), (60, 60, 60)
 
@@ -161,3 +161,40 @@ def test_shorts_are_asked_for_below_a_larger_top_and_a_bare_belly() -> None:
     assert set(on) == {TROUSERS}
     assert top >= 170
     assert bottom <= 250
+
+
+def shirt_and_skin() -> tuple[np.ndarray, np.ndarray]:
+    """A shirt with short sleeves, and the neck and the bare arms beside it: two masks."""
+    shirt, skin = np.zeros((400, 300), bool), np.zeros((400, 300), bool)
+    shirt[100:300, 90:210] = shirt[100:170, 60:240] = True
+    shirt[100:125, 135:165], skin[40:125, 135:165] = False, True
+    skin[170:330, 62:85] = skin[170:330, 215:238] = True
+    return shirt, skin
+
+
+def test_neck_and_bare_arms_cover_no_shirt() -> None:
+    shirt, skin = shirt_and_skin()
+    assert covered_by_hands(shirt, skin, "upper") < 0.002
+
+
+def test_a_hand_before_the_hem_covers_a_shirt() -> None:
+    shirt, skin = shirt_and_skin()
+    shirt[275:300, 140:165], skin[275:320, 140:165] = False, True
+    assert covered_by_hands(shirt, skin, "upper") > 0.01
+
+
+@pytest.mark.parametrize(("hand", "covers"), [((40, 70), False), ((70, 100), True)])
+def test_a_hand_covers_trousers_only_where_it_is_before_them(hand: tuple[int, int], covers: bool) -> None:
+    trousers, skin = np.zeros((400, 300), bool), np.zeros((400, 300), bool)
+    trousers[80:380, 70:140] = trousers[80:380, 160:230] = trousers[80:140, 140:160] = True
+    skin[20:80, 90:210] = True  # a bare belly
+    skin[140:190, hand[0] : hand[1]] = True
+    assert (covered_by_hands(trousers & ~skin, skin, "lower") > 0.01) == covers
+
+
+def test_a_thumb_covers_a_carton_that_a_hand_holds() -> None:
+    carton, skin = np.zeros((400, 300), bool), np.zeros((400, 300), bool)
+    carton[60:340, 90:210], skin[180:260, :90] = True, True
+    assert covered_by_hands(carton, skin, "") == 0
+    carton[190:250, 90:170], skin[190:250, 90:170] = False, True
+    assert covered_by_hands(carton, skin, "") > 0.1
