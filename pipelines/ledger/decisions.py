@@ -194,7 +194,7 @@ def roll_back(engine: Engine, by: str, reason: str, batch: str, publications: Se
         count = withdraw(connection, images["shots"], images["finals"], by)
         for row in connection.execute(text(_HOLDERS), images).all():
             outcomes.settle(connection, row.run, shots=row.shots)
-            outcomes.remember_totals(connection, row.run)
+            outcomes.remember_states(connection, row.run)
         outcomes.unsettle_images(connection, images["finals"])
     return count
 
@@ -308,7 +308,7 @@ def _undo(connection: Connection, standing: Sequence[Decision], by: str) -> list
         for row in connection.execute(text(_HOLDERS), images).all():
             withdraw(connection, row.shots, row.finals, by)
             outcomes.settle(connection, row.run, shots=row.shots)
-            outcomes.remember_totals(connection, row.run)
+            outcomes.remember_states(connection, row.run)
     outcomes.unsettle_images(connection, [decision.final for decision in standing])
     return _read(connection, "d.id = ANY(:ids)", {"ids": ids})
 

@@ -60,6 +60,13 @@ def remember_totals(connection: Connection, run: str) -> None:
     connection.execute(text(_REMEMBER), {"run": run})
 
 
+def remember_states(connection: Connection, run: str) -> None:
+    """Counts the states in the totals of a run that ended anew: its steps are those that it had."""
+    from sqlalchemy import text
+
+    connection.execute(text(_REMEMBER_STATES), {"run": run})
+
+
 def settle_shots(connection: Connection, run: str, shots: Sequence[int] | None = None) -> None:
     """Says of every shot that the run worked on, or of the shots with these numbers, whether it is settled: nothing is
     left to be tried under its recipe."""
@@ -174,13 +181,20 @@ GROUP BY used.stage
 # `states` counts the shots that this run worked on, so that an unchanged shot counts in one run and not every night;
 # `runs.selected` has all. `inspected` and `overcompleted` count images that this run made; `images` those that it
 # published first.
+_STATES = """
+coalesce((SELECT jsonb_object_agg(state, shots) FROM (
+    SELECT state, count(*) AS shots FROM run_shots WHERE run = :run GROUP BY state) counted), '{}')
+"""
+
+_REMEMBER_STATES = f"""
+UPDATE runs SET totals = totals || jsonb_build_object('states', {_STATES}) WHERE id = :run AND totals IS NOT NULL
+"""  # noqa: S608  # no value from outside
+
 _REMEMBER = f"""
 UPDATE runs SET totals = jsonb_build_object(
     'stages', coalesce((
         SELECT jsonb_object_agg(stage, jsonb_build_array(computed, reused, seconds)) FROM ({_TOTALS}) counted), '{{}}'),
-    'states', coalesce((
-        SELECT jsonb_object_agg(state, shots) FROM (
-            SELECT state, count(*) AS shots FROM run_shots WHERE run = :run GROUP BY state) counted), '{{}}'),
+    'states', {_STATES},
     'inspected', (SELECT count(*) FROM run_steps u
                   WHERE u.run = :run AND u.stage = 'inspect' AND u.chosen AND NOT u.reused),
     'overcompleted', (SELECT count(*) FROM run_steps u JOIN verdicts v USING (key)
