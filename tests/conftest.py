@@ -18,6 +18,8 @@ from pathlib import Path
 
 for name in [name for name in os.environ if name.startswith(("PACKSHOT_", "AIRFLOW_"))]:
     del os.environ[name]
+for name in ("COLUMNS", "LINES"):  # of the terminal, from xdist: a test that wants a width says so
+    os.environ.pop(name, None)
 workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 # how threads wait is decided by `import pipelines`, for every process
 os.environ.setdefault("OMP_NUM_THREADS", "2" if workers == 1 else "1")
