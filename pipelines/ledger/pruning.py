@@ -68,7 +68,7 @@ def find(
         grace: An orphan that was written later stays.
         keep: Stages of which everything stays, or ORPHAN.
     """
-    times = {"since": since, "grace": grace, "keep": list(keep)}
+    times = {"since": since, "grace": grace, "keep": list(keep), "orphan": ORPHAN}
     connection.execute(text(_ROOTS), times)
     connection.execute(text(_KEPT), times)
     connection.execute(text("ALTER TABLE kept ADD PRIMARY KEY (key)"))
@@ -141,7 +141,7 @@ UNION
 SELECT run, shot, digest FROM publications WHERE superseded_at IS NULL OR superseded_at > :since
 """
 
-# An image that a forced step superseded is not what a product has now.
+# Of what a product has now, the newest step: the one that is found.
 _KEPT = """
 CREATE TEMPORARY TABLE kept ON COMMIT DROP AS
 SELECT key FROM steps WHERE created_at > :since
@@ -150,16 +150,17 @@ SELECT u.key FROM roots JOIN run_steps u ON u.run = roots.run AND u.shot = roots
 UNION
 SELECT o.key FROM roots JOIN step_outputs o ON o.digest = roots.digest
 UNION
-SELECT u.key
+SELECT newest.key
 FROM run_shots rs
 JOIN products p ON p.version = rs.version
 JOIN run_steps u ON u.run = rs.run AND u.shot = rs.shot
 JOIN steps s ON s.key = u.key
-WHERE rs.until IS NULL AND NOT EXISTS (
-    SELECT FROM steps newer
-    WHERE newer.base = s.base AND newer.created_at > s.created_at AND newer.state <> 'failed'
-      AND NOT EXISTS (SELECT FROM lost_steps l WHERE l.key = newer.key)
-)
+CROSS JOIN LATERAL (
+    SELECT n.key FROM steps n
+    WHERE n.base = s.base AND n.state <> 'failed' AND NOT EXISTS (SELECT FROM lost_steps l WHERE l.key = n.key)
+    ORDER BY n.created_at DESC, n.key LIMIT 1
+) newest
+WHERE rs.until IS NULL
 """
 
 _UPSTREAM = """
@@ -185,8 +186,8 @@ UNION SELECT found[1] FROM model_revisions, regexp_matches(CAST(stages AS text),
 _NEED = "INSERT INTO needed SELECT unnest(CAST(:digests AS text[])) ON CONFLICT DO NOTHING"
 
 # What an input names and no step made is a photo or a backdrop: it stays.
-_UNNEEDED = f"""
-SELECT s.digest, s.size, coalesce(made.stage, '{ORPHAN}') AS made_by, coalesce(made.role, '') AS role
+_UNNEEDED = """
+SELECT s.digest, s.size, coalesce(made.stage, :orphan) AS made_by, coalesce(made.role, '') AS role
 FROM stored s
 LEFT JOIN LATERAL (
     SELECT st.stage, o.role FROM step_outputs o JOIN steps st USING (key)
@@ -197,7 +198,7 @@ WHERE NOT EXISTS (SELECT FROM needed WHERE needed.digest = s.digest)
            ELSE s.written_at < :grace
                 AND NOT EXISTS (SELECT FROM artifacts a WHERE a.digest = s.digest)
                 AND NOT EXISTS (SELECT FROM step_inputs i WHERE i.digest = s.digest) END
-  AND coalesce(made.stage, '{ORPHAN}') <> ALL(CAST(:keep AS text[]))
+  AND coalesce(made.stage, :orphan) <> ALL(CAST(:keep AS text[]))
   AND NOT EXISTS (SELECT FROM step_outputs o JOIN steps st USING (key)
                   WHERE o.digest = s.digest AND st.stage = ANY(CAST(:keep AS text[])))
 ORDER BY s.digest

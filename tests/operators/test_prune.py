@@ -12,10 +12,13 @@ from pipelines.cli.main import app
 from pipelines.contracts import sha256_hex
 from pipelines.errors import UsageError
 from pipelines.ledger.decisions import Choice, decide, held_image, withdraw
+from pipelines.runs.export import export_run
 from pipelines.runs.prune import Pruned, prune
 from pipelines.runs.verify import verify
 from pipelines.stages import keys
 from tests.operators.test_differences import STAGES, Shop
+
+pytestmark = pytest.mark.medium
 
 
 @pytest.fixture
@@ -79,25 +82,30 @@ def test_a_superseded_cup_goes_and_is_made_anew_when_it_comes_back(shop, setting
     assert old <= stored(shop)
 
 
-def test_what_a_person_decided_or_has_to_decide_stays_with_what_it_was_made_of(shop) -> None:
+def test_what_is_shown_decided_or_to_be_decided_stays_with_what_it_was_made_of(shop) -> None:
     first = shop.night()
+    shown = outputs(shop, first.run, "pot")
+    assert len(shown) == 6
     vase = outputs(shop, first.run, "grown-vase")
     assert len(vase) == 5
     decide(shop.ledger.engine, held_image(shop.ledger.engine, first.run, shop.sku("grown-vase")), Choice.REJECT, "ada")
     shop.feed["grown-vase"] = "grown again"
     second = shop.night()
     waiting = outputs(shop, second.run, "grown-vase")
-    del shop.feed["grown-vase"]
+    del shop.feed["grown-vase"], shop.feed["pot"]
     shop.night()
     after(shop, 31)
-    assert vase | waiting <= stored(shop)
+    for needed in (shown, vase, waiting):
+        assert needed <= stored(shop)
 
 
-def test_an_image_that_was_pruned_is_not_shown_again(shop) -> None:
-    shop.night()
+def test_an_image_that_was_pruned_is_not_shown_again(shop, settings, tmp_path) -> None:
+    first = shop.night()
     shop.feed["cup"] = "another cup"
     second = shop.night()
     after(shop, 31)
+    with pytest.raises(UsageError, match=f"no longer has the image of {shop.sku('cup')}"):
+        export_run(first.run, tmp_path, settings)
     [shot] = shop.ledger.shots(second.run, skus=[shop.sku("cup")])
     final = shop.ledger.chosen(second.run, [shot])[shot.sku]["publish"].job.inputs["final"]
     with shop.ledger.engine.begin() as connection:
