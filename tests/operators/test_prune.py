@@ -113,6 +113,8 @@ def test_an_image_that_was_pruned_is_not_shown_again(shop, settings, tmp_path) -
         assert withdraw(connection, [number], [final], "ada") == 1
         current = f"SELECT count(*) FROM publications WHERE shot = {number} AND superseded_at IS NULL"
         assert connection.exec_driver_sql(current).scalar_one() == 0
+    after(shop, 31)
+    assert outputs(shop, second.run, "cup") <= stored(shop), "taken back, but still the newest"
 
 
 def test_orphans_go_after_their_grace_and_documents_keep_what_they_name(shop) -> None:
