@@ -15,6 +15,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -149,11 +150,16 @@ class S3Store:
 
     def objects(self) -> Iterator[tuple[str, int]]:
         """Digest and size, bytes, of every object."""
+        for digest, size, _ in self.dated_objects():
+            yield digest, size
+
+    def dated_objects(self) -> Iterator[tuple[str, int, datetime]]:
+        """Digest and size, bytes, of every object, and when it was last written."""
         for item in self._client.list_objects(bucket_name=self.bucket, prefix=PREFIX, recursive=True):
-            yield item.object_name.rsplit("/", 1)[-1], item.size or 0
+            yield item.object_name.rsplit("/", 1)[-1], item.size or 0, item.last_modified or datetime.now(UTC)
 
     def remove(self, digest: str) -> None:
-        """Removes an object whose bytes are damaged."""
+        """Removes an object: its bytes are damaged, or nobody needs them."""
         self._client.remove_object(bucket_name=self.bucket, object_name=object_name(digest))
 
     def verify_all(self) -> Iterator[Checked]:

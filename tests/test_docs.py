@@ -38,6 +38,7 @@ from pipelines.revisions.comparison import Evaluation, Score
 from pipelines.revisions.registry import Revision
 from pipelines.runs.export import Export, ExportedImage
 from pipelines.runs.local import Outcome
+from pipelines.runs.prune import Pruned, PrunedKind
 from pipelines.runs.verify import LostObject, Verified
 from pipelines.scenes import Backdrop, BackdropPicture, Channel, Checks, Control, Scene, ScenePlacement
 from pipelines.services.lifecycle import Service, Status
@@ -299,6 +300,7 @@ JSON = {
     "`measure detector`": names_of(DetectorMeasure, Group),
     "`measure scenes`": names_of(SceneMeasure, FinalMeasure, SceneFigure),
     "`verify`": names_of(Verified, LostObject),
+    "`prune`": names_of(Pruned, PrunedKind),
 }
 NOT_FIELDS = {
     "`report`": {"run --wait"},
@@ -310,7 +312,7 @@ NOT_FIELDS = {
     "`measure detector`": {"right", "wrong"},
 }
 WHOLE = (
-    *("`approve`", "`export`", "`up` and `status`", "`measure scenes`", "`verify`"),
+    *("`approve`", "`export`", "`up` and `status`", "`measure scenes`", "`verify`", "`prune`"),
     *("`measure cutout`", "`measure checks`", "`measure describe`", "`measure detector`"),
 )
 """Commands of which every field is stable."""

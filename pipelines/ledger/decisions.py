@@ -315,7 +315,7 @@ def _undo(connection: Connection, standing: Sequence[Decision], by: str) -> list
 
 def withdraw(connection: Connection, shots: Sequence[int], finals: Sequence[str], by: str) -> int:
     """Withdraws the current image of these shots where it was made of one of these finals. The image before it is
-    shown again, if there was one that nobody withdrew. Returns how many images were withdrawn."""
+    shown again, if there was one that nobody withdrew or pruned. Returns how many images were withdrawn."""
     values = {"shots": list(shots), "finals": list(finals), "by": by}
     # one publisher at a time for a shot, in the order of `PostgresLedger.publish`
     connection.execute(text("SELECT id FROM shots WHERE id = ANY(:shots) ORDER BY id FOR UPDATE"), values)
@@ -468,6 +468,7 @@ CROSS JOIN LATERAL (
     WHERE p.shot = gone.shot AND p.id < gone.id AND p.withdrawn_by IS NULL AND p.digest <> gone.digest
       AND NOT EXISTS (SELECT FROM publications w WHERE w.shot = p.shot AND w.digest = p.digest
                       AND w.withdrawn_by IS NOT NULL AND w.id > p.id)
+      AND NOT EXISTS (SELECT FROM step_outputs o JOIN lost_steps l USING (key) WHERE o.digest = p.digest AND l.pruned)
     ORDER BY p.id DESC LIMIT 1
 ) before
 WHERE gone.id = ANY(:ids)

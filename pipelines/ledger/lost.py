@@ -90,7 +90,7 @@ SELECT (SELECT count(*) FROM artifacts)
      + (SELECT count(DISTINCT v.photo) FROM products p JOIN product_versions v ON v.id = p.version)
 """
 
-# Without what was made anew in other bytes: another attempt takes its place.
+# Without what was made anew in other bytes: another attempt takes its place. And without what was pruned.
 _NOT_STORED = """
 SELECT named.digest, stored.digest IS NULL AS missing
 FROM (SELECT digest, size FROM artifacts
@@ -102,6 +102,10 @@ WHERE (stored.digest IS NULL OR stored.size <> named.size) AND NOT EXISTS (
     SELECT FROM step_outputs o JOIN lost_steps USING (key) JOIN steps s USING (key)
     JOIN steps newer ON newer.base = s.base AND newer.created_at > s.created_at AND newer.state = 'done'
     WHERE o.digest = named.digest
+) AND NOT (
+    EXISTS (SELECT FROM step_outputs o JOIN lost_steps l USING (key) WHERE o.digest = named.digest AND l.pruned)
+    AND NOT EXISTS (SELECT FROM step_outputs o WHERE o.digest = named.digest
+                    AND NOT EXISTS (SELECT FROM lost_steps l WHERE l.key = o.key AND l.pruned))
 )
 """
 

@@ -48,7 +48,7 @@ WORKING = {
     "run_shots": "UPDATE, DELETE",
     "run_steps": "UPDATE, DELETE",
     "run_artifacts": "UPDATE",
-    "lost_steps": "DELETE",
+    "lost_steps": "UPDATE, DELETE",
 }
 """Table → what a worker may do besides reading and inserting: where runs and products stand now."""
 

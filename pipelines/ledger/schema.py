@@ -225,7 +225,11 @@ verdicts = _of_step(
     Column("picture", Text, nullable=False, comment="Role of the step's output that shows where."),
 )
 
-lost_steps = _of_step("lost_steps", _now())
+lost_steps = _of_step(
+    "lost_steps",
+    _now(),
+    Column("pruned", Boolean, nullable=False, server_default="false", comment="Its outputs were removed on purpose."),
+)
 """Steps whose outputs the store has lost: they are looked for no more, until the same bytes are there again."""
 
 run_steps = Table(

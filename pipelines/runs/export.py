@@ -10,6 +10,7 @@ from more_itertools import chunked
 
 from pipelines.catalogue.feed import published_feed
 from pipelines.contracts import ShotState
+from pipelines.errors import UsageError
 from pipelines.ledger.postgres import PostgresLedger, connect
 from pipelines.ledger.reports import ReportedShot, latest_run, report, reported_shots
 from pipelines.runs.contact_sheet import SheetRow, contact_sheet
@@ -43,7 +44,8 @@ class Export:
 def export_run(run: str, out: Path, settings: Settings) -> Export:
     """Writes the published images of `run`, their feed and a contact sheet into `out`.
 
-    `run` may be "latest", the last one that `packshot run` triggered. Raises UsageError for an unknown run.
+    `run` may be "latest", the last one that `packshot run` triggered. Raises UsageError for an unknown run,
+    and if the store no longer has one of its images.
     """
     engine = connect(settings.database_url)
     store, ledger = S3Store(settings), PostgresLedger(engine)
@@ -58,7 +60,7 @@ def export_run(run: str, out: Path, settings: Settings) -> Export:
         for shot in shots:
             artifact = next(a for a in steps[shot.sku]["publish"].outputs if a.role == "published")
             name = f"{file_name(shot.sku)}-{artifact.sha256[:12]}.{SUFFIXES[artifact.media_type]}"
-            (out / name).write_bytes(store.get(artifact.sha256))
+            (out / name).write_bytes(_published(store, run, shot.sku, artifact.sha256))
             images.append(ExportedImage(shot.sku, name, artifact.sha256))
             titles.append(shot.product.title)
     rows = ((i.sku, title, i.file, i.sha256) for i, title in zip(images, titles, strict=True))
@@ -66,6 +68,14 @@ def export_run(run: str, out: Path, settings: Settings) -> Export:
     sheet = out / "contact_sheet.png"
     contact_sheet(_sheet_rows(run, outcomes, ledger, store), [outcome.state for outcome in outcomes], sheet)
     return Export(run, tuple(images), out / "feed.csv", sheet)
+
+
+def _published(store: S3Store, run: str, sku: str, digest: str) -> bytes:
+    try:
+        return store.get(digest)
+    except KeyError as error:
+        what = f"run {run}: the store no longer has the image of {sku} ({digest[:16]})"
+        raise UsageError(f"{what}: it was pruned, or `packshot verify` names it; export a newer run") from error
 
 
 def _sheet_rows(

@@ -138,13 +138,18 @@ def _have_folder(source: Path, out: Path) -> None:
 
 
 def sheet_row(shot: Shot, steps: dict[str, Step], state: ShotState, reason: str, store: Store) -> SheetRow:
-    """One row of the contact sheet: photo → cutout → raw → final, up to the last finished stage."""
+    """One row of the contact sheet: photo → cutout → raw → final, up to the last finished stage and without what the
+    store no longer has."""
 
     def picture(stage_name: str, role: str) -> Image.Image | None:
         step = steps.get(stage_name)
         if step is None or step.state is not State.DONE:
             return None
-        return Image.open(io.BytesIO(store.get(step.output(role))))
+        made = step.output(role)
+        try:
+            return Image.open(io.BytesIO(store.get(made)))
+        except KeyError:
+            return None  # it was pruned
 
     described = steps["describe"].facts if "describe" in steps else {}
     return SheetRow(

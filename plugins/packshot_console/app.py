@@ -100,7 +100,11 @@ def create_app() -> FastAPI:
         media_type = views.media_type(digest)
         if media_type not in pictures.SERVED_AS_STORED:
             raise HTTPException(HTTPStatus.NOT_FOUND, "the ledger knows no such artifact")
-        return Response(pictures.stored(digest), media_type=media_type, headers={"Cache-Control": FOREVER})
+        try:
+            data = pictures.stored(digest)
+        except KeyError:
+            raise HTTPException(HTTPStatus.NOT_FOUND, "the store no longer has this artifact") from None
+        return Response(data, media_type=media_type, headers={"Cache-Control": FOREVER})
 
     return app
 
