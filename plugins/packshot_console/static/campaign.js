@@ -61,7 +61,7 @@ function show(found) {
   set("runs", found.runs > 1 ? `in ${found.runs} runs, one a day` : "in one run");
   set("reused", numbers.format(found.reused));
   set("computed", numbers.format(found.computed));
-  set("time", duration(found.seconds));
+  set("time", found.seconds || !found.computed ? duration(found.seconds) : "unknown");
   set("unmeasured", found.unmeasured.length ? `without ${found.unmeasured.join(", ")}: not measured yet` : "");
   const part = document.getElementById("proportion");
   part.hidden = found.followed === found.products;
