@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pipelines.scenes import Scene
 
 MANIFEST = re.compile(r"[0-9a-f]{64}")
-FEED_SUFFIXES = (".csv", ".tsv", ".txt")
+FEED_SUFFIXES = (".csv", ".tsv", ".txt", ".xml")
 """Files that a run may be told to read as its feed."""
 
 FORECAST = "forecast"

@@ -97,7 +97,7 @@ class PublishOperator(PackshotOperator):
         ledger = services.ledger
         recipe = services.recipe(self.scene, self.reprocess, self.run)
 
-        # 1. Encode what may be shown: of this run's shots, and of earlier ones that somebody approved since
+        # 1. Encode what may be shown: of the shots that this run worked on
         limits = Limits(services.settings.batch_size, services.settings.shot_seconds)
         gone = True
         while gone:

@@ -63,7 +63,9 @@ class Settings(BaseSettings):
 
     # Airflow
     airflow_url: str = Field("", description="Base URL of Airflow's API and UI. Empty: the embedded server.")
-    airflow_user: str = Field("admin", description="Airflow user for `packshot run` and `packshot campaign`.")
+    airflow_user: str = Field(
+        "admin", description="Airflow user for `packshot run`, `packshot campaign` and `packshot approve`."
+    )
     airflow_password: SecretStr = Field(SecretStr(""), description="That user's password.")
     watch_user: str = Field(
         "viewer", description="Airflow user with which the scheduler sees how runs ended. The right to read is enough."

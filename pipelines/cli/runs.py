@@ -228,7 +228,7 @@ def approve(
 ) -> None:
     """Let a held image be published: a person has looked at it, and it is right.
 
-    DAG `publish_reviewed` publishes it in the run that held it. Without a running Airflow, the next run publishes it.
+    DAG `publish_reviewed` publishes it in the run that held it. Without a running Airflow, the DAG's next run does.
     The approval covers this image only; a new image of the product is checked again.
     """
     from pipelines.ledger.decisions import Choice, decide, held_image

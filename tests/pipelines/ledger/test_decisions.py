@@ -192,8 +192,13 @@ def test_what_is_rolled_back_shows_the_image_before_and_is_not_published_again(l
     assert queue(ledger) == []
     with pytest.raises(UsageError, match="no image of run"):
         decisions.roll_back(ledger.engine, "ada", "", "b3", run=after.run)
+    with ledger.engine.begin() as connection:
+        connection.execute(text("UPDATE run_shots SET settled = true"))
     decisions.undo_batch(ledger.engine, "b2", "ada")
     assert queue(ledger) == list(after.finals.values())
+    with ledger.engine.begin() as connection:
+        unsettled = connection.scalars(text("SELECT run FROM run_shots WHERE NOT settled")).all()
+    assert unsettled == [after.run] * 2, "the next run may publish them again"
 
 
 def decide_anew(ledger: PostgresLedger, held: Held, sku: str) -> None:
