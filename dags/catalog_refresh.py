@@ -53,7 +53,7 @@ settings = get_settings()
             None,
             type=["null", "string"],
             title="Feed",
-            description="Digest of a manifest, a CSV, TSV or XML file, or an http(s) address. Empty: the one named last.",
+            description="Digest of a manifest, a CSV, TSV or XML file, or an http(s) address. Empty: the last named.",
             section=SELDOM,
         ),
         "limit": limit_param(),

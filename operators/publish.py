@@ -11,7 +11,7 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 from more_itertools import chunked
 
 from operators.base import PROBLEM, PackshotOperator, Services, open_services
-from operators.tables import check_table
+from operators.tables import attach_feed, check_table, images_of, publication_columns
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -86,18 +86,15 @@ class PublishOperator(PackshotOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Publish; returns how many images the set has, and how many of them are new."""
-        from pipelines.catalogue.feed import published_feed
-        from pipelines.contracts import Artifact, Publication
         from pipelines.ledger import checked
         from pipelines.stages import stage
-        from pipelines.store import object_name
         from pipelines.workflow import Limits, run_stage
 
         services = open_services()
         ledger = services.ledger
         recipe = services.recipe(self.scene, self.reprocess, self.run)
 
-        # 1. Encode what may be shown: of the shots that this run worked on
+        # 1. Encode what may be shown: of this run's shots, and of earlier ones that somebody decided about since
         limits = Limits(services.settings.batch_size, services.settings.shot_seconds)
         gone = True
         while gone:
@@ -112,28 +109,15 @@ class PublishOperator(PackshotOperator):
             gone = self._gone(services)
 
         # 3. Check it as one set
-        channel = recipe.scene.channel
-        common = {
-            "scene": recipe.scene.name, "channel": channel.name,
-            "min_width": channel.min_width, "min_height": channel.min_height,
-        }  # fmt: skip
-        with ledger.engine.connect() as connection:
-            rows = checked.publication(connection, self.run, common)
+        rows = publication_columns(services, self.run, recipe.scene)
         result = check_table(self, services, context, "publication", rows)
 
         # 4. Show it, all at once
-        named = (rows[column] for column in ("sku", "scene", "channel", "digest"))
-        images = [Publication(*image) for image in zip(*named, strict=True)]
-        del rows, named
+        images = images_of(rows)
+        del rows
         new = ledger.publish(self.run, images)
         ledger.settle(self.run)
-        bucket = services.settings.s3_bucket
-        feed = published_feed(
-            (sku, title, f"s3://{bucket}/{object_name(digest)}", digest)
-            for sku, title, digest in checked.shown(ledger.engine, self.run)
-        )
-        digest = services.store.put(feed, "text/csv")
-        ledger.attach(self.run, Artifact(digest, "feed", "text/csv", len(feed)))  # never a feed of what is not shown
+        attach_feed(services, self.run)
         self.log.info("published", images=len(images), new=new)
         return {"images": len(images), "new": new, **result}
 

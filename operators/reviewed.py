@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk.exceptions import AirflowFailException, DagRunTriggerException
 
 from operators.base import PackshotOperator, Services, open_services
-from operators.tables import publication_rows
+from operators.tables import attach_feed, images_of, publication_columns
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -70,15 +70,14 @@ class PublishApprovedOperator(PackshotOperator):
         return {"images": len(tried)}
 
     def _publish(self, services: Services, run: str, images: Sequence[Approved]) -> list[str]:
-        """Encodes, checks and shows the approved images of one run; returns what kept it from doing so."""
-        from pipelines.catalogue.feed import published_feed
-        from pipelines.contracts import Artifact, Publication, State
+        """Encodes, checks and shows the approved images of one run; returns what kept it from doing so.
+
+        The feed of the run has them then, and that of the newest run that shows the run's images unchanged.
+        """
         from pipelines.errors import UsageError
-        from pipelines.ledger.checked import shown
         from pipelines.ledger.reports import run_params
         from pipelines.quality.tables import validate
         from pipelines.stages import stage
-        from pipelines.store import object_name
         from pipelines.workflow import Limits, run_stage
 
         ledger, by_sku = services.ledger, {image.sku: image for image in images}
@@ -91,29 +90,17 @@ class PublishApprovedOperator(PackshotOperator):
             return [f"{run}: {error}"]
         limits = Limits(services.settings.batch_size, services.settings.shot_seconds)
         run_stage(stage("publish"), run, shots, recipe, ledger, services.store, limits)
-        steps = ledger.chosen(run, shots)
-        encoded = [shot for shot in shots if steps[shot.sku]["publish"].state is State.DONE]
-        rows = publication_rows(encoded, steps, dict.fromkeys(by_sku, "approved"), recipe.scene.channel)
-        rows = [row for row in rows if row["final"] == by_sku[row["sku"]].final]
-        failures = [failure for failure in validate("publication", rows).failures if failure.critical] if rows else []
+        rows = publication_columns(services, run, recipe.scene, sorted({image.final for image in images}))
+        failures = [failure for failure in validate("publication", rows).failures if failure.critical]
         if failures:
             reason = "; ".join(f"{failure.reason}: {', '.join(failure.rows[:5])}" for failure in failures)
-            self.log.error("not published", run=run, images=len(rows), reason=reason)
+            self.log.error("not published", run=run, images=len(rows["key"]), reason=reason)
             return [f"{run}: {reason}"]
-        new = ledger.publish_approved(
-            run,
-            [
-                (by_sku[row["sku"]].decision, Publication(row["sku"], row["scene"], row["channel"], row["digest"]))
-                for row in rows
-            ],
-        )
-        bucket = services.settings.s3_bucket
-        feed = published_feed(
-            (sku, title, f"s3://{bucket}/{object_name(digest)}", digest)
-            for sku, title, digest in shown(ledger.engine, run)
-        )
-        ledger.attach(run, Artifact(services.store.put(feed, "text/csv"), "feed", "text/csv", len(feed)))
-        self.log.info("published", run=run, images=len(rows), new=new)
+        shown = [image for image in images_of(rows) if image.sku in by_sku]
+        new = ledger.publish_approved(run, [(by_sku[image.sku].decision, image) for image in shown])
+        for one in ledger.showing(run, [image.shot for image in images]):
+            attach_feed(services, one)
+        self.log.info("published", run=run, images=len(shown), new=new)
         return []
 
 

@@ -1,9 +1,12 @@
-"""Checking a table of the run, and what follows when a check fails. `pipelines.ledger.checked` reads the tables."""
+"""Checking a table of the run, what follows when a check fails, and the feed of what is shown.
+
+`pipelines.ledger.checked` reads the tables.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.exceptions import AirflowFailException
@@ -13,39 +16,49 @@ from operators.base import PROBLEM, PackshotOperator, Services
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from pipelines.contracts import Shot, Step
+    from pipelines.contracts import Publication
     from pipelines.ledger.checked import Columns
     from pipelines.quality.tables import Failure, Table
-    from pipelines.scenes import Channel
+    from pipelines.scenes import Scene
 
 ROWS_NAMED = 50
 """Rows of a failed expectation that the run's report names; the validation document has all of them."""
 
 
-def publication_rows(
-    shots: Iterable[Shot], steps: Mapping[str, Mapping[str, Step]], grounds: Mapping[str, str | None], channel: Channel
-) -> list[dict[str, Any]]:
-    """The set about to be published, one row an image. `grounds`: SKU → why it may be ."""
-    return [
-        {
-            "key": f"{shot.sku}/{shot.scene}/{shot.channel}",
-            "sku": shot.sku,
-            "scene": shot.scene,
-            "channel": shot.channel,
-            "digest": next((a.sha256 for a in published.outputs if a.role == "published"), None),
-            "final": published.job.inputs.get("final"),
-            "width": published.facts.get("width"),
-            "height": published.facts.get("height"),
-            "min_width": channel.min_width,
-            "min_height": channel.min_height,
-            # the verdicts speak for the very image that was inspected, and for no other
-            "approval": grounds.get(shot.sku)
-            if inspected.job.inputs["final"] == published.job.inputs["final"]
-            else None,
-        }
-        for shot in shots
-        for published, inspected in [(steps[shot.sku]["publish"], steps[shot.sku]["inspect"])]
-    ]
+def publication_columns(services: Services, run: str, scene: Scene, finals: Sequence[str] | None = None) -> Columns:
+    """The set of the run that is about to be shown, one row an image; with `finals`, the images made of those."""
+    from pipelines.ledger import checked
+
+    channel = scene.channel
+    common = {
+        "scene": scene.name, "channel": channel.name, "min_width": channel.min_width, "min_height": channel.min_height,
+    }  # fmt: skip
+    with services.ledger.engine.connect() as connection:
+        return checked.publication(connection, run, common, finals)
+
+
+def images_of(rows: Columns) -> list[Publication]:
+    """The images of such a set."""
+    from pipelines.contracts import Publication
+
+    named = (rows[column] for column in ("sku", "scene", "channel", "digest"))
+    return [Publication(*image) for image in zip(*named, strict=True)]
+
+
+def attach_feed(services: Services, run: str) -> None:
+    """Attaches the feed of the run's published images, unchanged ones too: never of what is not shown."""
+    from pipelines.catalogue.feed import published_feed
+    from pipelines.contracts import Artifact
+    from pipelines.ledger import checked
+    from pipelines.store import object_name
+
+    bucket = services.settings.s3_bucket
+    feed = published_feed(
+        (sku, title, f"s3://{bucket}/{object_name(digest)}", digest)
+        for sku, title, digest in checked.shown(services.ledger.engine, run)
+    )
+    digest = services.store.put(feed, "text/csv")
+    services.ledger.attach(run, Artifact(digest, "feed", "text/csv", len(feed)))
 
 
 def check_table(

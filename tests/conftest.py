@@ -64,6 +64,7 @@ def pytest_sessionfinish() -> None:
     shutil.rmtree(STATE_DIR, ignore_errors=True)
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in a hook of its own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what needs services by the fixtures it asks for, and run the slow tests last.
 

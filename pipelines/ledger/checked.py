@@ -5,7 +5,7 @@ They cover the shots that the run looked at. What stands as an earlier run left 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Engine, text
@@ -24,19 +24,23 @@ def scores(connection: Connection, run: str) -> Columns:
     return _columns(connection, _SCORES, run)
 
 
-def publication(connection: Connection, run: str, common: Mapping[str, Any]) -> Columns:
-    """The set about to be published, one row an image; `common` are columns with one value for all.
+def publication(
+    connection: Connection, run: str, common: Mapping[str, Any], finals: Sequence[str] | None = None
+) -> Columns:
+    """The set about to be published, one row an image; `common` are columns with one value for all. With `finals`, only
+    the images that were made of those (sha256).
 
     `approval` is `approved` if a person approved the image, `passed` if all its verdicts passed, and null if it has no
     verdict, or if the verdicts are about another image.
     """
-    columns = _columns(connection, _PUBLICATION.format(judged=_JUDGED), run)
+    some = None if finals is None else list(finals)
+    columns = _columns(connection, _PUBLICATION.format(judged=_JUDGED), run, finals=some)
     return columns | {name: [value] * len(columns["key"]) for name, value in common.items()}
 
 
 def publishable(connection: Connection, run: str) -> list[int]:
-    """Positions of the shots whose image may be shown and is not encoded yet. It was approved, or no verdict is against
-    it."""
+    """Positions of the shots whose image may be shown and is not encoded yet. It was approved, or neither a verdict nor
+    a person is against it."""
     return list(connection.scalars(text(_PUBLISHABLE.format(judged=_JUDGED)), {"run": run}))
 
 
@@ -54,14 +58,14 @@ def shown(engine: Engine, run: str) -> Iterator[tuple[str, str, str]]:
             yield row.sku, row.title, row.digest
 
 
-def _columns(connection: Connection, statement: str, run: str) -> Columns:
-    found = connection.execute(text(statement), {"run": run})
+def _columns(connection: Connection, statement: str, run: str, **values: Any) -> Columns:
+    found = connection.execute(text(statement), {"run": run, **values})
     names = list(found.keys())
-    values: list[list[Any]] = [[] for _ in names]
+    columns: list[list[Any]] = [[] for _ in names]
     for row in found:
-        for column, value in zip(values, row, strict=True):
+        for column, value in zip(columns, row, strict=True):
             column.append(value)
-    return dict(zip(names, values, strict=True))
+    return dict(zip(names, columns, strict=True))
 
 
 _CATALOGUE = """
@@ -76,21 +80,22 @@ FROM run_steps u JOIN shots s ON s.id = u.shot JOIN verdicts v ON v.key = u.key
 WHERE u.run = :run AND u.chosen ORDER BY u.shot, u.stage, v.position
 """
 
-# Of every shot with a finished inspection: the image, whether it was approved, and whether all verdicts passed.
+# Of every shot with a finished inspection, unless a person rejected its image: the image, whether it was approved, and
+# whether all verdicts passed. An image has one decision at most that was not undone.
 _JUDGED = """
 SELECT rs.position, rs.shot, i.digest AS final, verdicts.passed,
-       EXISTS (SELECT FROM decisions d
-               WHERE d.final = i.digest AND d.undone_at IS NULL AND d.choice = 'approve') AS approved
+       coalesce(d.choice = 'approve', false) AS approved
 FROM run_shots rs
 JOIN run_steps u ON u.run = rs.run AND u.shot = rs.shot AND u.stage = 'inspect' AND u.chosen
 JOIN steps st ON st.key = u.key AND st.state = 'done'
 LEFT JOIN step_inputs i ON i.key = u.key AND i.role = 'final'
+LEFT JOIN decisions d ON d.final = i.digest AND d.undone_at IS NULL
 LEFT JOIN (
     SELECT u.shot, bool_and(v.passed) AS passed FROM run_steps u JOIN verdicts v ON v.key = u.key
     WHERE u.run = :run AND u.chosen GROUP BY u.shot
 ) verdicts ON verdicts.shot = rs.shot
 WHERE rs.run = :run
-  AND NOT EXISTS (SELECT FROM decisions d WHERE d.final = i.digest AND d.undone_at IS NULL AND d.choice = 'reject')
+  AND d.choice IS DISTINCT FROM 'reject'
 """
 
 _PUBLISHABLE = """
@@ -131,7 +136,8 @@ JOIN run_steps u ON u.run = :run AND u.shot = judged.shot AND u.stage = 'publish
 JOIN steps ps ON ps.key = u.key AND ps.state = 'done'
 LEFT JOIN step_outputs o ON o.key = u.key AND o.role = 'published'
 LEFT JOIN step_inputs p ON p.key = u.key AND p.role = 'final'
-WHERE judged.approved OR judged.passed IS NOT FALSE
+WHERE (judged.approved OR judged.passed IS NOT FALSE)
+  AND (CAST(:finals AS text[]) IS NULL OR judged.final = ANY(CAST(:finals AS text[])))
 ORDER BY judged.position
 """
 

@@ -7,6 +7,9 @@
 
 A decision names an image by its sha256, so it is about these bytes and no others. The database holds at most one
 decision of an image that was not undone: whoever decides second is refused, and learns who was first.
+
+A run that finds a held image unchanged has no row of it: the image is decided, and published, in the run that held it.
+Every decision takes back that its shot is settled, so that the next run looks at it.
 """
 
 from __future__ import annotations
@@ -118,6 +121,7 @@ def decide(engine: Engine, final: str, choice: Choice, by: str, reason: str = ""
         values = {"final": final, "run": row.run, "shot": row.shot, "choice": choice, "reason": reason, "by": by}
         number = connection.scalar(text(_DECIDE), values)
         if number is not None:
+            outcomes.unsettle_images(connection, [final])
             return _read(connection, "d.id = :id", {"id": number})[0]
         standing = _read(connection, "d.final = :final AND d.undone_at IS NULL", {"final": final})
     if not standing:
@@ -145,7 +149,9 @@ def decide_selection(
         if now != fingerprint:
             raise SelectionChanged(f"the queue changed meanwhile: the selection has {count} images now")
         values = {**_selected(selection), "choice": choice, "by": by, "reason": reason, "batch": batch}
-        return connection.execute(text(_DECIDE_ALL), values).rowcount
+        decided = connection.scalars(text(_DECIDE_ALL), values).all()
+        outcomes.unsettle_images(connection, decided)
+    return len(decided)
 
 
 def counted(engine: Engine, selection: Selection) -> tuple[int, str]:
@@ -188,7 +194,8 @@ def roll_back(engine: Engine, by: str, reason: str, batch: str, publications: Se
         count = withdraw(connection, images["shots"], images["finals"], by)
         for row in connection.execute(text(_HOLDERS), images).all():
             outcomes.settle(connection, row.run, shots=row.shots)
-            outcomes.remember_totals(connection, row.run)
+            outcomes.remember_states(connection, row.run)
+        outcomes.unsettle_images(connection, images["finals"])
     return count
 
 
@@ -234,7 +241,9 @@ def note_published(connection: Connection, decisions: Sequence[int], run: str) -
     """Records that `run` published what these decisions approved, and settles these shots."""
     values = {"ids": list(decisions), "run": run}
     connection.execute(text(_ACTED), values)
-    outcomes.settle(connection, run, shots=connection.scalars(text(_DECIDED_SHOTS), values).all())
+    shots = connection.scalars(text(_DECIDED_SHOTS), values).all()
+    outcomes.settle(connection, run, shots=shots)
+    outcomes.settle_shots(connection, run, shots)
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,7 +308,8 @@ def _undo(connection: Connection, standing: Sequence[Decision], by: str) -> list
         for row in connection.execute(text(_HOLDERS), images).all():
             withdraw(connection, row.shots, row.finals, by)
             outcomes.settle(connection, row.run, shots=row.shots)
-            outcomes.remember_totals(connection, row.run)
+            outcomes.remember_states(connection, row.run)
+    outcomes.unsettle_images(connection, [decision.final for decision in standing])
     return _read(connection, "d.id = ANY(:ids)", {"ids": ids})
 
 
@@ -325,8 +335,7 @@ def _selected(selection: Selection) -> dict[str, str]:
 
 _OF_SKU = """
 SELECT rs.run, rs.shot, rs.state, rs.reason, rs.final, rs.checks, s.sku
-FROM shots_of_runs a JOIN run_shots rs ON rs.run = a.made_by AND rs.shot = a.shot JOIN shots s ON s.id = rs.shot
-WHERE a.run = :run AND s.sku = :sku
+FROM shots_of_runs rs JOIN shots s ON s.id = rs.shot WHERE rs.run = :run AND s.sku = :sku
 """
 
 # of the runs that have this image, the newest that held it; `newest` is the shot's newest image of all
@@ -351,7 +360,7 @@ SELECT q.final, q.run, q.shot, :choice, :reason, :by, :batch FROM review_queue q
 WHERE (CAST(:in_run AS text) = '' OR q.run = :in_run)
   AND (CAST(:in_scene AS text) = '' OR q.scene = :in_scene)
   AND (CAST(:failed AS text) = '' OR CAST(:failed AS text) = ANY(q.checks))
-ON CONFLICT (final) WHERE undone_at IS NULL DO NOTHING
+ON CONFLICT (final) WHERE undone_at IS NULL DO NOTHING RETURNING final
 """
 
 _COUNT = """

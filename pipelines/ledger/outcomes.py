@@ -44,23 +44,9 @@ def close(connection: Connection, run: str, problem: str | None) -> None:
     connection.execute(text(_CLOSE), {"run": run, "problem": problem})
 
 
-def settle_shots(connection: Connection, run: str) -> None:
-    """Says of every shot that the run worked on whether it is settled: nothing is left to be tried under its recipe."""
-    from sqlalchemy import text
-
-    connection.execute(text(_SETTLED), {"run": run})
-
-
-def unsettle_steps(connection: Connection, step: Step) -> None:
-    """Takes it back for the shots of the steps that this one supersedes: those with its key without the attempt."""
-    from sqlalchemy import text
-
-    connection.execute(text(_UNSETTLE_STEPS), {"key": step.key, "base": step.job.base})
-
-
 def stage_totals(connection: Connection, run: str) -> dict[str, tuple[int, int, float]]:
     """Stage → steps that a run computed, finished steps that it reused, and seconds of those it computed. A step that
-    two shots share counts once."""
+    two shots share counts once; those of unchanged shots count as reused."""
     from sqlalchemy import text
 
     rows = connection.execute(text(_TOTALS), {"run": run})
@@ -72,6 +58,35 @@ def remember_totals(connection: Connection, run: str) -> None:
     from sqlalchemy import text
 
     connection.execute(text(_REMEMBER), {"run": run})
+
+
+def remember_states(connection: Connection, run: str) -> None:
+    """Counts the states in the totals of a run that ended anew: its steps are those that it had."""
+    from sqlalchemy import text
+
+    connection.execute(text(_REMEMBER_STATES), {"run": run})
+
+
+def settle_shots(connection: Connection, run: str, shots: Sequence[int] | None = None) -> None:
+    """Says of every shot that the run worked on, or of the shots with these numbers, whether it is settled: nothing is
+    left to be tried under its recipe."""
+    from sqlalchemy import text
+
+    connection.execute(text(_SETTLED), {"run": run, "shots": None if shots is None else list(shots)})
+
+
+def unsettle_steps(connection: Connection, step: Step) -> None:
+    """Takes it back for the shots of the steps that this one supersedes: those with its key without the attempt."""
+    from sqlalchemy import text
+
+    connection.execute(text(_UNSETTLE_STEPS), {"key": step.key, "base": step.job.base})
+
+
+def unsettle_images(connection: Connection, finals: Sequence[str]) -> None:
+    """Takes it back for the shots that were held with one of these `final` images: the next run looks at them."""
+    from sqlalchemy import text
+
+    connection.execute(text(_UNSETTLE_IMAGES), {"finals": list(finals)})
 
 
 def rates(connection: Connection) -> dict[str, float]:
@@ -148,11 +163,53 @@ FROM (
 WHERE run_shots.run = :run AND run_shots.position = inspected.position AND run_shots.state = 'pending'
 """
 
+# Of unchanged shots, the steps of the run that left them so are reused.
+_TOTALS = """
+SELECT used.stage, count(*) FILTER (WHERE NOT used.reused) AS computed, count(*) FILTER (WHERE used.reused) AS reused,
+       coalesce(sum(steps.seconds) FILTER (WHERE NOT used.reused), 0.0) AS seconds
+FROM (SELECT stage, key, bool_and(reused) AS reused
+      FROM (SELECT stage, key, reused FROM run_steps WHERE run = :run
+            UNION ALL
+            SELECT u.stage, u.key, true
+            FROM shots_of_runs all_of JOIN run_steps u ON u.run = all_of.made_by AND u.shot = all_of.shot
+            WHERE all_of.run = :run AND all_of.made_by <> :run) each_use
+      GROUP BY stage, key) used
+JOIN steps USING (key)
+GROUP BY used.stage
+"""
+
+# `states` counts the shots that this run worked on, so that an unchanged shot counts in one run and not every night;
+# `runs.selected` has all. `inspected` and `overcompleted` count images that this run made; `images` those that it
+# published first.
+_STATES = """
+coalesce((SELECT jsonb_object_agg(state, shots) FROM (
+    SELECT state, count(*) AS shots FROM run_shots WHERE run = :run GROUP BY state) counted), '{}')
+"""
+
+_REMEMBER_STATES = f"""
+UPDATE runs SET totals = totals || jsonb_build_object('states', {_STATES}) WHERE id = :run AND totals IS NOT NULL
+"""  # noqa: S608  # no value from outside
+
+_REMEMBER = f"""
+UPDATE runs SET totals = jsonb_build_object(
+    'stages', coalesce((
+        SELECT jsonb_object_agg(stage, jsonb_build_array(computed, reused, seconds)) FROM ({_TOTALS}) counted), '{{}}'),
+    'states', {_STATES},
+    'inspected', (SELECT count(*) FROM run_steps u
+                  WHERE u.run = :run AND u.stage = 'inspect' AND u.chosen AND NOT u.reused),
+    'overcompleted', (SELECT count(*) FROM run_steps u JOIN verdicts v USING (key)
+                      WHERE u.run = :run AND u.stage = 'inspect' AND u.chosen AND NOT u.reused
+                        AND v."check" = 'overcompletion' AND NOT v.passed),
+    'images', (SELECT count(*) FROM publications p WHERE p.run = :run))
+WHERE id = :run
+"""  # noqa: S608  # no value from outside
+
 # A published image has to be the current one, and no step may have been superseded meanwhile.
 _SETTLED = """
 WITH used AS MATERIALIZED (
     SELECT u.shot, u.key, u.stage, u.chosen, s.base, s.created_at
-    FROM run_steps u JOIN steps s USING (key) WHERE u.run = :run
+    FROM run_steps u JOIN steps s USING (key)
+    WHERE u.run = :run AND (CAST(:shots AS bigint[]) IS NULL OR u.shot = ANY(CAST(:shots AS bigint[])))
 ), superseded AS MATERIALIZED (
     SELECT DISTINCT used.shot FROM used JOIN steps newer ON newer.base = used.base
     WHERE newer.created_at > used.created_at AND newer.state <> 'failed'
@@ -164,7 +221,9 @@ WITH used AS MATERIALIZED (
 )
 UPDATE run_shots SET settled = NOT run_shots.settled
 FROM runs r
-WHERE r.id = :run AND run_shots.run = r.id AND run_shots.settled <> (
+WHERE r.id = :run AND run_shots.run = r.id
+  AND (CAST(:shots AS bigint[]) IS NULL OR run_shots.shot = ANY(CAST(:shots AS bigint[])))
+  AND run_shots.settled <> (
     r.recipe <> ''
     AND (run_shots.state IN ('held', 'rejected')
          OR run_shots.state = 'published' AND run_shots.shot IN (SELECT shot FROM current))
@@ -178,44 +237,8 @@ FROM steps s JOIN run_steps u ON u.key = s.key
 WHERE s.base = :base AND s.key <> :key AND run_shots.run = u.run AND run_shots.shot = u.shot AND run_shots.settled
 """
 
-_TOTALS = """
-SELECT used.stage, count(*) FILTER (WHERE NOT used.reused) AS computed, count(*) FILTER (WHERE used.reused) AS reused,
-       coalesce(sum(steps.seconds) FILTER (WHERE NOT used.reused), 0.0) AS seconds
-FROM (SELECT stage, key, bool_and(reused) AS reused FROM (
-          SELECT stage, key, reused FROM run_steps WHERE run = :run
-          UNION ALL
-          SELECT u.stage, u.key, true FROM shots_of_runs a JOIN run_steps u ON u.run = a.made_by AND u.shot = a.shot
-          WHERE a.run = :run AND a.made_by <> :run) of_shots
-      GROUP BY stage, key) used
-JOIN steps USING (key)
-GROUP BY used.stage
-"""
-
-# `inspected` and `overcompleted` count images that this run made; `images` those that it published first.
-_REMEMBER = """
-UPDATE runs SET totals = jsonb_build_object(
-    'stages', coalesce((
-        SELECT jsonb_object_agg(stage, jsonb_build_array(computed, reused, seconds)) FROM (
-            SELECT used.stage, count(*) FILTER (WHERE NOT used.reused) AS computed,
-                   count(*) FILTER (WHERE used.reused) AS reused,
-                   coalesce(sum(steps.seconds) FILTER (WHERE NOT used.reused), 0.0) AS seconds
-            FROM (SELECT stage, key, bool_and(reused) AS reused FROM (
-          SELECT stage, key, reused FROM run_steps WHERE run = :run
-          UNION ALL
-          SELECT u.stage, u.key, true FROM shots_of_runs a JOIN run_steps u ON u.run = a.made_by AND u.shot = a.shot
-          WHERE a.run = :run AND a.made_by <> :run) of_shots
-      GROUP BY stage, key) used
-            JOIN steps USING (key) GROUP BY used.stage) counted), '{}'),
-    'states', coalesce((
-        SELECT jsonb_object_agg(state, shots) FROM (
-            SELECT state, count(*) AS shots FROM shots_of_runs WHERE run = :run GROUP BY state) counted), '{}'),
-    'inspected', (SELECT count(*) FROM run_steps u
-                  WHERE u.run = :run AND u.stage = 'inspect' AND u.chosen AND NOT u.reused),
-    'overcompleted', (SELECT count(*) FROM run_steps u JOIN verdicts v USING (key)
-                      WHERE u.run = :run AND u.stage = 'inspect' AND u.chosen AND NOT u.reused
-                        AND v."check" = 'overcompletion' AND NOT v.passed),
-    'images', (SELECT count(*) FROM publications p WHERE p.run = :run))
-WHERE id = :run
+_UNSETTLE_IMAGES = """
+UPDATE run_shots SET settled = false WHERE final = ANY(CAST(:finals AS text[])) AND settled AND state = 'held'
 """
 
 _RATES = """

@@ -36,10 +36,9 @@ from pipelines.contracts import (
 )
 from pipelines.errors import IntegrityError, UsageError
 from pipelines.ledger import lost, outcomes, rows, selection
-from pipelines.ledger.decisions import Choice, note_published, still_approved
+from pipelines.ledger.decisions import note_published, still_approved
 from pipelines.ledger.schema import (
     artifacts,
-    decisions,
     product_versions,
     products,
     publications,
@@ -285,7 +284,7 @@ class PostgresLedger:
 
     def adopt_unsettled(self, run: str) -> None:
         """Makes those shots the run's own that an earlier run left it and that are settled no more, with their steps:
-        somebody approved a held image since."""
+        somebody decided about a held image since."""
         with self.engine.begin() as connection:
             selection.adopt_unsettled(connection, run)
 
@@ -376,16 +375,6 @@ class PostgresLedger:
                     found[row.sku] = ShotState(row.state)
         return found
 
-    def decided(self, digests: Sequence[str]) -> dict[str, Choice]:
-        """What persons decided about these `final` images; no entry for an image that nobody decided."""
-        statement = select(decisions.c.final, decisions.c.choice).where(decisions.c.undone_at.is_(None))
-        with self.engine.connect() as connection:
-            return {
-                row.final: Choice(row.choice)
-                for chunk in chunked(digests, rows.CHUNK)
-                for row in connection.execute(statement.where(decisions.c.final.in_(chunk)))
-            }
-
     def publish(self, run: str, images: Sequence[Publication]) -> int:
         """Makes these the current images of their shots: all or, on any error, none. Returns how many are new.
 
@@ -409,6 +398,11 @@ class PostgresLedger:
             note_published(connection, sorted(standing), run)
             outcomes.remember_totals(connection, run)
         return new
+
+    def showing(self, run: str, numbers: Sequence[int]) -> list[str]:
+        """The run itself, and the newest ended run that has one of these shots as `run` left it, if there is one."""
+        with self.engine.connect() as connection:
+            return [run, *connection.scalars(text(_SHOWING), {"run": run, "shots": list(numbers)})]
 
     def settle(self, run: str, shard: int | None = None) -> None:
         """Sets every shot's state and reason (of one shard) from the run's steps, verdicts and publications so far."""
@@ -441,6 +435,17 @@ class PostgresLedger:
 
 
 # ---------------------------------------------------------------------- publications
+
+# A run that still works writes its feed when it publishes.
+_SHOWING = """
+SELECT later.id
+FROM runs own
+JOIN runs later ON later.line = own.line AND own.line <> '' AND later.number > own.number
+WHERE own.id = :run AND later.state <> 'running' AND later.channel <> '' AND EXISTS (
+    SELECT FROM run_shots rs WHERE rs.run = own.id AND rs.shot = ANY(CAST(:shots AS bigint[]))
+      AND (rs.until IS NULL OR rs.until > later.number))
+ORDER BY later.number DESC LIMIT 1
+"""
 
 
 def _publish(connection: Connection, run: str, images: Sequence[Publication]) -> int:

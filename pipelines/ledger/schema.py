@@ -112,15 +112,15 @@ runs = Table(
     Column("started_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     Column("finished_at", DateTime(timezone=True)),
     Column("problem", JSONB, comment="What stopped publication: failed expectations and their rows."),
+    Column("totals", JSONB, comment="What the run came to, as `outcomes` counts it; null while it runs."),
     Column("number", BigInteger, Identity(), nullable=False, comment="Runs in the order in which they were planned."),
     Column("line", Text, nullable=False, server_default="", comment="Runs of one line build on one another."),
     Column("selected", Integer, nullable=False, server_default="0", comment="Shots, those that did not change too."),
     Column("recipe", Text, nullable=False, server_default="", comment="Fingerprint of what decides, products apart."),
-    Column("totals", JSONB, comment="What the run came to, as `outcomes` counts it; null while it runs."),
     Column("notified_at", DateTime(timezone=True), comment="When its failure was sent to the webhook and by mail."),
     Index(None, "triggered_by", "started_at"),
-    Index(None, "line", "number"),
     Index(None, "started_at"),
+    Index(None, "line", "number"),
 )
 
 run_shots = Table(
@@ -134,12 +134,12 @@ run_shots = Table(
     Column("shard", Integer, comment="Null: no stage has anything to do."),
     Column("state", Text, nullable=False, server_default="pending"),
     Column("reason", Text, nullable=False, server_default=""),
-    Column("settled", Boolean, nullable=False, server_default="false", comment="Nothing is left to be tried."),
-    Column("until", BigInteger, comment="Number of the run of this line from which on it no longer counts."),
     Column("final", Text, comment="Digest of the `final` image that was inspected; null before."),
     Column(
         "checks", ARRAY(Text), nullable=False, server_default="{}", comment="Failed checks, in order of the stages."
     ),
+    Column("settled", Boolean, nullable=False, server_default="false", comment="Nothing is left to be tried."),
+    Column("until", BigInteger, comment="Number of the run of this line from which on it no longer counts."),
     UniqueConstraint("run", "shot"),
     Index(None, "shot"),
 )

@@ -5,8 +5,8 @@ line, until one of them replaces it (`until`). So a run writes rows for its diff
 changed or gone, and shots that are not settled. `sql/views/shots_of_runs.sql` is how a run's shots are read.
 
 A shot is settled when nothing is left to be tried under its run's recipe. `outcomes.settle_shots` says so at the end of
-a run. A forced step and a lost object take it back at once; a later publication by another line counts when the next
-run is planned. A person's decision takes nothing back: it is acted on in the run that held the image.
+a run. A forced step, a decision and a lost object take it back at once; a later publication by another line counts
+when the next run is planned.
 """
 
 from __future__ import annotations

@@ -56,7 +56,8 @@ class StageProgress:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A run in progress. `left` is the time that is left in seconds at its rate so far; None at its very start."""
+    """A run in progress. `shots` are those that it works on, without unchanged ones. `left` is the time that is left in
+    seconds at its rate so far; None at its very start."""
 
     run: str
     scene: str
@@ -173,7 +174,7 @@ WHERE r.totals IS NULL AND r.started_at > now() - interval '14 days' GROUP BY 1,
 """
 
 _RUNNING = """
-SELECT r.id, r.scene, r.started_at, r.selected AS shots
+SELECT r.id, r.scene, r.started_at, (SELECT count(*) FROM run_shots rs WHERE rs.run = r.id) AS shots
 FROM runs r WHERE r.state = 'running' AND r.started_at > now() - interval '7 days'
 ORDER BY r.started_at DESC LIMIT 6
 """

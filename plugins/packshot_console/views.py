@@ -19,7 +19,7 @@ STATES = ("published", "held", "rejected", "failed", "pending")
 
 @dataclass(frozen=True, slots=True)
 class ShotView:
-    """One shot's card."""
+    """One shot's card. `made_by` is the run that last worked on it: an earlier one if it did not change."""
 
     sku: str
     row: int
@@ -27,6 +27,7 @@ class ShotView:
     category: str
     state: str
     reason: str
+    made_by: str
     walk: Walk
 
 
@@ -70,7 +71,7 @@ def run_page(run: str, state: str, page: int, size: int) -> RunView | None:
             return None
         counted = dict(connection.execute(text(_COUNTS), values).tuples().all())
         rows = connection.execute(text(_PAGE), values).all()
-        walks = read_walks(connection, {(run, row.shot): row.photo for row in rows})
+        walks = read_walks(connection, {(row.made_by, row.shot): row.photo for row in rows})
         steps, seconds = stage_totals(connection, run, about.totals)
     matching = counted.get(state, 0) if state else sum(counted.values())
     return RunView(
@@ -87,7 +88,16 @@ def run_page(run: str, state: str, page: int, size: int) -> RunView | None:
         seconds=seconds,
         counts={name: counted[name] for name in STATES if counted.get(name)},
         shots=tuple(
-            ShotView(row.sku, row.row, row.title, row.category, row.state, row.reason, walks[run, row.shot])
+            ShotView(
+                row.sku,
+                row.row,
+                row.title,
+                row.category,
+                row.state,
+                row.reason,
+                row.made_by,
+                walks[row.made_by, row.shot],
+            )
             for row in rows
         ),
         state=state,
@@ -124,7 +134,7 @@ FROM runs r WHERE r.id = :run
 _COUNTS = "SELECT state, count(*) FROM shots_of_runs WHERE run = :run GROUP BY state"
 
 _PAGE = """
-SELECT rs.shot, rs.row, rs.state, rs.reason, v.sku, v.title, v.category, v.photo
+SELECT rs.made_by, rs.shot, rs.row, rs.state, rs.reason, v.sku, v.title, v.category, v.photo
 FROM shots_of_runs rs JOIN product_versions v ON v.id = rs.version
 WHERE rs.run = :run AND (CAST(:state AS text) = '' OR rs.state = :state)
 ORDER BY rs.row, rs.position LIMIT :limit OFFSET :offset

@@ -9,6 +9,8 @@ SELECT n.id AS run,
        CASE WHEN rs.run = n.id THEN rs.row ELSE p.row END AS row,
        rs.state,
        rs.reason,
+       rs.final,
+       rs.checks,
        rs.settled
 FROM runs n
 JOIN runs r ON r.id = n.id OR (n.line <> '' AND r.line = n.line AND r.number < n.number)

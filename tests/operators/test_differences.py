@@ -15,11 +15,12 @@ from sqlalchemy import text
 
 from operators.plan import PlanRefreshOperator
 from operators.publish import PublishOperator, SummaryOperator
+from operators.reviewed import PublishApprovedOperator
 from pipelines.catalogue.manifest import write_manifest
 from pipelines.contracts import Job, Made, Output, Product, Shot, Verdict, sha256_hex
-from pipelines.ledger.decisions import Choice, decide, held_image
+from pipelines.ledger.decisions import Choice, Decision, decide, held_image, roll_back, undo, undo_batch
 from pipelines.ledger.postgres import PostgresLedger
-from pipelines.ledger.reports import Report, report
+from pipelines.ledger.reports import Report, list_runs, report
 from pipelines.ledger.schema import metadata
 from pipelines.runs import planning
 from pipelines.runs.verify import verify
@@ -123,9 +124,31 @@ class Shop:
         [vase] = self.ledger.shots(found.run, skus=[self.sku("grown-vase")])
         return self.ledger.chosen(found.run, [vase])[vase.sku]["inspect"].job.inputs["final"]
 
+    def decide(self, found: Report, choice: Choice) -> Decision:
+        """What a person decides about the vase that a run shows as held."""
+        engine = self.ledger.engine
+        return decide(engine, held_image(engine, found.run, self.sku("grown-vase")), choice, "ada")
+
+    def queue(self) -> list[tuple[str, str]]:
+        """Run and final image of what waits for a person."""
+        statement = "SELECT q.run, q.final FROM review_queue q JOIN shots s ON s.id = q.shot WHERE s.sku LIKE :skus"
+        with self.ledger.engine.connect() as connection:
+            return connection.execute(text(statement), {"skus": f"{self.name}-%"}).tuples().all()
+
     def states(self, found: Report) -> dict[str, str]:
         """Name → state."""
         return {shot.sku.removeprefix(f"{self.name}-"): shot.state.value for shot in found.shots}
+
+    def own_shots(self, found: Report) -> int:
+        """Rows of the run's own: what it had to look at."""
+        with self.ledger.engine.connect() as connection:
+            statement = text("SELECT count(*) FROM run_shots WHERE run = :run")
+            return connection.scalar(statement, {"run": found.run}) or 0
+
+    def totals(self, found: Report) -> dict[str, Any]:
+        """What the run came to, as it remembers it."""
+        with self.ledger.engine.connect() as connection:
+            return connection.scalar(text("SELECT totals FROM runs WHERE id = :run"), {"run": found.run}) or {}
 
     def rows(self) -> int:
         """Rows of the whole ledger."""
@@ -186,17 +209,70 @@ def test_a_forced_step_of_another_run_is_noticed(shop) -> None:
     assert shop.shown(third)["cup"] != shop.shown(first)["cup"]
 
 
-def test_an_approved_image_is_published_in_the_run_that_held_it_and_later_runs_show_it(shop) -> None:
+def test_an_approved_image_is_published_in_the_run_that_is_cleared_and_by_the_next(shop) -> None:
+    shop.night()
+    second = shop.night()
+    shop.decide(second, Choice.APPROVE)
+    shop.finish(second.run)
+    again = report(shop.ledger.engine, second.run)
+    assert set(shop.states(again).values()) == {"published"}
+    assert shop.shown(shop.night()) == shop.shown(again)
+    assert shop.looked_at == 0
+
+
+def test_a_held_image_that_did_not_change_is_decided_once_published_and_unchanged_the_next_night(shop) -> None:
+    first = shop.night()
+    final = shop.held_image(first)
+    second = shop.night()
+    assert shop.queue() == [(first.run, final)], "two runs show it, one held it"
+    made = shop.decide(second, Choice.APPROVE)
+    assert (made.run, made.final, made.held_for) == (first.run, final, "it grew")
+    assert shop.queue() == []
+
+    PublishApprovedOperator(task_id="publish", run="the DAG's own", grace_seconds=0).execute(shop.context)
+    for run in (first, second):
+        now = report(shop.ledger.engine, run.run)
+        assert set(shop.states(now).values()) == {"published"}
+        assert shop.shown(now).keys() == {"cup", "pot", "grown-vase"}, "the feed has it, also the newest one"
+    third = shop.night()
+    assert (third.products, third.published) == (3, 3)
+    assert shop.shown(third) == shop.shown(now)
+    assert shop.held_image(third) == final
+    assert shop.own_shots(third) == 0, "it is no difference"
+
+    undo(shop.ledger.engine, made.id, "ada")
+    assert shop.queue() == [(first.run, final)]
+    assert shop.totals(first)["states"] == {"published": 2, "held": 1}
+    fourth = shop.night()
+    assert (shop.states(fourth)["grown-vase"], shop.own_shots(fourth)) == ("held", 1)
+    assert shop.queue() == [(fourth.run, final)]
+    shop.decide(fourth, Choice.REJECT)
+    fifth = shop.night()
+    assert shop.states(fifth)["grown-vase"] == "held"
+    assert shop.queue() == []
+    assert "grown-vase" not in shop.shown(fifth)
+
+
+def test_an_image_that_was_taken_back_is_held_the_next_night_and_published_when_that_is_undone(shop) -> None:
     first = shop.night()
     second = shop.night()
-    final = held_image(shop.ledger.engine, second.run, shop.sku("grown-vase"))
-    decide(shop.ledger.engine, final, Choice.APPROVE, "ada")
-    shop.finish(first.run)
-    for found in (first, second):
-        assert set(shop.states(report(shop.ledger.engine, found.run)).values()) == {"published"}
+    taken = roll_back(shop.ledger.engine, "ada", "too dark", "b1", run=first.run)
+    assert taken == 2
     third = shop.night()
-    assert shop.shown(third) == shop.shown(report(shop.ledger.engine, first.run))
-    assert (third.published, shop.looked_at) == (3, 0)
+    assert (third.held, third.published, shop.shown(third)) == (3, 0, {})
+    undo_batch(shop.ledger.engine, "b1", "ada")
+    fourth = shop.night()
+    assert shop.shown(fourth) == shop.shown(second)
+
+
+def test_a_days_shots_count_in_the_run_that_worked_on_them(shop) -> None:
+    for found in (shop.night(), shop.night()):
+        [listed] = [run for run in list_runs(shop.ledger.engine) if run.run == found.run]
+        assert listed.shots == found.products == 3
+        assert sum(shop.totals(found)["states"].values()) == shop.own_shots(found)
+        steps = {stage: tuple(count[:2]) for stage, count in shop.totals(found)["stages"].items()}
+        assert steps == {stage: (count.computed, count.reused) for stage, count in found.steps.items()}
+        assert sum(computed + reused for computed, reused in steps.values()) == 17
 
 
 def test_what_failed_is_tried_again_the_next_night(shop, monkeypatch) -> None:

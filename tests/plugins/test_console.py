@@ -11,6 +11,7 @@ import httpx
 import pytest
 from fastapi.routing import APIRoute
 from PIL import Image
+from sqlalchemy import text
 
 from pipelines.contracts import Product
 from pipelines.ledger.decisions import Choice, decide, undo
@@ -170,6 +171,24 @@ def test_a_viewer_sees_the_runs_and_every_shot_with_its_pictures_and_reasons(vie
         shown = viewer.get(source.removeprefix("/packshot").replace("&amp;", "&"))
         assert shown.status_code == 200
         assert Image.open(io.BytesIO(shown.content)).format == "WEBP"
+
+
+def test_a_run_that_found_nothing_changed_shows_the_shots_of_the_run_before_it(viewer, run, ledger) -> None:
+    ledger.start_run("the night after", "catalog_refresh", "oak", "web")
+    in_line = text("UPDATE runs SET line = :line WHERE id IN (:first, 'the night after')")
+    try:
+        with ledger.engine.begin() as connection:
+            connection.execute(in_line, {"line": "nightly", "first": RUN})
+        ledger.finish_run("the night after", "success")
+        first, after = (viewer.get(f"/runs/{name}?state=held").text for name in (RUN, "the night after"))
+        assert re.findall(r'data-sku="([^"]*)"', after) == ["LAMP-2"]
+        assert re.findall(r'<img[^>]* src="([^"]+)"', after) == re.findall(r'<img[^>]* src="([^"]+)"', first) != []
+        assert f"unchanged since {RUN}" in after
+        assert "all 3</a>" in after
+        assert viewer.get("/review/queue?run=the+night+after").json()["items"] == []
+    finally:
+        with ledger.engine.begin() as connection:
+            connection.execute(in_line, {"line": "", "first": RUN})
 
 
 def test_a_run_whose_publication_was_stopped_says_why_and_for_which_rows(viewer, run) -> None:

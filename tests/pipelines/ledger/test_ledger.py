@@ -131,8 +131,8 @@ def test_migrating_again_changes_nothing_and_keeps_the_views(settings, ledger):
     migrate(settings.owner_database_url, make_url(settings.database_url).username)
     assert set(inspect(ledger.engine).get_view_names()) == {
         "shots_by_state_and_day",
-        "shots_of_runs",
         "review_queue",
+        "shots_of_runs",
         "seconds_by_stage",
         "overcompletion_by_scene_and_category",
     }
@@ -500,7 +500,6 @@ def test_what_a_person_approved_is_held_until_it_is_published(ledger, request):
     ledger.settle(run)
     final = step("upscale", shot.sku).output("final")
     decide(ledger.engine, final, Choice.APPROVE, "ada")
-    assert ledger.decided([final, "0" * 64]) == {final: Choice.APPROVE}
     ledger.settle(run)
     assert [state for state, _ in states(ledger, run)] == ["held"]
     digest = walk(ledger, run, shot, FAILING)
