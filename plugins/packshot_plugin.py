@@ -69,6 +69,13 @@ class PackshotPlugin(AirflowPlugin):
                 "url_route": "packshot-review",
             },
             {
+                "name": "Packshot campaign",
+                "href": f"{base}{PREFIX}/campaign",
+                "destination": "nav",
+                "category": "browse",
+                "url_route": "packshot-campaign",
+            },
+            {
                 "name": "Packshot live",
                 "href": f"{base}{PREFIX}/live",
                 "destination": "nav",

@@ -15,12 +15,15 @@ from airflow.api_fastapi.core_api.security import requires_access_dag
 from airflow.configuration import conf
 from fastapi import Depends, HTTPException, Request
 
-DAGS = ("catalog_refresh", "campaign_backfill")
+CAMPAIGN = "campaign_backfill"
+DAGS = ("catalog_refresh", CAMPAIGN)
 REVIEWED = "publish_reviewed"
 """The DAG that acts on decisions: whoever may answer for it may decide."""
 
 reader = requires_access_dag("GET", DagAccessEntity.HITL_DETAIL, REVIEWED)
 editor = requires_access_dag("PUT", DagAccessEntity.HITL_DETAIL, REVIEWED)
+starter = requires_access_dag("POST", DagAccessEntity.RUN, CAMPAIGN)
+"""The right that Airflow's own API demands of whoever starts a run or a backfill."""
 
 
 def no_nul(request: Request) -> None:
@@ -46,3 +49,4 @@ def same_origin(request: Request) -> None:
 
 LOOK = [*(Depends(requires_access_dag("GET", None, dag_id)) for dag_id in DAGS), Depends(reader), Depends(no_nul)]
 DECIDE = [Depends(editor), Depends(same_origin)]
+START = [Depends(starter), Depends(same_origin)]

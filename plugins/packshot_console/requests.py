@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from packshot_console import queue
-from packshot_console.guards import REVIEWED
+from packshot_console.guards import CAMPAIGN, REVIEWED
 from packshot_console.poke import poke
 from pipelines.errors import UsageError
 from pipelines.ledger.decisions import AlreadyDecided, Choice, SelectionChanged, Superseded
@@ -41,13 +41,20 @@ def may_decide(user: BaseUser) -> bool:
     )
 
 
+def may_start(user: BaseUser) -> bool:
+    """Whether the user passes `guards.starter`."""
+    return get_auth_manager().is_authorized_dag(
+        method="POST", access_entity=DagAccessEntity.RUN, details=DagDetails(id=CAMPAIGN), user=user
+    )
+
+
 async def read_body(request: Request, kind: type[B]) -> B:
     """The request's JSON. It is read here, after the guards: FastAPI would answer malformed bodies before them."""
     data = b""
     async for chunk in request.stream():
         data += chunk
         if len(data) > BODY_BYTES:
-            raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "a decision is shorter")
+            raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a request has at most {BODY_BYTES} bytes")
     try:
         return kind.model_validate_json(data)
     except ValidationError as error:
@@ -74,7 +81,7 @@ def answer(act: Callable[[], Any]) -> Response:
     except SelectionChanged as refusal:
         return _refusal("changed", refusal)
     except UsageError as refusal:
-        return _refusal("refused", refusal)
+        return refused(refusal)
     poke()
     return as_json(done)
 
@@ -82,6 +89,11 @@ def answer(act: Callable[[], Any]) -> Response:
 def as_json(document: Any, status: HTTPStatus = HTTPStatus.OK) -> Response:
     """Dataclasses and times as JSON."""
     return JSONResponse(jsonable_encoder(document), int(status))
+
+
+def refused(refusal: UsageError) -> Response:
+    """The sentence of a refusal, as 409."""
+    return _refusal("refused", refusal)
 
 
 def _refusal(problem: str, refusal: UsageError, **more: Any) -> Response:

@@ -30,6 +30,8 @@ LOOKING = [
     "/overview",
     "/runs",
     f"/runs/{RUN}",
+    "/campaign",
+    "/campaign/scenes/oak-window",
     "/live",
     "/products/LAMP-2",
     "/review",
@@ -47,6 +49,9 @@ DECIDING = [
     ("/review/decisions/1/undo", "{}", 409),
     ("/review/batches", '{"fingerprint": "of another queue", "choice": "approve"}', 409),
     (f"/review/batches/{'a' * 16}/undo", "{}", 409),
+    ("/campaign/forecasts", '{"scene": "no-such"}', 409),
+    ("/campaign/starts", '{"scene": "no-such"}', 409),
+    ("/campaign/starts", '{"scene": "oak-window", "days": 3}', 422),
     ("/live/rollbacks", '{"publications": [99999], "run": ""}', 409),
     ("/live/rollbacks", '{"publications": ["1"]}', 422),
 ]

@@ -1,0 +1,150 @@
+"""The campaign page on Airflow's own api-server: counted, refused or started, with the rights of whoever asks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import httpx
+import pytest
+from sqlalchemy import select
+
+from pipelines.contracts import Product
+from pipelines.ledger.postgres import PostgresLedger
+from pipelines.settings import ROOT
+from tests.plugins.conftest import token
+
+TODAY = datetime.now(UTC).date()
+WANTED = {"scene": "oak-window", "skus": ["CUP-1", "CUP-2"]}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def catalogue(ledger: PostgresLedger, store) -> None:
+    kinds = ("Home > Kitchen", "Home > Kitchen", "Home", "Shoes")
+    ledger.upsert_products([Product(f"CUP-{n}", n, f"Cup {n}", kind, "a" * 64) for n, kind in enumerate(kinds, 1)])
+
+
+@pytest.fixture(scope="module")
+def campaign_dag(served) -> None:
+    """`campaign_backfill` as Airflow's DAG processor would have read it, and turned on."""
+    from airflow.dag_processing.dagbag import DagBag, sync_bag_to_db
+    from airflow.models.dag import DagModel
+    from airflow.models.dagbundle import DagBundleModel
+    from airflow.utils.session import create_session
+
+    bag = DagBag(ROOT / "dags" / "campaign_backfill.py", bundle_path=ROOT / "dags", bundle_name="dags-folder")
+    assert not bag.import_errors
+    with create_session() as session:
+        session.merge(DagBundleModel(name="dags-folder"))
+    sync_bag_to_db(bag, "dags-folder", None)
+    with create_session() as session:
+        session.scalars(select(DagModel).where(DagModel.dag_id == "campaign_backfill")).one().is_paused = False
+
+
+@pytest.fixture
+def client(served) -> Iterator[httpx.Client]:
+    """Whoever may start a campaign."""
+    with httpx.Client(base_url=f"{served.url}/packshot/campaign", trust_env=False, timeout=60) as client:
+        client.headers["Authorization"] = f"Bearer {token(served, 'merchandiser')}"
+        yield client
+
+
+def runs() -> list[tuple[str, str, str, dict]]:
+    """(id, who started it, day, parameters) of every run of the campaign, the oldest first."""
+    from airflow.models.dagrun import DagRun
+    from airflow.utils.session import create_session
+
+    with create_session() as session:
+        found = session.scalars(select(DagRun).where(DagRun.dag_id == "campaign_backfill").order_by(DagRun.id))
+        return [(run.run_id, run.triggering_user_name, run.partition_key, run.conf) for run in found]
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize(
+    ("wanted", "words"),
+    [
+        ({"skus": ["CUP-1", "NO-1", "NO-2"]}, "the catalogue has no product with SKU NO-1, NO-2"),
+        ({"first": f"{TODAY + timedelta(days=1)}"}, "is in the future"),
+        ({"first": f"{TODAY}", "last": f"{TODAY - timedelta(days=1)}"}, "before it begins"),
+        ({"first": "2020-01-01", "last": "2020-01-02"}, "no product of the catalogue is in this choice"),
+        ({"skus": ["CUP-1"], "first": f"{TODAY}"}, "choose days or SKUs, not both"),
+        ({"scene": "no-such"}, "no scene 'no-such'"),
+    ],
+)
+def test_what_cannot_be_made_is_refused_in_a_sentence_and_starts_nothing(client, campaign_dag, wanted, words) -> None:
+    before = runs()
+    for path in ("/forecasts", "/starts"):
+        answer = client.post(path, json={"scene": "oak-window", **wanted})
+        assert answer.status_code == 409, path
+        assert words in answer.json()["words"]
+    assert runs() == before
+
+
+@pytest.mark.medium
+def test_a_category_is_counted_with_those_below_it_and_started_day_by_day_by_who_asked(client, campaign_dag) -> None:
+    wanted = {"scene": "oak-window", "category": "home", "first": f"{TODAY - timedelta(days=1)}", "last": f"{TODAY}"}
+    told = client.post("/forecasts", json=wanted).json()
+    assert (told["products"], told["runs"], told["reused"]) == (3, 2, 0)
+    assert told["computed"] > 0
+    assert "cutout" in told["unmeasured"]
+
+    before = len(runs())
+    assert client.post("/starts", json=wanted).status_code == 200
+    made = runs()[before:]
+    assert [day for _, _, day, _ in made] == [wanted["first"], wanted["last"]]
+    assert {by for _, by, _, _ in made} == {"merchandiser"}
+    assert made[0][3] == {"scene": "oak-window", "categories": ["home"], "skus": []}
+    again = client.post("/starts", json=wanted)
+    assert again.status_code == 409
+    assert "another campaign over days is in progress" in again.json()["words"]
+
+
+@pytest.mark.medium
+def test_a_viewer_sees_the_page_and_may_not_start(served, viewer, campaign_dag) -> None:
+    page = viewer.get("/campaign").text
+    assert "Your account may not start campaigns." in page
+    assert viewer.get("/campaign/scenes/oak-window").headers["content-type"] == "image/jpeg"
+    before = runs()
+    for path in ("/campaign/forecasts", "/campaign/starts"):
+        assert viewer.post(path, json=WANTED).status_code == 403
+    assert runs() == before
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1440, 390])
+def test_a_merchandiser_counts_a_campaign_for_two_skus_and_starts_it(
+    browser, served, ledger, campaign_dag, width
+) -> None:
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme="light")
+    context.add_cookies([{"name": "_token", "value": token(served, "merchandiser"), "url": served.url}])
+    page = context.new_page()
+    complaints: list[str] = []
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("console", lambda m: complaints.append(m.text) if m.type == "error" and "409" not in m.text else None)
+    page.goto(f"{served.url}/packshot/campaign")
+    page.get_by_text("These SKUs").click()
+    page.get_by_label("SKUs, one a line").fill("CUP-1\nNO-SUCH\n")
+    page.get_by_role("button", name="Forecast").click()
+    page.get_by_text("Choose a scene.").wait_for()
+    page.locator("label.scene", has=page.locator("[value=oak-window]")).click()
+    page.get_by_role("button", name="Forecast").click()
+    page.get_by_text("the catalogue has no product with SKU NO-SUCH").wait_for()
+    page.get_by_label("SKUs, one a line").fill("CUP-1\nCUP-2\n")
+    page.get_by_role("button", name="Forecast").click()
+    page.locator("#outlook").wait_for()
+    assert page.locator("#products").inner_text() == "2"
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    folder = ROOT / "build" / "pictures"
+    folder.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=folder / f"console-campaign-{width}-light.png", full_page=True)
+
+    page.get_by_role("button", name="Start").click()
+    page.wait_for_url("**/campaign/started/**")
+    run, by, _, conf = runs()[-1]
+    assert page.get_by_text(run).is_visible()
+    assert (by, conf["skus"], conf["scene"]) == ("merchandiser", ["CUP-1", "CUP-2"], "oak-window")
+    ledger.start_run(run, "campaign_backfill", "oak-window", "web")  # as its plan does
+    page.wait_for_url("**/packshot/runs/**", timeout=15_000)
+    assert complaints == []
+    context.close()
