@@ -53,7 +53,7 @@ pictures: $(INSTALLED)  ## previews of all scenes, the README's picture and the 
 		$(BIN)/python -m pipelines.evaluation.pictures sheet build/catalog docs/pictures/contact-catalog.jpg; }
 
 test: lint chromium  ## ruff, mypy, the import contracts, then the tests, in two processes: fast ones first
-	$(BIN)/pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder -m "not exhaustive"
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not exhaustive"
 
 exhaustive: $(INSTALLED)  ## thousands of damaged photos and of feeds, which `make test` samples
 	$(BIN)/pytest -m exhaustive

@@ -66,19 +66,14 @@ def pytest_sessionfinish() -> None:
     shutil.rmtree(STATE_DIR, ignore_errors=True)
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in a hook of its own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs services by the fixtures it asks for, and run the slow tests last.
-
-    Beside each other (`-n 2 --dist loadgroup`) a module stays in one process, as do all tests of the one Airflow.
-    """
+    """Mark what needs services by the fixtures it asks for, and run the slow tests last."""
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
         if "services" in fixtures:
             item.add_marker("services")
         if fixtures & {"airflow_db", "airflow_up"}:
             item.add_marker("airflow")
-        item.add_marker(pytest.mark.xdist_group("airflow" if "airflow_up" in fixtures else str(item.path)))
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
 
 
