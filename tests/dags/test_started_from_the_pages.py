@@ -281,7 +281,8 @@ def test_a_backfill_whose_tick_was_forgotten_makes_nothing_and_says_why(people, 
         assert report["products"] == 0
         assert not any(count["computed"] or count["reused"] for count in report["steps"].values())
         assert f"'{TICK}'" in report["problem"]["reason"]
-        assert {task["task_id"] for task in airflow.tasks(CAMPAIGN, run) if task["try_number"]} == {"plan", "summary"}
+        tasks = [task for task in airflow.tasks(CAMPAIGN, run) if task["try_number"] and task["state"] != "skipped"]
+        assert {task["task_id"] for task in tasks} == {"plan", "summary"}
     page = people("merchandiser").page
     page.goto(f"{people('merchandiser').url}/dags/{CAMPAIGN}/runs/{run}/tasks/plan")
     page.get_by_text(report["problem"]["reason"]).first.wait_for()
