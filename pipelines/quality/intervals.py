@@ -1,7 +1,7 @@
 """95 % intervals over products: the bootstrap resamples products, never pictures.
 
 Pictures of one product are correlated, so many pictures of few products carry little information (cluster bootstrap,
-Field and Welsh 2007).
+Field and Welsh 2007). `wilson` is for counts of independent things.
 """
 
 from __future__ import annotations
@@ -14,6 +14,16 @@ RESAMPLES, MANY = 1000, 10_000
 """Number of resamples: for any statistic, and for a mean, which is cheaper."""
 
 Interval = tuple[float, float]
+
+
+def wilson(hits: int, n: int) -> Interval:
+    """Return Wilson's 95 % score interval of the rate `hits` of `n` (Wilson 1927); 0 to 1 for `n` of 0."""
+    if n == 0:
+        return 0.0, 1.0
+    rate, z2 = hits / n, 1.96**2
+    middle, half = rate + z2 / (2 * n), 1.96 * (rate * (1 - rate) / n + z2 / (4 * n * n)) ** 0.5
+    low, high = (middle - half) / (1 + z2 / n), (middle + half) / (1 + z2 / n)
+    return max(0.0, low), min(1.0, high)
 
 
 def interval(products: Sequence[str], values: Sequence[float]) -> Interval:

@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import BertTokenizerFast, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
 
+from pipelines.quality.intervals import wilson
 from pipelines.training.autoencoder import to_tensor
 from pipelines.training.card import write_card
 from pipelines.training.categories import Labelled, labelled, vocabulary, with_article
@@ -203,15 +204,6 @@ class Proportion:
     def __str__(self) -> str:
         low, high = wilson(self.right, self.n)
         return f"{self.what}: {self.right / max(self.n, 1):.1%} ({self.right} of {self.n}, {low:.1%} to {high:.1%})"
-
-
-def wilson(right: int, n: int) -> tuple[float, float]:
-    """95 % interval of a proportion (Wilson 1927)."""
-    if n == 0:
-        return 0.0, 1.0
-    share, z2 = right / n, 1.96**2
-    middle, half = share + z2 / (2 * n), 1.96 * (share * (1 - share) / n + z2 / (4 * n * n)) ** 0.5
-    return (middle - half) / (1 + z2 / n), (middle + half) / (1 + z2 / n)
 
 
 def evaluate(options: TrainOptions) -> list[Proportion]:

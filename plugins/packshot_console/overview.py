@@ -7,7 +7,6 @@ What a run came to is in its row once it ended (`outcomes.remember_totals`), so 
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from packshot_console.pages import page
 from packshot_console.plots import DayBar, IntervalRow, day_bars, interval_rows
 from packshot_console.services import ledger
 from pipelines.contracts import STAGES
+from pipelines.quality.intervals import wilson
 
 DAYS = 14
 RATE_DAYS = 30
@@ -115,14 +115,6 @@ def overview(now: datetime | None = None) -> Overview:
         ),
         seconds=seconds / made if made else None,
     )
-
-
-def wilson(hits: int, of: int, z: float = 1.96) -> tuple[float, float]:
-    """The Wilson score interval of a rate, 95 % by default (Wilson 1927)."""
-    rate = hits / of
-    middle = (rate + z**2 / (2 * of)) / (1 + z**2 / of)
-    half = z * math.sqrt(rate * (1 - rate) / of + z**2 / (4 * of**2)) / (1 + z**2 / of)
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def _waiting(connection: Connection) -> Waiting:

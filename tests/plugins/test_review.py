@@ -254,14 +254,6 @@ def test_the_overview_counts_what_waits_and_a_run_moves_shot_by_shot(log_in, led
     assert "100.0 %" in row.inner_text()
 
 
-def test_the_interval_of_a_rate_is_wilsons() -> None:
-    from packshot_console.overview import wilson
-
-    assert wilson(4, 200) == pytest.approx((0.0078, 0.0503), abs=1e-4)
-    assert wilson(0, 10)[0] == 0.0
-    assert wilson(10, 10)[1] == 1.0
-
-
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1440, 390])
 def test_pictures_of_the_pages(log_in, ledger, store, served, pytestconfig, theme, width) -> None:

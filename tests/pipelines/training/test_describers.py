@@ -143,8 +143,3 @@ def test_shrinking_is_by_four_and_keeps_the_mean() -> None:
     assert small.shape == (16, 24, 3)
     assert abs(float(small.mean()) - float(image.mean())) < 1
     assert upscaler.degrade(image, rng).shape == (16, 24, 3)
-
-
-def test_wilson_interval_of_a_known_case() -> None:
-    low, high = blip.wilson(8, 10)
-    assert (round(low, 3), round(high, 3)) == (0.490, 0.943)
