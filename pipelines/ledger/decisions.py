@@ -89,6 +89,18 @@ class Selection:
     scene: str = ""
     check: str = ""
 
+    def values(self) -> dict[str, str]:
+        """The values of `IN_SELECTION`."""
+        return {"in_run": self.run, "in_scene": self.scene, "failed": self.check}
+
+
+IN_SELECTION = """
+(CAST(:in_run AS text) = '' OR q.run = :in_run)
+  AND (CAST(:in_scene AS text) = '' OR q.scene = :in_scene)
+  AND (CAST(:failed AS text) = '' OR CAST(:failed AS text) = ANY(q.checks))
+"""
+"""The condition that a row `q` of the view `review_queue` belongs to a selection."""
+
 
 def held_image(engine: Engine, run: str, sku: str) -> str:
     """sha256 of the image of product `sku` that `run` held.
@@ -148,7 +160,7 @@ def decide_selection(
         count, now = _count(connection, selection)
         if now != fingerprint:
             raise SelectionChanged(f"the queue changed meanwhile: the selection has {count} images now")
-        values = {**_selected(selection), "choice": choice, "by": by, "reason": reason, "batch": batch}
+        values = {**selection.values(), "choice": choice, "by": by, "reason": reason, "batch": batch}
         decided = connection.scalars(text(_DECIDE_ALL), values).all()
         outcomes.unsettle_images(connection, decided)
     return len(decided)
@@ -325,12 +337,8 @@ def withdraw(connection: Connection, shots: Sequence[int], finals: Sequence[str]
 
 
 def _count(connection: Connection, selection: Selection) -> tuple[int, str]:
-    row = connection.execute(text(_COUNT), _selected(selection)).one()
+    row = connection.execute(text(_COUNT), selection.values()).one()
     return row.images, row.fingerprint
-
-
-def _selected(selection: Selection) -> dict[str, str]:
-    return {"in_run": selection.run, "in_scene": selection.scene, "failed": selection.check}
 
 
 _OF_SKU = """
@@ -354,23 +362,18 @@ INSERT INTO decisions (final, run, shot, choice, reason, by) VALUES (:final, :ru
 ON CONFLICT (final) WHERE undone_at IS NULL DO NOTHING RETURNING id
 """
 
-_DECIDE_ALL = """
+_DECIDE_ALL = f"""
 INSERT INTO decisions (final, run, shot, choice, reason, by, batch)
 SELECT q.final, q.run, q.shot, :choice, :reason, :by, :batch FROM review_queue q
-WHERE (CAST(:in_run AS text) = '' OR q.run = :in_run)
-  AND (CAST(:in_scene AS text) = '' OR q.scene = :in_scene)
-  AND (CAST(:failed AS text) = '' OR CAST(:failed AS text) = ANY(q.checks))
+WHERE {IN_SELECTION}
 ON CONFLICT (final) WHERE undone_at IS NULL DO NOTHING RETURNING final
-"""
+"""  # noqa: S608  # no value from outside
 
-_COUNT = """
+_COUNT = f"""
 SELECT count(DISTINCT q.final) AS images,
        md5(coalesce(string_agg(DISTINCT q.final, '' ORDER BY q.final), '')) AS fingerprint
-FROM review_queue q
-WHERE (CAST(:in_run AS text) = '' OR q.run = :in_run)
-  AND (CAST(:in_scene AS text) = '' OR q.scene = :in_scene)
-  AND (CAST(:failed AS text) = '' OR CAST(:failed AS text) = ANY(q.checks))
-"""
+FROM review_queue q WHERE {IN_SELECTION}
+"""  # noqa: S608  # no value from outside
 
 _LOCK = "SELECT d.id FROM decisions d WHERE {where} ORDER BY d.id FOR UPDATE"
 

@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from more_itertools import chunked
-from sqlalchemy import Connection, Row, column, select, table, text, tuple_
+from sqlalchemy import Connection, Row, Select, column, select, table, text, tuple_
 from sqlalchemy.dialects.postgresql import insert
 
 from pipelines.catalogue.manifest import Line
@@ -214,13 +214,7 @@ def chosen_keys(
         .join_from(run_steps, shots, run_steps.c.shot == shots.c.id)
         .where(run_steps.c.run == run, run_steps.c.chosen)
     )
-    if stages is not None:
-        statement = statement.where(run_steps.c.stage.in_(stages))
-    return [
-        (row.sku, row.key)
-        for chunk in chunked([(s.sku, s.scene, s.channel) for s in wanted], CHUNK)
-        for row in connection.execute(statement.where(tuple_(shots.c.sku, shots.c.scene, shots.c.channel).in_(chunk)))
-    ]
+    return _keys_of(connection, statement, wanted, stages)
 
 
 shots_of_runs = table(
@@ -240,12 +234,20 @@ def inherited_keys(
         .join(run_steps, (run_steps.c.run == shots_of_runs.c.made_by) & (run_steps.c.shot == shots_of_runs.c.shot))
         .where(shots_of_runs.c.run == run, shots_of_runs.c.made_by != run, run_steps.c.chosen)
     )
+    return _keys_of(connection, statement, wanted, stages)
+
+
+def _keys_of(
+    connection: Connection, statement: Select[tuple[str, str]], wanted: Sequence[Shot], stages: Sequence[str] | None
+) -> list[tuple[str, str]]:
+    """(SKU, key) of a statement over `run_steps` and `shots`, of these shots and stages."""
     if stages is not None:
         statement = statement.where(run_steps.c.stage.in_(stages))
+    names = tuple_(shots.c.sku, shots.c.scene, shots.c.channel)
     return [
         (row.sku, row.key)
-        for chunk in chunked([(s.sku, s.scene, s.channel) for s in wanted], CHUNK)
-        for row in connection.execute(statement.where(tuple_(shots.c.sku, shots.c.scene, shots.c.channel).in_(chunk)))
+        for chunk in chunked(_names(wanted), CHUNK)
+        for row in connection.execute(statement.where(names.in_(chunk)))
     ]
 
 

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Row, text
 
 from packshot_console.services import ledger
 from packshot_console.walks import Walk, read_walks
-from pipelines.ledger.decisions import Selection
+from pipelines.ledger.decisions import IN_SELECTION, Selection
 
 SEAT_SECONDS = 120.0
 """For so long, images that were handed to one open page are not handed to another."""
@@ -51,7 +51,7 @@ def items(selection: Selection, after: str, limit: int, seat: str = "") -> list[
     Images that another seat was handed lately are left out. That is a convenience, held in this process alone: what
     keeps two people from deciding one image is the ledger.
     """
-    values = {**_selected(selection), "after": after, "limit": limit, "taken": _taken_by_others(seat)}
+    values = {**selection.values(), "after": after, "limit": limit, "taken": _taken_by_others(seat)}
     with ledger().engine.connect() as connection:
         found = _read(connection, connection.execute(text(_NEXT), values).all())
     _take([item.final for item in found], seat)
@@ -61,7 +61,7 @@ def items(selection: Selection, after: str, limit: int, seat: str = "") -> list[
 def count(selection: Selection) -> int:
     """How many images a part of the queue has."""
     with ledger().engine.connect() as connection:
-        return connection.execute(text(_COUNT), _selected(selection)).scalar_one()
+        return connection.execute(text(_COUNT), selection.values()).scalar_one()
 
 
 def item(final: str) -> QueueItem | None:
@@ -73,7 +73,7 @@ def item(final: str) -> QueueItem | None:
 def sample(selection: Selection, limit: int) -> list[tuple[str, str, str]]:
     """(final, title, reason) of images spread over the whole selection, the same ones for the same selection."""
     with ledger().engine.connect() as connection:
-        rows = connection.execute(text(_SAMPLE), {**_selected(selection), "limit": limit})
+        rows = connection.execute(text(_SAMPLE), {**selection.values(), "limit": limit})
         return [(row.final, row.title, row.reason) for row in rows]
 
 
@@ -107,10 +107,6 @@ def _read(connection: Connection, rows: Sequence[Row]) -> list[QueueItem]:
     ]
 
 
-def _selected(selection: Selection) -> dict[str, str]:
-    return {"in_run": selection.run, "in_scene": selection.scene, "failed": selection.check}
-
-
 # ------------------------------------------------------------------------------------------------------ seats
 
 _lock = threading.Lock()
@@ -140,25 +136,21 @@ def leave(seat: str) -> None:
             del _seats[final]
 
 
-_NEXT = """
+_NEXT = f"""
 SELECT q.*, v.sku, v.title, v.category, v.photo
 FROM review_queue q JOIN product_versions v ON v.id = q.version
-WHERE (CAST(:in_run AS text) = '' OR q.run = :in_run)
-  AND (CAST(:in_scene AS text) = '' OR q.scene = :in_scene)
-  AND (CAST(:failed AS text) = '' OR CAST(:failed AS text) = ANY(q.checks))
+WHERE {IN_SELECTION}
   AND q.final <> ALL(CAST(:taken AS text[]))
   AND (CAST(:after AS text) = '' OR (q.started_at, q.run, q.position) > (
       SELECT r.started_at, rs.run, rs.position FROM run_shots rs JOIN runs r ON r.id = rs.run
       WHERE rs.final = :after ORDER BY rs.state = 'held' DESC, r.started_at DESC, r.id DESC LIMIT 1))
 ORDER BY q.started_at, q.run, q.position LIMIT :limit
-"""
+"""  # noqa: S608  # no value from outside
 
-_COUNT = """
+_COUNT = f"""
 SELECT count(*) FROM review_queue q
-WHERE (CAST(:in_run AS text) = '' OR q.run = :in_run)
-  AND (CAST(:in_scene AS text) = '' OR q.scene = :in_scene)
-  AND (CAST(:failed AS text) = '' OR CAST(:failed AS text) = ANY(q.checks))
-"""
+WHERE {IN_SELECTION}
+"""  # noqa: S608  # no value from outside
 
 _ONE = """
 SELECT r.started_at, rs.run, rs.shot, rs.row, rs.final, rs.reason, rs.checks, r.scene, r.channel, v.sku, v.title,
@@ -170,13 +162,11 @@ WHERE rs.final = :final
 ORDER BY rs.state = 'held' DESC, r.started_at DESC, r.id DESC LIMIT 1
 """
 
-_SAMPLE = """
+_SAMPLE = f"""
 SELECT q.final, v.title, q.reason FROM review_queue q JOIN product_versions v ON v.id = q.version
-WHERE (CAST(:in_run AS text) = '' OR q.run = :in_run)
-  AND (CAST(:in_scene AS text) = '' OR q.scene = :in_scene)
-  AND (CAST(:failed AS text) = '' OR CAST(:failed AS text) = ANY(q.checks))
+WHERE {IN_SELECTION}
 ORDER BY md5(q.final) LIMIT :limit
-"""
+"""  # noqa: S608  # no value from outside
 
 _CHOICES = """
 WITH q AS MATERIALIZED (SELECT run, scene, checks FROM review_queue)
