@@ -51,48 +51,22 @@ class PackshotPlugin(AirflowPlugin):
 
     @cached_property
     def external_views(self) -> list[dict[str, Any]]:  # type: ignore[override]
-        """Review and all runs in the menu; one run's pictures as a tab of its DAG run."""
-        base = urlsplit(conf.get("api", "base_url", fallback="/")).path.rstrip("/")
-        return [
+        """The console's pages below *Browse*; one run's pictures as a tab of its DAG run."""
+        base = urlsplit(conf.get("api", "base_url", fallback="/")).path.rstrip("/") + PREFIX
+        pages = [
             {
-                "name": "Packshot overview",
-                "href": f"{base}{PREFIX}/overview",
+                "name": f"Packshot {page}",
+                "href": f"{base}/{page}",
                 "destination": "nav",
                 "category": "browse",
-                "url_route": "packshot-overview",
-            },
-            {
-                "name": "Packshot review",
-                "href": f"{base}{PREFIX}/review",
-                "destination": "nav",
-                "category": "browse",
-                "url_route": "packshot-review",
-            },
-            {
-                "name": "Packshot campaign",
-                "href": f"{base}{PREFIX}/campaign",
-                "destination": "nav",
-                "category": "browse",
-                "url_route": "packshot-campaign",
-            },
-            {
-                "name": "Packshot live",
-                "href": f"{base}{PREFIX}/live",
-                "destination": "nav",
-                "category": "browse",
-                "url_route": "packshot-live",
-            },
-            {
-                "name": "Packshot runs",
-                "href": f"{base}{PREFIX}/runs",
-                "destination": "nav",
-                "category": "browse",
-                "url_route": "packshot",
-            },
-            {
-                "name": "Pictures",
-                "href": f"{base}{PREFIX}/runs/{{RUN_ID}}",
-                "destination": "dag_run",
-                "url_route": "packshot-pictures",
-            },
+                "url_route": "packshot" if page == "runs" else f"packshot-{page}",
+            }
+            for page in ("overview", "review", "campaign", "live", "runs")
         ]
+        tab = {
+            "name": "Pictures",
+            "href": f"{base}/runs/{{RUN_ID}}",
+            "destination": "dag_run",
+            "url_route": "packshot-pictures",
+        }
+        return [*pages, tab]

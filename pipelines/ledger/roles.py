@@ -110,7 +110,6 @@ def grant(connection: Connection, worker: str, views: list[str]) -> None:
         connection.execute(text(f"GRANT SELECT, INSERT, {rights} ON {table} TO {role}"))
     for view in views:
         connection.execute(text(f'GRANT SELECT ON "{view}" TO {role}'))
-    if (connection.dialect.server_version_info or ()) >= (
-        17,
-    ):  # before, ANALYZE by a worker is a warning and does nothing
+    # before version 17 ANALYZE by a worker is a warning and does nothing
+    if (connection.dialect.server_version_info or ()) >= (17,):
         connection.execute(text(f"GRANT MAINTAIN ON run_shots TO {role}"))
