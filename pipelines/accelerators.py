@@ -40,9 +40,13 @@ def lease(
     known = devices(environment) if known is None else known
     if len(known) < 2:
         return None
-    folder.mkdir(mode=0o1777, parents=True, exist_ok=True)
+    if not folder.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o1777)  # other users' tasks make locks here too, whatever the umask
     for name in known:
-        file = (folder / name).open("ab")
+        if not (folder / name).exists():
+            (folder / name).touch()
+        file = (folder / name).open("rb")  # another user's file can be locked, but not written
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
