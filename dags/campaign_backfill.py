@@ -28,7 +28,7 @@ from airflow.sdk import Param, TriggerRule, dag
 from packshot_timetable import ByHandOrBackfill
 
 from operators.plan import PlanCampaignOperator
-from operators.policy import DEFAULT_ARGS, TICK, Tag, limit_param, most_tasks, scene_param, selection_params
+from operators.policy import DEFAULT_ARGS, TICK, Tag, channel_param, limit_param, most_tasks, scene_param, selection_params
 from operators.publish import CheckTableOperator, PublishOperator, SummaryOperator
 from operators.shots import shots_of
 
@@ -47,6 +47,7 @@ from operators.shots import shots_of
     tags=[Tag.PACKSHOT, Tag.CAMPAIGN, Tag.GPU],
     params={
         "scene": scene_param(hint=f"In a backfill, tick '{TICK}' above, or Airflow does not send this form."),
+        "channel": channel_param(),
         **selection_params(),
         "dry_run": Param(
             False,

@@ -24,7 +24,7 @@ from airflow.sdk import Param, TriggerRule, dag
 
 from operators.deadline import nightly_deadline
 from operators.plan import PlanRefreshOperator
-from operators.policy import DEFAULT_ARGS, SELDOM, Tag, limit_param, most_tasks, scene_param, selection_params
+from operators.policy import DEFAULT_ARGS, SELDOM, Tag, channel_param, limit_param, most_tasks, scene_param, selection_params
 from operators.publish import CheckTableOperator, PublishOperator, SummaryOperator
 from operators.shots import shots_of
 from pipelines.scenes import scene_names
@@ -48,6 +48,7 @@ settings = get_settings()
     tags=[Tag.PACKSHOT, Tag.NIGHTLY, Tag.GPU],
     params={
         "scene": scene_param(settings.nightly_scene or scene_names()[0]),
+        "channel": channel_param(settings.nightly_channel or None),
         **selection_params(),
         "feed": Param(
             None,

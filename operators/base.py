@@ -34,6 +34,9 @@ GPU_POOL = "gpu"
 TRIGGERED_BY = "triggered_by"
 """A run's conf may have this key besides the form's fields: what a caller of the API says of itself."""
 
+CHANNEL = "{{ params.get('channel') or '' }}"
+"""Template: the channel that a run is for; empty means the scene's own."""
+
 PROBLEM = "problem"
 """XCom key under which a task says what stopped publication."""
 
@@ -100,8 +103,9 @@ class Services:
         install(self.ledger.engine, self.store, self.settings.profile, self.settings.state_dir)
         return load_profile(self.settings.profile, self.settings.models_dir)
 
-    def recipe(self, scene: str, reprocess: str, run: str) -> Recipe:
-        """Profile of the settings, and this scene. Raises UsageError for an unknown scene. The device is not asked for.
+    def recipe(self, scene: str, reprocess: str, run: str, channel: str = "") -> Recipe:
+        """Profile of the settings, and this scene for its own channel or another. Raises UsageError for an unknown scene
+        or channel. The device is not asked for.
 
         A forced recomputation (`reprocess`) adds the run's id to every key of the run.
         """
@@ -110,7 +114,7 @@ class Services:
 
         return Recipe(
             self.profile(),
-            load_scene(scene),
+            load_scene(scene, channel=channel),
             attempt=Reprocess(reprocess).attempt(run),
             max_megapixels=self.settings.photo_max_megapixels,
         )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from more_itertools import chunked
 
 from operators.base import (
+    CHANNEL,
     PROBLEM,
     TRIGGERED_BY,
     PackshotOperator,
@@ -59,6 +60,7 @@ class PlanOperator(PackshotOperator):
     tell it.
 
     :param scene: the scene's name.
+    :param channel: the channel's name; empty means the scene's own.
     :param categories: product categories to keep: a whole category, or the beginning of its path. All when empty.
     :param skus: SKUs to keep. All when empty.
     :param limit: at most that many products, in feed order.
@@ -71,6 +73,7 @@ class PlanOperator(PackshotOperator):
     template_fields: Sequence[str] = (
         "run",
         "scene",
+        "channel",
         "categories",
         "skus",
         "limit",
@@ -84,6 +87,7 @@ class PlanOperator(PackshotOperator):
         self,
         *,
         scene: str = "{{ params.scene or '' }}",
+        channel: str = CHANNEL,
         categories: Sequence[str] | str = "{{ params.categories | tojson }}",
         skus: Sequence[str] | str = "{{ params.skus | tojson }}",
         limit: int | str | None = "{{ params.limit or '' }}",
@@ -95,6 +99,7 @@ class PlanOperator(PackshotOperator):
     ) -> None:
         super().__init__(execution_timeout=execution_timeout, **kwargs)
         self.scene = scene
+        self.channel = channel
         self.categories = categories
         self.skus = skus
         self.limit = limit
@@ -137,7 +142,7 @@ class PlanOperator(PackshotOperator):
 
         if not self.scene:
             raise UsageError(NO_SCENE)
-        scene = load_scene(self.scene)
+        scene = load_scene(self.scene, channel=self.channel)
         feed, lines = self.lines(services)
         lines = choose(lines, listed(self.categories), listed(self.skus))
         if self.reprocess == Reprocess.FAILED:
@@ -170,7 +175,7 @@ class PlanOperator(PackshotOperator):
         from pipelines.runs.planning import find_work, shard_size
         from pipelines.stages.keys import STAGES, fingerprint
 
-        ledger, recipe = services.ledger, services.recipe(self.scene, self.reprocess, self.run)
+        ledger, recipe = services.ledger, services.recipe(self.scene, self.reprocess, self.run, self.channel)
         if self.reprocess == Reprocess.FAILED:
             line = ""  # a selection of its own: no later run builds on it
         selected = ledger.refresh(
@@ -206,7 +211,7 @@ class PlanOperator(PackshotOperator):
         from pipelines.runs.forecast import forecast
         from pipelines.stages.keys import STAGES
 
-        recipe = services.recipe(self.scene, self.reprocess, self.run)
+        recipe = services.recipe(self.scene, self.reprocess, self.run, self.channel)
         return asdict(forecast(list(STAGES.values()), shots, recipe, services.ledger, services.ledger.rates()))
 
 

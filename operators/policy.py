@@ -13,6 +13,7 @@ from typing import Any
 from airflow.sdk import Param
 
 from operators.base import note_failure
+from pipelines.channels import channel_files
 from pipelines.contracts import Reprocess
 from pipelines.scenes import scene_titles
 from pipelines.settings import get_settings
@@ -73,6 +74,18 @@ def scene_param(default: str | None = None, hint: str = "") -> Param:
             "values_display": {"null": "Choose a scene", **titles},
         }
     return Param(default, title="Scene", description=description, **about)
+
+
+def channel_param(default: str | None = None) -> Param:
+    """A choice of the channels that there are. Empty means the channel that the scene describes."""
+    return Param(
+        default,
+        type=["null", "string"],
+        enum=[None, *channel_files()],
+        values_display={"null": "The scene's own"},
+        title="Channel",
+        description="Where the images are published: size, format, limits and background. Empty: the scene's own.",
+    )
 
 
 def scenes_param(description: str) -> Param:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 from more_itertools import chunked
 
-from operators.base import PROBLEM, PackshotOperator, Services, open_services
+from operators.base import CHANNEL, PROBLEM, PackshotOperator, Services, open_services
 from operators.tables import attach_feed, check_table, images_of, publication_columns
 
 if TYPE_CHECKING:
@@ -69,19 +69,21 @@ class PublishOperator(PackshotOperator):
     or start another run: both find the encoded images by their keys.
     """
 
-    template_fields: Sequence[str] = ("run", "scene", "reprocess")
+    template_fields: Sequence[str] = ("run", "scene", "channel", "reprocess")
     ui_color = "#e8f3e6"
 
     def __init__(
         self,
         *,
         scene: str = "{{ params.scene }}",
+        channel: str = CHANNEL,
         reprocess: str = "{{ params.reprocess }}",
         execution_timeout: timedelta | None = timedelta(hours=2),
         **kwargs: Any,
     ) -> None:
         super().__init__(execution_timeout=execution_timeout, **kwargs)
         self.scene = scene
+        self.channel = channel
         self.reprocess = reprocess
 
     def execute(self, context: Context) -> dict[str, Any]:
@@ -92,7 +94,7 @@ class PublishOperator(PackshotOperator):
 
         services = open_services()
         ledger = services.ledger
-        recipe = services.recipe(self.scene, self.reprocess, self.run)
+        recipe = services.recipe(self.scene, self.reprocess, self.run, self.channel)
 
         # 1. Encode what may be shown: of this run's shots, and of earlier ones that somebody decided about since
         limits = Limits(services.settings.batch_size, services.settings.shot_seconds)

@@ -84,7 +84,7 @@ class PublishApprovedOperator(PackshotOperator):
         shots = [shot for shot in ledger.shots(run, skus=sorted(by_sku)) if shot.sku in by_sku]
         reprocess = run_params(ledger.engine, run).get("reprocess", "missing")
         try:
-            recipe = services.recipe(images[0].scene, reprocess, run)
+            recipe = services.recipe(images[0].scene, reprocess, run, images[0].channel)
         except UsageError as error:  # the scene is gone
             self.log.error("not published", run=run, images=len(images), reason=str(error))
             return [f"{run}: {error}"]
@@ -105,7 +105,7 @@ class PublishApprovedOperator(PackshotOperator):
 
 
 class PlanRetriesOperator(PackshotOperator):
-    """Returns the runs that generate again what people sent back, one a scene.
+    """Returns the runs that generate again what people sent back, one a scene and channel.
 
     :param grace_seconds: decisions younger than this are left to the next run.
     """
@@ -131,6 +131,7 @@ class PlanRetriesOperator(PackshotOperator):
                 "campaign": retry.run,
                 "conf": {
                     "scene": retry.scene,
+                    "channel": retry.channel,
                     "skus": list(retry.skus),
                     "reprocess": "failed",
                     "triggered_by": "review",

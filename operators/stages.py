@@ -12,7 +12,7 @@ from dataclasses import asdict
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from operators.base import PackshotOperator, open_services
+from operators.base import CHANNEL, PackshotOperator, open_services
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -29,13 +29,14 @@ class StageOperator(PackshotOperator):
 
     :param shard: number of the shard, as `plan` cut them.
     :param scene: the scene's name.
+    :param channel: the channel's name; empty means the scene's own.
     :param reprocess: `missing` reuses every finished step; `failed` and `all` compute again (`Reprocess`).
     :param batch_size: shots computed at once, if the stage supports it; the setting by default.
     :param shot_seconds: time limit of one shot, in seconds of computing; the setting by default. A shot past it ends
         as `failed`, and the shard continues. ``execution_timeout`` is for the whole shard, and fails the task.
     """
 
-    template_fields: Sequence[str] = ("run", "shard", "scene", "reprocess")
+    template_fields: Sequence[str] = ("run", "shard", "scene", "channel", "reprocess")
     ui_color = "#e6f0fa"
     stage: ClassVar[str]
 
@@ -44,6 +45,7 @@ class StageOperator(PackshotOperator):
         *,
         shard: int,
         scene: str = "{{ params.scene }}",
+        channel: str = CHANNEL,
         reprocess: str = "{{ params.reprocess }}",
         batch_size: int | None = None,
         shot_seconds: float | None = None,
@@ -54,6 +56,7 @@ class StageOperator(PackshotOperator):
         super().__init__(execution_timeout=execution_timeout, map_index_template=map_index_template, **kwargs)
         self.shard = shard
         self.scene = scene
+        self.channel = channel
         self.reprocess = reprocess
         self.batch_size = batch_size
         self.shot_seconds = shot_seconds
@@ -83,7 +86,7 @@ class StageOperator(PackshotOperator):
             load_stage(self.stage),
             self.run,
             shots,
-            services.recipe(self.scene, self.reprocess, self.run),
+            services.recipe(self.scene, self.reprocess, self.run, self.channel),
             services.ledger,
             services.store,
             limits,

@@ -36,6 +36,10 @@ class Settings(BaseSettings):
     )
     scenes_dir: Path | None = Field(None, description="Folder of a shop's own scenes; they join the bundled ones.")
 
+    channels_dir: Path | None = Field(
+        None, description="Folder of a shop's own channels; they join the bundled ones."
+    )
+
     # Postgres
     database_url: str = Field(
         "", repr=False, description="SQLAlchemy URL of the ledger's Postgres. Empty: the embedded server."
@@ -81,6 +85,7 @@ class Settings(BaseSettings):
         "", description="Cron of the nightly catalog_refresh, such as `0 3 * * *`. Empty: off."
     )
     nightly_scene: str = Field("", description="Scene of the nightly catalog_refresh. Empty: the first scene by name.")
+    nightly_channel: str = Field("", description="Channel of the nightly catalog_refresh. Empty: the scene's own.")
     nightly_hours: float = Field(
         6, gt=0, description="Hours after which a nightly catalog_refresh that has not ended is reported as late."
     )
@@ -160,7 +165,7 @@ class Settings(BaseSettings):
     )
     photo_timeout_seconds: float = Field(20, gt=0, description="Time limit of one photo's download, in seconds.")
 
-    @field_validator("scenes_dir")
+    @field_validator("scenes_dir", "channels_dir")
     @classmethod
     def _absolute(cls, folder: Path | None) -> Path | None:
         """Airflow's tasks work in another folder than the command that starts them."""

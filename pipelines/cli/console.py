@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 SceneName = Annotated[str, typer.Option("--scene", "-s", help="A scene: see `packshot scenes list`.")]
+ChannelName = Annotated[
+    str, typer.Option("--channel", help="A channel: see `packshot channels list`.", show_default="the scene's own")
+]
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or 'latest': the last that `run` triggered.")]
 
 

@@ -12,6 +12,7 @@ import typer
 
 from pipelines.cli.console import (
     AsJson,
+    ChannelName,
     RunId,
     SceneName,
     answer,
@@ -45,6 +46,7 @@ ReprocessOption = Annotated[Reprocess, typer.Option("--reprocess", help="Which f
 def run(
     catalogue: Annotated[Path, typer.Argument(metavar="CATALOG", help="CSV or TSV with id, title, image_link.")],
     scene: SceneName,
+    channel: ChannelName = "",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N products.")] = None,
     reprocess: ReprocessOption = Reprocess.MISSING,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the run to its end.")] = False,
@@ -59,10 +61,13 @@ def run(
     from pipelines.store import S3Store
 
     settings = get_settings()
-    load_scene(scene)
+    load_scene(scene, channel=channel)
     with err.status("Putting feed and photos into the store"):
         feed = ingest(catalogue, S3Store(settings), settings, limit)
-    conf = {"feed": feed, "scene": scene, "limit": limit, "reprocess": reprocess, "triggered_by": "packshot run"}
+    conf = {
+        "feed": feed, "scene": scene, "channel": channel or None, "limit": limit, "reprocess": reprocess,
+        "triggered_by": "packshot run",
+    }  # fmt: skip
     with Airflow(settings) as airflow:
         run_id = airflow.trigger("catalog_refresh", conf)
         try:
@@ -99,6 +104,7 @@ def campaign(
     scene: SceneName,
     first: Annotated[datetime, typer.Option("--from", formats=["%Y-%m-%d"], help="First day.")],
     last: Annotated[datetime, typer.Option("--to", formats=["%Y-%m-%d"], help="Last day, included.")],
+    channel: ChannelName = "",
     category: Annotated[list[str] | None, typer.Option(help="Only this category; may be repeated.")] = None,
     sku: Annotated[
         list[str] | None, typer.Option(help="Only this SKU, whenever it last changed; may be repeated.")
@@ -114,11 +120,11 @@ def campaign(
     from pipelines.services.airflow_client import Airflow
     from pipelines.settings import get_settings
 
-    load_scene(scene)
+    load_scene(scene, channel=channel)
     if last < first:
         raise UsageError(f"--to {last:%Y-%m-%d} is before --from {first:%Y-%m-%d}")
     conf = {
-        "scene": scene, "categories": category or [], "skus": sku or [], "limit": limit, "reprocess": reprocess,
+        "scene": scene, "channel": channel or None, "categories": category or [], "skus": sku or [], "limit": limit, "reprocess": reprocess,
         "dry_run": dry_run,
     }  # fmt: skip
     success, known = True, wait or dry_run

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from pipelines.cli.console import AsJson, SceneName, answer, as_warnings, exit_code, progress_bar, table, visible
+from pipelines.cli.console import AsJson, ChannelName, SceneName, answer, as_warnings, exit_code, progress_bar, table, visible
 from pipelines.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ def shoot(
     source: Annotated[Path, typer.Argument(metavar="IMAGE|CATALOG", help="A photo, or a catalogue as CSV or TSV.")],
     scene: SceneName,
     out_dir: Annotated[Path, typer.Option("--out", "-o", help="Folder for the images and the contact sheet.")],
+    channel: ChannelName = "",
     seed: Annotated[int | None, typer.Option(min=0, help="First seed to try, instead of the scene's.")] = None,
     method: Annotated[str | None, typer.Option(help="Inpainting method instead of the scene's.")] = None,
     mask_guidance: Annotated[
@@ -36,7 +37,7 @@ def shoot(
     from pipelines.runs.local import shoot as run_shoot
     from pipelines.settings import get_settings
 
-    recipe = _recipe(scene, seed=seed, method=method, mask_guidance=mask_guidance)
+    recipe = _recipe(scene, channel=channel, seed=seed, method=method, mask_guidance=mask_guidance)
     with progress_bar() as progress:
         bars: dict[str, Any] = {}
 
@@ -64,7 +65,7 @@ def shoot(
     raise typer.Exit(exit_code([outcome.state for outcome in outcomes]))
 
 
-def _recipe(scene: str, method: str | None, **overrides: Any) -> Recipe:
+def _recipe(scene: str, method: str | None, channel: str, **overrides: Any) -> Recipe:
     from pipelines.diffusion.methods import check_parts
     from pipelines.models.profile import active_profile
     from pipelines.scenes import Scene, load_scene
@@ -76,7 +77,7 @@ def _recipe(scene: str, method: str | None, **overrides: Any) -> Recipe:
     methods = get_args(Scene.model_fields["method"].annotation)
     if method not in (None, *methods):
         raise UsageError(f"--method {method}: there are {', '.join(methods)}")
-    profile, look = active_profile(), load_scene(scene)
+    profile, look = active_profile(), load_scene(scene, channel=channel)
     check_parts(profile, method or look.method)
     limit = settings.photo_max_megapixels
     recipe = Recipe(profile, look, method=method, compute=settings.compute(), max_megapixels=limit, **overrides)

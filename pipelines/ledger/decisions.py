@@ -227,6 +227,7 @@ class Approved:
     decision: int
     run: str
     scene: str
+    channel: str
     shot: int
     sku: str
     final: str
@@ -260,19 +261,20 @@ def note_published(connection: Connection, decisions: Sequence[int], run: str) -
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Products of one scene that are to be generated again, and the id of the run that does it."""
+    """Products of one scene and channel that are to be generated again, and the id of the run that does it."""
 
     run: str
     scene: str
+    channel: str
     skus: tuple[str, ...]
 
 
 def claim_retries(engine: Engine, grace_seconds: float = 0.0) -> list[Retry]:
-    """Hands every open decision to try again to a run that is about to be started, one a scene. Decisions younger than
+    """Hands every open decision to try again to a run that is about to be started, one a scene and channel. Decisions younger than
     `grace_seconds` are left open."""
     with engine.begin() as connection:
         rows = connection.execute(text(_RETRIES), {"grace": grace_seconds}).all()
-    return [Retry(row.acted_run, row.scene, tuple(row.skus)) for row in rows]
+    return [Retry(row.acted_run, row.scene, row.channel, tuple(row.skus)) for row in rows]
 
 
 # ------------------------------------------------------------------------------------------------------ rows
@@ -387,7 +389,7 @@ WHERE {where} ORDER BY d.id DESC
 """
 
 _APPROVED = """
-SELECT d.id, rs.run, s.scene, rs.shot, s.sku, d.final
+SELECT d.id, rs.run, s.scene, s.channel, rs.shot, s.sku, d.final
 FROM decisions d
 JOIN run_shots rs ON rs.final = d.final AND rs.state = 'held'
 JOIN shots s ON s.id = rs.shot
@@ -413,16 +415,17 @@ SELECT rs.shot FROM decisions d JOIN run_shots rs ON rs.final = d.final WHERE d.
 
 _RETRIES = """
 WITH mine AS (
-    UPDATE decisions d SET acted_run = 'retry__' || s.scene || '__' || newest.id
+    UPDATE decisions d SET acted_run = 'retry__' || s.scene || '__' || s.channel || '__' || newest.id
     FROM shots s, LATERAL (
         SELECT max(o.id) AS id FROM decisions o
         WHERE o.choice = 'retry' AND o.undone_at IS NULL AND o.acted_run IS NULL
     ) newest
     WHERE s.id = d.shot AND d.choice = 'retry' AND d.undone_at IS NULL AND d.acted_run IS NULL
       AND d.created_at <= now() - make_interval(secs => :grace)
-    RETURNING d.acted_run, s.scene, s.sku
+    RETURNING d.acted_run, s.scene, s.channel, s.sku
 )
-SELECT acted_run, scene, array_agg(DISTINCT sku ORDER BY sku) AS skus FROM mine GROUP BY acted_run, scene ORDER BY 1
+SELECT acted_run, scene, channel, array_agg(DISTINCT sku ORDER BY sku) AS skus
+FROM mine GROUP BY acted_run, scene, channel ORDER BY 1
 """
 
 _UNDO = "UPDATE decisions SET undone_by = :by, undone_at = now() WHERE id = ANY(:ids)"

@@ -19,6 +19,7 @@ from PIL import Image
 from pipelines.catalogue import reading
 from pipelines.catalogue.feed import ingest
 from pipelines.catalogue.manifest import load_manifest
+from pipelines.channels import channel_files
 from pipelines.contracts import (
     STAGES,
     Artifact,
@@ -45,7 +46,7 @@ from pipelines.workflow import Limits, Recipe, run_stage
 RECORD = "steps.json"
 """In the output folder's `.packshot`: what was computed, for `packshot measure scenes`."""
 
-SUFFIXES = {"image/jpeg": "jpg", "image/png": "png", "image/webp": "webp"}
+SUFFIXES = {"image/jpeg": "jpg", "image/png": "png", "image/webp": "webp", "image/avif": "avif"}
 """How a published image's file name ends."""
 
 NAME_BYTES = 120
@@ -191,8 +192,9 @@ def _write(shot: Shot, steps: dict[str, Step], store: Store, out: Path) -> Outco
     if state is not ShotState.PUBLISHED:
         return Outcome(shot.sku, shot.product.row, state, reason, None)
     published = steps["publish"].outputs[0]
-    # with the scene: scenes may share a folder, and a photo that lies in it is never written over
-    path = out / f"{file_name(shot.sku)}-{shot.scene}.{SUFFIXES[published.media_type]}"
+    # with scene and channel: they may share a folder, and a photo that lies in it is never written over
+    look = f"{shot.scene}-{shot.channel}" if shot.channel in channel_files() else shot.scene
+    path = out / f"{file_name(shot.sku)}-{look}.{SUFFIXES[published.media_type]}"
     path.write_bytes(store.get(published.sha256))
     return Outcome(shot.sku, shot.product.row, state, reason, path)
 

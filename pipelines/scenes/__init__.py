@@ -17,10 +17,11 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
+from pipelines.channels import Channel, load_channel
 from pipelines.contracts import canonical_json, sha256_hex
 from pipelines.diffusion.control_kinds import REFUSED_KINDS, Kind
 from pipelines.errors import UsageError
-from pipelines.scenes.strict_yaml import read_yaml
+from pipelines.strict_yaml import read_yaml
 from pipelines.settings import MAX_MEGAPIXELS, get_settings
 
 FOLDER = Path(__file__).resolve().parent
@@ -104,36 +105,13 @@ class ScenePlacement(_Part):
     ground_line: float = Field(0.86, ge=0.2, le=1)
 
 
-class Channel(_Part):
-    """Where the image is to be published, in px. `min_width` and `min_height` are the channel's own rule.
-
-    `product_share`: the product's share of the frame where the channel prescribes one; it replaces `placement.scale`.
-    """
-
-    name: Name = "web"
-    product_share: float | None = Field(None, gt=0.05, le=0.98)
-    width: int = Field(1024, ge=64, le=8192)
-    height: int = Field(1024, ge=64, le=8192)
-    format: Literal["jpeg", "png", "webp"] = "jpeg"
-    quality: int = Field(92, ge=50, le=100)
-    min_width: int = Field(500, ge=1)
-    min_height: int = Field(500, ge=1)
-
-    @model_validator(mode="after")
-    def _large_enough(self) -> Channel:
-        if self.width < self.min_width or self.height < self.min_height:
-            size, least = f"{self.width}×{self.height}", f"{self.min_width}×{self.min_height}"
-            raise ValueError(f"{size} px is below the channel's own min_width and min_height, {least} px")
-        return self
-
-
 class BackdropPicture(_Part):
     """One picture of an empty set, and what a product on it must know.
 
     file: relative to the scene's folder. licence: who may use it, in a line. ground_line: share of the height on which
     the product's foot stands, from the top. ground: corners of the visible ground; none: everything below the highest
     place where a foot may be. light_from, light_elevation: where the main light is, degrees above the ground.
-    reflection: how strongly the ground mirrors, 0 = matt.
+    reflection: how strongly the ground mirrors, 0 = matt. shadow: how dark the drawn shadow is, 0 = none.
     """
 
     file: str = Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9_-]*/)*[A-Za-z0-9][A-Za-z0-9._-]*\.(png|jpe?g|webp)$")
@@ -143,6 +121,7 @@ class BackdropPicture(_Part):
     light_from: Literal["left", "right", "front"] = "front"
     light_elevation: float = Field(40, ge=10, le=80)
     reflection: Share = 0.0
+    shadow: Share = 1.0
 
     @field_validator("licence", mode="before")
     @classmethod
@@ -158,6 +137,12 @@ class BackdropPicture(_Part):
         if self.ground and self.foot is None:
             raise ValueError(f"ground_line {self.ground_line:g} is not on the ground: its polygon is not crossed there")
         return self
+
+    @property
+    def drawing(self) -> dict[str, Any]:
+        """What decides how the picture is shown, as parameters of a step; a shadow as usual is left out."""
+        hidden = {"file", "licence", *(() if self.shadow < 1 else ("shadow",))}
+        return self.model_dump(mode="json", exclude=hidden)
 
     @property
     def media_type(self) -> str:
@@ -246,6 +231,16 @@ class Scene(_Part):
     picture: str = Field("", pattern=r"^([a-z0-9][a-z0-9_-]*\.(png|jpg|webp))?$")
     _folder: Path = PrivateAttr(default=FOLDER)
 
+    @field_validator("channel", mode="before")
+    @classmethod
+    def _by_name(cls, channel: Any) -> Any:
+        if not isinstance(channel, str):
+            return channel
+        try:
+            return load_channel(channel)
+        except UsageError as error:
+            raise ValueError(str(error)) from error
+
     @field_validator("prompt")
     @classmethod
     def _known_placeholders(cls, prompt: str) -> str:
@@ -309,6 +304,8 @@ class Scene(_Part):
         )  # fmt: skip
         if self.channel.product_share is not None:
             settings["placement"]["scale"] = self.channel.product_share
+        if self.channel.prescribes_place:
+            settings["placement"]["exact"] = True
         savings = {"guidance_start", "guidance_end", "cache_interval"}
         return settings | self.model_dump(mode="json", include=savings, exclude_defaults=True)
 
@@ -371,12 +368,21 @@ def scene_titles(folder: Path | None = None) -> dict[str, str]:
     return titles
 
 
-def load_scene(name: str, folder: Path | None = None) -> Scene:
-    """One scene by name. Raises UsageError where there is none, naming those that there are."""
+def load_scene(name: str, folder: Path | None = None, channel: str = "") -> Scene:
+    """One scene by name, for its own channel or for the channel of this name.
+
+    Raises UsageError where there is no such scene or channel, naming those that there are, and where a backdrop is too
+    small for the channel.
+    """
     files = scene_files(folder)
     if name not in files:
         raise UsageError(f"no scene {name!r}: there are {', '.join(files) or 'none'}")
-    return check_scene(files[name])
+    scene = check_scene(files[name])
+    if channel in ("", scene.channel.name):
+        return scene
+    other = scene.model_copy(update={"channel": load_channel(channel)})
+    _check_pictures(other, f"scene {name} for channel {channel}")
+    return other
 
 
 def check_scene(path: Path) -> Scene:
@@ -400,12 +406,17 @@ def check_scene(path: Path) -> Scene:
     if scene.name != path.stem:
         raise UsageError(f"{path}: name: {scene.name!r} must be the file's name, {path.stem!r}")
     scene._folder = path.parent
+    _check_pictures(scene, str(path))
+    return scene
+
+
+def _check_pictures(scene: Scene, where: str) -> None:
+    """Raises UsageError if a picture of the backdrop does not fill the channel's frame; `where` begins the message."""
     for number, picture in enumerate(scene.backdrop.pictures if scene.backdrop else ()):
         try:
-            check_backdrop_file(path.parent / picture.file, scene.channel)
+            check_backdrop_file(scene.folder / picture.file, scene.channel)
         except UsageError as error:
-            raise UsageError(f"{path}: backdrop.pictures.{number}: {error}") from error
-    return scene
+            raise UsageError(f"{where}: backdrop.pictures.{number}: {error}") from error
 
 
 def check_backdrop_file(path: Path, channel: Channel) -> tuple[int, int]:

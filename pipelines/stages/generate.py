@@ -211,7 +211,9 @@ class _Reduced:
             laid = lay_backdrop(work.inputs["backdrop"], canvas, settings)
             line, wall = laid.line / canvas[1], laid.wall / canvas[1]
             ground = (laid.foot[0] / canvas[0], laid.foot[1] / canvas[0])
-        where = place(matte, canvas, asked["scale"], asked["anchor"], line, ground, wall)
+        where = place(
+            matte, canvas, asked["scale"], asked["anchor"], line, ground, wall, exact=asked.get("exact", False)
+        )
         product = lay_product(photo, cutout, where)
         colour, small = product.reduced(width, height)
         return cls(

@@ -43,8 +43,8 @@ DRAWN = 1
 SEEN = ("plate", "placed", "saliency")
 """Outputs of `generate`: its picture without and with the product alone, and the salient net's map of both together."""
 
-DIGITAL_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
-"""IPTC's code for a real product on a generated background; shopping feeds require it in the file."""
+DIGITAL_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/"
+"""IPTC's vocabulary for the origin of an image; a channel names the code, because shopping feeds require one."""
 
 
 # ---------------------------------------------------------------------------- cutout
@@ -166,7 +166,7 @@ def _on_backdrop(shot: Shot, recipe: Recipe, picture: BackdropPicture) -> dict[s
             "mode": backdrop.mode,
             "wanted_line": scene.placement.ground_line,
             "foot": list(picture.foot or (0.0, 1.0)),
-            **picture.model_dump(mode="json", exclude={"file", "licence"}),
+            **picture.drawing,
         },
     }
 
@@ -270,14 +270,29 @@ def _stands_on_backdrop(generated: Job) -> bool:
 
 
 def publish_job(shot: Shot, upstream: Mapping[str, Step], recipe: Recipe, candidate: int) -> Job:
-    """Return the published file's job: the final image and the channel's format."""
-    channel = recipe.scene.channel
+    """Return the published file's job: the final image and the channel's format, with what the file says and the rules
+    that it is held to, where the channel has any."""
+    channel, upscaled = recipe.scene.channel, upstream["upscale"]
+    parameters: dict[str, Any] = {
+        "format": channel.format,
+        "quality": channel.quality,
+        "digital_source_type": DIGITAL_SOURCE_TYPE + channel.digital_source_type,
+    }
+    inputs = {"final": upscaled.output("final")}
+    if channel.provenance is not None:
+        words = {"title": shot.product.title or shot.sku, "category": shot.product.category, "sku": shot.sku}
+        parameters["provenance"] = {
+            "sku": shot.sku,
+            "credit": channel.provenance.credit,
+            "alt_text": channel.provenance.alt_text.format(**words, scene=recipe.scene.title),
+        }
+    if channel.rules:
+        placement = dict(upscaled.job.parameters["placement"])
+        parameters |= {"channel": channel.name, "rules": channel.rules, "placement": placement}
+    if channel.background == "white":
+        inputs["cutout"] = upscaled.job.inputs["cutout"]
     return Job(
-        stage="publish",
-        version=VERSIONS["publish"],
-        inputs={"final": upstream["upscale"].output("final")},
-        parameters={"format": channel.format, "quality": channel.quality, "digital_source_type": DIGITAL_SOURCE_TYPE},
-        attempt=recipe.attempt,
+        stage="publish", version=VERSIONS["publish"], inputs=inputs, parameters=parameters, attempt=recipe.attempt
     )
 
 

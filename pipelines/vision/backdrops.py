@@ -22,7 +22,7 @@ class BackdropSettings:
 
     ground_line: where a foot stands. foot: from where to where there is ground on that line. ground: the ground's
     corners, or none: unknown. wanted_line: where on the canvas the line should be if the picture leaves a choice.
-    light_from: "left", "right" or "front". light_elevation: degrees. reflection: 0..1.
+    light_from: "left", "right" or "front". light_elevation: degrees. reflection, shadow: 0..1.
     """
 
     ground_line: float
@@ -33,6 +33,7 @@ class BackdropSettings:
     light_elevation: float = 40.0
     reflection: float = 0.0
     mode: str = "adjust"
+    shadow: float = 1.0
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, Any]) -> BackdropSettings:
@@ -63,9 +64,11 @@ class LaidBackdrop:
         """
         asked = self.settings
         if anchor != "ground":
-            shade = hanging_shadow(product.matte, asked.light_from)
+            shade = hanging_shadow(product.matte, asked.light_from, asked.shadow)
             return replace(self, pixels=relight(self.pixels, shade[..., None]))
-        shade = standing_shadow(product.matte, asked.light_from, asked.light_elevation, self.ground)
+        shade = standing_shadow(
+            product.matte, asked.light_from, asked.light_elevation, self.ground, strength=asked.shadow
+        )
         pixels = relight(self.pixels, shade[..., None])
         if asked.reflection:
             colours, opacity = reflection(product.colour, product.matte, self.ground)
