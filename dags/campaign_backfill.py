@@ -28,7 +28,16 @@ from airflow.sdk import Param, TriggerRule, dag
 from packshot_timetable import ByHandOrBackfill
 
 from operators.plan import PlanCampaignOperator
-from operators.policy import DEFAULT_ARGS, TICK, Tag, channel_param, limit_param, most_tasks, scene_param, selection_params
+from operators.policy import (
+    DEFAULT_ARGS,
+    TICK,
+    Tag,
+    channel_param,
+    limit_param,
+    most_tasks,
+    scene_param,
+    selection_params,
+)
 from operators.publish import CheckTableOperator, PublishOperator, SummaryOperator
 from operators.shots import shots_of
 

@@ -24,7 +24,16 @@ from airflow.sdk import Param, TriggerRule, dag
 
 from operators.deadline import nightly_deadline
 from operators.plan import PlanRefreshOperator
-from operators.policy import DEFAULT_ARGS, SELDOM, Tag, channel_param, limit_param, most_tasks, scene_param, selection_params
+from operators.policy import (
+    DEFAULT_ARGS,
+    SELDOM,
+    Tag,
+    channel_param,
+    limit_param,
+    most_tasks,
+    scene_param,
+    selection_params,
+)
 from operators.publish import CheckTableOperator, PublishOperator, SummaryOperator
 from operators.shots import shots_of
 from pipelines.scenes import scene_names
@@ -55,6 +64,13 @@ settings = get_settings()
             type=["null", "string"],
             title="Feed",
             description="Digest of a manifest, a CSV, TSV or XML file, or an http(s) address. Empty: the last named.",
+            section=SELDOM,
+        ),
+        "accept_loss": Param(
+            False,
+            type=["null", "boolean"],
+            title="Accept loss",
+            description="Take the feed even if over 20 % of its products are gone; their images are withdrawn.",
             section=SELDOM,
         ),
         "limit": limit_param(),

@@ -104,8 +104,8 @@ class Services:
         return load_profile(self.settings.profile, self.settings.models_dir)
 
     def recipe(self, scene: str, reprocess: str, run: str, channel: str = "") -> Recipe:
-        """Profile of the settings, and this scene for its own channel or another. Raises UsageError for an unknown scene
-        or channel. The device is not asked for.
+        """Profile of the settings, and this scene for its own channel or another. Raises UsageError for an unknown
+        scene or channel. The device is not asked for.
 
         A forced recomputation (`reprocess`) adds the run's id to every key of the run.
         """

@@ -220,13 +220,21 @@ class PlanRefreshOperator(PlanOperator):
 
     :param feed: digest of a manifest in the store, as `packshot run` puts it there; or a file or an http(s) address
         that this worker can read; or nothing, which means the feed that was named last, read again.
+    :param accept_loss: take the feed even if it lost more than a fifth of its products since it was read last.
     """
 
-    template_fields: Sequence[str] = ("feed", *PlanOperator.template_fields)
+    template_fields: Sequence[str] = ("feed", "accept_loss", *PlanOperator.template_fields)
 
-    def __init__(self, *, feed: str = "{{ params.feed or '' }}", **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        feed: str = "{{ params.feed or '' }}",
+        accept_loss: bool | str = "{{ params.get('accept_loss') or False }}",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.feed = feed
+        self.accept_loss = accept_loss
 
     def lines(self, services: Services) -> tuple[str, Iterable[Line]]:
         """Read the feed and upsert its products."""
@@ -238,7 +246,9 @@ class PlanRefreshOperator(PlanOperator):
             source = digest if "://" in digest else _feed_file(digest)
             digest = ingest(source, services.store, services.settings)
         manifest = read_manifest(services.store, digest)
-        changes = services.ledger.upsert_products(manifest)
+        whole = "" if _number(self.limit) else manifest.source
+        accepts = str(self.accept_loss) == "True"
+        changes = services.ledger.upsert_products(manifest, feed=whole, accept_loss=accepts)
         self.log.info("feed", manifest=digest, **asdict(changes))
         return digest, manifest
 

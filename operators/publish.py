@@ -114,14 +114,15 @@ class PublishOperator(PackshotOperator):
         rows = publication_columns(services, self.run, recipe.scene)
         result = check_table(self, services, context, "publication", rows)
 
-        # 4. Show it, all at once
+        # 4. Show it, all at once, and take back what is shown of products that left the feed
         images = images_of(rows)
         del rows
         new = ledger.publish(self.run, images)
+        gone = ledger.withdraw_gone()
         ledger.settle(self.run)
         attach_feed(services, self.run)
-        self.log.info("published", images=len(images), new=new)
-        return {"images": len(images), "new": new, **result}
+        self.log.info("published", images=len(images), new=new, withdrawn=gone)
+        return {"images": len(images), "new": new, "withdrawn": gone, **result}
 
     def _gone(self, services: Services) -> bool:
         """Take back the images that the store has lost: all that this run reuses are looked for, and a sample of what

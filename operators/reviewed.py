@@ -51,6 +51,7 @@ class PublishApprovedOperator(PackshotOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         """Publish every approved image; returns how many. Fails, at the end, if something kept it from one."""
         from pipelines.ledger.decisions import approved_images, seconds_since_last
+        from pipelines.ledger.shown import feeds_behind
 
         services = open_services()
         tried: set[int] = set()
@@ -65,6 +66,8 @@ class PublishApprovedOperator(PackshotOperator):
             tried |= {one.decision for one in waiting}
             for run, images in groupby(waiting, key=lambda one: one.run):
                 problems += self._publish(services, run, list(images))
+        for behind in feeds_behind(services.ledger.engine):  # something was taken back since they were written
+            attach_feed(services, behind)
         if problems:
             raise AirflowFailException("; ".join(problems))
         return {"images": len(tried)}
@@ -90,6 +93,15 @@ class PublishApprovedOperator(PackshotOperator):
             return [f"{run}: {error}"]
         limits = Limits(services.settings.batch_size, services.settings.shot_seconds)
         run_stage(stage("publish"), run, shots, recipe, ledger, services.store, limits)
+        steps = ledger.chosen(run, shots, ["publish"])
+        refused = [
+            f"{sku}: {found['publish'].reason}"
+            for sku, found in steps.items()
+            if "publish" in found and found["publish"].state == "rejected"
+        ]
+        if refused:  # no person's word changes a channel's rule
+            ledger.settle(run)
+            self.log.error("not published", run=run, images=len(refused), reason="; ".join(refused))
         rows = publication_columns(services, run, recipe.scene, sorted({image.final for image in images}))
         failures = [failure for failure in validate("publication", rows).failures if failure.critical]
         if failures:
@@ -101,7 +113,7 @@ class PublishApprovedOperator(PackshotOperator):
         for one in ledger.showing(run, [image.shot for image in images]):
             attach_feed(services, one)
         self.log.info("published", run=run, images=len(shown), new=new)
-        return []
+        return [f"{run}: {reason}" for reason in refused]
 
 
 class PlanRetriesOperator(PackshotOperator):

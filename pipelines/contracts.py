@@ -218,11 +218,12 @@ class ShotStep:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """How a feed differs from what the ledger knew: numbers of products."""
+    """How a feed differs from what the ledger knew: numbers of products. `gone` left a whole feed of that name."""
 
     new: int
     changed: int
     unchanged: int
+    gone: int = 0
 
 
 @dataclass(frozen=True, slots=True)

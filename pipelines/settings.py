@@ -36,9 +36,7 @@ class Settings(BaseSettings):
     )
     scenes_dir: Path | None = Field(None, description="Folder of a shop's own scenes; they join the bundled ones.")
 
-    channels_dir: Path | None = Field(
-        None, description="Folder of a shop's own channels; they join the bundled ones."
-    )
+    channels_dir: Path | None = Field(None, description="Folder of a shop's own channels; they join the bundled ones.")
 
     # Postgres
     database_url: str = Field(
@@ -88,6 +86,14 @@ class Settings(BaseSettings):
     nightly_channel: str = Field("", description="Channel of the nightly catalog_refresh. Empty: the scene's own.")
     nightly_hours: float = Field(
         6, gt=0, description="Hours after which a nightly catalog_refresh that has not ended is reported as late."
+    )
+
+    # Publication
+    public_url: str = Field(
+        "",
+        pattern=r"^(https?://[^\s?#]+)?$",
+        description="Address under which the console's `/packshot/public` is reachable from outside, for the links of "
+        "the channels' feeds. Empty: these routes do not exist.",
     )
 
     # Monitoring and notifications

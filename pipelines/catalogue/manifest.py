@@ -57,11 +57,13 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The products of a feed, in its order; each pass reads the parts anew. `digest` is the index's."""
+    """The products of a feed, in its order; each pass reads the parts anew. `digest` is the index's, `source` the file
+    name of the feed."""
 
     digest: str
     store: Store
     parts: tuple[str, ...]
+    source: str = ""
     whole: tuple[Product, ...] = ()
 
     def __iter__(self) -> Iterator[Line]:
@@ -91,10 +93,16 @@ def read_manifest(store: Store, digest: str) -> Manifest:
         raise UsageError(f"the store has no feed {digest}: put one there with `packshot run CATALOG`") from error
     kind = document.get("kind") if isinstance(document, dict) else None
     if kind == WHOLE:
-        return Manifest(digest, store, (), tuple(Product(**product) for product in document["products"]))
+        return Manifest(
+            digest,
+            store,
+            (),
+            str(document.get("source", "")),
+            tuple(Product(**product) for product in document["products"]),
+        )
     if kind != MANIFEST:
         raise UsageError(f"the object {digest} is no feed that `packshot run` put there")
-    return Manifest(digest, store, tuple(document["parts"]))
+    return Manifest(digest, store, tuple(document["parts"]), str(document["source"]))
 
 
 def load_manifest(store: Store, digest: str) -> list[Product]:

@@ -112,7 +112,7 @@ class Channel(_Part):
 
     @property
     def rules(self) -> dict[str, float | str]:
-        """The rules that a file is held to before it is published; those that the channel does not have are left out."""
+        """The rules that a file is held to before it is published, without those that the channel does not have."""
         names = {"max_side", "max_megapixels", "max_bytes", "min_product_share", "margin"}
         found: dict[str, float | str] = self.model_dump(mode="json", include=names, exclude_none=True)
         if self.background != "any":

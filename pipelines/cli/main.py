@@ -12,7 +12,20 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli import channels, experiment, measure, models, prune, revisions, runs, scenes, services, shoot, train, verify
+from pipelines.cli import (
+    channels,
+    experiment,
+    measure,
+    models,
+    prune,
+    revisions,
+    runs,
+    scenes,
+    services,
+    shoot,
+    train,
+    verify,
+)
 from pipelines.cli.console import print_error
 from pipelines.errors import PackshotError, UsageError
 
@@ -27,7 +40,13 @@ app = typer.Typer(
 for part in (shoot, services, runs, verify, prune, train):
     app.add_typer(part.app)
 models.app.add_typer(revisions.app)
-for name, group in {"scenes": scenes, "channels": channels, "measure": measure, "models": models, "experiment": experiment}.items():
+for name, group in {
+    "scenes": scenes,
+    "channels": channels,
+    "measure": measure,
+    "models": models,
+    "experiment": experiment,
+}.items():
     app.add_typer(group.app, name=name)
 
 

@@ -49,6 +49,9 @@ def run(
     channel: ChannelName = "",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N products.")] = None,
     reprocess: ReprocessOption = Reprocess.MISSING,
+    accept_loss: Annotated[
+        bool, typer.Option("--accept-loss", help="Take the feed even if over 20 % of its products are gone.")
+    ] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the run to its end.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -66,7 +69,7 @@ def run(
         feed = ingest(catalogue, S3Store(settings), settings, limit)
     conf = {
         "feed": feed, "scene": scene, "channel": channel or None, "limit": limit, "reprocess": reprocess,
-        "triggered_by": "packshot run",
+        "accept_loss": accept_loss, "triggered_by": "packshot run",
     }  # fmt: skip
     with Airflow(settings) as airflow:
         run_id = airflow.trigger("catalog_refresh", conf)
@@ -124,8 +127,8 @@ def campaign(
     if last < first:
         raise UsageError(f"--to {last:%Y-%m-%d} is before --from {first:%Y-%m-%d}")
     conf = {
-        "scene": scene, "channel": channel or None, "categories": category or [], "skus": sku or [], "limit": limit, "reprocess": reprocess,
-        "dry_run": dry_run,
+        "scene": scene, "channel": channel or None, "categories": category or [], "skus": sku or [], "limit": limit,
+        "reprocess": reprocess, "dry_run": dry_run,
     }  # fmt: skip
     success, known = True, wait or dry_run
     with Airflow(get_settings()) as airflow:

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from pipelines.cli.console import AsJson, ChannelName, SceneName, answer, as_warnings, exit_code, progress_bar, table, visible
+from pipelines.cli.console import (
+    AsJson,
+    ChannelName,
+    SceneName,
+    answer,
+    as_warnings,
+    exit_code,
+    progress_bar,
+    table,
+    visible,
+)
 from pipelines.errors import UsageError
 
 if TYPE_CHECKING:

@@ -270,8 +270,8 @@ class Retry:
 
 
 def claim_retries(engine: Engine, grace_seconds: float = 0.0) -> list[Retry]:
-    """Hands every open decision to try again to a run that is about to be started, one a scene and channel. Decisions younger than
-    `grace_seconds` are left open."""
+    """Hands every open decision to try again to a run that is about to be started, one a scene and channel. Decisions
+    younger than `grace_seconds` are left open."""
     with engine.begin() as connection:
         rows = connection.execute(text(_RETRIES), {"grace": grace_seconds}).all()
     return [Retry(row.acted_run, row.scene, row.channel, tuple(row.skus)) for row in rows]
@@ -394,6 +394,7 @@ FROM decisions d
 JOIN run_shots rs ON rs.final = d.final AND rs.state = 'held'
 JOIN shots s ON s.id = rs.shot
 JOIN runs r ON r.id = rs.run
+JOIN products p ON p.sku = s.sku AND p.left_at IS NULL
 WHERE d.choice = 'approve' AND d.undone_at IS NULL AND d.acted_run IS NULL AND r.state <> 'running'
 ORDER BY r.started_at, rs.run, rs.position
 """

@@ -139,6 +139,10 @@ FROM (
     LEFT JOIN LATERAL (
         SELECT concat_ws(': ', 'rejected by ' || d.by, nullif(d.reason, '')) AS words FROM decisions d
         WHERE d.final = image.digest AND d.choice = 'reject' AND d.undone_at IS NULL
+        UNION ALL
+        SELECT 'the product left its feed' FROM shots s JOIN products p ON p.sku = s.sku
+        WHERE s.id = rs.shot AND p.left_at IS NOT NULL
+        LIMIT 1
     ) refused ON true
     WHERE rs.run = :run
       AND (CAST(:shard AS int) IS NULL OR rs.shard = :shard)

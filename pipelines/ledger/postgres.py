@@ -35,7 +35,7 @@ from pipelines.contracts import (
     sha256_hex,
 )
 from pipelines.errors import IntegrityError, UsageError
-from pipelines.ledger import lost, outcomes, rows, selection
+from pipelines.ledger import lost, outcomes, rows, selection, shown
 from pipelines.ledger.decisions import note_published, still_approved
 from pipelines.ledger.schema import (
     artifacts,
@@ -245,11 +245,21 @@ class PostgresLedger:
             rows.insert_missing(connection, scenes, [{"digest": digest, "name": name, "definition": dict(definition)}])
         return digest
 
-    def upsert_products(self, items: Iterable[Line] | Sequence[Product], now: datetime | None = None) -> Changes:
-        """Updates the products to a feed. A product that differs gets a new version, dated `now`."""
+    def upsert_products(
+        self,
+        items: Iterable[Line] | Sequence[Product],
+        now: datetime | None = None,
+        feed: str = "",
+        accept_loss: bool = False,
+    ) -> Changes:
+        """Updates the products to a feed. A product that differs gets a new version, dated `now`.
+
+        `feed` names a whole feed: what it had at its last reading and has no more has left it. Raises UsageError if
+        that is more than a fifth of it, unless `accept_loss`.
+        """
         lines = [Line.of(item) for item in items if isinstance(item, Product)] or cast("Iterable[Line]", items)
         with self.engine.begin() as connection:
-            return selection.upsert(connection, lines, now or datetime.now(UTC))
+            return selection.upsert(connection, lines, now or datetime.now(UTC), feed, accept_loss)
 
     def refresh(
         self, run: str, lines: Iterable[Line], scene: str, channel: str, line: str, recipe: str, forced: bool = False
@@ -340,10 +350,11 @@ class PostgresLedger:
         skus: Sequence[str] = (),
     ) -> list[Product]:
         """Products that were new or changed in [start, end), in their current version and in feed order. With `skus`,
-        the products of these SKUs, whenever they changed."""
+        the products of these SKUs, whenever they changed. Products that left their feed are never among them."""
         statement = (
             select(product_versions, products.c.row)
             .join_from(products, product_versions, products.c.version == product_versions.c.id)
+            .where(products.c.left_at.is_(None))
             .order_by(products.c.row, products.c.sku)
         )
         if skus:
@@ -379,7 +390,8 @@ class PostgresLedger:
         """Makes these the current images of their shots: all or, on any error, none. Returns how many are new.
 
         An image that is already current stays. A run supersedes the runs that began before it, in whatever order they
-        end: if a later run's image is current, it stays, and this run's image is recorded as superseded.
+        end: if a later run's image is current, it stays, and this run's image is recorded as superseded. An image of
+        a product that left its feed is not published.
         """
         with self.engine.begin() as connection:
             return _publish(connection, run, images)
@@ -388,6 +400,12 @@ class PostgresLedger:
         """Takes back the steps that made these lost objects, so that they are made anew. Returns how many steps."""
         with self.engine.begin() as connection:
             return lost.withdraw(connection, digests)
+
+    def withdraw_gone(self) -> int:
+        """Withdraws what is shown of products that left their feed, in every scene and channel. Returns how many images
+        that were."""
+        with self.engine.begin() as connection:
+            return shown.withdraw_gone(connection)
 
     def publish_approved(self, run: str, images: Sequence[tuple[int, Publication]]) -> int:
         """Publishes images that `run` made and that persons approved, as `publish` does. Each comes with the number of
@@ -451,15 +469,18 @@ ORDER BY later.number DESC LIMIT 1
 def _publish(connection: Connection, run: str, images: Sequence[Publication]) -> int:
     numbers = rows.shot_ids(connection, images)
     wanted = {numbers[image.sku, image.scene, image.channel]: image.digest for image in images}
+    of_gone = select(shots.c.id).join(products, products.c.sku == shots.c.sku).where(products.c.left_at.is_not(None))
+    for shot in connection.scalars(of_gone.where(shots.c.id.in_(wanted))).all():
+        del wanted[shot]
     # one publisher at a time for a shot; the order prevents deadlocks
     connection.execute(select(shots.c.id).where(shots.c.id.in_(wanted)).order_by(shots.c.id).with_for_update())
     began = select(runs.c.started_at).where(runs.c.id == run).scalar_subquery()
-    shown = (
+    standing = (
         select(publications.c.shot, publications.c.digest, (runs.c.started_at > began).label("later"))
         .join(runs, publications.c.run == runs.c.id)
         .where(publications.c.shot.in_(wanted), publications.c.superseded_at.is_(None))
     )
-    current = {row.shot: row for row in connection.execute(shown)}
+    current = {row.shot: row for row in connection.execute(standing)}
     changed = {s: d for s, d in wanted.items() if s not in current or current[s].digest != d}
     late = {shot: digest for shot, digest in changed.items() if shot in current and current[shot].later}
     fresh = {shot: digest for shot, digest in changed.items() if shot not in late}

@@ -58,7 +58,10 @@ products = Table(
     Column("row", Integer, nullable=False, comment="Row of the feed that it was last read from."),
     Column("version", BigInteger, ForeignKey("product_versions.id"), nullable=False, comment="The current one."),
     Column("first_seen_at", DateTime(timezone=True), nullable=False),
+    Column("feed", Text, nullable=False, server_default="", comment="Name of the whole feed it is in."),
+    Column("left_at", DateTime(timezone=True), comment="When that feed no longer had it; null while it has."),
 )
+Index("products_left_idx", products.c.sku, postgresql_where=products.c.left_at.is_not(None))
 
 product_versions = Table(
     "product_versions",
@@ -299,6 +302,7 @@ Index(
     publications.c.id,
     postgresql_where=publications.c.superseded_at.is_(None),
 )
+Index("publications_withdrawn_idx", publications.c.shot, postgresql_where=publications.c.withdrawn_by.is_not(None))
 Index(
     "publications_current_key",
     publications.c.shot,

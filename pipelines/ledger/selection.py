@@ -22,7 +22,7 @@ from sqlalchemy import Connection, text
 
 from pipelines.catalogue.manifest import Line
 from pipelines.contracts import Changes
-from pipelines.errors import IntegrityError
+from pipelines.errors import IntegrityError, UsageError
 from pipelines.ledger import rows
 
 
@@ -34,18 +34,47 @@ class Selected:
     unchanged: int
 
 
-def upsert(connection: Connection, lines: Iterable[Line], now: datetime) -> Changes:
+MOST_LOST = 0.2
+"""Share of a feed's products that may be gone at its next reading without anybody's word."""
+
+
+def upsert(
+    connection: Connection, lines: Iterable[Line], now: datetime, feed: str = "", accept_loss: bool = False
+) -> Changes:
     """Updates the products to a feed. A product that differs gets a new version, dated `now`. `lines` is read twice
-    where something differs."""
+    where something differs.
+
+    `feed` names a whole feed: products that its last reading had and this one has not have left it. A feed that has no
+    product of its last reading is another catalogue of that name, and nothing leaves. Raises UsageError if more than
+    MOST_LOST left, unless `accept_loss`.
+    """
     connection.execute(text(_LOCK), {"name": "packshot feed"})
     count = _list(connection, lines)
+    gone = _leave(connection, feed, now, accept_loss) if feed else 0
     new = {row.sku: row.new for row in connection.execute(text(_DIFFERING))}
     if new:
         for chunk in chunked((line for line in lines if line.sku in new), rows.CHUNK):
             rows.add_versions(connection, [line.product for line in chunk], now)
     connection.execute(text(_MOVE))
+    connection.execute(text(_UNSETTLE_RETURNED))
+    connection.execute(text(_JOIN), {"feed": feed})
     fresh = sum(new.values())
-    return Changes(fresh, len(new) - fresh, count - len(new))
+    return Changes(fresh, len(new) - fresh, count - len(new), gone)
+
+
+def _leave(connection: Connection, feed: str, now: datetime, accept_loss: bool) -> int:
+    """Notes which products left the feed of this name; returns how many."""
+    known = connection.execute(text(_KNOWN), {"feed": feed}).one()
+    if known.lost == known.all and not accept_loss:  # none in common
+        connection.execute(text("UPDATE products SET feed = '' WHERE feed = :feed AND left_at IS NULL"), {"feed": feed})
+        return 0
+    if known.lost > MOST_LOST * known.all and not accept_loss:
+        raise UsageError(
+            f"feed {feed} lost {known.lost} of its {known.all} products ({known.lost / known.all:.0%}), and a loss of "
+            f"more than {MOST_LOST:.0%} is not taken unseen: mend the feed, or start the run with --accept-loss (on "
+            "the form: 'Accept loss'), which withdraws their images"
+        )
+    return connection.execute(text(_LEAVE), {"feed": feed, "now": now}).rowcount
 
 
 def refresh(
@@ -163,6 +192,29 @@ WHERE v.content IS DISTINCT FROM l.content
 
 _MOVE = """
 UPDATE products SET row = l.row FROM listed l WHERE products.sku = l.sku AND products.row <> l.row
+"""
+
+_KNOWN = """
+SELECT count(*) AS "all", count(*) FILTER (WHERE l.sku IS NULL) AS lost
+FROM products p LEFT JOIN listed l ON l.sku = p.sku WHERE p.feed = :feed AND p.left_at IS NULL
+"""
+
+_LEAVE = """
+UPDATE products p SET left_at = :now
+WHERE p.feed = :feed AND p.left_at IS NULL AND NOT EXISTS (SELECT FROM listed l WHERE l.sku = p.sku)
+"""
+
+# what was shown of a product before it left is to be shown again, in all scenes and channels
+_UNSETTLE_RETURNED = """
+UPDATE run_shots SET settled = false
+FROM products p JOIN listed l ON l.sku = p.sku JOIN shots s ON s.sku = p.sku
+WHERE p.left_at IS NOT NULL AND run_shots.shot = s.id AND run_shots.settled
+"""
+
+# part of a feed tells nothing of where a product belongs, only that it is there
+_JOIN = """
+UPDATE products p SET feed = CASE WHEN :feed = '' THEN p.feed ELSE :feed END, left_at = NULL
+FROM listed l WHERE l.sku = p.sku AND (p.left_at IS NOT NULL OR p.feed <> :feed AND :feed <> '')
 """
 
 _BEFORE = """

@@ -67,8 +67,8 @@ def place(
     the canvas's shorter one, 0..1. anchor: "ground" puts its foot on `ground_line` (share of the height from the top),
     "centre" puts it in the middle. ground: from where to where there is ground on that line, shares of the width; a
     standing product is in its middle, and its foot no wider. wall: share of the height at which the wall ends that a
-    product in the middle hangs on. exact: the size is `scale` itself, not one near it at which the product keeps its own
-    pixels. The product never leaves the canvas.
+    product in the middle hangs on. exact: the size is `scale` itself, not one near it at which the product keeps its
+    own pixels. The product never leaves the canvas.
 
     Raises ValueError for an empty matte (the cutout stage rejects those) or an unknown anchor.
     """
@@ -91,7 +91,12 @@ def place(
         middle = (ground[0] + ground[1]) / 2
         low = (matte[max(top, bottom - max(1, round(FOOT_ROWS * height))) : bottom] > 12).any(0)
         ratio = min(ratio, 0.9 * (ground[1] - ground[0]) * canvas_width / (np.ptp(np.flatnonzero(low)) + 1))
-    native = not exact and NATIVE_SPAN[0] <= 1 / ratio <= NATIVE_SPAN[1] and width <= canvas_width and height <= canvas_height
+    native = (
+        not exact
+        and NATIVE_SPAN[0] <= 1 / ratio <= NATIVE_SPAN[1]
+        and width <= canvas_width
+        and height <= canvas_height
+    )
     if not native:
         width, height = max(1, round(width * ratio)), max(1, round(height * ratio))
     foot = round(ground_line * canvas_height) if anchor == "ground" else (round(wall * canvas_height) + height) // 2

@@ -8,6 +8,7 @@
     GET /products/{sku}            everything that was ever made of a product
     GET /review, ...               `packshot_console.review`
     GET /pictures/{digest}         a picture of the ledger as WebP, at most `size` px on its longer side
+    GET /public/...                what the channels show, without a login: `packshot_console.public`
     GET /metrics                   metrics for Prometheus, behind a token of their own
     GET /artifacts/{digest}        an artifact byte for byte as it is stored, images and JSON only
 
@@ -32,7 +33,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from packshot_console import campaign, live, metrics, overview, pages, pictures, products, review, views
+from packshot_console import campaign, live, metrics, overview, pages, pictures, products, public, review, views
 from packshot_console.guards import LOOK
 
 PAGE_SIZE = 40
@@ -66,6 +67,9 @@ def create_app() -> FastAPI:
     one_preview = anyio.CapacityLimiter(1)
 
     app.add_route("/metrics", metrics.endpoint)  # for Prometheus: no login, a token of its own
+    # for shopping platforms: no login, only what is published
+    app.add_route("/public/{channel}/feed.{format}", public.feed)
+    app.add_route("/public/{channel}/{scene}/{sku:path}", public.image)
 
     @app.get("/")
     def index(request: Request) -> Response:

@@ -271,17 +271,17 @@ def _answer(act: Callable[[], Any]) -> Response:
 
 _CATEGORIES = """
 SELECT v.category, count(*) FROM products p JOIN product_versions v ON v.id = p.version
-GROUP BY v.category ORDER BY v.category
+WHERE p.left_at IS NULL GROUP BY v.category ORDER BY v.category
 """
 
 _UNKNOWN = """
 SELECT asked.sku FROM unnest(CAST(:skus AS text[])) WITH ORDINALITY AS asked(sku, n)
-WHERE NOT EXISTS (SELECT FROM products p WHERE p.sku = asked.sku) ORDER BY asked.n
+WHERE NOT EXISTS (SELECT FROM products p WHERE p.sku = asked.sku AND p.left_at IS NULL) ORDER BY asked.n
 """
 
 _CHOSEN = """
 FROM products p JOIN product_versions v ON v.id = p.version
-WHERE (:every OR v.category = ANY(CAST(:categories AS text[])))
+WHERE p.left_at IS NULL AND (:every OR v.category = ANY(CAST(:categories AS text[])))
   AND (cardinality(CAST(:skus AS text[])) = 0 OR p.sku = ANY(CAST(:skus AS text[])))
   AND (CAST(:start AS timestamptz) IS NULL OR EXISTS (
     SELECT FROM product_versions t WHERE t.sku = p.sku AND t.changed_at >= :start AND t.changed_at < :end))

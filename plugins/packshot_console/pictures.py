@@ -16,9 +16,7 @@ from pipelines.vision.photos import photo_preview
 CACHED_PREVIEWS = 512
 """At some 15 kB each."""
 
-SERVED_AS_STORED = frozenset(
-    {"image/png", "image/jpeg", "image/webp", "image/avif", "application/json", "text/csv"}
-)
+SERVED_AS_STORED = frozenset({"image/png", "image/jpeg", "image/webp", "image/avif", "application/json", "text/csv"})
 """Media types of what the stages made themselves. A catalogue's photo is only ever shown as a preview."""
 
 

@@ -96,7 +96,7 @@ class Shop:
         run = f"{self.name}-night-{next(self.nights)}"
         about = {
             "feed": self.manifest(), "categories": [], "skus": [],
-            "limit": None, "reprocess": "missing",
+            "limit": None, "reprocess": "missing", "channel": "", "accept_loss": False,
         } | about  # fmt: skip
         plan = PlanRefreshOperator(task_id="plan", run=run, scene=SCENE.name, triggered_by="test", **about)
         self.looked_at = 0
@@ -111,7 +111,9 @@ class Shop:
 
     def finish(self, run: str, reprocess: str = "missing") -> None:
         """Publish and sum up, as their tasks do."""
-        PublishOperator(task_id="publish", run=run, scene=SCENE.name, reprocess=reprocess).execute(self.context)
+        PublishOperator(task_id="publish", run=run, scene=SCENE.name, channel="", reprocess=reprocess).execute(
+            self.context
+        )
         SummaryOperator(task_id="summary", run=run, checks=[]).execute(self.context)
 
     def shown(self, found: Report) -> dict[str, str]:
@@ -289,7 +291,15 @@ def test_planning_a_run_again_keeps_what_later_runs_build_on(shop) -> None:
     first = shop.night()
     shop.feed["cup"] = "another cup"
     second = shop.night()
-    planned = {"scene": SCENE.name, "categories": [], "skus": [], "limit": None, "reprocess": "missing"}
+    planned = {
+        "channel": "",
+        "accept_loss": False,
+        "scene": SCENE.name,
+        "categories": [],
+        "skus": [],
+        "limit": None,
+        "reprocess": "missing",
+    }
     for run in (first.run, second.run):  # the first is built on, the second is not
         PlanRefreshOperator(task_id="plan", run=run, feed="", triggered_by="test", **planned).execute(shop.context)
         shop.finish(run)
@@ -352,7 +362,7 @@ dag, dag_run = SimpleNamespace(dag_id="catalog_refresh", params={{}}), SimpleNam
 context = {{"ti": None, "dag": dag, "dag_run": dag_run, "params": {{}}}}
 def plan(run):
     task = PlanRefreshOperator(task_id="plan", run=run, feed={feed!r}, scene={SCENE.name!r}, categories=[], skus=[],
-                               limit=None, reprocess="missing", triggered_by="test")
+                               limit=None, reprocess="missing", channel="", accept_loss=False, triggered_by="test")
     return task.execute(context)
 assert plan("plain-1") == [0]
 services = open_services()
@@ -361,7 +371,7 @@ for shot in services.ledger.shots("plain-1", 0):
     job = stage("cutout").job(shot, {{}}, recipe, 0)
     services.ledger.record(Step(job.key, job, State.REJECTED, reason="no photo"))
 for task in (CutoutOperator, GenerateOperator):
-    task(task_id="stage", run="plain-1", shard=0, scene={SCENE.name!r}, reprocess="missing").execute(context)
+    task(task_id="stage", run="plain-1", shard=0, scene={SCENE.name!r}, channel="", reprocess="missing").execute(context)
 services.ledger.finish_run("plain-1", "success")
 assert plan("plain-2") == []
 heavy = {{"torch", "cv2", "diffusers", "transformers"}} & set(sys.modules)

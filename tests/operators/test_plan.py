@@ -59,14 +59,30 @@ def small_shards(settings, store, monkeypatch) -> None:
 
 
 def refresh(run: str, context: dict[str, Any], **about: Any) -> list[int]:
-    about = {"feed": "", "scene": SCENE, "categories": [], "skus": [], "limit": None, "reprocess": "missing"} | about
+    about = (
+        {
+            "accept_loss": False,
+            "feed": "",
+            "scene": SCENE,
+            "categories": [],
+            "skus": [],
+            "limit": None,
+            "reprocess": "missing",
+        }
+        | {"channel": ""}
+        | about
+    )
     context["params"] |= {name: about[name] for name in ("feed", "limit")}
     return PlanRefreshOperator(task_id="plan", run=run, triggered_by="test", **about).execute(context)
 
 
 def campaign(run: str, context: dict[str, Any], **about: Any) -> list[int]:
     context["dag"].dag_id = "campaign_backfill"
-    about = {"day": "", "scene": SCENE, "categories": [], "skus": [], "limit": None, "reprocess": "missing"} | about
+    about = (
+        {"day": "", "scene": SCENE, "categories": [], "skus": [], "limit": None, "reprocess": "missing"}
+        | {"channel": ""}
+        | about
+    )
     return PlanCampaignOperator(task_id="plan", run=run, triggered_by="test", **about).execute(context)
 
 

@@ -63,7 +63,7 @@ class Catalogue:
 
     def publish(self, context: dict[str, Any]) -> dict[str, Any]:
         """Run the operator, as its task would."""
-        task = PublishOperator(task_id="publish", run=self.run, scene=SCENE.name, reprocess="missing")
+        task = PublishOperator(task_id="publish", run=self.run, scene=SCENE.name, channel="", reprocess="missing")
         return task.execute(context)
 
     def summary(self, context: dict[str, Any]) -> dict[str, Any]:

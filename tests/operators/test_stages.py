@@ -63,7 +63,7 @@ def run(ledger: PostgresLedger, store, request) -> str:
 
 
 def cut_out(run: str, context: dict[str, Any], shard: int = 0, **about: Any) -> dict[str, Any]:
-    about = {"scene": SCENE.name, "reprocess": "missing"} | about
+    about = {"scene": SCENE.name, "channel": "", "reprocess": "missing"} | about
     return CutoutOperator(task_id="cutout", run=run, shard=shard, **about).execute(context)
 
 

@@ -1,0 +1,100 @@
+"""What a channel shows now, and what is no longer to be shown: products that left their feed.
+
+The rows of `publications` that nothing superseded are the truth. Whoever publishes, undoes, rolls back or withdraws
+changes them in one transaction; a stable address and the channel's feed are read from them at every request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, Engine, text
+
+LEFT = "the product left its feed"
+"""Who withdrew the images of such a product."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShownImage:
+    """The image that a channel shows of a product in a scene. `digest` is of the published file."""
+
+    sku: str
+    scene: str
+    digest: str
+
+
+def shown_images(engine: Engine, channel: str) -> Iterator[ShownImage]:
+    """Every image that a channel shows, by SKU and scene, in one snapshot."""
+    with engine.connect() as connection:
+        found = connection.execution_options(yield_per=5000).execute(text(_OF_CHANNEL), {"channel": channel})
+        for row in found:
+            yield ShownImage(row.sku, row.scene, row.digest)
+
+
+def current_image(engine: Engine, channel: str, scene: str, sku: str) -> tuple[str, str] | None:
+    """Digest and media type of the image that a channel shows of a product in a scene; None where it shows none."""
+    with engine.connect() as connection:
+        row = connection.execute(text(_CURRENT), {"channel": channel, "scene": scene, "sku": sku}).first()
+    return None if row is None else (row.digest, row.media_type)
+
+
+def withdraw_gone(connection: Connection) -> int:
+    """Withdraws the images of all products that left their feed, in every scene and channel. Returns how many."""
+    # one publisher at a time for a shot, in the order of `PostgresLedger.publish`
+    shots = connection.scalars(text(_SHOWN_OF_GONE)).all()
+    return connection.execute(text(_WITHDRAW), {"shots": shots, "by": LEFT}).rowcount
+
+
+def feeds_behind(engine: Engine) -> list[str]:
+    """Runs that ended, and whose feed is older than a withdrawal of an image that it may name: those that worked on the
+    shot, and the newest run of their line that has it unchanged."""
+    with engine.connect() as connection:
+        return list(connection.scalars(text(_FEEDS_BEHIND)))
+
+
+_OF_CHANNEL = """
+SELECT s.sku, s.scene, p.digest
+FROM publications p JOIN shots s ON s.id = p.shot
+WHERE p.superseded_at IS NULL AND s.channel = :channel
+ORDER BY s.sku COLLATE "C", s.scene COLLATE "C"
+"""
+
+_CURRENT = """
+SELECT p.digest, a.media_type
+FROM shots s JOIN publications p ON p.shot = s.id AND p.superseded_at IS NULL JOIN artifacts a ON a.digest = p.digest
+WHERE s.sku = :sku AND s.scene = :scene AND s.channel = :channel
+"""
+
+_SHOWN_OF_GONE = """
+SELECT s.id FROM shots s
+WHERE EXISTS (SELECT FROM products pr WHERE pr.sku = s.sku AND pr.left_at IS NOT NULL)
+  AND EXISTS (SELECT FROM publications p WHERE p.shot = s.id AND p.superseded_at IS NULL)
+ORDER BY s.id FOR UPDATE
+"""
+
+_WITHDRAW = """
+UPDATE publications SET superseded_at = now(), withdrawn_by = :by
+WHERE shot = ANY(CAST(:shots AS bigint[])) AND superseded_at IS NULL
+"""
+
+_FEEDS_BEHIND = """
+WITH gone AS (
+    SELECT shot, max(superseded_at) AS at FROM publications WHERE withdrawn_by IS NOT NULL GROUP BY shot
+)
+SELECT DISTINCT named.run
+FROM gone
+JOIN run_shots rs ON rs.shot = gone.shot
+JOIN runs own ON own.id = rs.run
+CROSS JOIN LATERAL (
+    SELECT own.id AS run
+    UNION
+    (SELECT later.id FROM runs later
+     WHERE own.line <> '' AND later.line = own.line AND later.number > own.number AND later.state <> 'running'
+       AND (rs.until IS NULL OR rs.until > later.number)
+     ORDER BY later.number DESC LIMIT 1)
+) named
+JOIN runs r ON r.id = named.run AND r.state <> 'running'
+JOIN run_artifacts a ON a.run = named.run AND a.role = 'feed' AND a.created_at < gone.at
+ORDER BY named.run
+"""
