@@ -136,14 +136,17 @@ class PlanRetriesOperator(PackshotOperator):
 
     def execute(self, context: Context) -> list[dict[str, Any]]:
         """Hand the decisions to runs; returns the arguments of a `TryAgainOperator` for each."""
+        from pipelines.channels import channel_files
         from pipelines.ledger.decisions import claim_retries
+
+        channels = channel_files()
 
         return [
             {
                 "campaign": retry.run,
                 "conf": {
                     "scene": retry.scene,
-                    "channel": retry.channel,
+                    "channel": retry.channel if retry.channel in channels else None,  # else the scene's own
                     "skus": list(retry.skus),
                     "reprocess": "failed",
                     "triggered_by": "review",

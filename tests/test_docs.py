@@ -21,6 +21,7 @@ import yaml
 from typer.main import get_command
 from typer.testing import CliRunner
 
+from pipelines.channels import Channel, ChannelFeed, Provenance
 from pipelines.cli.main import app
 from pipelines.diffusion.methods import METHODS
 from pipelines.evaluation.checks import CheckMeasure, ChecksMeasure
@@ -40,7 +41,7 @@ from pipelines.runs.export import Export, ExportedImage
 from pipelines.runs.local import Outcome
 from pipelines.runs.prune import Pruned, PrunedKind
 from pipelines.runs.verify import LostObject, Verified
-from pipelines.scenes import Backdrop, BackdropPicture, Channel, Checks, Control, Scene, ScenePlacement
+from pipelines.scenes import Backdrop, BackdropPicture, Checks, Control, Scene, ScenePlacement
 from pipelines.services.lifecycle import Service, Status
 from pipelines.settings import Settings
 
@@ -210,12 +211,14 @@ def test_no_setting_is_documented_that_is_not_there():
         ("of `backdrop`", Backdrop),
         ("of each of `pictures`", BackdropPicture),
         ("of `placement`", ScenePlacement),
-        ("of `channel`", Channel),
+        ("channel", Channel),
+        ("of `provenance`", Provenance),
+        ("of `feed`", ChannelFeed),
         ("of `checks`", Checks),
     ],
 )
 def test_every_option_of_a_scene_is_on_its_page_with_its_default(heading: str, part):
-    page = (REFERENCE / "scenes.md").read_text("utf-8")
+    page = "".join((REFERENCE / name).read_text("utf-8") for name in ("scenes.md", "channels.md"))
     table = page.split(f"| {heading} | default |")[1].split("\n\n")[0]
     said: dict[str, str] = {}
     for names, defaults in re.findall(r"^\| (`[^|]*) \| ([^|]*) \|", table, re.M):

@@ -32,12 +32,17 @@ def address(base: str, channel: str, scene: str, sku: str) -> str:
     return "/".join([base.rstrip("/"), *(quote(part, safe="") for part in (channel, scene, sku))])
 
 
+def versioned(image: ShownImage, channel: str, base: str) -> str:
+    """The address of an image as a feed has it."""
+    return f"{address(base, channel, image.scene, image.sku)}?v={image.digest[:VERSION_DIGITS]}"
+
+
 def channel_feed(images: Iterable[ShownImage], channel: str, feed: ChannelFeed, base: str) -> Iterator[bytes]:
     """The feed in parts, one a product. `images` come by SKU; a product in several scenes has several links."""
     xml = feed.format == "xml"
     yield (XML_HEAD if xml else f"id\t{feed.attribute}\n").encode()
     for sku, shown in groupby(images, key=lambda image: image.sku):
-        links = [f"{address(base, channel, one.scene, sku)}?v={one.digest[:VERSION_DIGITS]}" for one in shown]
+        links = [versioned(one, channel, base) for one in shown]
         yield (_item(sku, links, feed.attribute) if xml else f"{_cell(sku)}\t{','.join(links)}\n").encode()
     if xml:
         yield XML_TAIL.encode()

@@ -59,7 +59,7 @@ class ChannelFeed(_Part):
     """The channel's feed: its format, and the name of the column or element that holds an image's address."""
 
     format: Literal["tsv", "xml"] = "tsv"
-    attribute: Literal["lifestyle_image_link", "additional_image_link", "image_link"] = "lifestyle_image_link"
+    attribute: Literal["lifestyle_image_link", "additional_image_link"] = "lifestyle_image_link"
 
 
 class Channel(_Part):

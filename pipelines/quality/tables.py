@@ -1,4 +1,4 @@
-"""Validate tables: the catalogue as read, the scores of a run, the set to publish.
+"""Validate tables: the catalogue as read, the scores of a run, the set to publish, a channel's feed.
 
 The suites are files in Great Expectations' own format, `suites/<table>.json`. Each expectation gives its purpose in
 `meta.reason`. Its severity says whether it stops publication. Great Expectations takes seconds to import, so it is
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any, Literal, get_args
 
-Table = Literal["catalogue", "scores", "publication"]
+Table = Literal["catalogue", "scores", "publication", "feed"]
 
 
 @dataclass(frozen=True, slots=True)

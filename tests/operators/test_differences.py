@@ -106,14 +106,13 @@ class Shop:
             recipe = replace(RECIPE, attempt=run if about["reprocess"] != "missing" else "")
             for name in list(STAGES)[:-1]:
                 run_stage(STAGES[name], run, shots, recipe, self.ledger, self.store)
-        self.finish(run, about["reprocess"])
+        self.finish(run, about["reprocess"], about["channel"])
         return report(self.ledger.engine, run)
 
-    def finish(self, run: str, reprocess: str = "missing") -> None:
+    def finish(self, run: str, reprocess: str = "missing", channel: str = "") -> None:
         """Publish and sum up, as their tasks do."""
-        PublishOperator(task_id="publish", run=run, scene=SCENE.name, channel="", reprocess=reprocess).execute(
-            self.context
-        )
+        about = {"scene": SCENE.name, "channel": channel, "reprocess": reprocess}
+        PublishOperator(task_id="publish", run=run, **about).execute(self.context)
         SummaryOperator(task_id="summary", run=run, checks=[]).execute(self.context)
 
     def shown(self, found: Report) -> dict[str, str]:
@@ -188,7 +187,7 @@ def test_only_what_is_new_changed_or_gone_is_looked_at(shop) -> None:
     first = shop.night()
     del shop.feed["pot"]
     shop.feed = {"new": "new"} | shop.feed | {"cup": "another cup"}
-    second = shop.night()
+    second = shop.night(accept_loss=True)
     assert shop.looked_at == 2
     assert shop.states(second) == {"new": "published", "cup": "published", "grown-vase": "held"}
     assert [shot.row for shot in second.shots] == [2, 3, 4], "an unchanged product has moved down in the feed"
@@ -309,7 +308,15 @@ def test_planning_a_run_again_keeps_what_later_runs_build_on(shop) -> None:
 
 def test_a_run_that_stands_alone_can_be_planned_again_after_a_later_one(shop) -> None:
     shop.night()
-    again: dict[str, Any] = {"scene": SCENE.name, "categories": [], "skus": [], "limit": None, "reprocess": "failed"}
+    again: dict[str, Any] = {
+        "channel": "",
+        "accept_loss": False,
+        "scene": SCENE.name,
+        "categories": [],
+        "skus": [],
+        "limit": None,
+        "reprocess": "failed",
+    }
     for run in ("alone-1", "alone-2", "alone-1"):
         plan = PlanRefreshOperator(task_id="plan", run=run, feed=shop.manifest(), triggered_by="test", **again)
         plan.execute(shop.context)
@@ -371,7 +378,8 @@ for shot in services.ledger.shots("plain-1", 0):
     job = stage("cutout").job(shot, {{}}, recipe, 0)
     services.ledger.record(Step(job.key, job, State.REJECTED, reason="no photo"))
 for task in (CutoutOperator, GenerateOperator):
-    task(task_id="stage", run="plain-1", shard=0, scene={SCENE.name!r}, channel="", reprocess="missing").execute(context)
+    about = {{"scene": {SCENE.name!r}, "channel": "", "reprocess": "missing"}}
+    task(task_id="stage", run="plain-1", shard=0, **about).execute(context)
 services.ledger.finish_run("plain-1", "success")
 assert plan("plain-2") == []
 heavy = {{"torch", "cv2", "diffusers", "transformers"}} & set(sys.modules)

@@ -133,7 +133,7 @@ def test_a_run_that_is_planned_again_keeps_the_feed_that_it_had(context, ledger,
     refresh("r-nightly", context)
     other = Path(copytree(feed.parent, tmp_path / "other")) / feed.name
     other.write_text("id,title,product_type,image_link\nCUP-1,Cup,Home,CUP-1.png\n")
-    refresh("r-other", context, feed=str(other))
+    refresh("r-other", context, feed=str(other), accept_loss=True)
     refresh("r-nightly", context)
     assert len(selected(ledger, "r-nightly")) == len(ROWS)
 

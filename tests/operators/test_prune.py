@@ -92,7 +92,7 @@ def test_what_is_shown_decided_or_to_be_decided_stays_with_what_it_was_made_of(s
     shop.feed["grown-vase"] = "grown again"
     second = shop.night()
     waiting = outputs(shop, second.run, "grown-vase")
-    del shop.feed["grown-vase"], shop.feed["pot"]
+    shop.feed = {"mug": "mug"}  # another catalogue: nothing is withdrawn
     shop.night()
     after(shop, 31)
     for needed in (shown, vase, waiting):

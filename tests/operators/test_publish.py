@@ -25,6 +25,7 @@ from pipelines.ledger.reports import report
 from pipelines.runs.export import export_run
 from pipelines.scenes import load_scene, scene_names
 from pipelines.store import S3Store
+from pipelines.vision.placement import Placement
 
 SCENE = load_scene(scene_names()[0])
 PASSED = (Verdict("overcompletion", 0.01, 0.05, True), Verdict("fidelity", 0.0, 1.0, True))
@@ -35,35 +36,42 @@ _runs = itertools.count(1)
 class Catalogue:
     """A run whose shots are through every stage but the last."""
 
-    def __init__(self, ledger: PostgresLedger, store: S3Store, damage: Callable[..., None]):
+    def __init__(self, ledger: PostgresLedger, store: S3Store, damage: Callable[..., None], channel: str = ""):
         self.ledger, self.store, self.damage = ledger, store, damage
+        self.scene, self.channel = load_scene(SCENE.name, channel=channel), channel
         self.run = f"run-{next(_runs)}"
         self.shots: list[Shot] = []
 
     def open(self, *skus: str) -> Catalogue:
         """Select these products."""
         products = [Product(f"{self.run}-{sku}", row, sku, "Kitchen", "a" * 64) for row, sku in enumerate(skus, 2)]
-        self.shots = [Shot(product, SCENE.name, SCENE.channel.name) for product in products]
+        self.shots = [Shot(product, SCENE.name, self.scene.channel.name) for product in products]
         self.ledger.upsert_products(products)
-        self.ledger.start_run(self.run, "catalog_refresh", SCENE.name, SCENE.channel.name)
+        self.ledger.start_run(self.run, "catalog_refresh", SCENE.name, self.scene.channel.name)
         self.ledger.select(self.run, self.shots, 8)
         return self
 
-    def inspected(self, shot: Shot, verdicts: Sequence[Verdict] = PASSED, side: int = 600) -> Step:
-        """Record everything up to and with `inspect` for one shot, whose final image is `side` px wide and high."""
+    def inspected(self, shot: Shot, verdicts: Sequence[Verdict] = PASSED, side: int = 600, margin: int = 100) -> Step:
+        """Record everything up to and with `inspect` for one shot, whose final image is `side` px wide and high, and
+        whose product is `margin` px away from its edges."""
+        inner = side - 2 * margin
+        placement = Placement(side, side, (0, 0, inner, inner), margin, margin, inner, inner, "none").facts()
         out = io.BytesIO()
         Image.effect_noise((side, side), 40).convert("RGB").save(out, "PNG")
         digest = self.store.put(out.getvalue(), "image/png")
         final = Artifact(digest, "final", "image/png", len(out.getvalue()))
         for stage, outputs, found in (("cutout", (), ()), ("upscale", (final,), ()), ("inspect", (), tuple(verdicts))):
-            job = Job(stage, 1, {"final": digest} if stage == "inspect" else {}, {"sku": shot.sku})
+            about = {"sku": shot.sku, "run": self.run} | ({"placement": placement} if stage == "upscale" else {})
+            job = Job(stage, 1, {"final": digest} if stage == "inspect" else {}, about)
             step = Step(job.key, job, State.DONE, outputs, verdicts=found, seconds=1.0, device="cpu")
             self.ledger.use(self.run, [(shot, [ShotStep(self.ledger.record(step), reused=False)])])
         return step
 
     def publish(self, context: dict[str, Any]) -> dict[str, Any]:
         """Run the operator, as its task would."""
-        task = PublishOperator(task_id="publish", run=self.run, scene=SCENE.name, channel="", reprocess="missing")
+        task = PublishOperator(
+            task_id="publish", run=self.run, scene=SCENE.name, channel=self.channel, reprocess="missing"
+        )
         return task.execute(context)
 
     def summary(self, context: dict[str, Any]) -> dict[str, Any]:
@@ -201,6 +209,7 @@ def test_what_was_sent_back_becomes_one_campaign_of_its_scene(catalogue, context
     (again,) = PlanRetriesOperator(task_id="plan_retries", grace_seconds=0).execute(context)
     assert again["conf"] | {"skus": sorted(again["conf"]["skus"])} == {
         "scene": SCENE.name,
+        "channel": None,
         "skus": sorted([cup.sku, pot.sku]),
         "reprocess": "failed",
         "triggered_by": "review",

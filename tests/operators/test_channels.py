@@ -1,0 +1,188 @@
+"""What a channel shows: its rules, its feed, and products that leave the shop's feed."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+from airflow.sdk.exceptions import AirflowFailException
+from sqlalchemy import text
+
+from operators.publish import PublishOperator
+from operators.reviewed import PlanRetriesOperator, PublishApprovedOperator
+from pipelines.catalogue.channel_feed import channel_feed
+from pipelines.channels import load_channel
+from pipelines.errors import UsageError
+from pipelines.ledger.decisions import Choice, decide, held_image, roll_back, undo
+from pipelines.ledger.reports import report
+from pipelines.ledger.shown import current_image, shown_images
+from tests.operators import test_differences
+from tests.operators.test_differences import SCENE, Shop
+from tests.operators.test_publish import HELD, Catalogue, approve
+
+NOW = datetime.now(UTC)
+shop = test_differences.shop
+MERCHANT = load_channel("google-merchant")
+
+
+def feed_of(catalogue: Catalogue) -> bytes:
+    """The feed of Google Merchant as it is now."""
+    shown = shown_images(catalogue.ledger.engine, MERCHANT.name)
+    return b"".join(channel_feed(shown, MERCHANT.name, MERCHANT.feed, "https://img.shop.example/packshot/public"))
+
+
+def act() -> PublishApprovedOperator:
+    return PublishApprovedOperator(task_id="publish", run="the DAG's own", grace_seconds=0)
+
+
+@pytest.fixture
+def merchant(ledger, store, damage) -> Catalogue:
+    return Catalogue(ledger, store, damage, MERCHANT.name)
+
+
+def test_an_image_that_breaks_a_rule_of_its_channel_is_rejected_with_the_rule_and_the_others_are_published(
+    ledger, store, damage, context
+) -> None:
+    run = Catalogue(ledger, store, damage, "social-square").open("cup", "pot", "jug")
+    cup, pot, jug = run.shots
+    run.inspected(cup, side=1080, margin=100)
+    run.inspected(pot, side=1080, margin=20)
+    run.inspected(jug, HELD, side=1000, margin=100)
+    assert run.publish(context)["images"] == 1
+    run.summary(context)
+    assert run.outcomes() == {"cup": "published", "pot": "rejected", "jug": "held"}
+    reasons = {shot.sku: shot.reason for shot in report(ledger.engine, run.run).shots}
+    assert reasons[pot.sku] == (
+        "channel social-square: the product is 1.9% of the frame's shorter side away from the edge, "
+        "and 5% or more are required"
+    )
+
+    approve(run, run.run, jug.sku)  # nobody's word changes a rule
+    with pytest.raises(AirflowFailException, match="1000×1000 px, and 1080×1080 or more are required"):
+        act().execute(context)
+    assert run.outcomes()["jug"] == "rejected"
+    assert act().execute(context) == {"images": 0}, "it is not tried for ever"
+
+
+def test_what_is_sent_back_is_generated_again_for_its_channel(merchant, context) -> None:
+    (cup,) = merchant.open("cup").shots
+    merchant.inspected(cup, HELD)
+    merchant.ledger.finish_run(merchant.run, "success")
+    decide(merchant.ledger.engine, held_image(merchant.ledger.engine, merchant.run, cup.sku), Choice.RETRY, "ada")
+    [again] = PlanRetriesOperator(task_id="plan_retries", run="the DAG's own", grace_seconds=0).execute(context)
+    assert again["conf"]["channel"] == MERCHANT.name
+
+
+def test_a_roll_back_and_an_undo_restore_the_feed_byte_for_byte(merchant, context, ledger, store, damage) -> None:
+    cup, pot = merchant.open("cup", "pot").shots
+    for shot in (cup, pot):
+        merchant.inspected(shot)
+    merchant.publish(context)
+    merchant.summary(context)
+    before = feed_of(merchant)
+    link = f"https://img.shop.example/packshot/public/google-merchant/{SCENE.name}/{cup.sku}"
+    assert f"{cup.sku}\t{link}?v=".encode() in before
+
+    later = Catalogue(ledger, store, damage, MERCHANT.name)
+    later.shots = merchant.shots
+    later.ledger.start_run(later.run, "catalog_refresh", SCENE.name, MERCHANT.name)
+    later.ledger.select(later.run, later.shots, 8)
+    later.inspected(cup)
+    later.inspected(pot, HELD)
+    later.publish(context)
+    later.summary(context)
+    changed = feed_of(merchant)
+    assert changed != before
+    assert link.encode() in changed, "the address is the same"
+
+    decision = approve(later, later.run, pot.sku)
+    act().execute(context)
+    assert feed_of(merchant) not in (before, changed)
+    undo(ledger.engine, decision.id, "ada")
+    assert feed_of(merchant) == changed
+
+    assert cup.sku in run_feed(later)
+    roll_back(ledger.engine, "ada", "too dark", "b-feed", run=later.run)
+    assert feed_of(merchant) == before
+    digest, media_type = current_image(ledger.engine, MERCHANT.name, SCENE.name, cup.sku)
+    assert (media_type, store.has(digest)) == ("image/jpeg", True)
+    act().execute(context)
+    assert cup.sku not in run_feed(later), "the run's own feed does not name what was taken back"
+    assert cup.sku in run_feed(merchant)
+
+
+def run_feed(run: Catalogue) -> str:
+    return run.store.get(report(run.ledger.engine, run.run).documents["feed"]).decode()
+
+
+# ------------------------------------------------------------------------------------------------ a product leaves
+
+
+def live(of: Shop) -> set[tuple[str, str]]:
+    """Name and channel of every image of a shop that is shown."""
+    query = text(
+        "SELECT s.sku, s.channel FROM publications p JOIN shots s ON s.id = p.shot"
+        " WHERE p.superseded_at IS NULL AND s.sku LIKE :like"
+    )
+    with of.ledger.engine.connect() as connection:
+        found = connection.execute(query, {"like": f"{of.name}-%"}).tuples().all()
+    return {(sku.removeprefix(f"{of.name}-"), channel) for sku, channel in found}
+
+
+@pytest.fixture
+def stocked(shop: Shop) -> Shop:
+    """A shop with ten products that are published in two channels."""
+    shop.feed = {f"cup-{n}": f"cup {n}" for n in range(10)}
+    shop.night()
+    shop.night(channel=MERCHANT.name)
+    assert len(live(shop)) == 20
+    return shop
+
+
+def test_a_product_that_left_the_feed_is_withdrawn_everywhere_and_shown_again_when_it_is_back(stocked: Shop) -> None:
+    whole = dict(stocked.feed)
+    before = live(stocked)
+    del stocked.feed["cup-3"]
+    stocked.night()
+    assert before - live(stocked) == {("cup-3", SCENE.channel.name), ("cup-3", MERCHANT.name)}
+    assert "cup-3" not in stocked.states(stocked.night())
+    sku = stocked.sku("cup-3")
+    assert stocked.ledger.products_changed_between(NOW, NOW, skus=[sku]) == []
+
+    stocked.feed = whole
+    stocked.night()
+    stocked.night(channel=MERCHANT.name)
+    assert live(stocked) == before
+    assert stocked.looked_at == 0, "nothing is computed again"
+
+
+def test_a_feed_that_lost_too_much_is_refused_until_somebody_accepts_it(stocked: Shop) -> None:
+    before = live(stocked)
+    stocked.feed = {name: title for name, title in stocked.feed.items() if name > "cup-2"}
+    with pytest.raises(UsageError, match=r"lost 3 of its 10 products \(30%\).*--accept-loss"):
+        stocked.night()
+    assert live(stocked) == before
+    stocked.night(accept_loss=True)
+    assert {name for name, _ in before - live(stocked)} == {"cup-0", "cup-1", "cup-2"}
+
+
+def test_a_part_of_a_feed_and_another_catalogue_withdraw_nothing(stocked: Shop) -> None:
+    before, feed = live(stocked), stocked.feed
+    stocked.feed = {"cup-0": "cup 0"}
+    stocked.night(limit=1)
+    stocked.feed = {"mug": "mug"}
+    stocked.night()
+    stocked.feed = feed
+    stocked.night()
+    assert live(stocked) == before | {("mug", SCENE.channel.name)}
+
+
+def test_a_late_publication_of_a_product_that_left_shows_nothing(stocked: Shop) -> None:
+    del stocked.feed["cup-3"]
+    stocked.night()
+    query = text("SELECT run FROM publications p JOIN shots s ON s.id = p.shot WHERE s.sku = :sku ORDER BY p.id")
+    with stocked.ledger.engine.connect() as connection:
+        first, *_ = connection.scalars(query, {"sku": stocked.sku("cup-3")}).all()
+    task = PublishOperator(task_id="publish", run=first, scene=SCENE.name, channel="", reprocess="missing")
+    task.execute(stocked.context)  # an old task was cleared
+    assert ("cup-3", SCENE.channel.name) not in live(stocked)

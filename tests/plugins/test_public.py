@@ -1,0 +1,159 @@
+"""What shopping platforms see without a login: the images that are shown now, and the channels' feeds."""
+
+from __future__ import annotations
+
+import io
+import json
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from sqlalchemy import text
+from starlette.testclient import TestClient
+from typer.testing import CliRunner
+
+from pipelines.channels import load_channel
+from pipelines.cli.main import app as cli
+from pipelines.contracts import Artifact, Job, Product, Publication, Shot, ShotStep, State, Step
+from pipelines.ledger.decisions import roll_back
+from pipelines.ledger.postgres import PostgresLedger
+from pipelines.settings import get_settings
+from pipelines.store import S3Store
+
+BASE = "https://img.shop.example/packshot/public"
+SKUS = ("CUP-1", 'P/OT "2",\t<&>', "#3?x=%00")
+CHANNEL = "google-merchant"
+
+
+@pytest.fixture(scope="module")
+def public(settings) -> Iterator[TestClient]:
+    """A client of the plugin's app, with a public address in the settings and no login."""
+    from airflow.settings import prepare_syspath_for_config_and_plugins
+
+    prepare_syspath_for_config_and_plugins()
+    from packshot_console import services
+    from packshot_console.app import create_app
+
+    services.ledger.cache_clear()
+    services.store.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PACKSHOT_PUBLIC_URL", BASE)
+        get_settings.cache_clear()
+        yield TestClient(create_app())
+    get_settings.cache_clear()
+    services.ledger.cache_clear()
+    services.store.cache_clear()
+
+
+@contextmanager
+def setting(**values: str) -> Iterator[None]:
+    """Other settings for a while."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in values.items():
+            patch.setenv(f"PACKSHOT_{name}", value)
+        get_settings.cache_clear()
+        yield
+    get_settings.cache_clear()
+
+
+def publish(ledger: PostgresLedger, store: S3Store, run: str, skus: tuple[str, ...], colour: str) -> dict[str, str]:
+    """A run that shows a picture of this colour of each product in the channel; SKU → digest."""
+    digests = {}
+    shots = [Shot(Product(sku, row, sku, "Kitchen", "a" * 64), "oak", CHANNEL) for row, sku in enumerate(skus, 2)]
+    ledger.upsert_products([shot.product for shot in shots])
+    ledger.start_run(run, "catalog_refresh", "oak", CHANNEL)
+    ledger.select(run, shots, 8)
+    for shot in shots:
+        out = io.BytesIO()
+        Image.new("RGB", (8, 8), colour).save(out, "JPEG", comment=f"{run} {shot.sku}".encode())
+        digests[shot.sku] = store.put(out.getvalue(), "image/jpeg")
+        file = Artifact(digests[shot.sku], "published", "image/jpeg", len(out.getvalue()))
+        job = Job("publish", 1, {"final": file.sha256[::-1]}, {})
+        step = Step(job.key, job, State.DONE, (file,))
+        ledger.use(run, [(shot, [ShotStep(ledger.record(step), reused=False)])])
+    ledger.publish(run, [Publication(sku, "oak", CHANNEL, digest) for sku, digest in digests.items()])
+    ledger.finish_run(run, "success")
+    return digests
+
+
+@pytest.fixture(scope="module")
+def first(ledger: PostgresLedger, store: S3Store) -> dict[str, str]:
+    return publish(ledger, store, "r-first", SKUS, "red")
+
+
+def links(feed: str) -> dict[str, str]:
+    """SKU → link of a TSV."""
+    head, *lines = feed.removesuffix("\n").split("\n")
+    assert head == "id\tlifestyle_image_link"
+    found = [line.rsplit("\t", 1) for line in lines]
+    return {json.loads(id.replace('""', '\\"').replace("\t", "\\t")) if id[0] == '"' else id: x for id, x in found}
+
+
+def test_a_link_of_the_feed_leads_to_the_bytes_that_are_shown_and_stays_when_they_change(
+    public: TestClient, first, ledger, store
+) -> None:
+    before = public.get(f"/public/{CHANNEL}/feed.tsv")
+    assert before.headers["Content-Type"].startswith("text/tab-separated-values")
+    assert links(before.text).keys() == set(SKUS)
+    for sku, link in links(before.text).items():
+        assert link.startswith(BASE)
+        answer = public.get("/public" + link.removeprefix(BASE))
+        if "%2500" in link:  # no name has a NUL, and none that looks like one is looked up
+            assert answer.status_code == 404
+            continue
+        assert answer.content == store.get(first[sku])
+        assert (answer.headers["Content-Type"], answer.headers["X-Content-Type-Options"]) == ("image/jpeg", "nosniff")
+        again = public.get("/public" + link.removeprefix(BASE), headers={"If-None-Match": answer.headers["ETag"]})
+        assert (again.status_code, again.content) == (304, b"")
+
+    second = publish(ledger, store, "r-second", SKUS[:1], "blue")
+    address = f"/public/{CHANNEL}/oak/CUP-1"
+    assert public.get(address).content == store.get(second["CUP-1"])
+    assert public.get(f"/public/{CHANNEL}/feed.tsv").content != before.content
+    roll_back(ledger.engine, "ada", "too blue", "b-public", run="r-second")
+    assert public.get(address).content == store.get(first["CUP-1"])
+    assert public.get(f"/public/{CHANNEL}/feed.tsv").content == before.content, "byte for byte"
+
+
+def test_nothing_but_what_is_shown_is_reachable(public: TestClient, first) -> None:
+    for path in (
+        f"{CHANNEL}/oak/CUP-9", "web/oak/CUP-1", f"{CHANNEL}/pine/CUP-1", f"{CHANNEL}/oak/%00", f"{CHANNEL}/feed.xml",
+        "shopify/feed.tsv", "no-such/feed.tsv", "..%2f..%2fetc/feed.tsv", f"{CHANNEL}/oak/{first['CUP-1']}",
+    ):  # fmt: skip
+        assert public.get(f"/public/{path}").status_code == 404, path
+    assert public.post(f"/public/{CHANNEL}/oak/CUP-1").status_code == 405
+    with setting(PUBLIC_URL=""):
+        for path in (f"{CHANNEL}/oak/CUP-1", f"{CHANNEL}/feed.tsv"):
+            assert public.get(f"/public/{path}").status_code == 404
+
+
+def test_the_command_writes_the_feed_that_the_address_answers(public: TestClient, first, tmp_path: Path) -> None:
+    file = tmp_path / "feed.tsv"
+    done = CliRunner().invoke(cli, ["channels", "feed", CHANNEL, "--out", str(file), "--json"])
+    assert json.loads(done.stdout) == {"channel": CHANNEL, "images": len(SKUS), "file": str(file)}
+    assert file.read_bytes() == public.get(f"/public/{CHANNEL}/feed.tsv").content
+    refused = CliRunner().invoke(cli, ["channels", "feed", "shopify", "--out", str(file)])
+    assert refused.exit_code != 0
+    assert "channel shopify has no feed" in str(refused.exception)
+
+
+def test_a_shops_channel_may_have_an_xml_feed(public: TestClient, first, tmp_path: Path) -> None:
+    merchant = load_channel(CHANNEL).model_dump(mode="json")
+    (tmp_path / f"{CHANNEL}.yaml").write_text(json.dumps(merchant | {"feed": {"format": "xml"}}))
+    with setting(CHANNELS_DIR=str(tmp_path)):
+        answer = public.get(f"/public/{CHANNEL}/feed.xml")
+    space = "{http://base.google.com/ns/1.0}"
+    items = ElementTree.fromstring(answer.content).iter("item")
+    found = {item.findtext(f"{space}id"): item.findtext(f"{space}lifestyle_image_link") for item in items}
+    assert found == links(public.get(f"/public/{CHANNEL}/feed.tsv").text)
+
+
+def test_a_product_that_left_its_feed_has_no_address_any_more(public: TestClient, first, ledger) -> None:
+    with ledger.engine.begin() as connection:
+        connection.execute(text("UPDATE products SET left_at = now() WHERE sku = 'CUP-1'"))
+    assert ledger.withdraw_gone() == 1
+    assert public.get(f"/public/{CHANNEL}/oak/CUP-1").status_code == 404
+    assert "CUP-1" not in links(public.get(f"/public/{CHANNEL}/feed.tsv").text)
