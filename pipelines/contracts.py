@@ -236,6 +236,15 @@ class Publication:
     digest: str
 
 
+@dataclass(frozen=True, slots=True)
+class ShownImage:
+    """The image that a channel shows of a product in a scene. `digest` is of the published file."""
+
+    sku: str
+    scene: str
+    digest: str
+
+
 class Store(Protocol):
     """Content-addressed bytes: written once, verified when read."""
 

@@ -14,7 +14,7 @@ from xml.sax.saxutils import escape
 
 if TYPE_CHECKING:
     from pipelines.channels import ChannelFeed
-    from pipelines.ledger.shown import ShownImage
+    from pipelines.contracts import ShownImage
 
 MEDIA_TYPES = {"tsv": "text/tab-separated-values; charset=utf-8", "xml": "application/xml; charset=utf-8"}
 

@@ -7,21 +7,13 @@ changes them in one transaction; a stable address and the channel's feed are rea
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from sqlalchemy import Connection, Engine, text
 
+from pipelines.contracts import ShownImage
+
 LEFT = "the product left its feed"
 """Who withdrew the images of such a product."""
-
-
-@dataclass(frozen=True, slots=True)
-class ShownImage:
-    """The image that a channel shows of a product in a scene. `digest` is of the published file."""
-
-    sku: str
-    scene: str
-    digest: str
 
 
 def shown_images(engine: Engine, channel: str) -> Iterator[ShownImage]:

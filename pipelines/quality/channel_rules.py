@@ -62,7 +62,6 @@ def broken_rules(data: bytes, rules: Mapping[str, Any], placement: Placement, ma
 
 def _not_white(pixels: np.ndarray, matte: np.ndarray) -> float:
     """Share of the background, beyond the product's rim, that is not 255 in every colour."""
-    size = 2 * RIM + 1
-    near = cv2.dilate((matte > 0).astype(np.uint8), cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size)))
+    near = cv2.dilate((matte > 0).astype(np.uint8), np.ones((2 * RIM + 1, 2 * RIM + 1), np.uint8))
     beyond = near == 0
     return float((pixels[beyond] < 255).any(axis=1).mean()) if beyond.any() else 0.0
