@@ -30,6 +30,7 @@ from packshot_console.pages import page, path_of
 from packshot_console.requests import Body, Words, as_json, may_start, read_body, refused
 from packshot_console.services import ledger, store
 from pipelines.catalogue.feed import within
+from pipelines.channels import channel_files
 from pipelines.contracts import Shot
 from pipelines.errors import UsageError
 from pipelines.models.profile import load_profile
@@ -56,6 +57,7 @@ class Wanted(Body):
     """Body of a forecast and of a start: SKUs, or a category, or all; days as YYYY-MM-DD, or none."""
 
     scene: Words
+    channel: Words = ""
     category: Words = ""
     skus: Annotated[list[Words], Field(max_length=1000)] = []  # noqa: RUF012  # pydantic copies it
     first: Words = ""
@@ -64,9 +66,11 @@ class Wanted(Body):
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What was chosen, checked. `days` are the first and the last one; None where the products' days do not matter."""
+    """What was chosen, checked. `channel` is "" for the scene's own. `days` are the first and the last one; None where
+    the products' days do not matter."""
 
     scene: Scene
+    channel: str
     category: str
     skus: tuple[str, ...]
     days: tuple[date, date] | None
@@ -75,6 +79,7 @@ class Scope:
         """Parameters of `campaign_backfill`."""
         return {
             "scene": self.scene.name,
+            **({"channel": self.channel} if self.channel else {}),
             "categories": [self.category] if self.category else [],
             "skus": list(self.skus),
         }
@@ -115,6 +120,7 @@ def campaign_page(request: Request, user: GetUserDep) -> Response:
         request,
         "campaign.html",
         scenes=[SceneChoice(name, title, _picture(name) is not None) for name, title in scene_titles().items()],
+        channels=list(channel_files()),
         categories=categories,
         products=sum(count for _, count in categories),
         today=datetime.now(UTC).date().isoformat(),
@@ -170,7 +176,7 @@ def scope_of(wanted: Wanted) -> Scope:
     """Check what was asked for. Raises UsageError with one sentence for whoever chose it."""
     if not wanted.scene:
         raise UsageError("choose a scene")
-    scene = load_scene(wanted.scene)
+    scene = load_scene(wanted.scene, channel=wanted.channel)
     skus = tuple(dict.fromkeys(sku.strip() for sku in wanted.skus if sku.strip()))
     days = _days(wanted.first, wanted.last)
     if skus and wanted.category:
@@ -183,7 +189,7 @@ def scope_of(wanted: Wanted) -> Scope:
         if unknown:
             more = f" and {len(unknown) - NAMED} more" if len(unknown) > NAMED else ""
             raise UsageError(f"the catalogue has no product with SKU {', '.join(unknown[:NAMED])}{more}")
-    return Scope(scene, wanted.category.strip(), skus, days)
+    return Scope(scene, wanted.channel, wanted.category.strip(), skus, days)
 
 
 def outlook(scope: Scope) -> Outlook:

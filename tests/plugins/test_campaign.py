@@ -69,6 +69,7 @@ def runs() -> list[tuple[str, str, str, dict]]:
         ({"first": "2020-01-01", "last": "2020-01-02"}, "no product of the catalogue is in this choice"),
         ({"skus": ["CUP-1"], "first": f"{TODAY}"}, "choose days or SKUs, not both"),
         ({"scene": "no-such"}, "no scene 'no-such'"),
+        ({"channel": "tv"}, "no channel 'tv'"),
     ],
 )
 def test_what_cannot_be_made_is_refused_in_a_sentence_and_starts_nothing(client, campaign_dag, wanted, words) -> None:
@@ -82,7 +83,13 @@ def test_what_cannot_be_made_is_refused_in_a_sentence_and_starts_nothing(client,
 
 @pytest.mark.medium
 def test_a_category_is_counted_with_those_below_it_and_started_day_by_day_by_who_asked(client, campaign_dag) -> None:
-    wanted = {"scene": "oak-window", "category": "home", "first": f"{TODAY - timedelta(days=1)}", "last": f"{TODAY}"}
+    wanted = {
+        "scene": "oak-window",
+        "channel": "shopify",
+        "category": "home",
+        "first": f"{TODAY - timedelta(days=1)}",
+        "last": f"{TODAY}",
+    }
     told = client.post("/forecasts", json=wanted).json()
     assert (told["products"], told["runs"], told["reused"]) == (3, 2, 0)
     assert told["computed"] > 0
@@ -93,7 +100,7 @@ def test_a_category_is_counted_with_those_below_it_and_started_day_by_day_by_who
     made = runs()[before:]
     assert [day for _, _, day, _ in made] == [wanted["first"], wanted["last"]]
     assert {by for _, by, _, _ in made} == {"merchandiser"}
-    assert made[0][3] == {"scene": "oak-window", "categories": ["home"], "skus": []}
+    assert made[0][3] == {"scene": "oak-window", "channel": "shopify", "categories": ["home"], "skus": []}
     again = client.post("/starts", json=wanted)
     assert again.status_code == 409
     assert "another campaign over days is in progress" in again.json()["words"]

@@ -14,6 +14,7 @@ function chosen() {
   const named = which === "skus";
   return {
     scene: values.get("scene") ?? "",
+    channel: values.get("channel"),
     category: which === "category" ? values.get("category") ?? "" : "",
     skus: named ? values.get("skus").split("\n").map((sku) => sku.trim()).filter(Boolean) : [],
     first: named ? "" : values.get("first"),
