@@ -51,7 +51,8 @@ def to_ask_for(connection: Connection, run: str, sample: int) -> list[str]:
 
 
 def shown(engine: Engine, run: str) -> Iterator[tuple[str, str, str]]:
-    """SKU, title and digest of every published image of a run, unchanged ones too, in the feed's order."""
+    """SKU, title and digest of every published image of a run, unchanged ones too, in the feed's order. What was taken
+    back is not among them."""
     with engine.connect() as connection:
         found = connection.execution_options(yield_per=5000).execute(text(_SHOWN), {"run": run})
         for row in found:
@@ -149,5 +150,10 @@ JOIN product_versions v ON v.id = all_of.version
 JOIN run_steps u ON u.run = all_of.made_by AND u.shot = all_of.shot AND u.stage = 'publish' AND u.chosen
 JOIN step_outputs o ON o.key = u.key AND o.role = 'published'
 WHERE all_of.run = :run AND all_of.state = 'published'
+  AND NOT EXISTS (
+    SELECT FROM publications gone
+    WHERE gone.shot = all_of.shot AND gone.digest = o.digest AND gone.withdrawn_by IS NOT NULL
+      AND NOT EXISTS (SELECT FROM publications again WHERE again.shot = gone.shot AND again.digest = gone.digest
+                      AND again.id > gone.id))
 ORDER BY all_of.row, all_of.position
 """

@@ -30,7 +30,7 @@ FRESH = "public, max-age=300, must-revalidate"
 async def image(request: Request) -> Response:
     """The bytes of the image, 304 where the caller has them, or 404."""
     parts = request.path_params
-    if not get_settings().public_url or "\x00" in request.url.path or "%00" in request.url.path:
+    if not get_settings().public_url or any("\x00" in part for part in parts.values()):
         return _nothing()
     found = await run_in_threadpool(current_image, ledger().engine, parts["channel"], parts["scene"], parts["sku"])
     if found is None:

@@ -129,6 +129,14 @@ def live(of: Shop) -> set[tuple[str, str]]:
     return {(sku.removeprefix(f"{of.name}-"), channel) for sku, channel in found}
 
 
+def feeds_of(of: Shop) -> list[str]:
+    """The feeds of all runs of the shop."""
+    query = text("SELECT digest FROM run_artifacts WHERE role = 'feed' AND run LIKE :like")
+    with of.ledger.engine.connect() as connection:
+        digests = connection.scalars(query, {"like": f"{of.name}-%"}).all()
+    return [of.store.get(digest).decode() for digest in digests]
+
+
 @pytest.fixture
 def stocked(shop: Shop) -> Shop:
     """A shop with ten products that are published in two channels."""
@@ -146,6 +154,9 @@ def test_a_product_that_left_the_feed_is_withdrawn_everywhere_and_shown_again_wh
     stocked.night()
     assert before - live(stocked) == {("cup-3", SCENE.channel.name), ("cup-3", MERCHANT.name)}
     assert "cup-3" not in stocked.states(stocked.night())
+    act().execute(stocked.context)
+    for run in feeds_of(stocked):
+        assert stocked.sku("cup-3") not in run, "no run's own feed names what was withdrawn"
     sku = stocked.sku("cup-3")
     assert stocked.ledger.products_changed_between(NOW, NOW, skus=[sku]) == []
 
