@@ -24,7 +24,7 @@ from pipelines.settings import get_settings
 from pipelines.store import S3Store
 
 BASE = "https://img.shop.example/packshot/public"
-SKUS = ("CUP-1", 'P/OT "2",\t<&>', "#3?x=%00")
+SKUS = ("CUP-1", 'P/OT "2",\t<&>', "#3?x=1 %")
 CHANNEL = "google-merchant"
 
 
