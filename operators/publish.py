@@ -118,11 +118,11 @@ class PublishOperator(PackshotOperator):
         images = images_of(rows)
         del rows
         new = ledger.publish(self.run, images)
-        gone = ledger.withdraw_gone()
+        withdrawn = ledger.withdraw_gone()
         ledger.settle(self.run)
         attach_feed(services, self.run)
-        self.log.info("published", images=len(images), new=new, withdrawn=gone)
-        return {"images": len(images), "new": new, "withdrawn": gone, **result}
+        self.log.info("published", images=len(images), new=new, withdrawn=withdrawn)
+        return {"images": len(images), "new": new, "withdrawn": withdrawn, **result}
 
     def _gone(self, services: Services) -> bool:
         """Take back the images that the store has lost: all that this run reuses are looked for, and a sample of what

@@ -75,7 +75,7 @@ def shoot(
     raise typer.Exit(exit_code([outcome.state for outcome in outcomes]))
 
 
-def _recipe(scene: str, method: str | None, channel: str, **overrides: Any) -> Recipe:
+def _recipe(scene: str, method: str | None, channel: str = "", **overrides: Any) -> Recipe:
     from pipelines.diffusion.methods import check_parts
     from pipelines.models.profile import active_profile
     from pipelines.scenes import Scene, load_scene
