@@ -1,6 +1,7 @@
 """A person overrules the checks, or agrees with them: decisions about images, one row each.
 
-    queue        view `review_queue`: each shot's newest held image, unless it was decided
+    queue        view `review_queue`: each shot's newest image if it was held or drawn for a spot check, unless it was
+                 decided
     decide       approve it, reject it, or have it tried again with another seed
     undo         takes a decision back, and with it what was published for it
     roll_back    takes back images that are shown, whatever their verdicts
@@ -34,6 +35,8 @@ class Choice(StrEnum):
     """It is wrong: never publish it."""
     RETRY = "retry"
     """Generate the shot again, with another seed."""
+    CONFIRM = "confirm"
+    """Of a published image that was drawn for a spot check: it is right."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +104,9 @@ IN_SELECTION = """
 """
 """The condition that a row `q` of the view `review_queue` belongs to a selection."""
 
+IN_BATCH = f"NOT q.spot AND {IN_SELECTION}"
+"""The condition that a batch decides it: spot checks are answered one by one."""
+
 
 def held_image(engine: Engine, run: str, sku: str) -> str:
     """sha256 of the image of product `sku` that `run` held.
@@ -117,7 +123,8 @@ def held_image(engine: Engine, run: str, sku: str) -> str:
 
 
 def decide(engine: Engine, final: str, choice: Choice, by: str, reason: str = "") -> Decision:
-    """Records what `by` decided about the held image `final`.
+    """Records what `by` decided about the image `final`: one that was held, or one that was drawn for a spot check. A
+    published image that is rejected is withdrawn.
 
     The same decision of the same person again is the decision that is there. Raises UsageError if no run held the
     image, Superseded if its shot has a newer one, AlreadyDecided if somebody decided it before.
@@ -129,10 +136,17 @@ def decide(engine: Engine, final: str, choice: Choice, by: str, reason: str = ""
         row = rows[0]
         if row.newest != final:
             raise Superseded(f"{row.sku} has a newer image than {final[:12]}: look at that one", row.newest)
-        _held(row)
+        if row.spot and row.state == "published":
+            _answers_spot_check(row, choice)
+        elif choice is Choice.CONFIRM:
+            raise UsageError(f"{row.sku} was not drawn for a spot check")
+        else:
+            _held(row)
         values = {"final": final, "run": row.run, "shot": row.shot, "choice": choice, "reason": reason, "by": by}
         number = connection.scalar(text(_DECIDE), values)
         if number is not None:
+            if row.state == "published" and choice is Choice.REJECT:
+                _take_back(connection, [row.shot], [final], by)
             outcomes.unsettle_images(connection, [final])
             return _read(connection, "d.id = :id", {"id": number})[0]
         standing = _read(connection, "d.final = :final AND d.undone_at IS NULL", {"final": final})
@@ -203,10 +217,7 @@ def roll_back(engine: Engine, by: str, reason: str, batch: str, publications: Se
         images = {"finals": [row.final for row in shown], "shots": [row.shot for row in shown]}
         connection.execute(text(_OVERRULE), {**values, **images})
         connection.execute(text(_REFUSE), {**values, **images, "runs": [row.run for row in shown]})
-        count = withdraw(connection, images["shots"], images["finals"], by)
-        for row in connection.execute(text(_HOLDERS), images).all():
-            outcomes.settle(connection, row.run, shots=row.shots)
-            outcomes.remember_states(connection, row.run)
+        count = _take_back(connection, images["shots"], images["finals"], by)
         outcomes.unsettle_images(connection, images["finals"])
     return count
 
@@ -289,6 +300,12 @@ def _held(row: Row) -> str:
     return row.final
 
 
+def _answers_spot_check(row: Row, choice: Choice) -> None:
+    """Raises UsageError for a decision that answers no spot check."""
+    if choice not in (Choice.CONFIRM, Choice.REJECT):
+        raise UsageError(f"{row.sku} is published: a spot check is answered with right or wrong")
+
+
 def _read(connection: Connection, where: str, values: dict[str, object]) -> list[Decision]:
     """Decisions, newest first. `where` is a condition of this module, never somebody's words."""
     found = []
@@ -321,8 +338,35 @@ def _undo(connection: Connection, standing: Sequence[Decision], by: str) -> list
             withdraw(connection, row.shots, row.finals, by)
             outcomes.settle(connection, row.run, shots=row.shots)
             outcomes.remember_states(connection, row.run)
+    wrong = [d.final for d in standing if d.choice is Choice.REJECT and not d.batch]
+    if wrong:
+        _show_again(connection, wrong)
     outcomes.unsettle_images(connection, [decision.final for decision in standing])
     return _read(connection, "d.id = ANY(:ids)", {"ids": ids})
+
+
+def _show_again(connection: Connection, finals: Sequence[str]) -> None:
+    """Publishes those of these images again that were withdrawn after a spot check, unless a later run's is shown."""
+    back = connection.execute(text(_SHOW_AGAIN), {"finals": list(finals)}).all()
+    if not back:
+        return
+    shots = [row.shot for row in back]
+    connection.execute(text("SELECT id FROM shots WHERE id = ANY(:shots) ORDER BY id FOR UPDATE"), {"shots": shots})
+    connection.execute(text(_SUPERSEDE), {"shots": shots})
+    again = {"shots": shots, "digests": [row.digest for row in back], "runs": [row.run for row in back]}
+    connection.execute(text(_PUBLISH_AGAIN), again)
+    for row in connection.execute(text(_HOLDERS), {"finals": [row.final for row in back]}).all():
+        outcomes.settle(connection, row.run, shots=row.shots)
+        outcomes.remember_states(connection, row.run)
+
+
+def _take_back(connection: Connection, shots: Sequence[int], finals: Sequence[str], by: str) -> int:
+    """Withdraws these shots' images, which were rejected; returns how many."""
+    count = withdraw(connection, shots, finals, by)
+    for row in connection.execute(text(_HOLDERS), {"finals": list(finals)}).all():
+        outcomes.settle(connection, row.run, shots=row.shots)
+        outcomes.remember_states(connection, row.run)
+    return count
 
 
 def withdraw(connection: Connection, shots: Sequence[int], finals: Sequence[str], by: str) -> int:
@@ -349,6 +393,7 @@ FROM shots_of_runs rs JOIN shots s ON s.id = rs.shot WHERE rs.run = :run AND s.s
 # of the runs that have this image, the newest that held it; `newest` is the shot's newest image of all
 _OF_FINAL = """
 SELECT rs.run, rs.shot, rs.state, rs.reason, rs.final, rs.checks, s.sku,
+       EXISTS (SELECT FROM spot_checks c WHERE c.final = rs.final) AS spot,
        (SELECT later.final FROM run_shots later JOIN runs lr ON lr.id = later.run
         WHERE later.shot = rs.shot AND later.final IS NOT NULL
         ORDER BY lr.started_at DESC, lr.id DESC LIMIT 1) AS newest
@@ -365,14 +410,14 @@ ON CONFLICT (final) WHERE undone_at IS NULL DO NOTHING RETURNING id
 _DECIDE_ALL = f"""
 INSERT INTO decisions (final, run, shot, choice, reason, by, batch)
 SELECT q.final, q.run, q.shot, :choice, :reason, :by, :batch FROM review_queue q
-WHERE {IN_SELECTION}
+WHERE {IN_BATCH}
 ON CONFLICT (final) WHERE undone_at IS NULL DO NOTHING RETURNING final
 """  # noqa: S608  # no value from outside
 
 _COUNT = f"""
 SELECT count(DISTINCT q.final) AS images,
        md5(coalesce(string_agg(DISTINCT q.final, '' ORDER BY q.final), '')) AS fingerprint
-FROM review_queue q WHERE {IN_SELECTION}
+FROM review_queue q WHERE {IN_BATCH}
 """  # noqa: S608  # no value from outside
 
 _LOCK = "SELECT d.id FROM decisions d WHERE {where} ORDER BY d.id FOR UPDATE"
@@ -460,6 +505,28 @@ WHERE p.shot = ANY(:shots) AND p.superseded_at IS NULL
   AND EXISTS (SELECT FROM step_outputs o JOIN step_inputs i ON i.key = o.key AND i.role = 'final'
               WHERE o.digest = p.digest AND o.role = 'published' AND i.digest = ANY(:finals))
 RETURNING p.id
+"""
+
+_SHOW_AGAIN = """
+SELECT DISTINCT ON (p.shot) p.shot, p.digest, p.run, i.digest AS final
+FROM spot_checks c
+JOIN step_inputs i ON i.digest = c.final AND i.role = 'final'
+JOIN step_outputs o ON o.key = i.key AND o.role = 'published'
+JOIN publications p ON p.digest = o.digest AND p.shot = c.shot AND p.withdrawn_by IS NOT NULL
+JOIN runs r ON r.id = p.run
+WHERE c.final = ANY(:finals)
+  AND NOT EXISTS (SELECT FROM publications now JOIN runs nr ON nr.id = now.run
+                  WHERE now.shot = p.shot AND now.superseded_at IS NULL AND nr.started_at > r.started_at)
+ORDER BY p.shot, p.id DESC
+"""
+
+_SUPERSEDE = """
+UPDATE publications SET superseded_at = now() WHERE shot = ANY(:shots) AND superseded_at IS NULL
+"""
+
+_PUBLISH_AGAIN = """
+INSERT INTO publications (shot, digest, run)
+SELECT * FROM unnest(CAST(:shots AS bigint[]), CAST(:digests AS text[]), CAST(:runs AS text[]))
 """
 
 _RESTORE = """

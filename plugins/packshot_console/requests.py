@@ -67,7 +67,7 @@ def read_choice(name: str) -> Choice:
     try:
         return Choice(name)
     except ValueError:
-        raise HTTPException(HTTPStatus.UNPROCESSABLE_ENTITY, "a choice is approve, reject or retry") from None
+        raise HTTPException(HTTPStatus.UNPROCESSABLE_ENTITY, "a choice is approve, reject, retry or confirm") from None
 
 
 def answer(act: Callable[[], Any]) -> Response:

@@ -10,7 +10,7 @@ const seat = Array.from(crypto.getRandomValues(new Uint8Array(8)), (n) => n.toSt
 const $ = (id) => document.getElementById(id);
 const AHEAD = 5;
 const SIZE = 1024;
-const DONE = {approve: "approved", reject: "rejected", retry: "to be tried again"};
+const DONE = {approve: "approved", reject: "rejected", retry: "to be tried again", confirm: "right"};
 const KEYS = {a: "approve", r: "reject", t: "retry"};
 const CHIPS = ["grown product", "wrong light", "unnatural shadow", "bad cutout", "wrong colour", "not our style"];
 
@@ -119,6 +119,11 @@ function show() {
   $("place").textContent = `${at + 1} of ${images.length}${whole ? "" : "+"}` + (entry.choice ? ` · ${DONE[entry.choice]}` : "");
   $("previous").disabled = at === 0;
   for (const choice of ["approve", "reject", "retry"]) $(choice).disabled = !mayDecide || Boolean(entry.choice);
+  if (item.spot) $("retry").disabled = true;
+  $("approve").firstChild.data = item.spot ? "Right " : "Approve ";
+  $("reject").firstChild.data = item.spot ? "Wrong " : "Reject ";
+  $("spot").hidden = !item.spot;
+  $("reason").parentElement.classList.toggle("held", !item.spot);
 
   $("strip").replaceChildren(...pictures(item).map(([name, digest], n) => {
     const button = element("button", "thumb");
@@ -145,7 +150,7 @@ function show() {
     return figure;
   }));
   $("words").value = "";
-  const said = item.checks.map((check) => check.replaceAll("_", " "));
+  const said = (item.spot ? [] : item.checks).map((check) => check.replaceAll("_", " "));
   $("chips").replaceChildren(...[...new Set([...said, ...CHIPS])].map((words) => {
     const chip = element("button", "chip", words);
     chip.type = "button";
@@ -209,7 +214,9 @@ function decide(choice) {
   const entry = images[at];
   if (!mayDecide) return say("Your account may look, and not decide.", true);
   if (!entry || entry.choice) return;
-  const reason = $("words").value.trim() || (choice === "approve" ? "" : $("words").placeholder);
+  if (entry.item.spot && choice === "retry") return say("It is published already: say whether it is right or wrong.", true);
+  if (entry.item.spot && choice === "approve") choice = "confirm";
+  const reason = $("words").value.trim() || (["approve", "confirm"].includes(choice) || entry.item.spot ? "" : $("words").placeholder);
   entry.choice = choice;
   left = Math.max(0, left - 1);
   say("");
