@@ -105,7 +105,7 @@ class PublishApprovedOperator(PackshotOperator):
 
 
 class PlanRetriesOperator(PackshotOperator):
-    """Returns the runs that generate again what people sent back, one a scene.
+    """Returns the runs that generate again what people sent back or cut out anew, one a scene.
 
     :param grace_seconds: decisions younger than this are left to the next run.
     """
@@ -124,7 +124,8 @@ class PlanRetriesOperator(PackshotOperator):
 
     def execute(self, context: Context) -> list[dict[str, Any]]:
         """Hand the decisions to runs; returns the arguments of a `TryAgainOperator` for each."""
-        from pipelines.ledger.decisions import claim_retries
+        from pipelines.contracts import Reprocess
+        from pipelines.ledger.decisions import Choice, claim_retries
 
         return [
             {
@@ -132,7 +133,8 @@ class PlanRetriesOperator(PackshotOperator):
                 "conf": {
                     "scene": retry.scene,
                     "skus": list(retry.skus),
-                    "reprocess": "failed",
+                    # a corrected cutout is found by its key, so nothing is forced
+                    "reprocess": Reprocess.MISSING if retry.choice is Choice.EDIT else Reprocess.FAILED,
                     "triggered_by": "review",
                 },
             }

@@ -35,6 +35,8 @@ class Choice(StrEnum):
     """It is wrong: never publish it."""
     RETRY = "retry"
     """Generate the shot again, with another seed."""
+    EDIT = "edit"
+    """A person corrected its cutout: make the shot again from that. `PostgresLedger.correct` decides it."""
     CONFIRM = "confirm"
     """Of a published image that was drawn for a spot check: it is right."""
 
@@ -136,6 +138,8 @@ def decide(engine: Engine, final: str, choice: Choice, by: str, reason: str = ""
         row = rows[0]
         if row.newest != final:
             raise Superseded(f"{row.sku} has a newer image than {final[:12]}: look at that one", row.newest)
+        if choice is Choice.EDIT:
+            raise UsageError("a cutout is corrected in its editor")
         if row.spot and row.state == "published":
             _answers_spot_check(row, choice)
         elif choice is Choice.CONFIRM:
@@ -178,6 +182,36 @@ def decide_selection(
         decided = connection.scalars(text(_DECIDE_ALL), values).all()
         outcomes.unsettle_images(connection, decided)
     return len(decided)
+
+
+def send_back_edited(
+    connection: Connection, bases: Sequence[str], final: str, by: str, reason: str, batch: str
+) -> list[str]:
+    """Decides that the held image `final` is made again from a cutout that a person drew, and so is every other held
+    image whose cutout has one of these bases. Returns the sha256 of these images.
+
+    Raises UsageError, Superseded and AlreadyDecided as `decide` does.
+    """
+    row = connection.execute(text(_OF_FINAL), {"final": final}).first()
+    if row is None:
+        raise UsageError(f"no run has an image {final}")
+    if row.newest != final:
+        raise Superseded(f"{row.sku} has a newer image than {final[:12]}: look at that one", row.newest)
+    _held(row)
+    about = {"bases": list(bases), "final": final, "by": by, "reason": reason, "batch": batch}
+    sent = list(connection.scalars(text(_SEND_BACK), about))
+    if final not in sent:
+        (there,) = _read(connection, "d.final = :final AND d.undone_at IS NULL", {"final": final})
+        raise AlreadyDecided(f"{there.by} decided it before: {there.choice} ({there.sku})", there)
+    outcomes.unsettle_images(connection, sent)
+    return sent
+
+
+def affected(engine: Engine, bases: Sequence[str]) -> tuple[int, int]:
+    """How many shots stand on a cutout that has one of these bases, and in how many scenes."""
+    with engine.connect() as connection:
+        row = connection.execute(text(_AFFECTED), {"bases": list(bases)}).one()
+        return row.images, row.scenes
 
 
 def counted(engine: Engine, selection: Selection) -> tuple[int, str]:
@@ -271,19 +305,21 @@ def note_published(connection: Connection, decisions: Sequence[int], run: str) -
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Products of one scene that are to be generated again, and the id of the run that does it."""
+    """Products of one scene that are to be generated again, and the id of the run that does it. `choice` is RETRY, or
+    EDIT where their cutouts were corrected."""
 
     run: str
     scene: str
     skus: tuple[str, ...]
+    choice: Choice = Choice.RETRY
 
 
 def claim_retries(engine: Engine, grace_seconds: float = 0.0) -> list[Retry]:
-    """Hands every open decision to try again to a run that is about to be started, one a scene. Decisions younger than
-    `grace_seconds` are left open."""
+    """Hands every open decision to make a shot again to a run that is about to be started, one a scene and choice.
+    Decisions younger than `grace_seconds` are left open."""
     with engine.begin() as connection:
         rows = connection.execute(text(_RETRIES), {"grace": grace_seconds}).all()
-    return [Retry(row.acted_run, row.scene, tuple(row.skus)) for row in rows]
+    return [Retry(row.acted_run, row.scene, tuple(row.skus), Choice(row.choice)) for row in rows]
 
 
 # ------------------------------------------------------------------------------------------------------ rows
@@ -324,6 +360,8 @@ def _locked(connection: Connection, where: str, values: dict[str, object]) -> li
         raise UsageError(f"{found[0].undone_by} undid it before" if found else "there is no such decision")
     if trying := next((d for d in standing if d.choice is Choice.RETRY and d.acted_run), None):
         raise UsageError(f"{trying.sku} is being generated again: run {trying.acted_run}")
+    if edited := next((d for d in standing if d.choice is Choice.EDIT), None):
+        raise UsageError(f"{edited.sku} is being made again from a corrected cutout: correct it anew if it is wrong")
     return standing
 
 
@@ -414,6 +452,26 @@ WHERE {IN_BATCH}
 ON CONFLICT (final) WHERE undone_at IS NULL DO NOTHING RETURNING final
 """  # noqa: S608  # no value from outside
 
+_SEND_BACK = """
+INSERT INTO decisions (final, run, shot, choice, reason, by, batch)
+SELECT DISTINCT ON (q.final) q.final, q.run, q.shot, 'edit', :reason, :by, :batch
+FROM review_queue q
+WHERE NOT q.spot AND (q.final = :final OR EXISTS (
+    SELECT FROM run_steps u JOIN steps st USING (key)
+    WHERE u.run = q.run AND u.shot = q.shot AND u.chosen AND u.stage = 'cutout' AND st.base = ANY(:bases)))
+ORDER BY q.final, q.started_at DESC
+ON CONFLICT (final) WHERE undone_at IS NULL DO NOTHING RETURNING final
+"""
+
+_AFFECTED = """
+SELECT count(DISTINCT u.shot) AS images, count(DISTINCT s.scene) AS scenes
+FROM steps st
+JOIN run_steps u ON u.key = st.key AND u.chosen
+JOIN run_shots rs ON rs.run = u.run AND rs.shot = u.shot AND rs.until IS NULL
+JOIN shots s ON s.id = u.shot
+WHERE st.base = ANY(:bases) AND st.stage = 'cutout'
+"""
+
 _COUNT = f"""
 SELECT count(DISTINCT q.final) AS images,
        md5(coalesce(string_agg(DISTINCT q.final, '' ORDER BY q.final), '')) AS fingerprint
@@ -445,7 +503,7 @@ _LAST = """
 SELECT CAST(extract(epoch FROM now() - max(d.created_at)) AS double precision) FROM decisions d
 LEFT JOIN runs r ON r.id = d.run
 WHERE d.undone_at IS NULL AND d.acted_run IS NULL
-  AND (d.choice = 'retry' OR (d.choice = 'approve' AND r.state <> 'running'))
+  AND (d.choice IN ('retry', 'edit') OR (d.choice = 'approve' AND r.state <> 'running'))
 """
 
 _STILL = "SELECT id FROM decisions WHERE id = ANY(:ids) AND undone_at IS NULL ORDER BY id FOR UPDATE"
@@ -458,16 +516,17 @@ SELECT rs.shot FROM decisions d JOIN run_shots rs ON rs.final = d.final WHERE d.
 
 _RETRIES = """
 WITH mine AS (
-    UPDATE decisions d SET acted_run = 'retry__' || s.scene || '__' || newest.id
+    UPDATE decisions d SET acted_run = d.choice || '__' || s.scene || '__' || newest.id
     FROM shots s, LATERAL (
         SELECT max(o.id) AS id FROM decisions o
-        WHERE o.choice = 'retry' AND o.undone_at IS NULL AND o.acted_run IS NULL
+        WHERE o.choice IN ('retry', 'edit') AND o.undone_at IS NULL AND o.acted_run IS NULL
     ) newest
-    WHERE s.id = d.shot AND d.choice = 'retry' AND d.undone_at IS NULL AND d.acted_run IS NULL
+    WHERE s.id = d.shot AND d.choice IN ('retry', 'edit') AND d.undone_at IS NULL AND d.acted_run IS NULL
       AND d.created_at <= now() - make_interval(secs => :grace)
-    RETURNING d.acted_run, s.scene, s.sku
+    RETURNING d.acted_run, s.scene, s.sku, d.choice
 )
-SELECT acted_run, scene, array_agg(DISTINCT sku ORDER BY sku) AS skus FROM mine GROUP BY acted_run, scene ORDER BY 1
+SELECT acted_run, scene, choice, array_agg(DISTINCT sku ORDER BY sku) AS skus
+FROM mine GROUP BY acted_run, scene, choice ORDER BY 1
 """
 
 _UNDO = "UPDATE decisions SET undone_by = :by, undone_at = now() WHERE id = ANY(:ids)"

@@ -152,7 +152,8 @@ SELECT queue.images, queue.spot_checks, queue.oldest, open.approved, open.retrie
                                    ORDER BY started_at DESC LIMIT 5) failed) AS failed_runs
 FROM (SELECT count(*) FILTER (WHERE NOT spot) AS images, count(*) FILTER (WHERE spot) AS spot_checks,
              min(started_at) FILTER (WHERE NOT spot) AS oldest FROM review_queue) queue,
-     (SELECT count(*) FILTER (WHERE choice = 'approve') AS approved, count(*) FILTER (WHERE choice = 'retry') AS retries
+     (SELECT count(*) FILTER (WHERE choice = 'approve') AS approved,
+             count(*) FILTER (WHERE choice IN ('retry', 'edit')) AS retries
       FROM decisions WHERE undone_at IS NULL AND acted_run IS NULL AND choice <> 'reject') open
 """
 

@@ -156,7 +156,8 @@ WHERE {IN_SELECTION}
 
 _ONE = """
 SELECT r.started_at, rs.run, rs.shot, rs.row, rs.final, rs.reason, rs.checks, r.scene, r.channel, v.sku, v.title,
-       v.category, v.photo, rs.state = 'published' AND EXISTS (SELECT FROM spot_checks c WHERE c.final = rs.final) AS spot
+       v.category, v.photo,
+       rs.state = 'published' AND EXISTS (SELECT FROM spot_checks c WHERE c.final = rs.final) AS spot
 FROM run_shots rs
 JOIN runs r ON r.id = rs.run
 JOIN product_versions v ON v.id = rs.version

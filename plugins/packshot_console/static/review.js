@@ -10,7 +10,7 @@ const seat = Array.from(crypto.getRandomValues(new Uint8Array(8)), (n) => n.toSt
 const $ = (id) => document.getElementById(id);
 const AHEAD = 5;
 const SIZE = 1024;
-const DONE = {approve: "approved", reject: "rejected", retry: "to be tried again", confirm: "right"};
+const DONE = {approve: "approved", reject: "rejected", retry: "to be tried again", confirm: "right", edit: "being made again"};
 const KEYS = {a: "approve", r: "reject", t: "retry"};
 const CHIPS = ["grown product", "wrong light", "unnatural shadow", "bad cutout", "wrong colour", "not our style"];
 
@@ -120,6 +120,7 @@ function show() {
   $("previous").disabled = at === 0;
   for (const choice of ["approve", "reject", "retry"]) $(choice).disabled = !mayDecide || Boolean(entry.choice);
   if (item.spot) $("retry").disabled = true;
+  $("edit").disabled = item.spot || Boolean(entry.choice);
   $("approve").firstChild.data = item.spot ? "Right " : "Approve ";
   $("reject").firstChild.data = item.spot ? "Wrong " : "Reject ";
   $("spot").hidden = !item.spot;
@@ -254,6 +255,14 @@ async function send(entry, choice, reason) {
   return null;
 }
 
+async function edit() {
+  const entry = images[at];
+  if (!entry || entry.choice) return undefined;
+  if (entry.item.spot) return say("It is published already: say whether it is right or wrong.", true);
+  await Promise.allSettled([...waiting]);
+  return location.assign(`${base}editor/${entry.item.final}?${filter()}`);
+}
+
 function forget(entry) {
   const n = undoable.findIndex((one) => one.entries.includes(entry));
   if (n >= 0) undoable.splice(n, 1);
@@ -341,6 +350,7 @@ addEventListener("keydown", (event) => {
   if (event.repeat && (KEYS[key] || key === "z")) return undefined;
   if (KEYS[key]) decide(KEYS[key]);
   else if (key === "z") undo();
+  else if (key === "e") edit();
   else if (key === "arrowright") move(1);
   else if (key === "arrowleft") move(-1);
   else if (key === "+" || key === "=") zoom(1.5);
@@ -357,6 +367,7 @@ addEventListener("pagehide", () => fetch(`${base}review/seats/${seat}/leave`, {m
 
 for (const choice of ["approve", "reject", "retry"]) $(choice).addEventListener("click", (event) => { event.currentTarget.blur(); decide(choice); });
 $("undo").addEventListener("click", (event) => { event.currentTarget.blur(); undo(); });
+$("edit").addEventListener("click", edit);
 $("next").addEventListener("click", (event) => { event.currentTarget.blur(); move(1); });
 $("previous").addEventListener("click", (event) => { event.currentTarget.blur(); move(-1); });
 $("words").addEventListener("input", mark);
@@ -388,4 +399,6 @@ addEventListener("pointerup", () => { from = null; });
 
 await fetchMore(true);
 show();
+say(sessionStorage.getItem("packshot said") ?? "");  // by the editor, which leads back here
+sessionStorage.removeItem("packshot said");
 window.focus();  // in Airflow's frame the keys would go to Airflow's page
