@@ -125,14 +125,16 @@ def test_a_cutout_is_corrected_by_clicks_saved_and_what_stands_on_it_is_made_aga
     assert kept == 1
 
 
-def test_the_first_click_and_later_ones_are_answered_soon(open_editor, held, monkeypatch) -> None:
+def test_the_first_click_and_later_ones_are_answered_soon(open_editor, held) -> None:
     page = open_editor(held[SCENES[0]])
+    page.locator("#editor[data-opened]").wait_for(timeout=60_000)
     rng = np.random.default_rng(1)
     for n in range(21):
         page.keyboard.press("ix"[n % 2])
         click(page, *(0.3 + 0.4 * rng.random(2)))
     first, *later = map(int, page.locator("#editor").get_attribute("data-answers").split())
-    print(f"first click {first} ms, median of {len(later)} later ones {statistics.median(later)} ms")
+    opened = page.locator("#editor").get_attribute("data-opened")
+    print(f"\nopened in {opened} ms; first click {first} ms; median of later ones {statistics.median(later)} ms")
     assert statistics.median(later) < 5000
 
 

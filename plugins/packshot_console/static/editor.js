@@ -312,7 +312,9 @@ async function loaded(digest) {
 
 choose("include");
 try {
-  if (mayDecide) ask("open", {}).catch((error) => say(`Clicks are not answered: ${error.message}. Brush and eraser work.`, true));
+  const began = performance.now();
+  const opened = () => { root.dataset.opened = Math.round(performance.now() - began); };
+  if (mayDecide) ask("open", {}).then(opened).catch((error) => say(`Clicks are not answered: ${error.message}. Brush and eraser work.`, true));
   const [photo, cutout] = await Promise.all([loaded(root.dataset.photo), loaded(root.dataset.cutout)]);
   width = photo.naturalWidth;
   height = photo.naturalHeight;
