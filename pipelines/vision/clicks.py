@@ -37,10 +37,8 @@ def answer_clicks(image: np.ndarray, mask: np.ndarray, clicks: Sequence[Click], 
     labels = np.array([int(click.product) for click in clicks], np.int64)
     last = clicks[-1]
     row, column = (min(int(at), size - 1) for at, size in zip((last.y, last.x), mask.shape, strict=True))
-    for rough, passes in ((mask.astype(np.float32), 1), (None, 2)):
-        if rough is not None and not mask.any():
-            continue
-        found = filled(hqsam.segment_prompted(image, Prompt(NO_BOX, points, labels, rough), passes)) > 0.5
+    for rough in (mask.astype(np.float32), None) if mask.any() else (None,):
+        found = filled(hqsam.segment_prompted(image, Prompt(NO_BOX, points, labels, rough), passes=1)) > 0.5
         if found[row, column] == last.product:
             return found
     rows, columns = np.ogrid[: mask.shape[0], : mask.shape[1]]
