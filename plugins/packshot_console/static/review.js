@@ -12,6 +12,7 @@ const AHEAD = 5;
 const SIZE = 1024;
 const DONE = {approve: "approved", reject: "rejected", retry: "to be tried again", confirm: "right", edit: "being made again"};
 const KEYS = {a: "approve", r: "reject", t: "retry"};
+const OF_CUTOUTS = ["cutout", "whole", "openings", "see_through"];
 const CHIPS = ["grown product", "wrong light", "unnatural shadow", "bad cutout", "wrong colour", "not our style"];
 
 let images = [];          // {item, decision, choice}
@@ -162,6 +163,8 @@ function show() {
   mark();
   picture();
   preload();
+  clearTimeout(warming);
+  if (item.checks.some((check) => OF_CUTOUTS.includes(check))) warm(1500);
 }
 
 function mark() {
@@ -253,6 +256,20 @@ async function send(entry, choice, reason) {
     show();
   }
   return null;
+}
+
+// The editor's process takes seconds to start. So it starts when somebody looks for a while at an image whose cutout is
+// in doubt, or points at the button.
+let warming = null;
+const warmed = new Set();
+function warm(wait) {
+  clearTimeout(warming);
+  const item = images[at]?.item;
+  if (!mayDecide || !item || item.spot || warmed.has(item.final)) return;
+  warming = setTimeout(() => {
+    warmed.add(item.final);
+    fetch(`${base}editor/${item.final}/open`, {method: "POST", credentials: "same-origin"}).catch(() => {});
+  }, wait);
 }
 
 async function edit() {
@@ -368,6 +385,7 @@ addEventListener("pagehide", () => fetch(`${base}review/seats/${seat}/leave`, {m
 for (const choice of ["approve", "reject", "retry"]) $(choice).addEventListener("click", (event) => { event.currentTarget.blur(); decide(choice); });
 $("undo").addEventListener("click", (event) => { event.currentTarget.blur(); undo(); });
 $("edit").addEventListener("click", edit);
+$("edit").addEventListener("pointerenter", () => warm(100));
 $("next").addEventListener("click", (event) => { event.currentTarget.blur(); move(1); });
 $("previous").addEventListener("click", (event) => { event.currentTarget.blur(); move(-1); });
 $("words").addEventListener("input", mark);
