@@ -134,7 +134,7 @@ class PlanRetriesOperator(PackshotOperator):
                     "scene": retry.scene,
                     "skus": list(retry.skus),
                     # a corrected cutout is found by its key, so nothing is forced
-                    "reprocess": Reprocess.MISSING if retry.choice is Choice.EDIT else Reprocess.FAILED,
+                    "reprocess": (Reprocess.MISSING if retry.choice is Choice.EDIT else Reprocess.FAILED).value,
                     "triggered_by": "review",
                 },
             }
