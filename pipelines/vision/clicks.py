@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 
 from pipelines.vision.segmenters import HQSamSegmenter, Prompt, filled
@@ -24,8 +25,11 @@ class Click:
 def answer_clicks(image: np.ndarray, mask: np.ndarray, clicks: Sequence[Click], hqsam: HQSamSegmenter) -> np.ndarray:
     """Return the corrected mask `(H, W)` bool. Its last click is right in it.
 
-    The mask that is there is HQ-SAM's mask prompt, so what nobody clicked on stays about as it is. An answer that
-    ignores the last click is asked for again without it. If that one ignores the click too, a small disc is drawn.
+    A click on the product only adds, and one beside it only removes: the region around the click where HQ-SAM's answer
+    differs from the mask. So what was right or painted elsewhere stays. An empty mask is replaced by the answer.
+
+    The mask is HQ-SAM's mask prompt. If the answer ignores the last click, HQ-SAM answers again without it. If that
+    answer ignores the click too, a small disc is drawn.
 
     Args:
         image: `(H, W, 3)` uint8 RGB.
@@ -40,10 +44,20 @@ def answer_clicks(image: np.ndarray, mask: np.ndarray, clicks: Sequence[Click], 
     for rough in (mask.astype(np.float32), None) if mask.any() else (None,):
         found = filled(hqsam.segment_prompted(image, Prompt(NO_BOX, points, labels, rough), passes=1)) > 0.5
         if found[row, column] == last.product:
-            return found
+            return _with_region(mask, found, (row, column), last.product) if mask.any() else found
     rows, columns = np.ogrid[: mask.shape[0], : mask.shape[1]]
     disc = (rows - row) ** 2 + (columns - column) ** 2 <= (0.01 * max(mask.shape)) ** 2
     return mask | disc if last.product else mask & ~disc
+
+
+def _with_region(mask: np.ndarray, found: np.ndarray, at: tuple[int, int], product: bool) -> np.ndarray:
+    """Return the mask with what the answer adds (`product`), or removes, around a pixel."""
+    differs = found & ~mask if product else mask & ~found
+    if differs[at]:
+        _, labels = cv2.connectedComponents(differs.astype(np.uint8), connectivity=8)
+        differs = labels == labels[at]
+    region = cv2.dilate(differs.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0  # no seam beside it
+    return mask | (region & found) if product else mask & (found | ~region)
 
 
 def answer_box(image: np.ndarray, box: tuple[float, float, float, float], hqsam: HQSamSegmenter) -> np.ndarray:

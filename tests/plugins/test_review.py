@@ -223,10 +223,10 @@ def test_a_run_is_rolled_back_and_what_was_shown_before_is_shown_again(log_in, l
 
 
 def test_a_spot_check_is_answered_and_a_wrong_image_is_withdrawn_and_counted(log_in, ledger, store) -> None:
-    finals = hold(ledger, store, "r1", {"CUP": "Cup", "POT": "Pot"}, verdict=PRESERVED)
-    shown_files = {sku: publish(ledger, "r1", sku, final) for sku, final in finals.items()}
-    ledger.finish_run("r1", "success")
-    assert set(draw(ledger.engine, "r1", 2)) == set(finals.values())
+    finals = hold(ledger, store, "spot", {"CUP": "Cup", "POT": "Pot"}, verdict=PRESERVED)
+    shown_files = {sku: publish(ledger, "spot", sku, final) for sku, final in finals.items()}
+    ledger.finish_run("spot", "success")
+    assert set(draw(ledger.engine, "spot", 2)) == set(finals.values())
     page = log_in()
     assert page.get_by_text("It passed every check").is_visible()
     assert page.locator("#retry").is_disabled()
