@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -41,15 +42,16 @@ def open_editor(browser, served: Served):
     """Opens the editor of an image from its review page, by the key E."""
     contexts, complaints = [], []
 
-    def open_page(final: str, **about):
+    def open_page(final: str, looks: bool = False, **about):
         context = browser.new_context(**{"viewport": {"width": 1440, "height": 900}, **about})
         context.add_cookies([{"name": "_token", "value": token(served, "merchandiser"), "url": served.url}])
         contexts.append(context)
         page = context.new_page()
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
-        page.goto(f"{served.url}/packshot/review")
-        page.locator(f"#review[data-shown='{final}']").wait_for()
+        with page.expect_response("**/open", timeout=60_000) if looks else nullcontext():
+            page.goto(f"{served.url}/packshot/review")
+            page.locator(f"#review[data-shown='{final}']").wait_for()
         page.keyboard.press("e")
         page.locator("#editor[data-state='ready']").wait_for(timeout=60_000)
         return page
@@ -132,15 +134,16 @@ def test_a_cutout_is_corrected_by_clicks_saved_and_what_stands_on_it_is_made_aga
 
 
 def test_the_first_click_and_later_ones_are_answered_soon(open_editor, held) -> None:
-    page = open_editor(held[SCENES[0]])
-    page.locator("#editor[data-opened]").wait_for(timeout=60_000)
+    from packshot_console import services
+
+    services.editor().close()
+    page = open_editor(held[SCENES[0]], looks=True)  # meanwhile the process starts
     rng = np.random.default_rng(1)
     for n in range(21):
         page.keyboard.press("ix"[n % 2])
         click(page, *(0.3 + 0.4 * rng.random(2)))
     first, *later = map(int, page.locator("#editor").get_attribute("data-answers").split())
-    opened = page.locator("#editor").get_attribute("data-opened")
-    print(f"\nopened in {opened} ms; first click {first} ms; median of later ones {statistics.median(later)} ms")
+    print(f"\nfirst click {first} ms; median of later ones {statistics.median(later)} ms")
     assert statistics.median(later) < 5000
 
 
