@@ -1,6 +1,6 @@
 """What a second click in the cutout editor adds, and what the answers cost.
 
-    python -m benchmarks.clicks ../shared/catalog
+    python -m benchmarks.clicks path/to/catalog
 
 Each product of the catalogue with a known alpha mask is cut out by clicks alone. The first click is where the product
 is widest, and every further one where the answer's largest error is. The hard products are the ten whose first answer

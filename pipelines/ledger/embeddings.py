@@ -47,11 +47,6 @@ class Embeddings:
         except (KeyError, IntegrityError):
             return b""
 
-    def has(self, photo: str, model: str) -> bool:
-        """Whether it is kept."""
-        with self.engine.connect() as connection:
-            return bool(connection.scalar(text(_HAS), {"photo": photo, "model": model}))
-
     def keep(self, photo: str, model: str, data: bytes) -> None:
         """Keep an embedding, and drop those that were used least recently, if there are more than `limit`."""
         digest = self.store.put(data, "application/vnd.packshot.embedding")
@@ -66,8 +61,6 @@ class Embeddings:
 
 
 _USE = "UPDATE embeddings SET used_at = clock_timestamp() WHERE photo = :photo AND model = :model RETURNING digest"
-
-_HAS = "SELECT 1 FROM embeddings WHERE photo = :photo AND model = :model"
 
 _KEEP = """
 INSERT INTO embeddings (photo, model, digest, size, used_at) VALUES (:photo, :model, :digest, :size, clock_timestamp())

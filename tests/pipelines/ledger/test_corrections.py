@@ -11,6 +11,7 @@ from pipelines.contracts import BY_HAND, Artifact, Job, ShotStep, State, Step, s
 from pipelines.errors import UsageError
 from pipelines.ledger import decisions
 from pipelines.ledger.decisions import AlreadyDecided, Choice, affected, decide, undo
+from pipelines.ledger.embeddings import Embeddings
 from pipelines.ledger.postgres import PostgresLedger
 from pipelines.models.profile import load_profile
 from pipelines.scenes import load_scene
@@ -23,7 +24,7 @@ CUTOUT = Job("cutout", 10, {"photo": "a" * 64}, {"title": "cup"})
 
 @pytest.fixture(autouse=True)
 def an_empty_ledger(ledger: PostgresLedger, damage: Callable[..., None]) -> None:
-    damage("TRUNCATE runs, shots, products, product_versions, steps, artifacts CASCADE")
+    damage("TRUNCATE runs, shots, products, product_versions, steps, artifacts, embeddings CASCADE")
 
 
 def cut_out(job: Job, name: str, **facts: str) -> Step:
@@ -79,3 +80,16 @@ def test_a_forced_run_keeps_what_a_person_drew_and_repeats_what_a_machine_made(l
     assert find_steps(stage, [(shot, forced)], recipe, ledger)[1] == {forced.key: drawn}
     again = ledger.record(by_hand("2"))
     assert find_steps(stage, [(shot, CUTOUT)], recipe, ledger)[1] == {CUTOUT.key: again}
+
+
+def test_of_kept_embeddings_those_that_were_used_least_recently_are_dropped(ledger, store):
+    kept = Embeddings(ledger.engine, store, limit=2)
+    kept.keep("photo 1", "hqsam", b"one")
+    kept.keep("photo 2", "hqsam", b"two")
+    assert kept.find("photo 1", "hqsam") == b"one"
+    kept.keep("photo 3", "hqsam", b"three")
+    assert [kept.find(f"photo {n}", "hqsam") for n in (1, 2, 3)] == [b"one", b"", b"three"]
+    assert not store.has(sha256_hex(b"two"))
+    assert kept.find("photo 1", "another model") == b""
+    store.remove(sha256_hex(b"one"))
+    assert kept.find("photo 1", "hqsam") == b"", "then it is computed again"
