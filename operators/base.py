@@ -109,6 +109,7 @@ class Services:
 
         A forced recomputation (`reprocess`) adds the run's id to every key of the run.
         """
+        from pipelines.ledger.embeddings import Embeddings
         from pipelines.scenes import load_scene
         from pipelines.workflow import Recipe
 
@@ -117,6 +118,7 @@ class Services:
             load_scene(scene, channel=channel),
             attempt=Reprocess(reprocess).attempt(run),
             max_megapixels=self.settings.photo_max_megapixels,
+            keep_encoding=Embeddings(self.ledger.engine, self.store).keep,
         )
 
 

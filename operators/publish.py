@@ -161,8 +161,10 @@ class SummaryOperator(PackshotOperator):
         """Sum up; returns the report without its rows."""
         from pipelines.contracts import ShotState
         from pipelines.ledger.reports import report, reported_shots
+        from pipelines.ledger.spot_checks import draw
 
-        ledger = open_services().ledger
+        services = open_services()
+        ledger = services.ledger
         told = [context["ti"].xcom_pull(task_ids=task_id, key=PROBLEM) for task_id in self.checks]
         problem = next((problem for problem in told if problem), None)
         ledger.settle(self.run)
@@ -170,6 +172,8 @@ class SummaryOperator(PackshotOperator):
         planned = bool(so_far.channel)  # `plan` names it; what opens a run in its place does not
         failed = bool(problem or so_far.failed or so_far.pending or not planned)
         ledger.finish_run(self.run, "failed" if failed else "success", problem)
+        drawn = draw(ledger.engine, self.run, services.settings.spot_checks)
+        self.log.info("drawn for a spot check", images=len(drawn))
         found = report(ledger.engine, self.run, with_shots=False)
         others = reported_shots(ledger.engine, self.run, [s for s in ShotState if s != "published"], SHOTS_LOGGED)
         self.log.info("what became of run %s\n%s", self.run, as_table(found, others))

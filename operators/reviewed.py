@@ -117,7 +117,7 @@ class PublishApprovedOperator(PackshotOperator):
 
 
 class PlanRetriesOperator(PackshotOperator):
-    """Returns the runs that generate again what people sent back, one a scene and channel.
+    """Returns the runs that generate again what people sent back or cut out anew, one a scene and channel.
 
     :param grace_seconds: decisions younger than this are left to the next run.
     """
@@ -137,7 +137,8 @@ class PlanRetriesOperator(PackshotOperator):
     def execute(self, context: Context) -> list[dict[str, Any]]:
         """Hand the decisions to runs; returns the arguments of a `TryAgainOperator` for each."""
         from pipelines.channels import channel_files
-        from pipelines.ledger.decisions import claim_retries
+        from pipelines.contracts import Reprocess
+        from pipelines.ledger.decisions import Choice, claim_retries
 
         channels = channel_files()
 
@@ -148,7 +149,8 @@ class PlanRetriesOperator(PackshotOperator):
                     "scene": retry.scene,
                     "channel": retry.channel if retry.channel in channels else None,  # else the scene's own
                     "skus": list(retry.skus),
-                    "reprocess": "failed",
+                    # a corrected cutout is found by its key, so nothing is forced
+                    "reprocess": (Reprocess.MISSING if retry.choice is Choice.EDIT else Reprocess.FAILED).value,
                     "triggered_by": "review",
                 },
             }

@@ -149,9 +149,18 @@ class Job:
         )
 
     @property
+    def is_by_hand(self) -> bool:
+        """Whether a person made the step."""
+        return self.attempt.startswith(BY_HAND)
+
+    @property
     def base(self) -> str:
         """The key without the attempt: what the steps that supersede one another have in common."""
         return replace(self, attempt="").key
+
+
+BY_HAND = "by hand"
+"""Beginning of the attempt of a step that a person made. Such a step is kept when steps are forced."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -132,6 +132,9 @@ class Settings(BaseSettings):
         gt=0,
         description="Time limit of one shot in one stage, in seconds of computing. Waiting for a core does not count.",
     )
+    spot_checks: int = Field(
+        2, ge=0, description="Passed images of each run that are drawn for a person's spot check. 0: none."
+    )
     threads: int | None = Field(
         None,
         ge=1,

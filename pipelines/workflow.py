@@ -32,7 +32,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Everything besides the shot that decides the result. It enters the keys through the stages' parameters."""
+    """Everything besides the shot that decides the result. It enters the keys through the stages' parameters.
+
+    `keep_encoding(photo, model, bytes)` decides nothing: it keeps what HQ-SAM's encoder made of a held photo, by the
+    sha256 of photo and weights.
+    """
 
     profile: Profile
     scene: Scene
@@ -43,6 +47,7 @@ class Recipe:
     attempt: str = ""
     compute: Compute = CPU
     max_megapixels: float = MAX_MEGAPIXELS
+    keep_encoding: Callable[[str, str, bytes], None] | None = None
 
     @property
     def device(self) -> str:
@@ -234,8 +239,12 @@ def _resolve(
 def find_steps(
     stage: Stage, jobs: Sequence[tuple[Shot, Job]], recipe: Recipe, ledger: Ledger
 ) -> tuple[list[tuple[Shot, Job]], dict[str, Step]]:
-    """The jobs, and their finished steps by key. The job of a step that no longer holds becomes another attempt."""
+    """The jobs, and their finished steps by key. The job of a step that no longer holds becomes another attempt. A step
+    that a person made is found for a forced job too: only another person replaces it."""
     known = ledger.find([job.key for _, job in jobs])
+    if forced := {job.key: job.base for _, job in jobs if job.attempt and job.key not in known}:
+        newest = ledger.find(sorted(set(forced.values())))
+        known |= {key: newest[base] for key, base in forced.items() if base in newest and newest[base].job.is_by_hand}
     over = {key: step for key, step in known.items() if not stage.holds(step, recipe)}
     if not over:
         return list(jobs), known

@@ -1,6 +1,7 @@
 """A person overrules the checks, or agrees with them: decisions about images, one row each.
 
-    queue        view `review_queue`: each shot's newest held image, unless it was decided
+    queue        view `review_queue`: each shot's newest image if it was held or drawn for a spot check, unless it was
+                 decided
     decide       approve it, reject it, or have it tried again with another seed
     undo         takes a decision back, and with it what was published for it
     roll_back    takes back images that are shown, whatever their verdicts
@@ -34,6 +35,10 @@ class Choice(StrEnum):
     """It is wrong: never publish it."""
     RETRY = "retry"
     """Generate the shot again, with another seed."""
+    EDIT = "edit"
+    """A person corrected its cutout: make the shot again from that. `PostgresLedger.correct` decides it."""
+    CONFIRM = "confirm"
+    """Of a published image that was drawn for a spot check: it is right."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +106,9 @@ IN_SELECTION = """
 """
 """The condition that a row `q` of the view `review_queue` belongs to a selection."""
 
+IN_BATCH = f"NOT q.spot AND {IN_SELECTION}"
+"""The condition that a batch decides it: spot checks are answered one by one."""
+
 
 def held_image(engine: Engine, run: str, sku: str) -> str:
     """sha256 of the image of product `sku` that `run` held.
@@ -117,7 +125,8 @@ def held_image(engine: Engine, run: str, sku: str) -> str:
 
 
 def decide(engine: Engine, final: str, choice: Choice, by: str, reason: str = "") -> Decision:
-    """Records what `by` decided about the held image `final`.
+    """Records what `by` decided about the image `final`: one that was held, or one that was drawn for a spot check. A
+    published image that is rejected is withdrawn.
 
     The same decision of the same person again is the decision that is there. Raises UsageError if no run held the
     image, Superseded if its shot has a newer one, AlreadyDecided if somebody decided it before.
@@ -129,10 +138,19 @@ def decide(engine: Engine, final: str, choice: Choice, by: str, reason: str = ""
         row = rows[0]
         if row.newest != final:
             raise Superseded(f"{row.sku} has a newer image than {final[:12]}: look at that one", row.newest)
-        _held(row)
+        if choice is Choice.EDIT:
+            raise UsageError("a cutout is corrected in its editor")
+        if row.spot and row.state == "published":
+            _answers_spot_check(row, choice)
+        elif choice is Choice.CONFIRM:
+            raise UsageError(f"{row.sku} was not drawn for a spot check")
+        else:
+            _held(row)
         values = {"final": final, "run": row.run, "shot": row.shot, "choice": choice, "reason": reason, "by": by}
         number = connection.scalar(text(_DECIDE), values)
         if number is not None:
+            if row.state == "published" and choice is Choice.REJECT:
+                _take_back(connection, [row.shot], [final], by)
             outcomes.unsettle_images(connection, [final])
             return _read(connection, "d.id = :id", {"id": number})[0]
         standing = _read(connection, "d.final = :final AND d.undone_at IS NULL", {"final": final})
@@ -164,6 +182,36 @@ def decide_selection(
         decided = connection.scalars(text(_DECIDE_ALL), values).all()
         outcomes.unsettle_images(connection, decided)
     return len(decided)
+
+
+def send_back_edited(
+    connection: Connection, bases: Sequence[str], final: str, by: str, reason: str, batch: str
+) -> list[str]:
+    """Decides that the held image `final` is made again from a cutout that a person drew, and so is every other held
+    image whose cutout has one of these bases. Returns the sha256 of these images.
+
+    Raises UsageError, Superseded and AlreadyDecided as `decide` does.
+    """
+    row = connection.execute(text(_OF_FINAL), {"final": final}).first()
+    if row is None:
+        raise UsageError(f"no run has an image {final}")
+    if row.newest != final:
+        raise Superseded(f"{row.sku} has a newer image than {final[:12]}: look at that one", row.newest)
+    _held(row)
+    about = {"bases": list(bases), "final": final, "by": by, "reason": reason, "batch": batch}
+    sent = list(connection.scalars(text(_SEND_BACK), about))
+    if final not in sent:
+        (there,) = _read(connection, "d.final = :final AND d.undone_at IS NULL", {"final": final})
+        raise AlreadyDecided(f"{there.by} decided it before: {there.choice} ({there.sku})", there)
+    outcomes.unsettle_images(connection, sent)
+    return sent
+
+
+def affected(engine: Engine, bases: Sequence[str]) -> tuple[int, int]:
+    """How many shots stand on a cutout that has one of these bases, and in how many scenes."""
+    with engine.connect() as connection:
+        row = connection.execute(text(_AFFECTED), {"bases": list(bases)}).one()
+        return row.images, row.scenes
 
 
 def counted(engine: Engine, selection: Selection) -> tuple[int, str]:
@@ -203,10 +251,7 @@ def roll_back(engine: Engine, by: str, reason: str, batch: str, publications: Se
         images = {"finals": [row.final for row in shown], "shots": [row.shot for row in shown]}
         connection.execute(text(_OVERRULE), {**values, **images})
         connection.execute(text(_REFUSE), {**values, **images, "runs": [row.run for row in shown]})
-        count = withdraw(connection, images["shots"], images["finals"], by)
-        for row in connection.execute(text(_HOLDERS), images).all():
-            outcomes.settle(connection, row.run, shots=row.shots)
-            outcomes.remember_states(connection, row.run)
+        count = _take_back(connection, images["shots"], images["finals"], by)
         outcomes.unsettle_images(connection, images["finals"])
     return count
 
@@ -261,20 +306,22 @@ def note_published(connection: Connection, decisions: Sequence[int], run: str) -
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Products of one scene and channel that are to be generated again, and the id of the run that does it."""
+    """Products of one scene and channel that are to be generated again, and the id of the run that does it. `choice`
+    is RETRY, or EDIT where their cutouts were corrected."""
 
     run: str
     scene: str
     channel: str
     skus: tuple[str, ...]
+    choice: Choice = Choice.RETRY
 
 
 def claim_retries(engine: Engine, grace_seconds: float = 0.0) -> list[Retry]:
-    """Hands every open decision to try again to a run that is about to be started, one a scene and channel. Decisions
-    younger than `grace_seconds` are left open."""
+    """Hands every open decision to make a shot again to a run that is about to be started, one a scene, channel and
+    choice. Decisions younger than `grace_seconds` are left open."""
     with engine.begin() as connection:
         rows = connection.execute(text(_RETRIES), {"grace": grace_seconds}).all()
-    return [Retry(row.acted_run, row.scene, row.channel, tuple(row.skus)) for row in rows]
+    return [Retry(row.acted_run, row.scene, row.channel, tuple(row.skus), Choice(row.choice)) for row in rows]
 
 
 # ------------------------------------------------------------------------------------------------------ rows
@@ -289,6 +336,12 @@ def _held(row: Row) -> str:
     if row.final is None:
         raise UsageError(f"{row.sku} has no image in run {row.run} yet: wait until it was inspected")
     return row.final
+
+
+def _answers_spot_check(row: Row, choice: Choice) -> None:
+    """Raises UsageError for a decision that answers no spot check."""
+    if choice not in (Choice.CONFIRM, Choice.REJECT):
+        raise UsageError(f"{row.sku} is published: a spot check is answered with right or wrong")
 
 
 def _read(connection: Connection, where: str, values: dict[str, object]) -> list[Decision]:
@@ -309,6 +362,8 @@ def _locked(connection: Connection, where: str, values: dict[str, object]) -> li
         raise UsageError(f"{found[0].undone_by} undid it before" if found else "there is no such decision")
     if trying := next((d for d in standing if d.choice is Choice.RETRY and d.acted_run), None):
         raise UsageError(f"{trying.sku} is being generated again: run {trying.acted_run}")
+    if edited := next((d for d in standing if d.choice is Choice.EDIT), None):
+        raise UsageError(f"{edited.sku} is being made again from a corrected cutout: correct it anew if it is wrong")
     return standing
 
 
@@ -323,8 +378,35 @@ def _undo(connection: Connection, standing: Sequence[Decision], by: str) -> list
             withdraw(connection, row.shots, row.finals, by)
             outcomes.settle(connection, row.run, shots=row.shots)
             outcomes.remember_states(connection, row.run)
+    wrong = [d.final for d in standing if d.choice is Choice.REJECT and not d.batch]
+    if wrong:
+        _show_again(connection, wrong)
     outcomes.unsettle_images(connection, [decision.final for decision in standing])
     return _read(connection, "d.id = ANY(:ids)", {"ids": ids})
+
+
+def _show_again(connection: Connection, finals: Sequence[str]) -> None:
+    """Publishes those of these images again that were withdrawn after a spot check, unless a later run's is shown."""
+    back = connection.execute(text(_SHOW_AGAIN), {"finals": list(finals)}).all()
+    if not back:
+        return
+    shots = [row.shot for row in back]
+    connection.execute(text("SELECT id FROM shots WHERE id = ANY(:shots) ORDER BY id FOR UPDATE"), {"shots": shots})
+    connection.execute(text(_SUPERSEDE), {"shots": shots})
+    again = {"shots": shots, "digests": [row.digest for row in back], "runs": [row.run for row in back]}
+    connection.execute(text(_PUBLISH_AGAIN), again)
+    for row in connection.execute(text(_HOLDERS), {"finals": [row.final for row in back]}).all():
+        outcomes.settle(connection, row.run, shots=row.shots)
+        outcomes.remember_states(connection, row.run)
+
+
+def _take_back(connection: Connection, shots: Sequence[int], finals: Sequence[str], by: str) -> int:
+    """Withdraws these shots' images, which were rejected; returns how many."""
+    count = withdraw(connection, shots, finals, by)
+    for row in connection.execute(text(_HOLDERS), {"finals": list(finals)}).all():
+        outcomes.settle(connection, row.run, shots=row.shots)
+        outcomes.remember_states(connection, row.run)
+    return count
 
 
 def withdraw(connection: Connection, shots: Sequence[int], finals: Sequence[str], by: str) -> int:
@@ -351,6 +433,7 @@ FROM shots_of_runs rs JOIN shots s ON s.id = rs.shot WHERE rs.run = :run AND s.s
 # of the runs that have this image, the newest that held it; `newest` is the shot's newest image of all
 _OF_FINAL = """
 SELECT rs.run, rs.shot, rs.state, rs.reason, rs.final, rs.checks, s.sku,
+       EXISTS (SELECT FROM spot_checks c WHERE c.final = rs.final) AS spot,
        (SELECT later.final FROM run_shots later JOIN runs lr ON lr.id = later.run
         WHERE later.shot = rs.shot AND later.final IS NOT NULL
         ORDER BY lr.started_at DESC, lr.id DESC LIMIT 1) AS newest
@@ -367,14 +450,34 @@ ON CONFLICT (final) WHERE undone_at IS NULL DO NOTHING RETURNING id
 _DECIDE_ALL = f"""
 INSERT INTO decisions (final, run, shot, choice, reason, by, batch)
 SELECT q.final, q.run, q.shot, :choice, :reason, :by, :batch FROM review_queue q
-WHERE {IN_SELECTION}
+WHERE {IN_BATCH}
 ON CONFLICT (final) WHERE undone_at IS NULL DO NOTHING RETURNING final
 """  # noqa: S608  # no value from outside
+
+_SEND_BACK = """
+INSERT INTO decisions (final, run, shot, choice, reason, by, batch)
+SELECT DISTINCT ON (q.final) q.final, q.run, q.shot, 'edit', :reason, :by, :batch
+FROM review_queue q
+WHERE NOT q.spot AND (q.final = :final OR EXISTS (
+    SELECT FROM run_steps u JOIN steps st USING (key)
+    WHERE u.run = q.run AND u.shot = q.shot AND u.chosen AND u.stage = 'cutout' AND st.base = ANY(:bases)))
+ORDER BY q.final, q.started_at DESC
+ON CONFLICT (final) WHERE undone_at IS NULL DO NOTHING RETURNING final
+"""
+
+_AFFECTED = """
+SELECT count(DISTINCT u.shot) AS images, count(DISTINCT s.scene) AS scenes
+FROM steps st
+JOIN run_steps u ON u.key = st.key AND u.chosen
+JOIN run_shots rs ON rs.run = u.run AND rs.shot = u.shot AND rs.until IS NULL
+JOIN shots s ON s.id = u.shot
+WHERE st.base = ANY(:bases) AND st.stage = 'cutout'
+"""
 
 _COUNT = f"""
 SELECT count(DISTINCT q.final) AS images,
        md5(coalesce(string_agg(DISTINCT q.final, '' ORDER BY q.final), '')) AS fingerprint
-FROM review_queue q WHERE {IN_SELECTION}
+FROM review_queue q WHERE {IN_BATCH}
 """  # noqa: S608  # no value from outside
 
 _LOCK = "SELECT d.id FROM decisions d WHERE {where} ORDER BY d.id FOR UPDATE"
@@ -403,7 +506,7 @@ _LAST = """
 SELECT CAST(extract(epoch FROM now() - max(d.created_at)) AS double precision) FROM decisions d
 LEFT JOIN runs r ON r.id = d.run
 WHERE d.undone_at IS NULL AND d.acted_run IS NULL
-  AND (d.choice = 'retry' OR (d.choice = 'approve' AND r.state <> 'running'))
+  AND (d.choice IN ('retry', 'edit') OR (d.choice = 'approve' AND r.state <> 'running'))
 """
 
 _STILL = "SELECT id FROM decisions WHERE id = ANY(:ids) AND undone_at IS NULL ORDER BY id FOR UPDATE"
@@ -416,17 +519,17 @@ SELECT rs.shot FROM decisions d JOIN run_shots rs ON rs.final = d.final WHERE d.
 
 _RETRIES = """
 WITH mine AS (
-    UPDATE decisions d SET acted_run = 'retry__' || s.scene || '__' || s.channel || '__' || newest.id
+    UPDATE decisions d SET acted_run = d.choice || '__' || s.scene || '__' || s.channel || '__' || newest.id
     FROM shots s, LATERAL (
         SELECT max(o.id) AS id FROM decisions o
-        WHERE o.choice = 'retry' AND o.undone_at IS NULL AND o.acted_run IS NULL
+        WHERE o.choice IN ('retry', 'edit') AND o.undone_at IS NULL AND o.acted_run IS NULL
     ) newest
-    WHERE s.id = d.shot AND d.choice = 'retry' AND d.undone_at IS NULL AND d.acted_run IS NULL
+    WHERE s.id = d.shot AND d.choice IN ('retry', 'edit') AND d.undone_at IS NULL AND d.acted_run IS NULL
       AND d.created_at <= now() - make_interval(secs => :grace)
-    RETURNING d.acted_run, s.scene, s.channel, s.sku
+    RETURNING d.acted_run, s.scene, s.channel, s.sku, d.choice
 )
-SELECT acted_run, scene, channel, array_agg(DISTINCT sku ORDER BY sku) AS skus
-FROM mine GROUP BY acted_run, scene, channel ORDER BY 1
+SELECT acted_run, scene, channel, choice, array_agg(DISTINCT sku ORDER BY sku) AS skus
+FROM mine GROUP BY acted_run, scene, channel, choice ORDER BY 1
 """
 
 _UNDO = "UPDATE decisions SET undone_by = :by, undone_at = now() WHERE id = ANY(:ids)"
@@ -464,6 +567,28 @@ WHERE p.shot = ANY(:shots) AND p.superseded_at IS NULL
   AND EXISTS (SELECT FROM step_outputs o JOIN step_inputs i ON i.key = o.key AND i.role = 'final'
               WHERE o.digest = p.digest AND o.role = 'published' AND i.digest = ANY(:finals))
 RETURNING p.id
+"""
+
+_SHOW_AGAIN = """
+SELECT DISTINCT ON (p.shot) p.shot, p.digest, p.run, i.digest AS final
+FROM spot_checks c
+JOIN step_inputs i ON i.digest = c.final AND i.role = 'final'
+JOIN step_outputs o ON o.key = i.key AND o.role = 'published'
+JOIN publications p ON p.digest = o.digest AND p.shot = c.shot AND p.withdrawn_by IS NOT NULL
+JOIN runs r ON r.id = p.run
+WHERE c.final = ANY(:finals)
+  AND NOT EXISTS (SELECT FROM publications now JOIN runs nr ON nr.id = now.run
+                  WHERE now.shot = p.shot AND now.superseded_at IS NULL AND nr.started_at > r.started_at)
+ORDER BY p.shot, p.id DESC
+"""
+
+_SUPERSEDE = """
+UPDATE publications SET superseded_at = now() WHERE shot = ANY(:shots) AND superseded_at IS NULL
+"""
+
+_PUBLISH_AGAIN = """
+INSERT INTO publications (shot, digest, run)
+SELECT * FROM unnest(CAST(:shots AS bigint[]), CAST(:digests AS text[]), CAST(:runs AS text[]))
 """
 
 _RESTORE = """

@@ -1,4 +1,4 @@
-"""Metrics of the whole ledger for a monitoring system: six queries, whatever the number of runs.
+"""Metrics of the whole ledger for a monitoring system: seven queries, whatever the number of runs.
 
 What concerns the work of the last day is found by the index on the steps' times. Only the images' states need every
 row of `run_shots`.
@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Row, text
 
 from pipelines.contracts import STAGES
+from pipelines.ledger.spot_checks import FalsePasses, false_passes
 
 LIMIT_SECONDS = 30
 """A query that takes longer is ended: the next one would wait behind it."""
@@ -82,6 +83,7 @@ class LedgerMetrics:
     checked: Sequence[Checked]
     work: Sequence[Work]
     runs: Sequence[Runs]
+    false_passes: Sequence[FalsePasses]
     bytes: int
 
 
@@ -95,6 +97,7 @@ def read_metrics(engine: Engine) -> LedgerMetrics:
             checked=[Checked(*row) for row in _rows(connection, _CHECKED)],
             work=[Work(*row) for row in _rows(connection, _WORK, stages=list(STAGES))],
             runs=[Runs(*row) for row in _rows(connection, _RUNS, scheduled=SCHEDULED)],
+            false_passes=false_passes(connection),
             bytes=connection.scalar(text("SELECT pg_database_size(current_database())")) or 0,
         )
 
@@ -122,6 +125,7 @@ GROUP BY r.scene, r.channel, state
 
 _QUEUE = """
 SELECT count(*), min(coalesce(r.finished_at, r.started_at)) FROM review_queue q JOIN runs r ON r.id = q.run
+WHERE NOT q.spot
 """
 
 _CHECKED = """

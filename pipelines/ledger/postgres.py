@@ -36,7 +36,7 @@ from pipelines.contracts import (
 )
 from pipelines.errors import IntegrityError, UsageError
 from pipelines.ledger import lost, outcomes, rows, selection, shown
-from pipelines.ledger.decisions import note_published, still_approved
+from pipelines.ledger.decisions import note_published, send_back_edited, still_approved
 from pipelines.ledger.schema import (
     artifacts,
     product_versions,
@@ -162,6 +162,14 @@ class PostgresLedger:
         if step.job.attempt:
             outcomes.unsettle_steps(connection, step)
         return step
+
+    def correct(self, step: Step, bases: Sequence[str], final: str, by: str, reason: str, batch: str) -> list[str]:
+        """Records a cutout that a person made of the held image `final`, and sends back every held image that stands on
+        a cutout with one of these bases (`decisions.send_back_edited`): all of it or nothing. Returns these images."""
+        with self.engine.begin() as connection:
+            sent = send_back_edited(connection, bases, final, by, reason, batch)
+            self._record(connection, step, "")
+        return sent
 
     def use(self, run: str, uses: Sequence[tuple[Shot, Sequence[ShotStep]]]) -> None:
         """Records which steps this run used for these shots (idempotent). A step that this run computed counts as

@@ -177,6 +177,7 @@ UNION SELECT digest FROM roots WHERE digest IS NOT NULL
 UNION SELECT digest FROM run_artifacts
 UNION SELECT photo FROM product_versions WHERE photo IS NOT NULL
 UNION SELECT feed FROM runs
+UNION SELECT digest FROM embeddings
 UNION SELECT data FROM model_revisions
 UNION SELECT file.value FROM model_revisions, jsonb_each_text(files) AS file
 UNION SELECT found[1] FROM runs, regexp_matches(CAST(params AS text), '[0-9a-f]{64}', 'g') AS found

@@ -36,6 +36,7 @@ EVIDENCE = {
     "step_models": NEVER,
     "verdicts": NEVER,
     "decisions": f"({_sets('undone_at', 'undone_by')}) OR ({_sets('acted_run')})",
+    "spot_checks": NEVER,
     "publications": _sets("superseded_at", "withdrawn_by"),
     "model_revisions": NEVER,
     "model_promotions": _sets("rolled_back_at", "rolled_back_by"),
@@ -49,6 +50,7 @@ WORKING = {
     "run_steps": "UPDATE, DELETE",
     "run_artifacts": "UPDATE",
     "lost_steps": "UPDATE, DELETE",
+    "embeddings": "UPDATE, DELETE",
 }
 """Table → what a worker may do besides reading and inserting: where runs and products stand now."""
 

@@ -4,6 +4,8 @@ products ─< product_versions ─< run_shots >─ runs          what was asked 
             shots ─────────────┘  └─ run_steps >─┐
 steps ─< step_inputs · step_outputs · step_models · verdicts   what ran: the lineage
 artifacts                                        publications · decisions   what is shown
+spot_checks                                      passed images that a person is asked about
+embeddings                                       what the cutout editor need not compute again
 model_revisions ─< model_promotions              which weights a profile's parts have
 """
 
@@ -282,6 +284,35 @@ Index(
     & decisions.c.acted_run.is_(None)
     & (decisions.c.choice != "reject"),
 )
+
+spot_checks = Table(
+    "spot_checks",
+    metadata,
+    Column("final", Text, primary_key=True, comment="Digest of the image that was drawn."),
+    Column(
+        "run",
+        Text,
+        ForeignKey("runs.id", ondelete="CASCADE"),
+        nullable=False,
+        comment="The run that published it, and drew it when it ended.",
+    ),
+    Column("shot", BigInteger, ForeignKey("shots.id"), nullable=False),
+    _now(),
+    Index(None, "run"),
+)
+"""Passed images that a person is asked about (`pipelines.ledger.spot_checks`)."""
+
+embeddings = Table(
+    "embeddings",
+    metadata,
+    Column("photo", Text, primary_key=True, comment="Digest of the photo."),
+    Column("model", Text, primary_key=True, comment="sha256 of the weights that made it."),
+    Column("digest", Text, nullable=False, comment="Digest of the object."),
+    Column("size", BigInteger, nullable=False),
+    Column("used_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Index(None, "used_at"),
+)
+"""HQ-SAM's embeddings of photos that a person may cut out anew (`pipelines.ledger.embeddings`)."""
 
 publications = Table(
     "publications",

@@ -470,6 +470,10 @@ def _compute_one(work: Work, models: CutoutModels, recipe: Recipe) -> Made | Rej
     for verdict, where in [*step_doubts(result), *photo_checks(photo, result, title)]:
         verdicts.append(verdict)
         outputs.append(heat_picture(verdict.check, photo.rgb, where))
+    if recipe.keep_encoding is not None and not all(verdict.passed for verdict in verdicts):
+        # a person may correct it: their first click is answered sooner
+        encoding = models.hqsam.encode(_fit(photo.rgb, WORKING_SIDE))
+        recipe.keep_encoding(work.job.inputs["photo"], recipe.profile.ref("hqsam").sha256, encoding.to_bytes())
     return Made(
         outputs=tuple(outputs),
         facts={
@@ -550,3 +554,42 @@ def _complete(result: CutoutResult, tau: float) -> Verdict:
     passed = result.beyond <= tau
     reason = "" if passed else f"the cutout seems to lack a part: {result.beyond:.1%} of its area beside it"
     return Verdict("whole", round(result.beyond, 4), tau, passed, reason, picture="whole")
+
+
+def redraw(photo: Photo, before: np.ndarray, mask: np.ndarray) -> CutoutResult:
+    """Return the cutout that a person drew: soft-edged where they changed it, and elsewhere exactly as it was.
+
+    Args:
+        photo: As `read_photo` returns it.
+        before: `(H, W, 4)` uint8, the cutout that was there, at the photo's size.
+        mask: `(h, w)` bool, what is product now, at any size.
+
+    Raises:
+        Rejected: nothing was changed, or nothing or everything is product now.
+    """
+    height, width = before.shape[:2]
+    was = cv2.resize(before[..., 3], (mask.shape[1], mask.shape[0]), interpolation=cv2.INTER_AREA) > 127
+    if (changed := was != mask).mean() < 1e-5:
+        raise Rejected("the cutout was not changed")
+    reach = 2 * max(3, round(0.006 * max(mask.shape))) + 1
+    near = cv2.dilate(changed.astype(np.float32), np.ones((reach, reach), np.uint8))
+    new = cv2.resize(near, (width, height), interpolation=cv2.INTER_LINEAR)
+    matte = before[..., 3].astype(np.float32) / 255
+    matte += new * (_soft_matte(photo, mask.astype(np.float32)) - matte)
+    result = _finish(photo, matte, "by hand", 1.0)
+    colours = np.where(new[..., None] > 0, result.colours, before[..., :3])
+    return replace(result, colours=colours)
+
+
+def by_hand(result: CutoutResult) -> Made:
+    """Return the step's outputs, facts and verdict for a cutout that a person drew. They looked at photo and cutout, so
+    no check of these two is repeated."""
+    matte = np.clip(result.matte * 255 + 0.5, 0, 255).astype(np.uint8)
+    rgba = Image.fromarray(np.dstack([result.colours, matte]), "RGBA")
+    height, width = matte.shape
+    facts = {"path": result.path, "box": list(result.box), "agreement": 1.0, "mended": False}
+    return Made(
+        outputs=(Output("cutout", png_bytes(rgba), "image/png"),),
+        facts=facts | {"width": width, "height": height},
+        verdicts=(_agreed(result),),
+    )

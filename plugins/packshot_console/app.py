@@ -7,6 +7,7 @@
     GET /live, ...                 what each channel shows, and taking it back: `packshot_console.live`
     GET /products/{sku}            everything that was ever made of a product
     GET /review, ...               `packshot_console.review`
+    GET /editor/{final}, ...       correcting the cutout of a held image: `packshot_console.editor`
     GET /pictures/{digest}         a picture of the ledger as WebP, at most `size` px on its longer side
     GET /public/...                what the channels show, without a login: `packshot_console.public`
     GET /metrics                   metrics for Prometheus, behind a token of their own
@@ -33,7 +34,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from packshot_console import campaign, live, metrics, overview, pages, pictures, products, public, review, views
+from packshot_console import campaign, editor, live, metrics, overview, pages, pictures, products, public, review, views
 from packshot_console.guards import LOOK
 
 PAGE_SIZE = 40
@@ -64,6 +65,7 @@ def create_app() -> FastAPI:
     app.include_router(live.router)
     app.include_router(products.router)
     app.include_router(review.router)
+    app.include_router(editor.router)
     one_preview = anyio.CapacityLimiter(1)
 
     app.add_route("/metrics", metrics.endpoint)  # for Prometheus: no login, a token of its own

@@ -40,6 +40,12 @@ METRICS = {
     "packshot_day_held": ("Of those, how many at least one check held.", ("scene",)),
     "packshot_day_held_by_check": ("Of those, how many this check held.", ("scene", "check")),
     "packshot_day_overcompletion_ratio": ("Of those, the share that grew the product (E+ above its threshold).", ()),
+    "packshot_spot_checked": ("Spot checks that were answered in the last 90 days.", ("scene",)),
+    "packshot_false_passes": ("Of those, how many images were wrong although they passed.", ("scene",)),
+    "packshot_false_pass_ratio": (
+        "Their share: the estimate, and the ends `low` and `high` of its 95 % Wilson interval.",
+        ("scene", "bound"),
+    ),
     "packshot_day_steps": ("Steps that were computed in the last 24 hours.", ("stage", "state")),
     "packshot_day_step_seconds": ("Seconds of computing in these steps.", ("stage",)),
     "packshot_last_step_timestamp_seconds": ("When the last of these steps ended.", ()),
@@ -149,6 +155,12 @@ def _samples(found: LedgerMetrics, now: float) -> Iterator[tuple[str, float, tup
     if grown:
         ratio = sum(checked.held for checked in grown) / sum(checked.inspected for checked in grown)
         yield "packshot_day_overcompletion_ratio", ratio, ()
+
+    for spot in found.false_passes:
+        yield "packshot_spot_checked", spot.checked, (spot.scene,)
+        yield "packshot_false_passes", spot.wrong, (spot.scene,)
+        for bound, share in (("estimate", spot.rate), ("low", spot.low), ("high", spot.high)):
+            yield "packshot_false_pass_ratio", share, (spot.scene, bound)
 
     for work in found.work:
         yield "packshot_day_steps", work.steps, (work.stage, work.state)

@@ -19,6 +19,7 @@ from packshot_console.pages import page
 from packshot_console.plots import DayBar, IntervalRow, day_bars, interval_rows
 from packshot_console.services import ledger
 from pipelines.contracts import STAGES
+from pipelines.ledger.spot_checks import false_passes
 from pipelines.quality.intervals import wilson
 
 DAYS = 14
@@ -34,6 +35,7 @@ class Waiting:
     """What waits for a person or for what follows from their decisions. `oldest` is when the oldest image was held."""
 
     images: int
+    spot_checks: int
     oldest: datetime | None
     approved: int
     retries: int
@@ -76,6 +78,7 @@ class Overview:
     days: tuple[DayBar, ...]
     totals: Mapping[str, int]
     rates: tuple[IntervalRow, ...]
+    false_passes: tuple[IntervalRow, ...]
     seconds: float | None
 
 
@@ -86,7 +89,7 @@ def overview_page(request: Request) -> Response:
 
 
 def overview(now: datetime | None = None) -> Overview:
-    """What the page shows, in six queries."""
+    """What the page shows, in seven queries."""
     now = now or datetime.now(UTC)
     with ledger().engine.connect() as connection:
         ended = connection.execute(text(_ENDED), {"since": now - timedelta(days=RATE_DAYS)}).all()
@@ -104,6 +107,7 @@ def overview(now: datetime | None = None) -> Overview:
             if row.state in STATES and row.day > (now - timedelta(days=DAYS)).date():
                 by_day[row.day][row.state] += row.shots
         waiting, running = _waiting(connection), _running(connection, now)
+        wrong = [(one.scene, one.wrong, one.checked, (one.low, one.high)) for one in false_passes(connection)]
     dates = [(now - timedelta(days=DAYS - 1 - n)).date() for n in range(DAYS)]
     return Overview(
         waiting=waiting,
@@ -113,13 +117,14 @@ def overview(now: datetime | None = None) -> Overview:
         rates=interval_rows(
             [(scene, hits, of, wilson(hits, of)) for scene, (hits, of) in sorted(images.items()) if of > 0]
         ),
+        false_passes=interval_rows(wrong),
         seconds=seconds / made if made else None,
     )
 
 
 def _waiting(connection: Connection) -> Waiting:
     row = connection.execute(text(_WAITING)).one()
-    return Waiting(row.images, row.oldest, row.approved, row.retries, tuple(row.failed_runs or ()))
+    return Waiting(row.images, row.spot_checks, row.oldest, row.approved, row.retries, tuple(row.failed_runs or ()))
 
 
 def _running(connection: Connection, now: datetime) -> tuple[Running, ...]:
@@ -142,11 +147,13 @@ def _progress(run, done: Mapping[str, int], now: datetime) -> Running:  # type: 
 
 
 _WAITING = """
-SELECT queue.images, queue.oldest, open.approved, open.retries,
+SELECT queue.images, queue.spot_checks, queue.oldest, open.approved, open.retries,
        (SELECT array_agg(id) FROM (SELECT id FROM runs WHERE state = 'failed' AND started_at > now() - interval '3 days'
                                    ORDER BY started_at DESC LIMIT 5) failed) AS failed_runs
-FROM (SELECT count(*) AS images, min(started_at) AS oldest FROM review_queue) queue,
-     (SELECT count(*) FILTER (WHERE choice = 'approve') AS approved, count(*) FILTER (WHERE choice = 'retry') AS retries
+FROM (SELECT count(*) FILTER (WHERE NOT spot) AS images, count(*) FILTER (WHERE spot) AS spot_checks,
+             min(started_at) FILTER (WHERE NOT spot) AS oldest FROM review_queue) queue,
+     (SELECT count(*) FILTER (WHERE choice = 'approve') AS approved,
+             count(*) FILTER (WHERE choice IN ('retry', 'edit')) AS retries
       FROM decisions WHERE undone_at IS NULL AND acted_run IS NULL AND choice <> 'reject') open
 """
 

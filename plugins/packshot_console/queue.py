@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Row, text
 
 from packshot_console.services import ledger
 from packshot_console.walks import Walk, read_walks
-from pipelines.ledger.decisions import IN_SELECTION, Selection
+from pipelines.ledger.decisions import IN_BATCH, IN_SELECTION, Selection
 
 SEAT_SECONDS = 120.0
 """For so long, images that were handed to one open page are not handed to another."""
@@ -20,7 +20,7 @@ SEAT_SECONDS = 120.0
 
 @dataclass(frozen=True, slots=True)
 class QueueItem:
-    """A held image with all that a person needs to decide it."""
+    """An image with all that a person needs to decide it. `spot`: it passed, and was drawn for a spot check."""
 
     final: str
     run: str
@@ -32,6 +32,7 @@ class QueueItem:
     row: int
     reason: str
     checks: tuple[str, ...]
+    spot: bool
     held_at: datetime
     walk: Walk
 
@@ -100,6 +101,7 @@ def _read(connection: Connection, rows: Sequence[Row]) -> list[QueueItem]:
             row=row.row,
             reason=row.reason,
             checks=tuple(row.checks),
+            spot=row.spot,
             held_at=row.started_at,
             walk=replace(walks[row.run, row.shot], steps=()),
         )
@@ -154,7 +156,8 @@ WHERE {IN_SELECTION}
 
 _ONE = """
 SELECT r.started_at, rs.run, rs.shot, rs.row, rs.final, rs.reason, rs.checks, r.scene, r.channel, v.sku, v.title,
-       v.category, v.photo
+       v.category, v.photo,
+       rs.state = 'published' AND EXISTS (SELECT FROM spot_checks c WHERE c.final = rs.final) AS spot
 FROM run_shots rs
 JOIN runs r ON r.id = rs.run
 JOIN product_versions v ON v.id = rs.version
@@ -164,7 +167,7 @@ ORDER BY rs.state = 'held' DESC, r.started_at DESC, r.id DESC LIMIT 1
 
 _SAMPLE = f"""
 SELECT q.final, v.title, q.reason FROM review_queue q JOIN product_versions v ON v.id = q.version
-WHERE {IN_SELECTION}
+WHERE {IN_BATCH}
 ORDER BY md5(q.final) LIMIT :limit
 """  # noqa: S608  # no value from outside
 

@@ -48,13 +48,15 @@ def may_start(user: BaseUser) -> bool:
     )
 
 
-async def read_body(request: Request, kind: type[B]) -> B:
-    """The request's JSON. It is read here, after the guards: FastAPI would answer malformed bodies before them."""
+async def read_body(request: Request, kind: type[B], limit: int = BODY_BYTES) -> B:
+    """The request's JSON, of at most `limit` bytes.
+
+    It is read here, after the guards: FastAPI would answer malformed bodies before them."""
     data = b""
     async for chunk in request.stream():
         data += chunk
-        if len(data) > BODY_BYTES:
-            raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a request has at most {BODY_BYTES} bytes")
+        if len(data) > limit:
+            raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a request has at most {limit} bytes")
     try:
         return kind.model_validate_json(data)
     except ValidationError as error:
@@ -67,7 +69,7 @@ def read_choice(name: str) -> Choice:
     try:
         return Choice(name)
     except ValueError:
-        raise HTTPException(HTTPStatus.UNPROCESSABLE_ENTITY, "a choice is approve, reject or retry") from None
+        raise HTTPException(HTTPStatus.UNPROCESSABLE_ENTITY, "a choice is approve, reject, retry or confirm") from None
 
 
 def answer(act: Callable[[], Any]) -> Response:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+from pipelines.ledger.embeddings import Embeddings
 from pipelines.ledger.postgres import PostgresLedger, connect
+from pipelines.runs.editing import Editor
 from pipelines.settings import get_settings
 from pipelines.store import S3Store
 
@@ -13,6 +15,13 @@ from pipelines.store import S3Store
 def ledger() -> PostgresLedger:
     """The ledger of the settings."""
     return PostgresLedger(connect(get_settings().database_url))
+
+
+@lru_cache
+def editor() -> Editor:
+    """What computes cutouts that a person draws; its process starts at the first use."""
+    embeddings = Embeddings(ledger().engine, store())
+    return Editor(store(), embeddings, get_settings().photo_max_megapixels)
 
 
 @lru_cache

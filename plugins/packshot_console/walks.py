@@ -114,6 +114,8 @@ def _picture(steps: Mapping[str, Step], stage: str, role: str) -> Picture:
     if step is None:
         return Picture(role, None)
     note = f"{step.seconds:.1f} s"
+    if step.job.is_by_hand:
+        note = f"drawn by {step.facts.get('by', 'a person')}"
     if stage == "generate" and step.job.seed is not None:
         note += f" · seed {step.job.seed}"
     return Picture(role, _output(step, role), note)

@@ -1,4 +1,5 @@
--- Held images that wait for a person's decision: each shot's newest image, unless somebody decided it.
+-- Images that wait for a person's decision: held ones, and passed ones that were drawn for a spot check. Each is its
+-- shot's newest image, and nobody decided it.
 CREATE VIEW review_queue AS
 SELECT r.started_at,
        rs.run,
@@ -9,14 +10,21 @@ SELECT r.started_at,
        rs.final,
        rs.reason,
        rs.checks,
+       rs.spot,
        r.scene,
        r.channel
-FROM run_shots rs
+FROM (
+    SELECT run, position, shot, version, row, final, reason, checks, false AS spot
+    FROM run_shots
+    WHERE state = 'held' AND final IS NOT NULL AND checks <> '{}'
+    UNION ALL
+    SELECT rs.run, rs.position, rs.shot, rs.version, rs.row, rs.final, 'It passed every check. Is it right?',
+           ARRAY['spot_check'], true
+    FROM spot_checks c JOIN run_shots rs ON rs.final = c.final
+    WHERE rs.state = 'published'
+) rs
 JOIN runs r ON r.id = rs.run
-WHERE rs.state = 'held'
-  AND rs.final IS NOT NULL
-  AND rs.checks <> '{}'
-  AND NOT EXISTS (SELECT FROM decisions d WHERE d.final = rs.final AND d.undone_at IS NULL)
+WHERE NOT EXISTS (SELECT FROM decisions d WHERE d.final = rs.final AND d.undone_at IS NULL)
   AND NOT EXISTS (SELECT FROM run_shots later
                   JOIN runs later_run ON later_run.id = later.run
                   WHERE later.shot = rs.shot

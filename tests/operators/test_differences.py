@@ -131,8 +131,9 @@ class Shop:
         return decide(engine, held_image(engine, found.run, self.sku("grown-vase")), choice, "ada")
 
     def queue(self) -> list[tuple[str, str]]:
-        """Run and final image of what waits for a person."""
-        statement = "SELECT q.run, q.final FROM review_queue q JOIN shots s ON s.id = q.shot WHERE s.sku LIKE :skus"
+        """Run and final image of what waits for a person, spot checks apart."""
+        statement = """SELECT q.run, q.final FROM review_queue q JOIN shots s ON s.id = q.shot
+                       WHERE s.sku LIKE :skus AND NOT q.spot"""
         with self.ledger.engine.connect() as connection:
             return connection.execute(text(statement), {"skus": f"{self.name}-%"}).tuples().all()
 

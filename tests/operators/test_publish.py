@@ -216,6 +216,33 @@ def test_what_was_sent_back_becomes_one_campaign_of_its_scene(catalogue, context
     }
 
 
+def test_a_corrected_cutout_becomes_a_campaign_that_forces_nothing(catalogue, context) -> None:
+    (cup,) = catalogue.open("cup").shots
+    final = catalogue.inspected(cup, HELD).job.inputs["final"]
+    catalogue.ledger.finish_run(catalogue.run, "success")
+    machine = catalogue.ledger.chosen(catalogue.run, [cup], ["cutout"])[cup.sku]["cutout"]
+    job = replace(machine.job, attempt="by hand 1")
+    catalogue.ledger.correct(Step(job.key, job, State.DONE), [job.base], final, "ada", "", "b1")
+    (again,) = PlanRetriesOperator(task_id="plan_retries", grace_seconds=0).execute(context)
+    assert again["campaign"].startswith(f"edit__{SCENE.name}__")
+    assert again["conf"] == {
+        "scene": SCENE.name,
+        "skus": [cup.sku],
+        "reprocess": "missing",
+        "triggered_by": "review",
+    }
+
+
+def test_the_end_of_a_run_draws_passed_images_for_a_spot_check(catalogue, context) -> None:
+    for n, shot in enumerate(catalogue.open("cup", "pot", "pan", "lamp").shots):
+        catalogue.inspected(shot, HELD if n == 3 else PASSED)
+    catalogue.publish(context)
+    catalogue.summary(context)
+    with catalogue.ledger.engine.connect() as connection:
+        query = text("SELECT shot FROM spot_checks WHERE run = :run")
+        assert len(connection.execute(query, {"run": catalogue.run}).all()) == 2
+
+
 def test_the_feed_and_the_validation_are_kept_beside_the_run(catalogue, context, store) -> None:
     (cup,) = catalogue.open("cup").shots
     catalogue.inspected(cup)

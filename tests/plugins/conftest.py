@@ -121,7 +121,8 @@ def hold(
             ("upscale", (final,), {}, None, {}, ()),
             ("inspect", (made["where"],), {"final": final.sha256}, None, {}, (PRESERVED, verdict)),
         ):
-            job = Job(stage, 1, {"photo": made["photo"].sha256, **inputs}, {"of": f"{run} {sku}"}, seed=seed)
+            of = sku if stage == "cutout" else f"{run} {sku}"  # scenes share a cutout
+            job = Job(stage, 1, {"photo": made["photo"].sha256, **inputs}, {"of": of}, seed=seed)
             step = Step(job.key, job, State.DONE, outputs, facts, verdicts, seconds=1.5, device="cpu")
             steps.append(ShotStep(ledger.record(step, run), reused=False, chosen=seed != 7))
         shots.append(shot)

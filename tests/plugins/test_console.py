@@ -25,6 +25,9 @@ STOPPED = "backfill__2026-05-02T00:00:00+00:00__2026-05-02__abc"
 REASON = "the product grew by 31 % at its right edge"
 
 
+NONE = "0" * 64
+MASK = '{"width": 16, "height": 16, "mask": "' + "A" * 43 + '="'
+
 LOOKING = [
     "/",
     "/overview",
@@ -54,6 +57,12 @@ DECIDING = [
     ("/campaign/starts", '{"scene": "oak-window", "days": 3}', 422),
     ("/live/rollbacks", '{"publications": [99999], "run": ""}', 409),
     ("/live/rollbacks", '{"publications": ["1"]}', 422),
+    (f"/editor/{NONE}/open", "", 409),
+    (f"/editor/{NONE}/answers", f'{MASK}, "clicks": [[0.5, 0.5, 1]], "box": []}}', 409),
+    (f"/editor/{NONE}/answers", f'{MASK}, "clicks": [[0.5, 1.5, 1]], "box": []}}', 422),
+    (f"/editor/{NONE}/answers", f'{MASK}, "clicks": [], "box": [0.1, 0.2]}}', 422),
+    (f"/editor/{NONE}/cutouts", f"{MASK}}}", 409),
+    (f"/editor/{NONE}/cutouts", MASK.replace("16", "17") + "}", 422),
 ]
 """Routes that decide, with bodies that change nothing, and what they answer to whoever may decide."""
 

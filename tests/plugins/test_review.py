@@ -11,8 +11,9 @@ from sqlalchemy import text
 from pipelines.contracts import Artifact, Job, Product, Publication, Shot, ShotStep, State, Step
 from pipelines.ledger.decisions import Choice, approved_images, decide
 from pipelines.ledger.postgres import PostgresLedger
+from pipelines.ledger.spot_checks import draw
 from pipelines.settings import ROOT
-from tests.plugins.conftest import hold, token
+from tests.plugins.conftest import PRESERVED, hold, token
 from tests.plugins.stage import STAGED, staged
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -221,14 +222,42 @@ def test_a_run_is_rolled_back_and_what_was_shown_before_is_shown_again(log_in, l
     assert [tuple(row) for row in rows][1:] == [("approve", "", "merchandiser"), ("reject", "too dark", None)]
 
 
+def test_a_spot_check_is_answered_and_a_wrong_image_is_withdrawn_and_counted(log_in, ledger, store) -> None:
+    finals = hold(ledger, store, "spot", {"CUP": "Cup", "POT": "Pot"}, verdict=PRESERVED)
+    shown_files = {sku: publish(ledger, "spot", sku, final) for sku, final in finals.items()}
+    ledger.finish_run("spot", "success")
+    assert set(draw(ledger.engine, "spot", 2)) == set(finals.values())
+    page = log_in()
+    assert page.get_by_text("It passed every check").is_visible()
+    assert page.locator("#retry").is_disabled()
+    page.keyboard.press("a")
+    wait_for(page, finals["POT"])
+    page.get_by_role("button", name="wrong colour").click()
+    page.keyboard.press("r")
+    page.locator("#empty").wait_for()
+    assert [(final, choice) for final, choice, _ in soon(ledger, 2)] == [
+        (finals["CUP"], "confirm"),
+        (finals["POT"], "reject"),
+    ]
+    with ledger.engine.connect() as connection:
+        files = connection.scalars(text("SELECT digest FROM publications WHERE superseded_at IS NULL")).all()
+    assert files == [shown_files["CUP"]]
+    page.goto(page.url.replace("review", "overview"))
+    row = page.locator("h2", has_text="passed image was wrong").locator("+ table tbody tr")
+    assert row.inner_text().split() == ["oak", "1", "of", "2", "50.0", "%"]
+
+
 def publish(ledger: PostgresLedger, run: str, sku: str, final: str) -> str:
-    """Publishes an approved image as `publish_reviewed` does, its file being the image itself."""
+    """Publishes an approved or a passed image, its file being the image itself."""
     (shot,) = ledger.shots(run, skus=[sku])
     job = Job("publish", 1, {"final": final}, {"of": f"{run} {sku}"})
     step = ledger.record(Step(job.key, job, State.DONE, (Artifact(final, "published", "image/png", 1),)), run)
     ledger.use(run, [(shot, [ShotStep(step, reused=False)])])
-    (approved,) = approved_images(ledger.engine)
-    ledger.publish_approved(run, [(approved.decision, Publication(sku, shot.scene, shot.channel, final))])
+    image = Publication(sku, shot.scene, shot.channel, final)
+    if approved := approved_images(ledger.engine):
+        ledger.publish_approved(run, [(approved[0].decision, image)])
+    else:
+        ledger.publish(run, [image])
     return final
 
 

@@ -10,8 +10,9 @@ const seat = Array.from(crypto.getRandomValues(new Uint8Array(8)), (n) => n.toSt
 const $ = (id) => document.getElementById(id);
 const AHEAD = 5;
 const SIZE = 1024;
-const DONE = {approve: "approved", reject: "rejected", retry: "to be tried again"};
+const DONE = {approve: "approved", reject: "rejected", retry: "to be tried again", confirm: "right", edit: "being made again"};
 const KEYS = {a: "approve", r: "reject", t: "retry"};
+const OF_CUTOUTS = ["cutout", "whole", "openings", "see_through"];
 const CHIPS = ["grown product", "wrong light", "unnatural shadow", "bad cutout", "wrong colour", "not our style"];
 
 let images = [];          // {item, decision, choice}
@@ -119,6 +120,12 @@ function show() {
   $("place").textContent = `${at + 1} of ${images.length}${whole ? "" : "+"}` + (entry.choice ? ` · ${DONE[entry.choice]}` : "");
   $("previous").disabled = at === 0;
   for (const choice of ["approve", "reject", "retry"]) $(choice).disabled = !mayDecide || Boolean(entry.choice);
+  if (item.spot) $("retry").disabled = true;
+  $("edit").disabled = item.spot || Boolean(entry.choice);
+  $("approve").firstChild.data = item.spot ? "Right " : "Approve ";
+  $("reject").firstChild.data = item.spot ? "Wrong " : "Reject ";
+  $("spot").hidden = !item.spot;
+  $("reason").parentElement.classList.toggle("held", !item.spot);
 
   $("strip").replaceChildren(...pictures(item).map(([name, digest], n) => {
     const button = element("button", "thumb");
@@ -145,7 +152,7 @@ function show() {
     return figure;
   }));
   $("words").value = "";
-  const said = item.checks.map((check) => check.replaceAll("_", " "));
+  const said = (item.spot ? [] : item.checks).map((check) => check.replaceAll("_", " "));
   $("chips").replaceChildren(...[...new Set([...said, ...CHIPS])].map((words) => {
     const chip = element("button", "chip", words);
     chip.type = "button";
@@ -156,6 +163,8 @@ function show() {
   mark();
   picture();
   preload();
+  clearTimeout(warming);
+  if (item.checks.some((check) => OF_CUTOUTS.includes(check))) warm(1500);
 }
 
 function mark() {
@@ -209,7 +218,9 @@ function decide(choice) {
   const entry = images[at];
   if (!mayDecide) return say("Your account may look, and not decide.", true);
   if (!entry || entry.choice) return;
-  const reason = $("words").value.trim() || (choice === "approve" ? "" : $("words").placeholder);
+  if (entry.item.spot && choice === "retry") return say("It is published already: say whether it is right or wrong.", true);
+  if (entry.item.spot && choice === "approve") choice = "confirm";
+  const reason = $("words").value.trim() || (["approve", "confirm"].includes(choice) || entry.item.spot ? "" : $("words").placeholder);
   entry.choice = choice;
   left = Math.max(0, left - 1);
   say("");
@@ -245,6 +256,28 @@ async function send(entry, choice, reason) {
     show();
   }
   return null;
+}
+
+// The editor's process takes seconds to start. So it starts when somebody looks for a while at an image whose cutout is
+// in doubt, or points at the button.
+let warming = null;
+const warmed = new Set();
+function warm(wait) {
+  clearTimeout(warming);
+  const item = images[at]?.item;
+  if (!mayDecide || !item || item.spot || warmed.has(item.final)) return;
+  warming = setTimeout(() => {
+    warmed.add(item.final);
+    fetch(`${base}editor/${item.final}/open`, {method: "POST", credentials: "same-origin"}).catch(() => {});
+  }, wait);
+}
+
+async function edit() {
+  const entry = images[at];
+  if (!entry || entry.choice) return undefined;
+  if (entry.item.spot) return say("It is published already: say whether it is right or wrong.", true);
+  await Promise.allSettled([...waiting]);
+  return location.assign(`${base}editor/${entry.item.final}?${filter()}`);
 }
 
 function forget(entry) {
@@ -334,6 +367,7 @@ addEventListener("keydown", (event) => {
   if (event.repeat && (KEYS[key] || key === "z")) return undefined;
   if (KEYS[key]) decide(KEYS[key]);
   else if (key === "z") undo();
+  else if (key === "e") edit();
   else if (key === "arrowright") move(1);
   else if (key === "arrowleft") move(-1);
   else if (key === "+" || key === "=") zoom(1.5);
@@ -350,6 +384,8 @@ addEventListener("pagehide", () => fetch(`${base}review/seats/${seat}/leave`, {m
 
 for (const choice of ["approve", "reject", "retry"]) $(choice).addEventListener("click", (event) => { event.currentTarget.blur(); decide(choice); });
 $("undo").addEventListener("click", (event) => { event.currentTarget.blur(); undo(); });
+$("edit").addEventListener("click", edit);
+$("edit").addEventListener("pointerenter", () => warm(100));
 $("next").addEventListener("click", (event) => { event.currentTarget.blur(); move(1); });
 $("previous").addEventListener("click", (event) => { event.currentTarget.blur(); move(-1); });
 $("words").addEventListener("input", mark);
@@ -381,4 +417,6 @@ addEventListener("pointerup", () => { from = null; });
 
 await fetchMore(true);
 show();
+say(sessionStorage.getItem("packshot said") ?? "");  // by the editor, which leads back here
+sessionStorage.removeItem("packshot said");
 window.focus();  // in Airflow's frame the keys would go to Airflow's page

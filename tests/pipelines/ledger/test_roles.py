@@ -45,6 +45,7 @@ def written(ledger: PostgresLedger, damage: Any) -> PostgresLedger:
     ledger.settle("run")
     decide(ledger.engine, IMAGE.sha256, Choice.REJECT, "a person")
     ledger.publish("run", [Publication("CUP-1", "studio", "web", IMAGE.sha256)])
+    damage("INSERT INTO spot_checks (final, run, shot) SELECT final, run, shot FROM run_shots WHERE final IS NOT NULL")
     revision = "'mini', 'unet', 'b'"
     damage(f"INSERT INTO model_revisions VALUES ({revision}, '', '{{}}', '', '{{}}', '{{}}', '{{}}', 'a person')")
     damage(

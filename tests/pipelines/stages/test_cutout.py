@@ -17,10 +17,11 @@ from pipelines.errors import Rejected, UsageError
 from pipelines.evaluation.cutout import iou, measure_cutouts
 from pipelines.models.profile import PROFILES, load_profile
 from pipelines.quality.overcompletion import ColourFinder, Overcompletion, OvercompletionDetector, SalientFinder
-from pipelines.stages.cutout import CutoutModels, _Found, _touches_skin, cutout
+from pipelines.stages.cutout import CutoutModels, _Found, _touches_skin, by_hand, cutout, redraw
 from pipelines.stages.keys import STAGES
+from pipelines.vision.clicks import Click, answer_clicks
 from pipelines.vision.photos import Photo, png_bytes, read_photo
-from pipelines.vision.segmenters import Prompt
+from pipelines.vision.segmenters import Encoding, Prompt
 from pipelines.workflow import Work
 
 CATALOG = Path(__file__).parents[3] / ".." / "shared" / "catalog"
@@ -28,7 +29,7 @@ CASES = CATALOG.with_name("cases")
 SAMPLE = Path(sample.__file__).parent
 WEIGHTS = [PROFILES / "mini" / part / "model.safetensors" for part in ("salient", "hqsam")]
 
-LIMITED = SimpleNamespace(max_megapixels=50)
+LIMITED = SimpleNamespace(max_megapixels=50, keep_encoding=None)
 """What the computing reads of a recipe."""
 
 pytestmark = pytest.mark.skipif(not all(w.exists() for w in WEIGHTS), reason="the bundled weights are not here")
@@ -211,6 +212,44 @@ def test_the_salient_net_runs_once_for_search_and_completeness_and_on_crops_only
     assert len(seen) == runs
 
 
+def test_an_encoding_that_was_kept_answers_as_the_photo_itself_does(models: CutoutModels) -> None:
+    kept: dict[tuple[str, str], bytes] = {}
+    profile = load_profile("mini")
+    recipe = SimpleNamespace(max_megapixels=50, profile=profile, keep_encoding=lambda *of: kept.update({of[:2]: of[2]}))
+    image, mask = block_on(white())
+    job = Job("cutout", 1, {"photo": "x"}, {"path": "auto", "garment": "", "whole_tau": 0.006, "title": "Box"})
+    STAGES["cutout"].compute([Work(job, {"photo": png_bytes(Image.fromarray(image))})], models, recipe)
+    ((key, data),) = kept.items()
+    assert key == ("x", profile.ref("hqsam").sha256), "a drawing is held, so its encoding is kept"
+
+    clicks = [Click(200, 200, True)]
+    fresh = answer_clicks(image, np.zeros_like(mask), clicks, models.hqsam)
+    again = image.copy()
+    models.hqsam.restore(again, Encoding.from_bytes(data))
+    assert iou(answer_clicks(again, np.zeros_like(mask), clicks, models.hqsam), fresh) > 0.995
+    excluded = answer_clicks(again, mask, [Click(200, 150, False)], models.hqsam)
+    assert not excluded[150, 200], "whatever the model answers, the click holds"
+    with pytest.raises(ValueError, match="no encoding"):
+        Encoding.from_bytes(b"something else")
+
+
+def test_a_drawn_cutout_changes_where_it_was_drawn_and_nowhere_else() -> None:
+    image, mask = block_on(white())
+    before = np.dstack([image, mask.astype(np.uint8) * 255])
+    drawn = mask.copy()
+    drawn[120:160, 140:260] = False
+    made = by_hand(redraw(Photo(image, None), before, drawn))
+    after = np.asarray(Image.open(io.BytesIO(made.outputs[0].data)))
+    assert after[130, 200, 3] == 0
+    assert (after[185:] == before[185:]).all(), "exactly as it was"
+    assert made.facts["box"][1] > 150
+    assert [verdict.passed for verdict in made.verdicts] == [True]
+    with pytest.raises(Rejected, match="not changed"):
+        redraw(Photo(image, None), before, mask)
+    with pytest.raises(Rejected, match="no product"):
+        redraw(Photo(image, None), before, np.zeros_like(mask))
+
+
 def test_an_unknown_path_is_a_usage_error(models: CutoutModels) -> None:
     with pytest.raises(UsageError, match="auto, hqsam"):
         cutout(Photo(white(), None), models, path="magic")
@@ -251,9 +290,7 @@ def test_a_cutout_that_lacks_a_part_is_held_with_the_share_and_a_picture_of_wher
     settings = {"path": "auto", "garment": "", "whole_tau": 0.006, "title": "Box"}
     job = Job("cutout", STAGES["cutout"].version, {"photo": "x"}, settings)
     lacking = CutoutModels(models.salient, models.hqsam, Lacking())  # type: ignore[arg-type]
-    (made,) = STAGES["cutout"].compute(
-        [Work(job, {"photo": png_bytes(Image.fromarray(image))})], lacking, SimpleNamespace(max_megapixels=50)
-    )
+    (made,) = STAGES["cutout"].compute([Work(job, {"photo": png_bytes(Image.fromarray(image))})], lacking, LIMITED)
     assert isinstance(made, Made)
     (verdict,) = [verdict for verdict in made.verdicts if verdict.check == "whole"]
     assert not verdict.passed
