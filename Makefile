@@ -16,7 +16,7 @@ OUT ?= $(STATE)/demo
 # What imports no diffusers and starts no service. A single test: make quick QUICK=tests/pipelines/test_scenes.py
 QUICK ?= $(addprefix tests/pipelines/,catalogue quality runs) $(wildcard tests/pipelines/test_*.py)
 
-.PHONY: help venv demo pictures test exhaustive lint unit quick chromium bench bench-scale experiment down clean resolve-312
+.PHONY: help venv demo pictures test exhaustive lint unit quick chromium bench bench-scale bench-photos experiment down clean resolve-312
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 14
@@ -85,6 +85,9 @@ bench: $(INSTALLED)  ## what the sampler and `shoot` cost: tables, build/bench.j
 
 bench-scale: $(INSTALLED)  ## what a large catalogue costs beside its images; PRODUCTS=n, 2,000 by default
 	@$(BIN)/python -m benchmarks.scale $(PRODUCTS)
+
+bench-photos: $(INSTALLED)  ## photos a second from a server that answers after 100 ms; PHOTOS=n, 20,000 by default
+	@$(BIN)/python -m benchmarks.photos $(PHOTOS)
 
 bench-memory: $(INSTALLED)  ## the demo, and the peak memory of all its processes; CATALOG=, SCENE=, LIMIT= as there
 	@$(BIN)/python benchmarks/peak_memory.py $(MAKE) --no-print-directory demo

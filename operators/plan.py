@@ -90,7 +90,7 @@ class PlanOperator(PackshotOperator):
         reprocess: str = "{{ params.reprocess }}",
         forecast_only: bool | str = False,
         triggered_by: str = WHO,
-        execution_timeout: timedelta | None = timedelta(hours=1),
+        execution_timeout: timedelta | None = timedelta(hours=6),
         **kwargs: Any,
     ) -> None:
         super().__init__(execution_timeout=execution_timeout, **kwargs)
@@ -103,8 +103,11 @@ class PlanOperator(PackshotOperator):
         self.triggered_by = triggered_by
 
     @abstractmethod
-    def lines(self, services: Services) -> tuple[str, Iterable[Line]]:
-        """Digest of the feed's manifest ("" where there is none) and the products to choose from, in feed order."""
+    def lines(self, services: Services, since: datetime | None) -> tuple[str, Iterable[Line]]:
+        """Digest of the feed's manifest ("" where there is none) and the products to choose from, in feed order.
+
+        Photos that were fetched after `since`, by an earlier try of this run, are not fetched again.
+        """
 
     def line(self, dag_id: str, scene: Scene) -> str:
         """Name of the runs that select as this one does: each records only how it differs from the one before it."""
@@ -138,7 +141,7 @@ class PlanOperator(PackshotOperator):
         if not self.scene:
             raise UsageError(NO_SCENE)
         scene = load_scene(self.scene)
-        feed, lines = self.lines(services)
+        feed, lines = self.lines(services, getattr(context["dag_run"], "start_date", None))
         lines = choose(lines, listed(self.categories), listed(self.skus))
         if self.reprocess == Reprocess.FAILED:
             lines = self._unfinished(services, scene, lines)
@@ -223,15 +226,17 @@ class PlanRefreshOperator(PlanOperator):
         super().__init__(**kwargs)
         self.feed = feed
 
-    def lines(self, services: Services) -> tuple[str, Iterable[Line]]:
+    def lines(self, services: Services, since: datetime | None) -> tuple[str, Iterable[Line]]:
         """Read the feed and upsert its products."""
         from pipelines.catalogue.feed import ingest
         from pipelines.catalogue.manifest import read_manifest
+        from pipelines.ledger.photo_links import PhotoLinks
 
         digest = self.feed.strip() or self._feed_named_last(services)
         if not MANIFEST.fullmatch(digest):
             source = digest if "://" in digest else _feed_file(digest)
-            digest = ingest(source, services.store, services.settings)
+            memory = PhotoLinks(services.ledger.engine, since)
+            digest = ingest(source, services.store, services.settings, memory=memory)
         manifest = read_manifest(services.store, digest)
         changes = services.ledger.upsert_products(manifest)
         self.log.info("feed", manifest=digest, **asdict(changes))
@@ -259,7 +264,7 @@ class PlanCampaignOperator(PlanOperator):
         super().__init__(**kwargs)
         self.day = day
 
-    def lines(self, services: Services) -> tuple[str, Iterable[Line]]:
+    def lines(self, services: Services, since: datetime | None) -> tuple[str, Iterable[Line]]:
         """Ask the ledger."""
         from pipelines.catalogue.manifest import Line
 

@@ -159,6 +159,9 @@ class Settings(BaseSettings):
         MAX_MEGAPIXELS, gt=0, description="Largest photo, in megapixels. It is checked before decoding."
     )
     photo_timeout_seconds: float = Field(20, gt=0, description="Time limit of one photo's download, in seconds.")
+    photo_connections: int = Field(
+        64, ge=1, le=256, description="Connections to one server that photos are fetched over, at most."
+    )
 
     @field_validator("scenes_dir")
     @classmethod

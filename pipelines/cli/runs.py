@@ -52,6 +52,8 @@ def run(
 ) -> None:
     """Put a catalogue into the store and trigger `catalog_refresh` through Airflow's API."""
     from pipelines.catalogue.feed import ingest
+    from pipelines.ledger.photo_links import PhotoLinks
+    from pipelines.ledger.postgres import connect
     from pipelines.ledger.reports import remember_latest
     from pipelines.scenes import load_scene
     from pipelines.services.airflow_client import Airflow
@@ -61,7 +63,7 @@ def run(
     settings = get_settings()
     load_scene(scene)
     with err.status("Putting feed and photos into the store"):
-        feed = ingest(catalogue, S3Store(settings), settings, limit)
+        feed = ingest(catalogue, S3Store(settings), settings, limit, PhotoLinks(connect(settings.database_url)))
     conf = {"feed": feed, "scene": scene, "limit": limit, "reprocess": reprocess, "triggered_by": "packshot run"}
     with Airflow(settings) as airflow:
         run_id = airflow.trigger("catalog_refresh", conf)
