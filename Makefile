@@ -31,7 +31,7 @@ $(INSTALLED): constraints.txt pyproject.toml
 	[ -n "$$python" ] || { echo "packshot needs Python 3.11 or 3.12: apt-get install python3 python3-venv"; exit 1; }; \
 	[ -x $(BIN)/python ] || "$$python" -m venv .venv || { rm -rf .venv; echo "apt-get install python3-venv"; exit 1; }; \
 	echo "Installing packshot and its models' libraries into .venv (minutes, once)"; \
-	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'; \
+	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev,celery]'; \
 	$(BIN)/python -m pip check --disable-pip-version-check; \
 	touch $@
 
@@ -104,6 +104,6 @@ clean: down  ## stop the services and remove their data, the demo's output with 
 resolve-312: $(INSTALLED)  ## show that the same versions install on Python 3.12 (downloads, installs nothing)
 	@set -e; target=$$(mktemp -d); trap 'rm -rf "$$target"' EXIT; \
 	$(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
-		print(*p["dependencies"], *p["optional-dependencies"]["dev"], sep="\n")' > "$$target/requirements.txt"; \
+		print(*p["dependencies"], *sum(p["optional-dependencies"].values(), []), sep="\n")' > "$$target/requirements.txt"; \
 	$(BIN)/python -m pip install --dry-run --ignore-installed --python-version 3.12 --only-binary=:all: \
 		--target "$$target/site" -c constraints.txt -r "$$target/requirements.txt"

@@ -71,6 +71,10 @@ class Settings(BaseSettings):
         "viewer", description="Airflow user with which the scheduler sees how runs ended. The right to read is enough."
     )
     watch_password: SecretStr = Field(SecretStr(""), description="That user's password.")
+    executor: Literal["local", "celery"] = Field(
+        "local",
+        description="Executor of the embedded Airflow: `local`, or `celery` with Redis and two workers.",
+    )
     airflow_parallelism: int = Field(
         3, ge=1, description="Tasks that the embedded Airflow runs at the same time, over all pools."
     )
