@@ -40,8 +40,8 @@ def packshot(airflow_up: Settings) -> Callable[..., dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
-def two_products(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A feed of PRODUCTS with their photos."""
+def feed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A feed of PRODUCTS alone. Tests that share a ledger read no other one: some count all products."""
     folder = tmp_path_factory.mktemp("feed")
     with (SAMPLE / "catalog.csv").open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["id"] in PRODUCTS]
@@ -57,6 +57,6 @@ def two_products(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def refreshed(packshot, two_products: Path) -> dict[str, Any]:
+def refreshed(packshot, feed: Path) -> dict[str, Any]:
     """The report of a refresh of PRODUCTS in the first scene, which is the one that the form of a refresh offers."""
-    return packshot("run", str(two_products), "--scene", scene_names()[0], "--wait")
+    return packshot("run", str(feed), "--scene", scene_names()[0], "--wait")
