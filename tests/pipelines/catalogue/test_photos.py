@@ -159,6 +159,7 @@ def get(shop: ThreadingHTTPServer, *paths: str, validators: Validators | None = 
     return asyncio.run(fetch())
 
 
+@pytest.mark.medium
 def test_a_server_that_asks_for_a_pause_gets_it_within_the_photos_time_limit(shop):
     began = time.monotonic()
     assert get(shop, "/later?1")[0].file.read() == b"a mug"
