@@ -34,7 +34,7 @@ STORING = 8
 """Threads that talk to the store and the ledger."""
 
 CHUNK = 500
-"""Links that the ledger is asked about, and remembers, at once. A killed fetch repeats as many at most."""
+"""Links that the ledger is asked about, and remembers, at once. A killed fetch repeats these and those under way."""
 
 MANY = 10
 """If at least this many photos, and more than half of all, are unreachable, we assume a network outage."""
