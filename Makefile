@@ -16,7 +16,7 @@ OUT ?= $(STATE)/demo
 # What imports no diffusers and starts no service. A single test: make quick QUICK=tests/pipelines/test_scenes.py
 QUICK ?= $(addprefix tests/pipelines/,catalogue quality runs) $(wildcard tests/pipelines/test_*.py)
 
-.PHONY: help venv demo pictures test exhaustive lint unit quick chromium bench bench-scale experiment down clean resolve-312
+.PHONY: help venv demo pictures test exhaustive lint unit quick chromium bench bench-scale bench-photos experiment down clean resolve-312
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 14
@@ -31,7 +31,7 @@ $(INSTALLED): constraints.txt pyproject.toml
 	[ -n "$$python" ] || { echo "packshot needs Python 3.11 or 3.12: apt-get install python3 python3-venv"; exit 1; }; \
 	[ -x $(BIN)/python ] || "$$python" -m venv .venv || { rm -rf .venv; echo "apt-get install python3-venv"; exit 1; }; \
 	echo "Installing packshot and its models' libraries into .venv (minutes, once)"; \
-	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'; \
+	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev,celery]'; \
 	$(BIN)/python -m pip check --disable-pip-version-check; \
 	touch $@
 
@@ -86,6 +86,9 @@ bench: $(INSTALLED)  ## what the sampler and `shoot` cost: tables, build/bench.j
 bench-scale: $(INSTALLED)  ## what a large catalogue costs beside its images; PRODUCTS=n, 2,000 by default
 	@$(BIN)/python -m benchmarks.scale $(PRODUCTS)
 
+bench-photos: $(INSTALLED)  ## photos a second from a server that answers after 100 ms; PHOTOS=n, 20,000 by default
+	@$(BIN)/python -m benchmarks.photos $(PHOTOS)
+
 bench-memory: $(INSTALLED)  ## the demo, and the peak memory of all its processes; CATALOG=, SCENE=, LIMIT= as there
 	@$(BIN)/python benchmarks/peak_memory.py $(MAKE) --no-print-directory demo
 
@@ -101,6 +104,6 @@ clean: down  ## stop the services and remove their data, the demo's output with 
 resolve-312: $(INSTALLED)  ## show that the same versions install on Python 3.12 (downloads, installs nothing)
 	@set -e; target=$$(mktemp -d); trap 'rm -rf "$$target"' EXIT; \
 	$(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
-		print(*p["dependencies"], *p["optional-dependencies"]["dev"], sep="\n")' > "$$target/requirements.txt"; \
+		print(*p["dependencies"], *sum(p["optional-dependencies"].values(), []), sep="\n")' > "$$target/requirements.txt"; \
 	$(BIN)/python -m pip install --dry-run --ignore-installed --python-version 3.12 --only-binary=:all: \
 		--target "$$target/site" -c constraints.txt -r "$$target/requirements.txt"

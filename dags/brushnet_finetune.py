@@ -26,7 +26,7 @@ from typing import Any
 
 from airflow.sdk import Param, dag
 
-from operators.base import GPU_POOL
+from operators.base import GPU_POOL, GPU_QUEUE
 from operators.finetune import gather, promote, register, train
 from operators.policy import DEFAULT_ARGS, SELDOM, Tag, names_param, scenes_param
 
@@ -126,7 +126,7 @@ def steps_param(title: str) -> Param:
 def brushnet_finetune() -> None:
     """Gather, train both stages, judge and register, promote."""
     pictures = gather()
-    gpu: dict[str, Any] = {"pool": GPU_POOL, "priority_weight": 1}
+    gpu: dict[str, Any] = {"pool": GPU_POOL, "queue": GPU_QUEUE, "priority_weight": 1}
     salient = train.override(task_id="salient", **gpu)("salient", pictures)
     instance = train.override(task_id="instance", **gpu)("instance", pictures, salient)
     promote(register.override(**gpu)(pictures, salient, instance))

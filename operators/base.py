@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 GPU_POOL = "gpu"
 """One slot per accelerator. The DAGs name it: a pool set in an operator's constructor is lost when it is mapped."""
 
+GPU_QUEUE = "gpu"
+"""Celery workers of machines with an accelerator take tasks of this queue. Other executors ignore it."""
+
 TRIGGERED_BY = "triggered_by"
 """A run's conf may have this key besides the form's fields: what a caller of the API says of itself."""
 

@@ -94,7 +94,7 @@ class PlanOperator(PackshotOperator):
         reprocess: str = "{{ params.reprocess }}",
         forecast_only: bool | str = False,
         triggered_by: str = WHO,
-        execution_timeout: timedelta | None = timedelta(hours=1),
+        execution_timeout: timedelta | None = timedelta(hours=6),
         **kwargs: Any,
     ) -> None:
         super().__init__(execution_timeout=execution_timeout, **kwargs)
@@ -108,8 +108,11 @@ class PlanOperator(PackshotOperator):
         self.triggered_by = triggered_by
 
     @abstractmethod
-    def lines(self, services: Services) -> tuple[str, Iterable[Line]]:
-        """Digest of the feed's manifest ("" where there is none) and the products to choose from, in feed order."""
+    def lines(self, services: Services, since: datetime | None) -> tuple[str, Iterable[Line]]:
+        """Digest of the feed's manifest ("" where there is none) and the products to choose from, in feed order.
+
+        Photos that were fetched after `since`, by an earlier try of this run, are not fetched again.
+        """
 
     def line(self, dag_id: str, scene: Scene) -> str:
         """Name of the runs that select as this one does: each records only how it differs from the one before it."""
@@ -143,7 +146,7 @@ class PlanOperator(PackshotOperator):
         if not self.scene:
             raise UsageError(NO_SCENE)
         scene = load_scene(self.scene, channel=self.channel)
-        feed, lines = self.lines(services)
+        feed, lines = self.lines(services, getattr(context["dag_run"], "start_date", None))
         lines = choose(lines, listed(self.categories), listed(self.skus))
         if self.reprocess == Reprocess.FAILED:
             lines = self._unfinished(services, scene, lines)
@@ -236,15 +239,17 @@ class PlanRefreshOperator(PlanOperator):
         self.feed = feed
         self.accept_loss = accept_loss
 
-    def lines(self, services: Services) -> tuple[str, Iterable[Line]]:
+    def lines(self, services: Services, since: datetime | None) -> tuple[str, Iterable[Line]]:
         """Read the feed and upsert its products."""
         from pipelines.catalogue.feed import ingest
         from pipelines.catalogue.manifest import read_manifest
+        from pipelines.ledger.photo_links import PhotoLinks
 
         digest = self.feed.strip() or self._feed_named_last(services)
         if not MANIFEST.fullmatch(digest):
             source = digest if "://" in digest else _feed_file(digest)
-            digest = ingest(source, services.store, services.settings)
+            memory = PhotoLinks(services.ledger.engine, since)
+            digest = ingest(source, services.store, services.settings, memory=memory)
         manifest = read_manifest(services.store, digest)
         whole = "" if _number(self.limit) else manifest.source
         accepts = str(self.accept_loss) == "True"
@@ -274,7 +279,7 @@ class PlanCampaignOperator(PlanOperator):
         super().__init__(**kwargs)
         self.day = day
 
-    def lines(self, services: Services) -> tuple[str, Iterable[Line]]:
+    def lines(self, services: Services, since: datetime | None) -> tuple[str, Iterable[Line]]:
         """Ask the ledger."""
         from pipelines.catalogue.manifest import Line
 

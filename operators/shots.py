@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from airflow.sdk import chain, task_group
 
-from operators.base import GPU_POOL
+from operators.base import GPU_POOL, GPU_QUEUE
 from operators.stages import (
     CutoutOperator,
     DescribeOperator,
@@ -26,7 +26,9 @@ def shots_of(shards: XComArg) -> TaskGroup:
     shards that were begun are finished first.
     """
 
-    @task_group(group_id="shots", default_args={"pool": GPU_POOL, "pool_slots": 1}, tooltip="One shard, all its stages")
+    gpu = {"pool": GPU_POOL, "pool_slots": 1, "queue": GPU_QUEUE}
+
+    @task_group(group_id="shots", default_args=gpu, tooltip="One shard, all its stages")
     def shots(shard: int) -> None:
         chain(
             CutoutOperator(task_id="cutout", shard=shard, priority_weight=1),

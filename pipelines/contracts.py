@@ -257,8 +257,11 @@ class ShownImage:
 class Store(Protocol):
     """Content-addressed bytes: written once, verified when read."""
 
-    def put(self, data: bytes, media_type: str) -> str:
-        """Store `data`; when this returns its digest, the object is durable."""
+    def put(self, data: bytes, media_type: str, *, new: bool = False) -> str:
+        """Store `data`; when this returns its digest, the object is durable. `new`: it is probably not there yet."""
+
+    def has(self, digest: str) -> bool:
+        """Whether an object of this name is there (its bytes are not read)."""
 
     def get(self, digest: str) -> bytes:
         """The bytes. Raises KeyError where there are none, IntegrityError where they are not what their name says."""

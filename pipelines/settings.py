@@ -73,6 +73,10 @@ class Settings(BaseSettings):
         "viewer", description="Airflow user with which the scheduler sees how runs ended. The right to read is enough."
     )
     watch_password: SecretStr = Field(SecretStr(""), description="That user's password.")
+    executor: Literal["local", "celery"] = Field(
+        "local",
+        description="Executor of the embedded Airflow: `local`, or `celery` with Redis and two workers.",
+    )
     airflow_parallelism: int = Field(
         3, ge=1, description="Tasks that the embedded Airflow runs at the same time, over all pools."
     )
@@ -173,6 +177,9 @@ class Settings(BaseSettings):
         MAX_MEGAPIXELS, gt=0, description="Largest photo, in megapixels. It is checked before decoding."
     )
     photo_timeout_seconds: float = Field(20, gt=0, description="Time limit of one photo's download, in seconds.")
+    photo_connections: int = Field(
+        64, ge=1, le=256, description="Connections to one server that photos are fetched over, at most."
+    )
 
     @field_validator("scenes_dir", "channels_dir")
     @classmethod

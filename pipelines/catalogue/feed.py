@@ -10,15 +10,16 @@ from __future__ import annotations
 import asyncio
 import csv
 import io
-import mimetypes
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.catalogue.links import Fetched, Unreachable, fetch, is_web, read_beside
+from pipelines.catalogue.downloads import fetch
+from pipelines.catalogue.links import Unreachable, is_web
 from pipelines.catalogue.manifest import write_manifest
+from pipelines.catalogue.photos import Memory, Source, fetch_photos
 from pipelines.catalogue.reading import REQUIRED, Record, clean, clean_name, read_table
 from pipelines.contracts import Product
 from pipelines.errors import Rejected, Unavailable, UsageError
@@ -29,12 +30,6 @@ if TYPE_CHECKING:
 
 NAMED = (*REQUIRED, "product_type", "item_group_id")
 """Columns that products have fields for; all others are kept in `extra`."""
-
-DOWNLOADS = 8
-"""Photos fetched at once."""
-
-MANY = 10
-"""If at least this many photos, and more than half of all, are unreachable, we assume a network outage."""
 
 FORMULA = re.compile(r"[=@]|[+-](?![\d.]+$)")
 """How a cell begins that a spreadsheet would compute. A signed number is harmless."""
@@ -85,14 +80,21 @@ def parse_catalogue(source: str, data: bytes) -> Catalogue:
     return Catalogue(source, tuple(_unique(products)))
 
 
-def ingest(source: Path | str, store: Store, settings: Settings, limit: int | None = None) -> str:
+def ingest(
+    source: Path | str,
+    store: Store,
+    settings: Settings,
+    limit: int | None = None,
+    memory: Memory | None = None,
+) -> str:
     """Puts a catalogue (a file, or an http(s) address) and its photos into the store; returns its manifest's digest.
 
     The manifest (`pipelines.catalogue.manifest`) has each product with its photo's digest, or the reason why it has
-    none. Equal files give an equal digest. `limit` keeps the first rows. Raises UsageError if the source is no
-    catalogue, Unavailable in an outage.
+    none. Equal files give an equal digest. `limit` keeps the first rows. With a `memory` of what links gave before,
+    photos that did not change are not fetched again. Raises UsageError if the source is no catalogue, Unavailable in
+    an outage.
     """
-    return asyncio.run(_ingest(source, store, settings, limit))
+    return asyncio.run(_ingest(source, store, settings, limit, memory))
 
 
 def published_feed(images: Iterable[tuple[str, str, str, str]]) -> bytes:
@@ -191,12 +193,15 @@ def _unique(products: Sequence[Product]) -> Iterator[Product]:
 # ------------------------------------------------------------------ into the store
 
 
-async def _ingest(source: Path | str, store: Store, settings: Settings, limit: int | None) -> str:
+async def _ingest(
+    source: Path | str, store: Store, settings: Settings, limit: int | None, memory: Memory | None
+) -> str:
     folder = None if isinstance(source, str) and is_web(source) else Path(source).parent
     data = await _feed(source, settings)
     catalogue = parse_catalogue(str(source), data)
     products = catalogue.rows[:limit]
-    photos = await _photos(products, folder, store, settings)
+    links = dict.fromkeys(product.image_link for product in products if not product.photo_problem)
+    photos = await fetch_photos(links, Source(folder, settings), store, memory)
     feed = store.put(data, "text/csv")
     return write_manifest(store, Path(str(source)).name, feed, (_with_photo(product, photos) for product in products))
 
@@ -211,49 +216,6 @@ async def _feed(source: Path | str, settings: Settings) -> bytes:
         raise Unavailable(error.reason) from error
     except Rejected as error:
         raise UsageError(f"{error.reason}: give a catalogue that can be reached from here") from error
-
-
-async def _photos(
-    products: Sequence[Product], folder: Path | None, store: Store, settings: Settings
-) -> dict[str, str | Rejected]:
-    """Link → digest in the store, or why there is none. Each link is read once, `DOWNLOADS` at a time.
-
-    Raises Unavailable in a network outage: `MANY` photos, and more than half of all, are unreachable.
-    """
-    turns = asyncio.Semaphore(DOWNLOADS)
-    away: list[Unreachable] = []
-
-    async def one(link: str) -> str | Rejected:
-        async with turns:
-            try:
-                photo = await _photo(link, folder, settings, patient=len(away) < MANY)
-            except Unreachable as unreachable:
-                away.append(unreachable)
-                return unreachable
-            except Rejected as rejected:
-                return rejected
-            return await asyncio.to_thread(store.put, photo.data, photo.media_type)
-
-    links = list({product.image_link: None for product in products if not product.photo_problem})
-    photos = dict(zip(links, await asyncio.gather(*map(one, links)), strict=True))
-    if len(away) >= MANY and 2 * len(away) > len(photos):
-        raise Unavailable(f"{len(away)} of {len(photos)} photos cannot be reached for now; the first: {away[0].reason}")
-    return photos
-
-
-async def _photo(link: str, folder: Path | None, settings: Settings, patient: bool) -> Fetched:
-    """The bytes behind a link. The cutout stage decodes them and rejects what is no picture."""
-    media_type = mimetypes.guess_type(link)[0] or "application/octet-stream"
-    if is_web(link):
-        seconds, private = settings.photo_timeout_seconds, settings.allow_private_links
-        photo = await fetch(link, settings.photo_max_bytes, seconds, private, patient)
-    elif folder is None:
-        raise Rejected(f"{link} is a path, and the catalogue came from the web: name photos by http or https addresses")
-    else:
-        photo = Fetched(read_beside(folder, link, settings.photo_max_bytes), media_type)
-    if not photo.data:
-        raise Rejected(f"{link} is empty (0 bytes)")
-    return Fetched(photo.data, photo.media_type or media_type)
 
 
 def _with_photo(product: Product, photos: Mapping[str, str | Rejected]) -> Product:

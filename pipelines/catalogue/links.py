@@ -17,7 +17,6 @@ import ssl
 import stat
 import threading
 from contextlib import suppress
-from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache, partial
 from itertools import islice
@@ -29,23 +28,12 @@ import httpx
 
 from pipelines.errors import Rejected
 
-MAX_REDIRECTS = 5
-PAUSES = (1.0, 4.0)
-"""Seconds before each retry of an unreachable address."""
 USER_AGENT = "packshot"
 
 MEDIA_TYPE = re.compile(r"[a-z0-9!#$&^_.+-]{1,64}/[a-z0-9!#$&^_.+-]{1,64}")
 
 MOST_NAMES = 10_000
 """Names of a folder that are searched for one like a missing file's."""
-
-
-@dataclass(frozen=True, slots=True)
-class Fetched:
-    """What an address answered with. `media_type` is the server's word."""
-
-    data: bytes
-    media_type: str
 
 
 class Unreachable(Rejected):
@@ -118,98 +106,10 @@ def _near_name(folder: Path, link: str) -> str:
     return str((parent / names[close[0]]).relative_to(os.path.realpath(folder))) if close else ""
 
 
-async def fetch(
-    link: str, max_bytes: int, seconds: float, allow_private: bool = False, patient: bool = True
-) -> Fetched:
-    """Downloads an http(s) address within `seconds` in all, redirects and, if `patient`, retries included.
-
-    Raises Rejected for an address that is not public, a file that is too large and an error of the server; Unreachable
-    if the address does not answer in time.
-    """
-    failed = None
-    try:
-        async with asyncio.timeout(seconds):
-            for pause in PAUSES if patient else ():
-                try:
-                    return await _follow(link, max_bytes, seconds, allow_private)
-                except Unreachable as error:
-                    failed = error
-                await asyncio.sleep(pause)
-            return await _follow(link, max_bytes, seconds, allow_private)
-    except TimeoutError as error:
-        raise failed or Unreachable(f"{link} did not arrive within {seconds:g} s") from error
-    except (httpx.InvalidURL, UnicodeError) as error:  # UnicodeError: a name that is no international one
-        raise Rejected(f"{link} cannot be fetched: {str(error) or type(error).__name__}") from error
-
-
-async def _follow(link: str, max_bytes: int, seconds: float, allow_private: bool) -> Fetched:
-    url = httpx.URL(link)
-    # no proxy and no credentials from the environment: they would carry the request past the check
-    async with httpx.AsyncClient(trust_env=False, timeout=seconds, verify=certificates()) as client:
-        for _ in range(MAX_REDIRECTS + 1):
-            if url.scheme not in ("http", "https") or not url.host:
-                raise Rejected(f"{url} is no http or https address")
-            if url.port is not None and not 0 < url.port < 2**16:
-                raise Rejected(f"{url.host}:{url.port} is no address: ports end at {2**16 - 1}")
-            if url.userinfo:
-                raise Rejected(f"the address at {url.host} has a login in it: name one that needs none")
-            address = await checked_address(url, allow_private)
-            request = client.build_request(
-                "GET",
-                url.copy_with(host=address),
-                headers={"Host": url.netloc.decode(), "User-Agent": USER_AGENT, "Accept-Encoding": "identity"},
-                extensions={
-                    "sni_hostname": url.raw_host.decode()
-                },  # the certificate is held against the name, not the address
-            )
-            try:
-                response = await client.send(request, stream=True)
-            except httpx.TransportError as error:
-                raise _unreachable(link, error) from error
-            try:
-                if response.has_redirect_location:
-                    url = url.join(response.headers["Location"])
-                    continue
-                if response.status_code != httpx.codes.OK:
-                    kind = Unreachable if _for_now(response.status_code) else Rejected
-                    raise kind(f"{link} answers {response.status_code} {response.reason_phrase}".strip())
-                data = await _body(link, response, max_bytes)
-                return Fetched(data, media_type_of(response.headers.get("Content-Type", "")))
-            except httpx.TransportError as error:
-                raise _unreachable(link, error) from error
-            finally:
-                await response.aclose()
-    raise Rejected(f"{link} redirects more than {MAX_REDIRECTS} times")
-
-
-def media_type_of(header: str) -> str:
-    """The media type of a Content-Type header; "" where it is none. It goes into a signed header of the store."""
-    media_type = header.partition(";")[0].strip().lower()
-    return media_type if MEDIA_TYPE.fullmatch(media_type) else ""
-
-
-def _for_now(status: int) -> bool:
-    return status == httpx.codes.TOO_MANY_REQUESTS or httpx.codes.is_server_error(status)
-
-
-def _unreachable(link: str, error: httpx.TransportError) -> Rejected:
-    kind = Rejected if "CERTIFICATE_VERIFY_FAILED" in str(error) else Unreachable  # that mends itself less often
-    return kind(f"{link} cannot be fetched: {str(error) or type(error).__name__}")
-
-
 @lru_cache
 def certificates() -> ssl.SSLContext:
     """The authorities of https. Cached: reading them takes longer than a small photo."""
     return httpx.create_ssl_context(trust_env=False)
-
-
-async def _body(link: str, response: httpx.Response, max_bytes: int) -> bytes:
-    _check_size(link, int(response.headers.get("Content-Length", "0") or 0), max_bytes)
-    received = bytearray()
-    async for chunk in response.aiter_raw():
-        received += chunk
-        _check_size(link, len(received), max_bytes)
-    return bytes(received)
 
 
 def _check_size(link: str, size: int, max_bytes: int) -> None:
@@ -224,18 +124,17 @@ NOT_PUBLIC = tuple(
 site-local addresses, and a local use of NAT64."""
 
 
-async def checked_address(url: httpx.URL, allow_private: bool) -> str:
+async def checked_address(host: str, port: int, allow_private: bool) -> str:
     """One address of the host, when all of them are public or `allow_private`. Raises Rejected, or Unreachable if the
     name server does not answer."""
-    port = url.port or {"http": 80, "https": 443}[url.scheme]
     try:
-        addresses = await _addresses(url.raw_host.decode(), port)
+        addresses = await _addresses(host, port)
     except socket.gaierror as error:
         away = error.errno == socket.EAI_AGAIN
-        raise (Unreachable if away else Rejected)(f"{url.host} is no known host{' for now' * away}") from error
+        raise (Unreachable if away else Rejected)(f"{host} is no known host{' for now' * away}") from error
     for address in addresses:
         if not allow_private and not is_public(address):
-            raise Rejected(f"{url.host} is at {address}, which is no public address")
+            raise Rejected(f"{host} is at {address}, which is no public address")
     return addresses[0]
 
 

@@ -57,6 +57,8 @@ def run(
 ) -> None:
     """Put a catalogue into the store and trigger `catalog_refresh` through Airflow's API."""
     from pipelines.catalogue.feed import ingest
+    from pipelines.ledger.photo_links import PhotoLinks
+    from pipelines.ledger.postgres import connect
     from pipelines.ledger.reports import remember_latest
     from pipelines.scenes import load_scene
     from pipelines.services.airflow_client import Airflow
@@ -66,7 +68,7 @@ def run(
     settings = get_settings()
     load_scene(scene, channel=channel)
     with err.status("Putting feed and photos into the store"):
-        feed = ingest(catalogue, S3Store(settings), settings, limit)
+        feed = ingest(catalogue, S3Store(settings), settings, limit, PhotoLinks(connect(settings.database_url)))
     conf = {
         "feed": feed, "scene": scene, "channel": channel or None, "limit": limit, "reprocess": reprocess,
         "accept_loss": accept_loss, "triggered_by": "packshot run",

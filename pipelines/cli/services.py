@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,17 +17,30 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 
+class Executor(StrEnum):
+    """Where Airflow's tasks run."""
+
+    LOCAL = "local"
+    CELERY = "celery"
+
+
 @app.command()
 def up(
     airflow: Annotated[bool, typer.Option("--airflow/--no-airflow", help="Airflow too.")] = True,
+    executor: Annotated[
+        Executor | None, typer.Option(help="Where tasks run: `local`, or `celery` with Redis and two workers.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Start Postgres, the S3 store and Airflow, or restart what died. Their data stay where they were."""
     from pipelines import services
     from pipelines.settings import get_settings
 
+    settings = get_settings()
+    if executor is not None:
+        settings = settings.model_copy(update={"executor": executor.value})
     with err.status("Starting the services"):
-        now = services.up(get_settings(), airflow=airflow, report=lambda line: err.print(line, soft_wrap=True))
+        now = services.up(settings, airflow=airflow, report=lambda line: err.print(line, soft_wrap=True))
     _show(now, as_json)
 
 

@@ -45,6 +45,7 @@ EVIDENCE = {
 
 WORKING = {
     "products": "UPDATE",
+    "photo_links": "UPDATE",
     "runs": "UPDATE",
     "run_shots": "UPDATE, DELETE",
     "run_steps": "UPDATE, DELETE",

@@ -84,6 +84,17 @@ product_versions = Table(
     Index(None, "photo"),
 )
 
+photo_links = Table(
+    "photo_links",
+    metadata,
+    Column("link", Text, primary_key=True, comment="sha256 of the address in the feed."),
+    Column("photo", Text, nullable=False, comment="Digest of what it gave."),
+    Column("address", Text, nullable=False, comment="Where redirects led: whose word the next two are."),
+    Column("etag", Text, nullable=False),
+    Column("last_modified", Text, nullable=False),
+    Column("asked_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+)
+
 scenes = Table(
     "scenes",
     metadata,

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from more_itertools import chunked
 
-from pipelines.catalogue.links import fetch, is_web
+from pipelines.catalogue.downloads import fetch
+from pipelines.catalogue.links import is_web
 from pipelines.contracts import STAGES, sha256_hex
 from pipelines.errors import PackshotError
 from pipelines.ledger import lost

@@ -1,5 +1,6 @@
-"""The embedded Airflow: api-server, scheduler with a LocalExecutor, dag-processor and triggerer; configured by
-environment alone.
+"""The embedded Airflow: api-server, scheduler, dag-processor and triggerer; configured by environment alone.
+
+Tasks are the scheduler's own processes (LocalExecutor), or those of Celery workers.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import httpx
 
 from pipelines.errors import Unavailable, UsageError
 from pipelines.services.airflow_client import Airflow
+from pipelines.services.celery_workers import celery_environment, start_workers, wait_for_workers
 from pipelines.services.daemons import Daemon, ServiceFailed, ensure, log_file, process, wait
 from pipelines.services.installation import LOOPBACK, Installation, write_private
 from pipelines.settings import ROOT, Settings
@@ -96,15 +98,20 @@ def start_airflow(settings: Settings, installation: Installation, report: Callab
     env = airflow_environment(settings, installation)
     _migrate_metadata(settings, env, report)
 
+    celery = settings.executor == "celery"
+    executing = env | (celery_environment(settings, installation) if celery else {})
+
     airflow = [sys.executable, "-m", "airflow"]
     server = ["api-server", "--host", LOOPBACK, "--port", str(installation.airflow_port)]
     daemons = (
         Daemon(API_SERVER, [*airflow, *server], env, code=_digest(ROOT / "plugins")),
-        Daemon(SCHEDULER, [*airflow, "scheduler", "--skip-serve-logs"], env),
+        Daemon(SCHEDULER, [*airflow, "scheduler", "--skip-serve-logs"], executing),
         Daemon(DAG_PROCESSOR, [*airflow, "dag-processor"], env),
         Daemon(TRIGGERER, [*airflow, "triggerer", "--skip-serve-logs"], env),
     )
     started = [ensure(settings.state_dir, daemon) for daemon in daemons]
+    if celery:
+        started += start_workers(settings, executing)
     with Airflow(settings) as api:
         wait(settings.state_dir, API_SERVER, lambda: bool(health(api)), 180)
         api.warm_up()
@@ -112,6 +119,8 @@ def start_airflow(settings: Settings, installation: Installation, report: Callab
         wait(settings.state_dir, SCHEDULER, lambda: _beats(api, "scheduler", settings, SCHEDULER), 180)
         wait(settings.state_dir, DAG_PROCESSOR, lambda: _beats(api, "dag_processor", settings, DAG_PROCESSOR), 180)
         wait(settings.state_dir, TRIGGERER, lambda: _beats(api, "triggerer", settings, TRIGGERER), 180)
+        if celery:
+            wait_for_workers(settings, installation)
         files = len(list((ROOT / "dags").glob("*.py")))  # each is a DAG or an import error, once it was read
         wait(settings.state_dir, DAG_PROCESSOR, lambda: len(api.dag_ids()) + len(api.import_errors()) >= files, 120)
     return any(started)

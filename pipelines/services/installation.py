@@ -52,6 +52,8 @@ class Installation:
     s3_access_key: str = field(default_factory=_password)
     s3_secret_key: str = field(default_factory=_password)
     airflow_port: int = field(default_factory=free_port)
+    redis_port: int = field(default_factory=free_port)
+    redis_password: str = field(default_factory=_password)
     admin_password: str = field(default_factory=_password)
     merchandiser_password: str = field(default_factory=_password)
     viewer_password: str = field(default_factory=_password)
@@ -95,6 +97,11 @@ class Installation:
     def s3_endpoint(self) -> str:
         """host:port of the embedded store."""
         return f"{LOOPBACK}:{self.s3_ports[0]}"
+
+    @property
+    def redis_url(self) -> str:
+        """Address of the embedded Redis, password included."""
+        return f"redis://:{self.redis_password}@{LOOPBACK}:{self.redis_port}/0"
 
     @property
     def airflow_url(self) -> str:

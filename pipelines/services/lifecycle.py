@@ -14,8 +14,9 @@ from pydantic import SecretStr
 
 from pipelines.services.airflow_client import Airflow
 from pipelines.services.airflow_server import API_SERVER, DAG_PROCESSOR, SCHEDULER, TRIGGERER, health, start_airflow
+from pipelines.services.celery_workers import CELERY, REDIS, WORKERS, queues_of_workers, redis_answers, start_redis
 from pipelines.services.daemons import ServiceFailed, ask_to_stop, log_file, process, stop
-from pipelines.services.installation import Installation, free_port, port_is_free, write_private
+from pipelines.services.installation import LOOPBACK, Installation, free_port, port_is_free, write_private
 from pipelines.services.postgres import database_answers, have_airflow_database, host, start_postgres
 from pipelines.services.s3 import start_store, store_answers, store_client
 from pipelines.settings import Settings, environment_file, get_settings
@@ -57,8 +58,8 @@ class Status:
 def up(settings: Settings, *, airflow: bool = True, report: Report = lambda line: None) -> Status:
     """Starts or restarts every service that does not run, and migrates the schemas.
 
-    `airflow` False leaves Airflow out (tests of the ledger and the store). `report` gets a line a service. Takes
-    seconds if everything runs. Raises ServiceFailed.
+    A later `up` keeps the executor, unless the settings name another one. `airflow` False leaves Airflow out (tests of
+    the ledger and the store). `report` gets a line a service. Takes seconds if everything runs. Raises ServiceFailed.
     """
     state_dir = settings.state_dir
 
@@ -94,6 +95,11 @@ def up(settings: Settings, *, airflow: bool = True, report: Report = lambda line
         if airflow and "airflow" in embedded:
             if "postgres" not in embedded:
                 have_airflow_database(settings)
+            if settings.executor == "celery":
+                timed("redis", lambda: start_redis(settings, installation))
+            else:
+                for name in reversed(CELERY):
+                    stop(state_dir, name)
             timed("airflow", lambda: start_airflow(settings, installation, report))
     get_settings.cache_clear()
     return status(settings, airflow=airflow)
@@ -126,8 +132,8 @@ def down(settings: Settings, *, report: Report = lambda line: None) -> None:
         return
     with _one_at_a_time(settings.state_dir):
         # Airflow's own at once: each takes seconds
-        asked = [name for name in AIRFLOW if ask_to_stop(settings.state_dir, name)]
-        for name in reversed(DAEMONS):
+        asked = [name for name in (*AIRFLOW, *WORKERS) if ask_to_stop(settings.state_dir, name)]
+        for name in reversed((*DAEMONS, *CELERY)):
             if stop(settings.state_dir, name) or name in asked:
                 report(name)
 
@@ -172,6 +178,13 @@ def status(settings: Settings, *, airflow: bool = True) -> Status:
         for name, component, detail in components:
             answers = partial("healthy".__eq__, found.get(component, ""))  # asked above, for all at once
             services.append(service(name, "airflow" in embedded, settings.airflow_url, answers, detail))
+        if "airflow" in embedded and settings.executor == "celery":
+            address = f"{LOOPBACK}:{installation.redis_port}"
+            services.append(service(REDIS, True, address, lambda: redis_answers(installation)))
+            queues = queues_of_workers(installation) if services[-1].state == "up" else {}
+            for name in WORKERS:
+                detail = f"queues {', '.join(queues[name])}" if name in queues else ""
+                services.append(service(name, True, "", partial(queues.__contains__, name), detail))
     passwords = state_dir / "airflow" / "passwords.json" if "airflow" in embedded else None
     return Status(tuple(services), settings.airflow_url, settings.airflow_user, passwords, state_dir / "logs")
 
@@ -234,6 +247,8 @@ def _redraw_taken_ports(state_dir: Path, installation: Installation) -> None:
         installation.s3_ports = [free_port() for _ in range(5)]
     if not process(state_dir, "airflow-api-server") and not port_is_free(installation.airflow_port):
         installation.airflow_port = free_port()
+    if not process(state_dir, REDIS) and not port_is_free(installation.redis_port):
+        installation.redis_port = free_port()
 
 
 def _environment_text(settings: Settings, embedded: set[str]) -> str:
@@ -241,7 +256,7 @@ def _environment_text(settings: Settings, embedded: set[str]) -> str:
     names = {
         "postgres": ("database_url", "airflow_database_url"),
         "s3": ("s3_endpoint", "s3_access_key", "s3_secret_key"),
-        "airflow": ("airflow_url", "airflow_user", "airflow_password"),
+        "airflow": ("airflow_url", "airflow_user", "airflow_password", "executor"),
     }
     variables = settings.environment()
     kept = [f"PACKSHOT_{name.upper()}" for service in sorted(embedded) for name in names[service]]

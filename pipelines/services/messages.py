@@ -76,8 +76,9 @@ async def _post_to(address: str, message: Message, allow_private: bool) -> None:
         url = httpx.URL(address)
         if url.scheme not in ("http", "https") or not url.host:
             raise Unavailable("the webhook has no http or https address: correct PACKSHOT_WEBHOOK_URL")
+        port = url.port or (443 if url.scheme == "https" else 80)
         async with asyncio.timeout(SECONDS):
-            checked = await checked_address(url, allow_private)
+            checked = await checked_address(url.raw_host.decode(), port, allow_private)
             async with httpx.AsyncClient(trust_env=False, verify=certificates()) as client:
                 answer = await client.post(
                     url.copy_with(host=checked),

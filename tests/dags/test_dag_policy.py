@@ -87,6 +87,9 @@ def test_gpu_work_is_in_pool_gpu_and_nothing_else_is(tasks) -> None:
     painting = {f"{dag}.shots.{stage}" for dag in MAKING for stage in STAGES}
     assert in_gpu == painting | {f"brushnet_finetune.{task}" for task in ("salient", "instance", "register")}
     assert all(task.pool == "default_pool" for name, task in tasks if name not in in_gpu)
+    assert {name: task.queue for name, task in tasks} == {
+        name: "gpu" if name in in_gpu else "default" for name, _ in tasks
+    }  # Celery workers of machines without an accelerator take the others
 
 
 def test_what_is_ready_is_published_before_more_is_made_and_begun_shards_are_finished_first(bag: DagBag, tasks) -> None:

@@ -12,4 +12,4 @@ from pipelines.errors import UsageError
 def test_a_file_that_is_no_table_by_its_name_is_not_opened(feed: str) -> None:
     plan = PlanRefreshOperator(task_id="plan", feed=feed)
     with pytest.raises(UsageError, match=r"neither a manifest's digest nor a file in \.csv"):
-        plan.lines(services=None)  # type: ignore[arg-type]  # nothing is asked of them
+        plan.lines(services=None, since=None)  # type: ignore[arg-type]  # nothing is asked of them

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from benchmarks.photos import counted, photo_server, write_feed
 from operators.base import PROBLEM
 from operators.plan import PlanCampaignOperator, PlanRefreshOperator, choose
 from operators.policy import TICK
@@ -115,6 +116,20 @@ def test_a_file_becomes_shards_of_shots_in_feed_order(context, ledger, feed) -> 
     found = report(ledger.engine, "r-file")
     assert (found.scene, found.dag_id, found.products) == (SCENE, "catalog_refresh", 5)
     assert found.params["asked"] == "by a test"
+
+
+def test_a_plan_that_is_tried_again_goes_on_and_the_next_run_asks_what_changed(context, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("PACKSHOT_ALLOW_PRIVATE_LINKS", "true")
+    with photo_server(latency=0) as server:
+        feed = write_feed(tmp_path, server, 20)
+        context["dag_run"].start_date = datetime.now(UTC)
+        refresh("r-links", context, feed=str(feed))
+        assert counted(server).sent == 20
+        refresh("r-links", context, feed=str(feed))
+        assert counted(server).requests == 20
+        context["dag_run"].start_date = datetime.now(UTC)
+        refresh("r-links-night", context, feed=str(feed))
+        assert (counted(server).conditional, counted(server).sent) == (20, 20)
 
 
 def test_an_empty_feed_means_the_one_that_was_named_last_read_again(context, ledger, feed, tmp_path) -> None:
