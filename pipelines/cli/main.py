@@ -12,7 +12,20 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli import experiment, measure, models, prune, revisions, runs, scenes, services, shoot, train, verify
+from pipelines.cli import (
+    backup,
+    experiment,
+    measure,
+    models,
+    prune,
+    revisions,
+    runs,
+    scenes,
+    services,
+    shoot,
+    train,
+    verify,
+)
 from pipelines.cli.console import print_error
 from pipelines.errors import PackshotError, UsageError
 
@@ -24,7 +37,7 @@ app = typer.Typer(
     help="Catalogue photos in, publishable scene images out, without altering the product.",
     epilog="Try one photo without any service: [bold]packshot shoot photo.jpg --scene oak-window --out shots[/bold]",
 )
-for part in (shoot, services, runs, verify, prune, train):
+for part in (shoot, services, runs, verify, backup, prune, train):
     app.add_typer(part.app)
 models.app.add_typer(revisions.app)
 for name, group in {"scenes": scenes, "measure": measure, "models": models, "experiment": experiment}.items():

@@ -88,7 +88,7 @@ def up(settings: Settings, *, airflow: bool = True, report: Report = lambda line
         elif not store_answers(store_client(settings), settings.s3_bucket, make=True):
             raise ServiceFailed(f"the store at {settings.s3_endpoint} takes no object: check PACKSHOT_S3_*")
         write_private(environment_file(state_dir), _environment_text(settings, embedded))
-        _migrate(settings)
+        migrate_ledger(settings)
 
         # 3. Airflow on top of them
         if airflow and "airflow" in embedded:
@@ -99,7 +99,15 @@ def up(settings: Settings, *, airflow: bool = True, report: Report = lambda line
     return status(settings, airflow=airflow)
 
 
-def _migrate(settings: Settings) -> None:
+def with_embedded(settings: Settings) -> Settings:
+    """`settings` with the addresses of the embedded services where none is given, the ledger's owner's among them."""
+    if not (settings.state_dir / "services.json").exists():
+        return settings
+    installation = Installation.read(settings.state_dir)
+    return _connected(_without_embedded(settings, installation), installation)
+
+
+def migrate_ledger(settings: Settings) -> None:
     """Migrates as the owner. The user of `database_url` gets a worker's rights, where it is another."""
     from psycopg2.errors import InsufficientPrivilege
     from sqlalchemy.engine import make_url
