@@ -60,7 +60,7 @@ test: lint chromium  ## ruff, mypy, the import contracts, then the tests, in two
 chaos: $(INSTALLED)  ## faults at moments inside real runs, and what becomes of them; MOMENTS=200 SEED=1
 	@$(BIN)/python -m tests.chaos.drill $(MOMENTS) $(SEED) build/chaos
 
-exhaustive: $(INSTALLED)  ## thousands of damaged photos and of feeds, which `make test` samples
+exhaustive: $(INSTALLED)  ## thousands of damaged photos and of feeds, and a sampler step of SD 1.5 in full size
 	$(BIN)/pytest -m exhaustive
 
 lint: $(INSTALLED)  ## ruff, mypy, import-linter
