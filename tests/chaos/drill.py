@@ -1,7 +1,7 @@
 """Seeded faults at moments inside a real run, one after the other, on an installation of the drill's own.
 
     python -m tests.chaos.drill MOMENTS SEED FOLDER     FOLDER keeps the recorded outputs for the next time
-    python -m tests.chaos.drill --few
+    python -m tests.chaos.drill --few FOLDER
 
 Every moment is a run of `catalog_refresh` over two products whose stage outputs are replayed (`tests.chaos.hooks`).
 The remedy after a fault is the one that packshot's own message names. Then the run must have ended, with the published
@@ -118,8 +118,8 @@ def _at(fault: str, draw: random.Random) -> Moment:
 class Drill:
     """An installation, and the undisturbed run that everything is compared with."""
 
-    def __init__(self, folder: Path, proxy: Proxy, direct: Settings, settings: Settings):
-        self.folder, self.proxy, self.direct, self.settings = folder, proxy, direct, settings
+    def __init__(self, folder: Path, proxy: Proxy, direct: Settings, settings: Settings, photos: Sequence[str]):
+        self.folder, self.proxy, self.direct, self.settings, self.photos = folder, proxy, direct, settings, photos
         self.store, self.airflow = S3Store(direct), Airflow(settings)
         self.undisturbed: dict[str, str] = {}
 
@@ -142,7 +142,7 @@ class Drill:
             connection.execute(text("UPDATE publications SET superseded_at = now() WHERE superseded_at IS NULL"))
         with (ROOT / "pipelines/sample/catalog.csv").open(encoding="utf-8", newline="") as file:
             rows = {row["id"].lower(): row for row in csv.DictReader(file)}
-        for number, photo in enumerate(PHOTOS, 2):
+        for number, photo in enumerate(self.photos, 2):
             row = rows[photo]
             data = (ROOT / "pipelines/sample" / row["image_link"]).read_bytes()
             digest = self.store.put(data, "image/jpeg")
@@ -339,7 +339,7 @@ def _overwrite(settings: Settings, digest: str) -> None:
 
 
 @contextmanager
-def installation(folder: Path) -> Iterator[Drill]:
+def installation(folder: Path, photos: Sequence[str]) -> Iterator[Drill]:
     """An installation whose store is behind a proxy, and its undisturbed run."""
     state = folder / "state"
     os.environ["PACKSHOT_STATE_DIR"], os.environ["PACKSHOT_AIRFLOW_PARALLELISM"] = str(state), "4"
@@ -366,11 +366,11 @@ def installation(folder: Path) -> Iterator[Drill]:
                     "s3_secret_key": direct.s3_secret_key,
                 }
             )
-            drill = Drill(folder, proxy, direct, behind)
+            drill = Drill(folder, proxy, direct, behind, photos)
             run = drill.start()
             assert drill.airflow.follow(DAG, run, timeout_seconds=1200), drill.airflow.failed(DAG, run)
             drill.undisturbed = drill.shown(run)
-            assert set(drill.undisturbed) == set(PHOTOS), report(drill.engine, run)
+            assert set(drill.undisturbed) == set(photos), report(drill.engine, run)
             yield drill
     finally:
         with suppress(PackshotError):
@@ -385,17 +385,16 @@ FEW = (
 """What every test of the project plays."""
 
 
-def main(moments: Sequence[Moment], folder: Path | None = None) -> int:
+def main(moments: Sequence[Moment], folder: Path, photos: Sequence[str] = PHOTOS) -> int:
     """Play the moments and print the table. Returns how many went wrong."""
     wrong, began, count = 0, time.monotonic(), len(moments)
     with tempfile.TemporaryDirectory(prefix="packshot-chaos-") as scratch:
         place = Path(scratch)
-        if folder and (folder / "recorded").exists():
+        if (folder / "recorded").exists():
             shutil.copytree(folder / "recorded", place / "recorded")
-        with installation(place) as drill:
+        with installation(place, photos) as drill:
             print(f"undisturbed: {time.monotonic() - began:.0f} s; {count} moments", flush=True)
-            if folder:
-                shutil.copytree(place / "recorded", folder / "recorded", dirs_exist_ok=True)
+            shutil.copytree(place / "recorded", folder / "recorded", dirs_exist_ok=True)
             head = f"{'fault':<28} {'moment':<26} {'outcome':<10} {'seconds':>7} {'still':>5}  remedy"
             print(head, flush=True)
             for moment in moments:
@@ -415,5 +414,5 @@ def main(moments: Sequence[Moment], folder: Path | None = None) -> int:
 
 if __name__ == "__main__":
     if "--few" in sys.argv:
-        sys.exit(bool(main(FEW)))
-    sys.exit(bool(main(schedule(int(sys.argv[1]), int(sys.argv[2])), Path(sys.argv[3]))))
+        sys.exit(bool(main(FEW, Path(sys.argv[-1]), PHOTOS[:1])))
+    sys.exit(bool(main(schedule(int(sys.argv[1]), int(sys.argv[2])), Path(sys.argv[-1]))))
