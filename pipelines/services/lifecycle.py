@@ -62,10 +62,11 @@ def up(settings: Settings, *, airflow: bool = True, report: Report = lambda line
     """
     state_dir = settings.state_dir
 
-    def timed(name: str, start: Callable[[], bool]) -> None:
+    def timed(name: str, start: Callable[[], bool]) -> bool:
         since = time.monotonic()
-        what = "started" if start() else "was running"
-        report(f"{name}: {what} ({time.monotonic() - since:.1f} s)")
+        started = start()
+        report(f"{name}: {'started' if started else 'was running'} ({time.monotonic() - since:.1f} s)")
+        return started
 
     with _one_at_a_time(state_dir):
         # 1. Ports and credentials; what the environment names is somebody else's
@@ -78,7 +79,9 @@ def up(settings: Settings, *, airflow: bool = True, report: Report = lambda line
 
         # 2. Postgres and the store
         if "postgres" in embedded:
-            timed("postgres", lambda: start_postgres(settings, installation))
+            if timed("postgres", lambda: start_postgres(settings, installation)):
+                for name in AIRFLOW:  # what survived the server dies of it later, while it is waited for
+                    stop(state_dir, name)
         elif not database_answers(settings.database_url):
             raise ServiceFailed(
                 f"Postgres at {host(settings.database_url)} lets nobody in: check PACKSHOT_DATABASE_URL"

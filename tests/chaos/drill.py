@@ -254,7 +254,10 @@ class Drill:
                 sick_since = sick_since or time.monotonic()
                 if time.monotonic() - sick_since > 8:  # `packshot status` says which service is down, and `run`: up
                     outcome.remedies.append("packshot up")
-                    self.up()
+                    try:
+                        self.up()
+                    except PackshotError as error:
+                        outcome.wrong.append(f"packshot up: {error}")
                     sick_since = None
                 continue
             sick_since = None
