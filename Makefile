@@ -12,11 +12,13 @@ LIMIT ?=
 JOBS ?= $(or $(shell nproc 2>/dev/null),1)
 WORKERS ?= $(shell [ "$(JOBS)" -gt 1 ] && echo 2 || echo 1)
 OUT ?= $(STATE)/demo
+MOMENTS ?= 200
+SEED ?= 1
 
 # What imports no diffusers and starts no service. A single test: make quick QUICK=tests/pipelines/test_scenes.py
 QUICK ?= $(addprefix tests/pipelines/,catalogue quality runs) $(wildcard tests/pipelines/test_*.py)
 
-.PHONY: help venv demo pictures test exhaustive lint unit quick chromium bench bench-scale bench-photos experiment down clean resolve-312
+.PHONY: help venv demo pictures test chaos exhaustive lint unit quick chromium bench bench-scale bench-photos experiment down clean resolve-312
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 14
@@ -54,6 +56,9 @@ pictures: $(INSTALLED)  ## previews of all scenes, the README's picture and the 
 
 test: lint chromium  ## ruff, mypy, the import contracts, then the tests, in two processes: fast ones first
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not exhaustive"
+
+chaos: $(INSTALLED)  ## faults at moments inside real runs, and what becomes of them; MOMENTS=200 SEED=1
+	@$(BIN)/python -m tests.chaos.drill $(MOMENTS) $(SEED) build/chaos
 
 exhaustive: $(INSTALLED)  ## thousands of damaged photos and of feeds, and a sampler step of SD 1.5 in full size
 	$(BIN)/pytest -m exhaustive

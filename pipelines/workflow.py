@@ -291,10 +291,10 @@ def _read(job: Job, store: Store) -> Work | Step:
     inputs = {}
     for role, digest in job.inputs.items():
         try:
-            inputs[role] = store.get(digest)
+            inputs[role] = _get(digest, store)
+        except _StoreAway as away:
+            raise away.error from None
         except Exception as error:
-            if not isinstance(error, IntegrityError | KeyError):
-                _check_answers(store)  # else it is this object alone that the store cannot read
             what = f"the store has no object {digest}" if isinstance(error, KeyError) else f"object {digest}: {error}"
             log.error("%s: the %s of key %s cannot be used: %s", job.stage, role, job.key, what)
             remedy = "`packshot verify --hash --repair`, then run its catalogue again"
@@ -303,9 +303,32 @@ def _read(job: Job, store: Store) -> Work | Step:
     return Work(job, inputs)
 
 
+def _get(digest: str, store: Store) -> bytes:
+    """The object. If it cannot be read, it is read again: a fault of the way there is no fault of the object."""
+    try:
+        return store.get(digest)
+    except KeyError:
+        raise
+    except IntegrityError:
+        return store.get(digest)
+    except Exception:
+        _check_answers(store)  # else it is this object alone that the store cannot read
+        return store.get(digest)
+
+
+class _StoreAway(Exception):
+    """The store does not give back what it is given."""
+
+    def __init__(self, error: Exception):
+        super().__init__(str(error))
+        self.error = error
+
+
 def _check_answers(store: Store) -> None:
-    """Raises whatever the store raises where it does not give back what it is given."""
-    store.get(store.put(b"packshot asks whether the store answers", "text/plain"))
+    try:
+        store.get(store.put(b"packshot asks whether the store answers", "text/plain"))
+    except Exception as error:
+        raise _StoreAway(error) from error
 
 
 def _finish(job: Job, result: Made | Rejected, store: Store, seconds: float, device: str) -> Step:

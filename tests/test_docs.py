@@ -37,6 +37,7 @@ from pipelines.models.painters import PAINTERS
 from pipelines.models.profile import PROFILES, UNPINNED, ModelPart, load_profile
 from pipelines.revisions.comparison import Evaluation, Score
 from pipelines.revisions.registry import Revision
+from pipelines.runs.backup import Backup, Restored
 from pipelines.runs.export import Export, ExportedImage
 from pipelines.runs.local import Outcome
 from pipelines.runs.prune import Pruned, PrunedKind
@@ -304,6 +305,8 @@ JSON = {
     "`measure scenes`": names_of(SceneMeasure, FinalMeasure, SceneFigure),
     "`verify`": names_of(Verified, LostObject),
     "`prune`": names_of(Pruned, PrunedKind),
+    "`backup`": names_of(Backup),
+    "`restore`": names_of(Restored),
 }
 NOT_FIELDS = {
     "`report`": {"run --wait"},
@@ -315,7 +318,7 @@ NOT_FIELDS = {
     "`measure detector`": {"right", "wrong"},
 }
 WHOLE = (
-    *("`approve`", "`export`", "`up` and `status`", "`measure scenes`", "`verify`", "`prune`"),
+    *("`approve`", "`export`", "`up` and `status`", "`measure scenes`", "`verify`", "`prune`", "`backup`", "`restore`"),
     *("`measure cutout`", "`measure checks`", "`measure describe`", "`measure detector`"),
 )
 """Commands of which every field is stable."""

@@ -98,7 +98,7 @@ def _follow(airflow: Airflow, dag_id: str, run_id: str) -> bool:
         def seen(done: int, total: int, note: str) -> None:
             progress.update(bar, completed=done, total=total or None, note=note)
 
-        success = airflow.follow(dag_id, run_id, seen)
+        success = airflow.follow(dag_id, run_id, seen, lambda line: err.print(line, soft_wrap=True))
     for task in [] if success else airflow.failed(dag_id, run_id)[:FAILURES_SHOWN]:
         err.print(f"task {task.name} failed; its log: {task.page}", soft_wrap=True)
     return success

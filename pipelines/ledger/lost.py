@@ -34,9 +34,13 @@ def not_stored(engine: Engine, objects: Iterable[tuple[str, int]]) -> tuple[int,
             columns = {"digests": [digest for digest, _ in chunk], "sizes": [size for _, size in chunk]}
             connection.execute(text(_STORED), columns)
         connection.execute(text("ANALYZE stored"))
-        count = connection.scalar(text(_COUNT)) or 0
-        found = connection.execute(text(_NOT_STORED)).all()
-    return count, [row.digest for row in found if row.missing], [row.digest for row in found if not row.missing]
+        return connection.scalar(text(_COUNT)) or 0, *compare(connection)
+
+
+def compare(connection: Connection) -> tuple[list[str], list[str]]:
+    """Digests of what the ledger names and the temporary table `stored` does not have, or has in another size."""
+    found = connection.execute(text(_NOT_STORED)).all()
+    return [row.digest for row in found if row.missing], [row.digest for row in found if not row.missing]
 
 
 def all_named(engine: Engine) -> Iterator[str]:

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from more_itertools import chunked, map_reduce
+from sqlalchemy import Connection
 
 from pipelines.contracts import STAGES
 from pipelines.errors import UsageError
-from pipelines.ledger import pruning
+from pipelines.ledger import pruning, snapshot
 from pipelines.ledger.postgres import PostgresLedger
 from pipelines.ledger.pruning import ORPHAN, Unneeded
 from pipelines.store import S3Store
@@ -74,7 +75,7 @@ def prune(
         now: The time that days are counted from; the clock's by default.
 
     Raises:
-        UsageError: a run is in progress, or `keep` names no stage.
+        UsageError: a run or a backup is in progress, or `keep` names no stage.
     """
     for name in keep:
         if name not in (*STAGES, ORPHAN):
@@ -84,7 +85,7 @@ def prune(
     with ledger.engine.begin() as connection:
         pruning.list_stored(connection, _counted(store, progress))
         if apply:
-            pruning.hold_runs(connection)
+            _hold(connection)
         named = _named(store, pruning.documents(connection))
         found = pruning.find(connection, named, since, young, keep)
         steps = pruning.take_back(connection, [one.digest for one in found]) if apply else 0
@@ -92,6 +93,13 @@ def prune(
     of_kind = map_reduce(found, lambda one: (one.made_by, one.role), lambda one: one.size)
     kinds = tuple(PrunedKind(*kind, len(sizes), sum(sizes)) for kind, sizes in sorted(of_kind.items(), key=_order))
     return Pruned(apply, len(found), sum(one.size for one in found), removed, steps, kinds)
+
+
+def _hold(connection: Connection) -> None:
+    """Lets neither a run nor a backup begin until the end of the transaction."""
+    pruning.hold_runs(connection)
+    if not snapshot.may_prune(connection):
+        raise UsageError("a backup is in progress: prune when it has ended")
 
 
 def _order(item: tuple[tuple[str, str], list[int]]) -> tuple[int, str]:
@@ -124,7 +132,7 @@ def _remove(
     with ThreadPoolExecutor(REMOVERS) as pool:
         for chunk in chunked(found, AT_ONCE):
             with ledger.engine.begin() as connection:
-                pruning.hold_runs(connection)
+                _hold(connection)
                 digests = pruning.still_unneeded(connection, [one.digest for one in chunk])
                 removed += len(list(pool.map(store.remove, digests)))
             progress("Removing", removed, len(found))

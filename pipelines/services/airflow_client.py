@@ -43,18 +43,23 @@ BACKFILL_LAG = 60.0
 PATIENCE = 300.0
 """Seconds for which the API may be away while a run is followed."""
 
+STANDSTILL = 60.0
+"""Seconds without a change after which the cause of a standstill is looked for."""
+
 TASKS_A_SECOND = 200
 """Task instances polled a second at most, so that following a large run does not slow it down."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunProgress:
-    """State of a run and of its task instances. `total` grows once, when the shards are known."""
+    """State of a run and of its task instances. `total` grows once, when the shards are known. Tasks that are `waiting`
+    failed and will be tried again."""
 
     state: str
     done: int
     total: int
     running: tuple[str, ...] = ()
+    waiting: tuple[str, ...] = ()
 
     @property
     def ended(self) -> bool:
@@ -174,7 +179,9 @@ class Airflow:
         state = self._call("GET", _run_path(dag_id, run_id))["state"]
         tasks = self.tasks(dag_id, run_id)
         running = sorted(_task_name(task) for task in tasks if task["state"] == "running")
-        return RunProgress(state, sum(task["state"] in ENDED for task in tasks), len(tasks), tuple(running))
+        waiting = sorted(_task_name(task) for task in tasks if task["state"] == "up_for_retry")
+        done = sum(task["state"] in ENDED for task in tasks)
+        return RunProgress(state, done, len(tasks), tuple(running), tuple(waiting))
 
     def run(self, dag_id: str, run_id: str) -> AirflowRun | None:
         """The run, or None if Airflow does not know it."""
@@ -229,24 +236,31 @@ class Airflow:
         dag_id: str,
         run_id: str,
         progress: Callable[[int, int, str], None] | None = None,
+        warn: Callable[[str], None] = lambda line: None,
         poll_seconds: float = 2.0,
         timeout_seconds: float = float("inf"),
     ) -> bool:
         """Wait for the run's end; returns whether it succeeded.
 
         `progress(done, total, note)` is called at every poll: task instances that ended, all task instances, and the
-        names of those that run. An API that does not answer is polled again for PATIENCE seconds. Raises TimeoutError
-        if the run is not over after `timeout_seconds`.
+        names of those that run. An API that does not answer is polled again for PATIENCE seconds. If nothing changes
+        for STANDSTILL seconds, `warn` gets one line with the cause and the remedy, where one is known. Raises
+        TimeoutError if the run is not over after `timeout_seconds`.
         """
         deadline = time.monotonic() + timeout_seconds
         patiently = Retrying(
             retry=retry_if_exception_type((Unavailable, httpx.HTTPError)),  # the run itself goes on
             wait=wait_fixed(poll_seconds),
             stop=stop_after_delay(PATIENCE),
+            before_sleep=lambda call: still.say(AWAY.format(self.url)),
             reraise=True,
         )
+        still = _Standstill(warn)
         while True:
             now = patiently(self.progress, dag_id, run_id)
+            still.see(now)
+            if still.is_long:
+                still.say(patiently(self._why_still, now))
             if progress is not None:
                 progress(now.done, now.total, ", ".join(now.running) or now.state)
             if now.ended:
@@ -254,6 +268,13 @@ class Airflow:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{dag_id} {run_id} is {now.state} after {timeout_seconds:g} s")
             time.sleep(max(poll_seconds, now.total / TASKS_A_SECOND))
+
+    def _why_still(self, now: RunProgress) -> str:
+        """Why nothing changes, and what to do; "" where tasks are just at work."""
+        if now.waiting:
+            return f"{', '.join(now.waiting)} failed and waits for another try; its log in Airflow says why"
+        silent = [name for name, state in self.health().items() if state == "unhealthy"]
+        return f"Airflow's {', '.join(silent)} sends no heartbeat: `packshot up` starts it again" if silent else ""
 
     # ------------------------------------------------------------------------------------------------ backfills
 
@@ -324,6 +345,32 @@ class Airflow:
             )
         response.raise_for_status()
         self._client.headers["Authorization"] = f"Bearer {response.json()['access_token']}"
+
+
+AWAY = "Airflow does not answer at {}: `packshot status` shows the services, `packshot up` starts them again"
+
+
+class _Standstill:
+    """Notices that a run does not change, and says once why."""
+
+    def __init__(self, warn: Callable[[str], None]):
+        self._warn, self._last, self._since, self._said = warn, RunProgress("", 0, 0), time.monotonic(), ""
+
+    def see(self, now: RunProgress) -> None:
+        """The state of the run."""
+        if now != self._last:
+            self._last, self._since, self._said = now, time.monotonic(), ""
+
+    @property
+    def is_long(self) -> bool:
+        """Whether nothing has changed for STANDSTILL seconds."""
+        return time.monotonic() - self._since >= STANDSTILL
+
+    def say(self, why: str) -> None:
+        """Warns, if nothing has changed for long enough and this was not said yet."""
+        if self.is_long and why and why != self._said:
+            self._said = why
+            self._warn(f"nothing has changed for {time.monotonic() - self._since:.0f} s: {why}")
 
 
 def run_page(url: str, dag_id: str, run_id: str) -> str:

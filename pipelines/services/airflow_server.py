@@ -62,7 +62,12 @@ def airflow_environment(settings: Settings, installation: Installation) -> dict[
         "api_auth": {"jwt_secret": installation.jwt_secret},
         "dag_processor": {"refresh_interval": 10, "bundle_refresh_check_interval": 5, "parsing_processes": 1},
         "logging": {"base_log_folder": settings.state_dir / "logs" / "tasks"},
-        "scheduler": {"enable_health_check": False},
+        "scheduler": {
+            "enable_health_check": False,
+            # a task whose scheduler or supervisor was killed is tried again after a minute, not after five
+            "task_instance_heartbeat_timeout": 60,
+            "orphaned_tasks_check_interval": 60,
+        },
         "usage_data_collection": {"enabled": False},
     }
     variables = {

@@ -63,10 +63,11 @@ def up(settings: Settings, *, airflow: bool = True, report: Report = lambda line
     """
     state_dir = settings.state_dir
 
-    def timed(name: str, start: Callable[[], bool]) -> None:
+    def timed(name: str, start: Callable[[], bool]) -> bool:
         since = time.monotonic()
-        what = "started" if start() else "was running"
-        report(f"{name}: {what} ({time.monotonic() - since:.1f} s)")
+        started = start()
+        report(f"{name}: {'started' if started else 'was running'} ({time.monotonic() - since:.1f} s)")
+        return started
 
     with _one_at_a_time(state_dir):
         # 1. Ports and credentials; what the environment names is somebody else's
@@ -79,7 +80,9 @@ def up(settings: Settings, *, airflow: bool = True, report: Report = lambda line
 
         # 2. Postgres and the store
         if "postgres" in embedded:
-            timed("postgres", lambda: start_postgres(settings, installation))
+            if timed("postgres", lambda: start_postgres(settings, installation)):
+                for name in AIRFLOW:  # what survived the server dies of it later, while it is waited for
+                    stop(state_dir, name)
         elif not database_answers(settings.database_url):
             raise ServiceFailed(
                 f"Postgres at {host(settings.database_url)} lets nobody in: check PACKSHOT_DATABASE_URL"
@@ -89,7 +92,7 @@ def up(settings: Settings, *, airflow: bool = True, report: Report = lambda line
         elif not store_answers(store_client(settings), settings.s3_bucket, make=True):
             raise ServiceFailed(f"the store at {settings.s3_endpoint} takes no object: check PACKSHOT_S3_*")
         write_private(environment_file(state_dir), _environment_text(settings, embedded))
-        _migrate(settings)
+        migrate_ledger(settings)
 
         # 3. Airflow on top of them
         if airflow and "airflow" in embedded:
@@ -105,7 +108,15 @@ def up(settings: Settings, *, airflow: bool = True, report: Report = lambda line
     return status(settings, airflow=airflow)
 
 
-def _migrate(settings: Settings) -> None:
+def with_embedded(settings: Settings) -> Settings:
+    """`settings` with the addresses of the embedded services where none is given, the ledger's owner's among them."""
+    if not (settings.state_dir / "services.json").exists():
+        return settings
+    installation = Installation.read(settings.state_dir)
+    return _connected(_without_embedded(settings, installation), installation)
+
+
+def migrate_ledger(settings: Settings) -> None:
     """Migrates as the owner. The user of `database_url` gets a worker's rights, where it is another."""
     from psycopg2.errors import InsufficientPrivilege
     from sqlalchemy.engine import make_url

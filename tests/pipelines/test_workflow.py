@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from pipelines.contracts import Job, Made, ModelRef, Output, Product, Shot, State, sha256_hex
-from pipelines.errors import Rejected
+from pipelines.errors import IntegrityError, Rejected
 from pipelines.ledger.memory import MemoryLedger
 from pipelines.store import FolderStore, object_name
 from pipelines.workflow import Limits, Recipe, Stage, run_stage
@@ -335,6 +335,26 @@ def test_an_input_that_cannot_be_used_fails_its_shot_alone_until_it_is_mended(wo
     shots("b")  # a catalogue that is run again puts its photos again
     again = run_stage(Painter().stage, "run2", items, RECIPE, ledger, store)
     assert (again.computed, again.reused, again.failed) == (1, 2, 0)
+
+
+@pytest.mark.parametrize("error", [ConnectionError("500"), IntegrityError("half a body")])
+def test_a_read_that_fails_once_costs_no_shot(world, error):
+    store, ledger, shots = world
+    items = shots("a", "b")
+
+    class Shaky(FolderStore):
+        failed = False
+
+        def get(self, digest):
+            if digest == items[1].product.photo and not self.failed:
+                self.failed = True
+                raise error
+            return super().get(digest)
+
+    shaky = Shaky(store.path)
+    summary = run_stage(Painter().stage, "run", items, RECIPE, ledger, shaky)
+    assert shaky.failed
+    assert (summary.computed, summary.failed) == (2, 0)
 
 
 def test_a_store_that_does_not_answer_is_no_shots_fault(world):

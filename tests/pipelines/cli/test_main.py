@@ -152,22 +152,33 @@ class StubAirflow(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     away = 0
     """Requests that are answered with 503 before one is answered; logging in always works."""
+    still = 0
+    """Requests for the run that find it running, before one finds it failed."""
+    waits = False
+    """Whether task `publish` waits for another try meanwhile. Otherwise the scheduler is dead."""
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
         self.answer({"access_token": "t", "dag_run_id": "manual__1+00:00"})
 
     def do_GET(self) -> None:
+        still = StubAirflow.still > 0
         tasks = [
             {"task_id": name, "map_index": -1, "state": state, "end_date": f"2026-01-01T00:00:0{second}Z"}
             for name, state, second in (
                 ("summary", "failed", 2),
-                ("publish", "upstream_failed", 1),
+                ("publish", "up_for_retry" if still and StubAirflow.waits else "upstream_failed", 1),
                 ("plan", "failed", 0),
             )
         ]
         whole = {"task_instances": tasks, "total_entries": len(tasks)}
-        self.answer(whole if "/taskInstances" in self.path else {"state": "failed"})
+        if "/health" in self.path:
+            self.answer({"metadatabase": {"status": "healthy"}, "scheduler": {"status": "unhealthy"}})
+        elif "/taskInstances" in self.path:
+            StubAirflow.still -= still
+            self.answer(whole)
+        else:
+            self.answer({"state": "running" if still else "failed"})
 
     def answer(self, document: dict[str, object]) -> None:
         body = json.dumps(document).encode()
@@ -236,6 +247,29 @@ def test_a_run_is_followed_through_hiccups_of_the_api(airflow: str, monkeypatch:
         monkeypatch.setattr(StubAirflow, "away", 3)
         with pytest.raises(httpx.HTTPStatusError, match="503"):
             api.follow("catalog_refresh", "manual__1", poll_seconds=0.01)
+
+
+@pytest.mark.parametrize(
+    ("waits", "away", "said"),
+    [
+        (True, 0, "publish failed and waits for another try; its log in Airflow says why"),
+        (False, 0, "Airflow's scheduler sends no heartbeat: `packshot up` starts it again"),
+        (False, 40, "`packshot status` shows the services, `packshot up` starts them again"),
+    ],
+)
+def test_a_run_that_stands_still_says_so_once_with_the_remedy(
+    airflow: str, monkeypatch: pytest.MonkeyPatch, waits: bool, away: int, said: str
+) -> None:
+    monkeypatch.setattr(airflow_api, "STANDSTILL", 0.1)
+    monkeypatch.setattr(StubAirflow, "waits", waits)
+    monkeypatch.setattr(StubAirflow, "still", 0 if away else 40)
+    monkeypatch.setattr(StubAirflow, "away", away)
+    lines: list[str] = []
+    with Airflow(get_settings()) as api:
+        assert api.follow("catalog_refresh", "manual__1", warn=lines.append, poll_seconds=0.01) is False
+    assert len(lines) == 1
+    assert lines[0].startswith("nothing has changed for ")
+    assert said in lines[0]
 
 
 def test_an_api_that_fails_is_said_in_one_line(

@@ -25,6 +25,7 @@ from sqlalchemy.engine import make_url
 
 from pipelines.contracts import sha256_hex
 from pipelines.services import DAEMONS, Installation, ServiceFailed, airflow_environment, down, status, up
+from pipelines.services.daemons import Daemon, ensure, process
 from pipelines.services.installation import GRPC_OFFSET, WORKER
 from pipelines.services.lifecycle import _connected, _without_embedded
 from pipelines.services.postgres import AS_NOBODY
@@ -159,6 +160,14 @@ class TestEmbedded:
             assert cursor.fetchone() == (42,)
         assert S3Store(settings).get(digest) == b"kept"
         assert sha256_hex(b"kept") == digest
+
+    def test_what_survived_a_killed_postgres_is_started_anew(self, own: Path) -> None:
+        ensure(own, Daemon("airflow-triggerer", ["sleep", "600"]))
+        up(read_settings(), airflow=False)
+        assert process(own, "airflow-triggerer"), "Postgres was running"
+        os.kill(_pid(own, "postgres"), signal.SIGKILL)
+        up(read_settings(), airflow=False)
+        assert process(own, "airflow-triggerer") is None
 
     def test_a_port_that_somebody_took_meanwhile_is_replaced(self, own: Path) -> None:
         settings = read_settings()

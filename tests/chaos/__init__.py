@@ -1,0 +1,1 @@
+"""Faults at chosen moments of a real run: `make chaos`."""
