@@ -153,7 +153,8 @@ class CutoutResult:
 @dataclass(frozen=True, slots=True)
 class _Found:
     """A soft mask `(h, w)` of the working picture, its path, the segmenters' agreement, and the reason to hold it.
-    `saliency`: the picture's map. `worn`: a person wears it and continues beyond it. `studio`: the paper, if any."""
+    `saliency`: the picture's map. `worn`: a person wears it and continues beyond it. `studio`: the paper, if any.
+    `off_person`: it was cut off a whole person."""
 
     mask: np.ndarray
     path: str
@@ -162,6 +163,7 @@ class _Found:
     held: str = ""
     worn: bool = False
     studio: Studio | None = None
+    off_person: bool = False
 
 
 def cutout(
@@ -206,7 +208,9 @@ def _opened(photo: Photo, image: np.ndarray, found: _Found, mask: np.ndarray, ti
         mask, doubtful = np.where(openings.certain, 0, mask).astype(np.float32), openings.doubtful
     unopened = found.studio is None and names_opening(title) and not _has_hole(mask > 0.5)
     result = _finish(photo, _soft_matte(photo, mask), found.path, found.agreement, found.held)
-    certain = certainty.measure_certainty(image, segmented) if found.path == "hqsam" else None
+    certain = None
+    if found.path == "hqsam":
+        certain = certainty.measure_certainty(image, segmented, found.off_person)
     return replace(result, doubtful=doubtful, unopened=unopened, certain=certain)
 
 
@@ -236,7 +240,7 @@ def _find(image: np.ndarray, models: CutoutModels, path: str, garment: str) -> _
     skin = find_skin(image)
     if figure is not None and is_worn(figure, skin, garment):
         mask, held = _garment_alone(image, figure, skin, models.hqsam, garment)
-        return _Found(mask, "hqsam", _iou(mask > 0.5, salient), saliency, held, worn=True)
+        return _Found(mask, "hqsam", _iou(mask > 0.5, salient), saliency, held, worn=True, off_person=True)
     on_paper = studio is not None and figure is not None and clutter(image, studio, figure) <= MAX_CLUTTER
     if path == "auto" and figure is not None and on_paper:
         agreement = _iou(figure, salient)

@@ -27,6 +27,11 @@ def test_an_unsure_outline_before_varied_surroundings_is_held(ground: np.ndarray
         assert "may have lost a part or taken in its surroundings" in found.reason
 
 
+def test_a_garment_that_was_cut_off_a_person_is_held_for_it() -> None:
+    assert not measure_certainty(PAPER, product(0.5)).reason
+    assert measure_certainty(PAPER, product(0.5), off_person=True).reason.startswith("worn by a person")
+
+
 def test_where_marks_the_outline_and_nothing_else() -> None:
     where = measure_certainty(SHELF, product(3.0)).where > 0
     assert where[160, 78:82].all()
