@@ -55,7 +55,7 @@ pictures: $(INSTALLED)  ## previews of all scenes, the README's picture and the 
 test: lint chromium  ## ruff, mypy, the import contracts, then the tests, in two processes: fast ones first
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not exhaustive"
 
-exhaustive: $(INSTALLED)  ## thousands of damaged photos and of feeds, which `make test` samples
+exhaustive: $(INSTALLED)  ## thousands of damaged photos and of feeds, and a sampler step of SD 1.5 in full size
 	$(BIN)/pytest -m exhaustive
 
 lint: $(INSTALLED)  ## ruff, mypy, import-linter

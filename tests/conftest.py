@@ -29,7 +29,6 @@ os.environ["PACKSHOT_STATE_DIR"] = str(STATE_DIR)
 import psycopg2
 import pytest
 from psycopg2 import sql
-from pydantic import SecretStr
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.pool import NullPool
@@ -208,7 +207,9 @@ def hook() -> Iterator[Webhook]:
 @pytest.fixture(scope="session")
 def airflow_up(services: Settings, hook: Webhook) -> Settings:
     """A whole running Airflow over the DAGs of this checkout, working on `services` (not on a module's database)."""
-    up(services.model_copy(update={"webhook_url": SecretStr(hook.url), "allow_private_webhook": True}))
+    os.environ["PACKSHOT_WEBHOOK_URL"] = hook.url  # for whatever starts these services again
+    os.environ["PACKSHOT_ALLOW_PRIVATE_WEBHOOK"] = "true"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PACKSHOT_STATE_DIR", str(services.state_dir))  # a module may have an installation of its own
+        up(read_settings())
         return read_settings()

@@ -59,7 +59,7 @@ def test_the_cpu_time_of_shoot_is_told_by_stage_and_by_cause_and_drawn():
     assert {text.text.split()[0] for text in drawn.iter("{http://www.w3.org/2000/svg}text")} >= {"UNet", "cutout", "by"}
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_step_at_real_size_fits_in_12_gb_and_the_sampler_adds_under_2_percent():
     if psutil.virtual_memory().available < NEEDED_GB * 1e9:
         pytest.skip(f"needs {NEEDED_GB} GB of free memory")

@@ -40,8 +40,8 @@ def packshot(airflow_up: Settings) -> Callable[..., dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
-def refreshed(packshot, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The report of a refresh of PRODUCTS in the first scene, which is the one that the form of a refresh offers."""
+def feed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A feed of PRODUCTS alone. Tests that share a ledger read no other one: some count all products."""
     folder = tmp_path_factory.mktemp("feed")
     with (SAMPLE / "catalog.csv").open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["id"] in PRODUCTS]
@@ -53,4 +53,10 @@ def refreshed(packshot, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
         out = csv.DictWriter(file, ("id", "title", "product_type", "image_link"), extrasaction="ignore")
         out.writeheader()
         out.writerows(rows)
-    return packshot("run", str(folder / "catalog.csv"), "--scene", scene_names()[0], "--wait")
+    return folder / "catalog.csv"
+
+
+@pytest.fixture(scope="session")
+def refreshed(packshot, feed: Path) -> dict[str, Any]:
+    """The report of a refresh of PRODUCTS in the first scene, which is the one that the form of a refresh offers."""
+    return packshot("run", str(feed), "--scene", scene_names()[0], "--wait")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,13 +13,12 @@ from sqlalchemy import create_engine, text
 from pipelines.ledger.postgres import connect
 from pipelines.ledger.reports import Report, is_planned, report
 from pipelines.services.airflow_client import Airflow
-from pipelines.settings import ROOT, Settings
+from pipelines.settings import Settings
 from tests.receivers import Webhook
 
 pytestmark = pytest.mark.slow
 
 PATIENCE = 240  # seconds: a minute on a quiet machine
-FEED = str(ROOT / "pipelines/sample/catalog.csv")
 
 
 def soon(what: Callable[[], Any], seconds: float) -> Any:
@@ -31,7 +31,7 @@ def soon(what: Callable[[], Any], seconds: float) -> Any:
 
 
 def test_a_failed_a_timed_out_and_a_marked_run_close_within_a_minute_and_people_are_notified(
-    airflow: Airflow, airflow_up: Settings, hook: Webhook
+    airflow: Airflow, airflow_up: Settings, feed: Path, hook: Webhook
 ) -> None:
     ledger = connect(airflow_up.database_url)
 
@@ -50,7 +50,7 @@ def test_a_failed_a_timed_out_and_a_marked_run_close_within_a_minute_and_people_
     assert "no scene was chosen" in soon(lambda: closed(failed), PATIENCE).problem["reason"]
 
     # 2. A person marks it, 3. it takes too long: both while they compute
-    marked, late = (started("catalog_refresh", feed=FEED, limit=1) for _ in range(2))
+    marked, late = (started("catalog_refresh", feed=str(feed), limit=1) for _ in range(2))
     airflow.mark("catalog_refresh", marked, "failed")
     found = soon(lambda: closed(marked), PATIENCE)
     assert (found.state, found.pending) == ("failed", 0)

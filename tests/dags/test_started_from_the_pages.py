@@ -83,7 +83,7 @@ class Person:
         frame = self.page.frame_locator("iframe")
         frame.locator("h1").wait_for()
         shots = frame.locator("article.shot[data-state=published]")
-        for image in shots.locator("img").all():  # loaded lazily
+        for image in shots.locator(".walk img").all():  # loaded lazily: what is folded away never is
             image.scroll_into_view_if_needed()
             image.evaluate("img => img.decode()")
         return [shot.get_attribute("data-sku") for shot in shots.all()]
