@@ -33,6 +33,12 @@ from pipelines.vision.segmenters import HQSamSegmenter, SalientSegmenter
 FAULTS, CLEAN = 60, 100
 """Planted faults a check, and clean photos a source, if no limit is given."""
 
+COMPOSITES = 4
+"""Composites before scenes that are cut out at most for each wrong cutout that is wanted; about a quarter are wrong."""
+
+WRONG_IOU, WRONG_PART = 0.95, 0.03
+"""A cutout is wrong if its IoU with the exact alpha is less, or if it lacks this share of the product."""
+
 CLEAN_SOURCES = ("clothing-dataset", "grocery-store", "magento2", "vendure")
 
 
@@ -128,13 +134,14 @@ def measure_checks(training: Path, profile: Profile, limit: int | None = None, d
         rgb, alpha = planted.see_through(product, rng)
         held = _held(rgb, models, name, alpha)
         glass.append(_Seen(name, "see-through", "see_through" in held))
+    wrong = _wrong_cutouts(picked, [path for _, path in photos], models, faults, rng)
     twins, strangers = _likenesses(picked, models, faults, clean, rng)
     faults_of_finals, clean_finals = _finals(picked, faults, clean, rng)
     held_whole = []
     for n in range(clean):
         name, product = picked(n)
         held_whole.append((name, _held(planted.alone(product, rng), models, name)))
-    for check in ("border", "single_product", "openings", "see_through"):
+    for check in ("border", "single_product", "openings", "see_through", "certain"):
         whole.append([_Seen(name, "on paper", check in held) for name, held in held_whole])
     pictures = [(name, read_photo(path.read_bytes()).rgb) for name, path in photos]
     shown = {check: [_Seen(name, "photos", held(rgb)) for name, rgb in pictures] for check, held in ON_PHOTOS.items()}
@@ -147,12 +154,41 @@ def measure_checks(training: Path, profile: Profile, limit: int | None = None, d
             _figures("single_product", groups, whole[1], "on paper"),
             _figures("openings", opened, whole[2], "on paper"),
             _figures("see_through", glass, whole[3], "on paper"),
+            _figures("certain", wrong, whole[4], "on paper"),
             _figures("likeness", twins, strangers, "on paper"),
             _figures("contact", faults_of_finals, clean_finals, "finals"),
         ),
         float(np.mean(held_by_any)),
         float(np.mean([bool(held) for _, held in held_whole])),
     )
+
+
+def _wrong_cutouts(
+    picked: Callable[[int], tuple[str, np.ndarray]],
+    photos: Sequence[Path],
+    models: CutoutModels,
+    faults: int,
+    rng: np.random.Generator,
+) -> list[_Seen]:
+    """What `certain` says of wrong cutouts: whole products before photos of shops, kitchens and people."""
+    seen: list[_Seen] = []
+    for n in range(COMPOSITES * faults):
+        name, product = picked(n)
+        ground = read_photo(photos[int(rng.integers(len(photos)))].read_bytes()).rgb
+        picture, truth = planted.before_scene(product, ground, rng)
+        try:
+            result = cutout(Photo(picture, None), models, title=name)
+        except Rejected:
+            continue
+        found = result.matte > 0.5
+        lost, agreed = (truth & ~found).sum() / truth.sum(), (truth & found).sum() / (truth | found).sum()
+        if agreed < WRONG_IOU or lost > WRONG_PART:
+            kind = "part lost" if lost > WRONG_PART else "surroundings"
+            held = any(verdict.check == "certain" and not verdict.passed for verdict, _ in step_doubts(result))
+            seen.append(_Seen(name, kind, held))
+        if len(seen) == faults:
+            break
+    return seen
 
 
 def _finals(
@@ -237,7 +273,7 @@ def _held(rgb: np.ndarray, models: CutoutModels, title: str, alpha: np.ndarray |
     try:
         result = cutout(Photo(rgb, alpha), models, title=title)
     except Rejected:
-        return {"border", "single_product", "openings", "see_through"}
+        return {"border", "single_product", "openings", "see_through", "certain"}
     verdicts = [*step_doubts(result), *photo_checks(Photo(rgb, alpha), result, title)]
     return {verdict.check for verdict, _ in verdicts if not verdict.passed}
 

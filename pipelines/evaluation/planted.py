@@ -83,6 +83,29 @@ def on_white(cutout: np.ndarray, rng: Draw) -> np.ndarray:
     return saved(ground, rng)
 
 
+def before_scene(cutout: np.ndarray, scene: np.ndarray, rng: Draw) -> tuple[np.ndarray, np.ndarray]:
+    """A whole product before a photo or scene `(H, W, 3)` uint8; returns the picture and the product `(H, W)` bool.
+
+    Six of ten have a soft shadow on the scene, and three of ten a blurred scene.
+    """
+    side = min(scene.shape[:2])
+    top, left = (int(rng.integers(extent - side + 1)) for extent in scene.shape[:2])
+    square = np.ascontiguousarray(scene[top : top + side, left : left + side])
+    ground = cv2.resize(square, (640, 640), interpolation=cv2.INTER_CUBIC).astype(np.float32)
+    if rng.random() < 0.3:
+        ground = np.asarray(cv2.GaussianBlur(ground, (0, 0), rng.uniform(1, 6)), np.float32)
+    width, height = fitted(cutout, rng.uniform(260, 520))
+    left, top = int(rng.integers(16, 625 - width)), int(rng.integers(16, 625 - height))
+    alpha = np.zeros((640, 640), np.float32)
+    scaled = cv2.resize(cutout, (width, height), interpolation=cv2.INTER_AREA)
+    alpha[top : top + height, left : left + width] = scaled[..., 3] / 255
+    if rng.random() < 0.6:
+        shadow = cv2.GaussianBlur(np.roll(alpha, (8, 6), (0, 1)), (0, 0), rng.uniform(4, 12))
+        ground *= 1 - shadow[..., None] * rng.uniform(0.2, 0.5)
+    lay(ground, cutout, (left, top, width, height))
+    return saved(ground, rng), alpha > 0.5
+
+
 def over_the_border(cutout: np.ndarray, rng: Draw) -> np.ndarray:
     """A product of which 15 to 45 % of the width or height lies beyond one side of the photo."""
     ground = paper(rng)

@@ -20,9 +20,10 @@ from PIL import Image
 from pipelines.contracts import Made, Output, Verdict
 from pipelines.errors import Rejected, UsageError
 from pipelines.models.profile import Profile
-from pipelines.quality import checkerboard, cut_by_border, product_photo, single_product
+from pipelines.quality import certainty, checkerboard, cut_by_border, product_photo, single_product
 from pipelines.quality.completeness import check_completeness
 from pipelines.quality.evidence import Evidence
+from pipelines.quality.fidelity import Measure
 from pipelines.quality.heat import heat_picture
 from pipelines.quality.overcompletion import ColourFinder, OvercompletionDetector, SalientFinder
 from pipelines.stages.keys import WHOLE
@@ -131,6 +132,7 @@ class CutoutResult:
         doubtful: `(h, w)` bool: the part that may be paper seen through an opening; None if there is no paper.
         unopened: Whether the title names a product with an opening and the cutout has none.
         see_through: `(H, W)` bool: the part whose alpha the shop made see-through; None if the photo has no alpha.
+        certain: Probability that HQ-SAM's mask is wrong, and where it is unsure; None on the other paths.
     """
 
     matte: np.ndarray
@@ -145,12 +147,14 @@ class CutoutResult:
     doubtful: np.ndarray | None = None
     unopened: bool = False
     see_through: np.ndarray | None = None
+    certain: Measure | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class _Found:
     """A soft mask `(h, w)` of the working picture, its path, the segmenters' agreement, and the reason to hold it.
-    `saliency`: the picture's map. `worn`: a person wears it and continues beyond it. `studio`: the paper, if any."""
+    `saliency`: the picture's map. `worn`: a person wears it and continues beyond it. `studio`: the paper, if any.
+    `off_person`: it was cut off a whole person."""
 
     mask: np.ndarray
     path: str
@@ -159,6 +163,7 @@ class _Found:
     held: str = ""
     worn: bool = False
     studio: Studio | None = None
+    off_person: bool = False
 
 
 def cutout(
@@ -197,13 +202,16 @@ def cutout(
 
 def _opened(photo: Photo, image: np.ndarray, found: _Found, mask: np.ndarray, title: str) -> CutoutResult:
     """Return the result of a mask `(h, w)` of the working picture, with its openings removed."""
-    doubtful = None
+    doubtful, segmented = None, mask
     if found.studio is not None and not found.worn:
         openings = find_openings(image, found.studio, mask > 0.5, title)
         mask, doubtful = np.where(openings.certain, 0, mask).astype(np.float32), openings.doubtful
     unopened = found.studio is None and names_opening(title) and not _has_hole(mask > 0.5)
     result = _finish(photo, _soft_matte(photo, mask), found.path, found.agreement, found.held)
-    return replace(result, doubtful=doubtful, unopened=unopened)
+    certain = None
+    if found.path == "hqsam":
+        certain = certainty.measure_certainty(image, segmented, found.off_person)
+    return replace(result, doubtful=doubtful, unopened=unopened, certain=certain)
 
 
 def _by_alpha(photo: Photo, alpha: np.ndarray) -> CutoutResult:
@@ -232,7 +240,7 @@ def _find(image: np.ndarray, models: CutoutModels, path: str, garment: str) -> _
     skin = find_skin(image)
     if figure is not None and is_worn(figure, skin, garment):
         mask, held = _garment_alone(image, figure, skin, models.hqsam, garment)
-        return _Found(mask, "hqsam", _iou(mask > 0.5, salient), saliency, held, worn=True)
+        return _Found(mask, "hqsam", _iou(mask > 0.5, salient), saliency, held, worn=True, off_person=True)
     on_paper = studio is not None and figure is not None and clutter(image, studio, figure) <= MAX_CLUTTER
     if path == "auto" and figure is not None and on_paper:
         agreement = _iou(figure, salient)
@@ -527,8 +535,11 @@ def _over_white(image: np.ndarray, matte: np.ndarray) -> np.ndarray:
 
 
 def step_doubts(result: CutoutResult) -> list[tuple[Verdict, np.ndarray]]:
-    """Return the verdicts on openings and on see-through parts, each with its map of where."""
+    """Return the verdicts on certainty, openings and see-through parts, each with its map of where."""
     found = []
+    if result.certain is not None:
+        score, where = round(result.certain.score, 4), result.certain.where
+        found.append((_doubt("certain", score, certainty.LIMIT, result.certain.reason), where))
     if result.doubtful is not None or result.unopened:
         where = result.doubtful if result.doubtful is not None else (result.matte > 0.5)
         score = 1.0 if result.unopened else round(float(where.mean() / max(1e-9, (result.matte > 0.5).mean())), 4)

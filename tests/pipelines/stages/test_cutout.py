@@ -362,6 +362,8 @@ def test_a_garment_is_cut_from_the_person_who_wears_it(models: CutoutModels) -> 
     photo = read_photo((CATALOG / "images" / "magento2-027.jpg").read_bytes())
     result = cutout(photo, models, garment="upper")
     assert result.path == "hqsam"
+    assert result.certain is not None
+    assert result.certain.reason.startswith("worn by a person")
     red = (photo.rgb[..., 0] > 140) & (photo.rgb[..., 1] < 110)
     shirt = result.matte > 0.5
     assert red[shirt].mean() > 0.8
