@@ -6,6 +6,7 @@ workers take tasks of both queues, so that one ends what the other leaves behind
 
 from __future__ import annotations
 
+import importlib.metadata
 import shutil
 import sys
 from collections.abc import Mapping
@@ -40,8 +41,8 @@ def celery_environment(settings: Settings, installation: Installation) -> dict[s
 def start_redis(settings: Settings, installation: Installation) -> bool:
     """Starts Redis. Raises UsageError if it, or Celery, is not installed."""
     try:
-        import airflow.providers.celery  # noqa: F401
-    except ImportError as error:
+        importlib.metadata.version("apache-airflow-providers-celery")
+    except importlib.metadata.PackageNotFoundError as error:
         raise UsageError("PACKSHOT_EXECUTOR=celery needs the extra `celery`: pip install 'packshot[celery]'") from error
     program = shutil.which("redis-server")
     if program is None:

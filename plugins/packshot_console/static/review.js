@@ -12,7 +12,7 @@ const AHEAD = 5;
 const SIZE = 1024;
 const DONE = {approve: "approved", reject: "rejected", retry: "to be tried again", confirm: "right", edit: "being made again"};
 const KEYS = {a: "approve", r: "reject", t: "retry"};
-const OF_CUTOUTS = ["cutout", "whole", "openings", "see_through"];
+const OF_CUTOUTS = ["cutout", "whole", "certain", "openings", "see_through"];
 const CHIPS = ["grown product", "wrong light", "unnatural shadow", "bad cutout", "wrong colour", "not our style"];
 
 let images = [];          // {item, decision, choice}
