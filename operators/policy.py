@@ -13,9 +13,9 @@ from typing import Any
 from airflow.sdk import Param
 
 from operators.base import note_failure
-from pipelines.channels import channel_files
 from pipelines.contracts import Reprocess
 from pipelines.scenes import scene_titles
+from pipelines.scenes.channels import channel_files
 from pipelines.settings import get_settings
 
 OWNER = "catalogue-team"

@@ -136,9 +136,9 @@ class PlanRetriesOperator(PackshotOperator):
 
     def execute(self, context: Context) -> list[dict[str, Any]]:
         """Hand the decisions to runs; returns the arguments of a `TryAgainOperator` for each."""
-        from pipelines.channels import channel_files
         from pipelines.contracts import Reprocess
         from pipelines.ledger.decisions import Choice, claim_retries
+        from pipelines.scenes.channels import channel_files
 
         channels = channel_files()
 

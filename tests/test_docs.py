@@ -21,7 +21,6 @@ import yaml
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from pipelines.channels import Channel, ChannelFeed, Provenance
 from pipelines.cli.main import app
 from pipelines.diffusion.methods import METHODS
 from pipelines.evaluation.checks import CheckMeasure, ChecksMeasure
@@ -43,6 +42,7 @@ from pipelines.runs.local import Outcome
 from pipelines.runs.prune import Pruned, PrunedKind
 from pipelines.runs.verify import LostObject, Verified
 from pipelines.scenes import Backdrop, BackdropPicture, Checks, Control, Scene, ScenePlacement
+from pipelines.scenes.channels import Channel, ChannelFeed, Provenance
 from pipelines.services.lifecycle import Service, Status
 from pipelines.settings import Settings
 

@@ -16,7 +16,7 @@ app = typer.Typer(no_args_is_help=True, help="List the channels, check a channel
 @app.command("list")
 def list_all(as_json: AsJson = False) -> None:
     """List the channels: name, size, format and description."""
-    from pipelines.channels import list_channels
+    from pipelines.scenes.channels import list_channels
 
     channels = list_channels()
     rows = [(one.name, f"{one.width}×{one.height}", one.format, one.description) for one in channels]
@@ -30,7 +30,7 @@ def list_all(as_json: AsJson = False) -> None:
 @app.command()
 def check(file: Annotated[Path, typer.Argument(help="A channel's YAML file.")], as_json: AsJson = False) -> None:
     """Validate one channel file."""
-    from pipelines.channels import check_channel
+    from pipelines.scenes.channels import check_channel
 
     channel = check_channel(file)
     answer(as_json, {"name": channel.name}, f"{file}: {channel.width}×{channel.height} {channel.format}: valid")
@@ -46,11 +46,11 @@ def feed(
 
     The feed is checked first. A defective feed is not written.
     """
-    from pipelines.catalogue.channel_feed import channel_feed, versioned
-    from pipelines.channels import load_channel
     from pipelines.ledger.postgres import connect
     from pipelines.ledger.shown import shown_images
     from pipelines.quality.tables import validate
+    from pipelines.runs.channel_feed import channel_feed, versioned
+    from pipelines.scenes.channels import load_channel
     from pipelines.settings import get_settings
 
     settings, channel = get_settings(), load_channel(name)

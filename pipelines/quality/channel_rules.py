@@ -21,7 +21,7 @@ def broken_rules(data: bytes, rules: Mapping[str, Any], placement: Placement, ma
 
     Args:
         data: The encoded file.
-        rules: As `pipelines.channels.Channel.rules` has them.
+        rules: As `pipelines.scenes.channels.Channel.rules` has them.
         placement: Where the product is.
         matte: (H, W) uint8, 255 = product; needed for the rule `background` alone.
     """

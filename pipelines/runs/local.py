@@ -19,7 +19,6 @@ from PIL import Image
 from pipelines.catalogue import reading
 from pipelines.catalogue.feed import ingest
 from pipelines.catalogue.manifest import load_manifest
-from pipelines.channels import channel_files
 from pipelines.contracts import (
     STAGES,
     Artifact,
@@ -38,6 +37,7 @@ from pipelines.errors import UsageError
 from pipelines.ledger.memory import MemoryLedger
 from pipelines.ledger.outcomes import outcome_of
 from pipelines.runs.contact_sheet import SheetRow, contact_sheet
+from pipelines.scenes.channels import channel_files
 from pipelines.settings import Settings
 from pipelines.stages import stage
 from pipelines.store import FolderStore

@@ -17,12 +17,12 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
-from pipelines.channels import Channel, load_channel
 from pipelines.contracts import canonical_json, sha256_hex
 from pipelines.diffusion.control_kinds import REFUSED_KINDS, Kind
 from pipelines.errors import UsageError
+from pipelines.scenes.channels import Channel, load_channel
+from pipelines.scenes.strict_yaml import read_yaml
 from pipelines.settings import MAX_MEGAPIXELS, get_settings
-from pipelines.strict_yaml import read_yaml
 
 FOLDER = Path(__file__).resolve().parent
 PLACEHOLDERS = ("product", "tags", "colour", "category")

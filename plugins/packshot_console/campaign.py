@@ -30,13 +30,13 @@ from packshot_console.pages import page, path_of
 from packshot_console.requests import Body, Words, as_json, may_start, read_body, refused
 from packshot_console.services import ledger, store
 from pipelines.catalogue.feed import within
-from pipelines.channels import channel_files
 from pipelines.contracts import Shot
 from pipelines.errors import UsageError
 from pipelines.models.profile import load_profile
 from pipelines.revisions.registry import install
 from pipelines.runs.forecast import forecast
 from pipelines.scenes import Scene, check_scene, load_scene, picture_of, scene_files, scene_titles
+from pipelines.scenes.channels import channel_files
 from pipelines.settings import get_settings
 from pipelines.stages.keys import STAGES
 from pipelines.workflow import Recipe

@@ -17,10 +17,10 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
 from packshot_console.services import ledger, store
-from pipelines.catalogue.channel_feed import MEDIA_TYPES, channel_feed
-from pipelines.channels import load_channel
 from pipelines.errors import UsageError
 from pipelines.ledger.shown import current_image, shown_images
+from pipelines.runs.channel_feed import MEDIA_TYPES, channel_feed
+from pipelines.scenes.channels import load_channel
 from pipelines.settings import get_settings
 
 FRESH = "public, max-age=300, must-revalidate"

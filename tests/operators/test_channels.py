@@ -10,12 +10,12 @@ from sqlalchemy import text
 
 from operators.publish import PublishOperator
 from operators.reviewed import PlanRetriesOperator, PublishApprovedOperator
-from pipelines.catalogue.channel_feed import channel_feed
-from pipelines.channels import load_channel
 from pipelines.errors import UsageError
 from pipelines.ledger.decisions import Choice, decide, held_image, roll_back, undo
 from pipelines.ledger.reports import report
 from pipelines.ledger.shown import current_image, shown_images
+from pipelines.runs.channel_feed import channel_feed
+from pipelines.scenes.channels import load_channel
 from tests.operators import test_differences
 from tests.operators.test_differences import SCENE, Shop
 from tests.operators.test_publish import HELD, Catalogue, approve

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.channels import FOLDER, channel_files, check_channel, list_channels, load_channel
 from pipelines.contracts import Artifact, Job, Product, Shot, State, Step
 from pipelines.errors import UsageError
 from pipelines.models.profile import load_profile
 from pipelines.scenes import Scene, list_scenes, load_scene
+from pipelines.scenes.channels import FOLDER, channel_files, check_channel, list_channels, load_channel
 from pipelines.settings import get_settings
 from pipelines.stages.keys import publish_job
 from pipelines.workflow import Recipe

@@ -15,11 +15,11 @@ from sqlalchemy import text
 from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
-from pipelines.channels import load_channel
 from pipelines.cli.main import app as cli
 from pipelines.contracts import Artifact, Job, Product, Publication, Shot, ShotStep, State, Step
 from pipelines.ledger.decisions import roll_back
 from pipelines.ledger.postgres import PostgresLedger
+from pipelines.scenes.channels import load_channel
 from pipelines.settings import get_settings
 from pipelines.store import S3Store
 

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.channels import Channel, Provenance
 from pipelines.contracts import Artifact, Job, Product, Shot, State, Step
 from pipelines.errors import Rejected
 from pipelines.models.profile import load_profile
 from pipelines.scenes import load_scene
+from pipelines.scenes.channels import Channel, Provenance
 from pipelines.stages.keys import publish_job
 from pipelines.stages.publish import compute
 from pipelines.vision.photos import png_bytes

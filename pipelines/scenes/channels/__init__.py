@@ -16,8 +16,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipelines.errors import UsageError
+from pipelines.scenes.strict_yaml import read_yaml
 from pipelines.settings import get_settings
-from pipelines.strict_yaml import read_yaml
 
 FOLDER = Path(__file__).resolve().parent
 

@@ -13,8 +13,8 @@ from urllib.parse import quote
 from xml.sax.saxutils import escape
 
 if TYPE_CHECKING:
-    from pipelines.channels import ChannelFeed
     from pipelines.contracts import ShownImage
+    from pipelines.scenes.channels import ChannelFeed
 
 MEDIA_TYPES = {"tsv": "text/tab-separated-values; charset=utf-8", "xml": "application/xml; charset=utf-8"}
 
