@@ -227,6 +227,7 @@ def test_a_corrected_cutout_becomes_a_campaign_that_forces_nothing(catalogue, co
     assert again["campaign"].startswith(f"edit__{SCENE.name}__")
     assert again["conf"] == {
         "scene": SCENE.name,
+        "channel": None,
         "skus": [cup.sku],
         "reprocess": "missing",
         "triggered_by": "review",
