@@ -67,8 +67,9 @@ def _light(rng: Draw) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def _pictures() -> tuple[BackdropPicture, ...]:
-    """The pictures of all bundled scenes, by name of the scene."""
-    return tuple(picture for scene in list_scenes(FOLDER) if scene.backdrop for picture in scene.backdrop.pictures)
+    """The pictures of all bundled scenes on which a product casts a shadow, by name of the scene."""
+    pictures = (picture for scene in list_scenes(FOLDER) if scene.backdrop for picture in scene.backdrop.pictures)
+    return tuple(picture for picture in pictures if picture.shadow > 0)
 
 
 @lru_cache(maxsize=16)
