@@ -159,9 +159,7 @@ class Client:
     ) -> _Reply:
         """The answer of one address, which is retried after a pause. The turn is kept meanwhile: a server that wants
         to be asked less often is."""
-        server = self._servers.setdefault(
-            (url.scheme, url.host, url.port), _Server(asyncio.Semaphore(self._connections))
-        )
+        server = self._server(url)
         async with _turn(server.turns, clock):
             if server.stalls >= MANY_STALLS:
                 raise Unreachable(f"{url.host} did not answer {server.stalls} times, and is asked no more")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar, TypeVarTuple
 
 from more_itertools import chunked
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from pipelines.contracts import Store
     from pipelines.settings import Settings
 
-P = ParamSpec("P")
 T = TypeVar("T")
+Arguments = TypeVarTuple("Arguments")
 
 AT_ONCE = 256
 """Links that are under way at once."""
@@ -175,8 +175,7 @@ class _Fetching:
             full, self.unsaved = self.unsaved, {}
             await self._thread(self.memory.remember, full)
 
-    async def _thread(self, call: Callable[P, T], *arguments: P.args, **more: P.kwargs) -> T:
-        assert not more
+    async def _thread(self, call: Callable[[*Arguments], T], *arguments: *Arguments) -> T:
         return await asyncio.get_running_loop().run_in_executor(self.threads, call, *arguments)
 
 

@@ -386,7 +386,8 @@ def _undo(connection: Connection, standing: Sequence[Decision], by: str) -> list
 
 
 def _show_again(connection: Connection, finals: Sequence[str]) -> None:
-    """Publishes those of these images again that were withdrawn after a spot check, unless a later run's is shown."""
+    """Publishes those of these images again that were withdrawn after a spot check, unless a later run's is shown or
+    the product left its feed."""
     back = connection.execute(text(_SHOW_AGAIN), {"finals": list(finals)}).all()
     if not back:
         return
@@ -576,6 +577,8 @@ JOIN step_inputs i ON i.digest = c.final AND i.role = 'final'
 JOIN step_outputs o ON o.key = i.key AND o.role = 'published'
 JOIN publications p ON p.digest = o.digest AND p.shot = c.shot AND p.withdrawn_by IS NOT NULL
 JOIN runs r ON r.id = p.run
+JOIN shots s ON s.id = p.shot
+JOIN products of_shot ON of_shot.sku = s.sku AND of_shot.left_at IS NULL
 WHERE c.final = ANY(:finals)
   AND NOT EXISTS (SELECT FROM publications now JOIN runs nr ON nr.id = now.run
                   WHERE now.shot = p.shot AND now.superseded_at IS NULL AND nr.started_at > r.started_at)

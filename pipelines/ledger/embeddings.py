@@ -48,7 +48,16 @@ class Embeddings:
             return b""
 
     def keep(self, photo: str, model: str, data: bytes) -> None:
-        """Keep an embedding, and drop those that were used least recently, if there are more than `limit`."""
+        """Keep an embedding, and drop those that were used least recently, if there are more than `limit`.
+
+        Whatever prevents it is logged and not raised: a slow first click is no reason to lose a shot.
+        """
+        try:
+            self._keep(photo, model, data)
+        except Exception:
+            log.exception("the embedding of photo %s is not kept", photo)
+
+    def _keep(self, photo: str, model: str, data: bytes) -> None:
         digest = self.store.put(data, "application/vnd.packshot.embedding")
         row = {"photo": photo, "model": model, "digest": digest, "size": len(data)}
         with self.engine.begin() as connection:

@@ -7,10 +7,8 @@ Requests take turns. What the image encoder made of a photo is kept in the store
 from __future__ import annotations
 
 import atexit
-import os
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,8 +18,7 @@ from pipelines.contracts import Store
 from pipelines.errors import Rejected, Unavailable
 from pipelines.ledger.embeddings import Embeddings
 from pipelines.processors import cores
-from pipelines.settings import ROOT
-from pipelines.vision.decoding import receive, send
+from pipelines.vision.child import receive, send, start
 
 SILENCE_SECONDS = 120.0
 """A child that says nothing for so long is ended."""
@@ -62,20 +59,8 @@ class _Child:
     @classmethod
     def start(cls) -> _Child:
         """Start the process: the same interpreter, and two cores at most."""
-        ours, theirs = socket.socketpair()
-        ours.settimeout(SILENCE_SECONDS)
-        environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-        environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(min(2, cores()))}
-        program = f"from pipelines.stages.drawing import serve; serve({theirs.fileno()})"
-        with theirs:
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-c", program],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                env=environment,
-            )
-        return cls(process, ours)
+        threads = {"OMP_NUM_THREADS": str(min(2, cores()))}
+        return cls(*start("pipelines.stages.drawing", PASSED_ON, threads, SILENCE_SECONDS))
 
     def end(self) -> None:
         """End the process."""

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from pipelines.contracts import canonical_json, sha256_hex
 from pipelines.diffusion.control_kinds import REFUSED_KINDS, Kind
 from pipelines.errors import UsageError
 from pipelines.scenes.channels import Channel, load_channel
-from pipelines.scenes.strict_yaml import read_yaml
+from pipelines.scenes.strict_yaml import Named, Part, read_model
 from pipelines.settings import MAX_MEGAPIXELS, get_settings
 
 FOLDER = Path(__file__).resolve().parent
@@ -41,11 +41,7 @@ Point = tuple[Share, Share]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class MaskGuidance(_Part):
+class MaskGuidance(Part):
     """How the product mask is refined before it bounds a ControlNet (paper, section 3.2).
 
     Diameters in px of the model's canvas, 0 = off.
@@ -56,7 +52,7 @@ class MaskGuidance(_Part):
     dilation: int = Field(3, ge=0, le=63)
 
 
-class Control(_Part):
+class Control(Part):
     """One ControlNet: what it draws, from where, how strongly and over which share of the steps.
 
     Of source `photo` are the edges of the photo, where the product is; of `cutout` those of the product on nothing,
@@ -90,14 +86,14 @@ class Control(_Part):
         return self
 
 
-class SceneLora(_Part):
+class SceneLora(Part):
     """The scene's LoRA, a part of the profile, and its strength."""
 
     name: Name
     scale: float = Field(1.0, ge=0, le=2)
 
 
-class ScenePlacement(_Part):
+class ScenePlacement(Part):
     """Where the product stands: its longer side as a share of the canvas's shorter one, and the line it stands on."""
 
     anchor: Literal["ground", "centre"] = "ground"
@@ -105,7 +101,7 @@ class ScenePlacement(_Part):
     ground_line: float = Field(0.86, ge=0.2, le=1)
 
 
-class BackdropPicture(_Part):
+class BackdropPicture(Part):
     """One picture of an empty set, and what a product on it must know.
 
     file: relative to the scene's folder. licence: who may use it, in a line. ground_line: share of the height on which
@@ -163,7 +159,7 @@ class BackdropPicture(_Part):
         return (min(crossings), max(crossings)) if crossings and max(crossings) > min(crossings) else None
 
 
-class Backdrop(_Part):
+class Backdrop(Part):
     """Pictures that stand behind the products, and what is painted of the result.
 
     pictures: a product's id chooses among them, always the same one. mode: `lock` draws a contact shadow and paints
@@ -187,7 +183,7 @@ class Backdrop(_Part):
         return self.pictures[int(sha256_hex(sku.encode())[:8], 16) % len(self.pictures)]
 
 
-class Checks(_Part):
+class Checks(Part):
     """Thresholds. An image is held when E⁺ is above `overcompletion`, or a score is on the wrong side of its own."""
 
     overcompletion: float = Field(0.006, ge=0, le=1)
@@ -197,7 +193,7 @@ class Checks(_Part):
     contact: Share = 0.08
 
 
-class Scene(_Part):
+class Scene(Named):
     """One reviewed look.
 
     `guidance_start` and `guidance_end` (shares of the steps) and `cache_interval` trade pixels for time; see
@@ -390,21 +386,7 @@ def check_scene(path: Path) -> Scene:
 
     Raises UsageError with one line that names file, field and what was expected.
     """
-    try:
-        data = read_yaml(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"{path}: not a readable YAML file: {' '.join(str(error).split())}") from error
-    if not isinstance(data, dict):
-        raise UsageError(f"{path}: expected the keys of a scene, found {type(data).__name__}")
-    try:
-        scene = Scene.model_validate(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "scene"
-        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        raise UsageError(f"{path}: {where}: {first['msg']}{more}") from error
-    if scene.name != path.stem:
-        raise UsageError(f"{path}: name: {scene.name!r} must be the file's name, {path.stem!r}")
+    scene = read_model(path, Scene, "scene")
     scene._folder = path.parent
     _check_pictures(scene, str(path))
     return scene

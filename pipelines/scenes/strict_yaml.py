@@ -7,9 +7,28 @@ is refused and not guessed at.
 from __future__ import annotations
 
 import re
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipelines.errors import UsageError
+
+
+class Part(BaseModel):
+    """Keys of a file. An unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Named(Part):
+    """All keys of a file."""
+
+    name: str
+
+
+Described = TypeVar("Described", bound=Named)
 
 _PLAIN = {
     "tag:yaml.org,2002:int": re.compile(r"[-+]?(0|[1-9][0-9]*)"),
@@ -48,3 +67,26 @@ class _StrictLoader(yaml.SafeLoader):
 def read_yaml(text: str) -> Any:
     """The document. Raises yaml.YAMLError, which names the line, for one that is not valid or not plain."""
     return yaml.load(text, _StrictLoader)  # noqa: S506  # it is a SafeLoader
+
+
+def read_model(path: Path, model: type[Described], what: str) -> Described:
+    """Read and validate a file that describes one thing, a `what`, which is named as the file is.
+
+    Raises UsageError with one line that names file, field and what was expected.
+    """
+    try:
+        data = read_yaml(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"{path}: not a readable YAML file: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise UsageError(f"{path}: expected the keys of a {what}, found {type(data).__name__}")
+    try:
+        described = model.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or what
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        raise UsageError(f"{path}: {where}: {first['msg']}{more}") from error
+    if described.name != path.stem:
+        raise UsageError(f"{path}: name: {described.name!r} must be the file's name, {path.stem!r}")
+    return described

@@ -32,8 +32,6 @@ def celery_environment(settings: Settings, installation: Installation) -> dict[s
         "AIRFLOW__OPERATORS__DEFAULT_QUEUE": "default",
         "AIRFLOW__CELERY__BROKER_URL": installation.redis_url,
         "AIRFLOW__CELERY__WORKER_CONCURRENCY": str(-(-settings.airflow_parallelism // len(WORKERS))),
-        # a killed worker's task is noticed after this time, and tried again by the other worker
-        "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "60",
         "AIRFLOW__CELERY__WORKER_PREFETCH_MULTIPLIER": "1",  # a waiting task is the other worker's as well
     }
 

@@ -81,7 +81,7 @@ def up(settings: Settings, *, airflow: bool = True, report: Report = lambda line
         # 2. Postgres and the store
         if "postgres" in embedded:
             if timed("postgres", lambda: start_postgres(settings, installation)):
-                for name in AIRFLOW:  # what survived the server dies of it later, while it is waited for
+                for name in (*AIRFLOW, *WORKERS):  # what survived the server dies of it later, while it is waited for
                     stop(state_dir, name)
         elif not database_answers(settings.database_url):
             raise ServiceFailed(

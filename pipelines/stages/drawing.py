@@ -20,8 +20,8 @@ from PIL import Image
 from pipelines.errors import Rejected
 from pipelines.models.profile import active_profile
 from pipelines.stages.cutout import WORKING_SIDE, _fit, by_hand, redraw
+from pipelines.vision.child import receive, send
 from pipelines.vision.clicks import Click, answer_box, answer_clicks
-from pipelines.vision.decoding import receive, send
 from pipelines.vision.photos import read_photo
 from pipelines.vision.segmenters import Encoding, HQSamSegmenter, SalientSegmenter
 

@@ -13,7 +13,6 @@ process, and starts another one if it ends. The checks before decoding (`contain
 from __future__ import annotations
 
 import io
-import json
 import logging
 import math
 import os
@@ -21,7 +20,6 @@ import re
 import resource
 import signal
 import socket
-import struct
 import sys
 import traceback
 import warnings
@@ -33,6 +31,7 @@ import numpy as np
 from PIL import AvifImagePlugin, ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from pipelines.errors import Rejected
+from pipelines.vision.child import receive, send
 from pipelines.vision.containers import (
     PNG_SIGNATURE,
     ColourTags,
@@ -228,37 +227,6 @@ def _preview(photo: Decoded, size: int) -> bytes:
     out = io.BytesIO()
     image.save(out, "WEBP", quality=PREVIEW_QUALITY)
     return out.getvalue()
-
-
-def send(connection: socket.socket, head: dict[str, Any], *bodies: bytes | np.ndarray) -> None:
-    """Send a message: the length of a JSON head, the head with its bodies' sizes, the bodies."""
-    views = [memoryview(body if isinstance(body, bytes) else body.data).cast("B") for body in bodies]
-    text = json.dumps(head | {"sizes": [len(view) for view in views]}).encode()
-    connection.sendall(struct.pack(">I", len(text)) + text)
-    for view in views:
-        connection.sendall(view)
-
-
-def receive(connection: socket.socket) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """Read a message of `send`: its head and its bodies, (n,) uint8.
-
-    Raises:
-        EOFError: the other side has ended.
-    """
-    (length,) = struct.unpack(">I", _receive(connection, 4).data)
-    head = json.loads(_receive(connection, length).tobytes())
-    return head, [_receive(connection, size) for size in head["sizes"]]
-
-
-def _receive(connection: socket.socket, size: int) -> np.ndarray:
-    data = np.empty(size, np.uint8)
-    view = data.data
-    while view:
-        count = connection.recv_into(view)
-        if count == 0:
-            raise EOFError
-        view = view[count:]
-    return data
 
 
 def serve(descriptor: int) -> None:

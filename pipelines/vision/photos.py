@@ -15,10 +15,8 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +24,9 @@ from PIL import Image
 
 from pipelines.errors import Rejected, Unavailable
 from pipelines.settings import MAX_MEGAPIXELS
-from pipelines.vision.decoding import FORMATS, MIN_SIDE, receive, send
+from pipelines.vision import child
+from pipelines.vision.child import receive, send
+from pipelines.vision.decoding import FORMATS, MIN_SIDE
 
 __all__ = ["FORMATS", "MIN_SIDE", "Photo", "photo_preview", "png_bytes", "read_photo"]
 
@@ -113,20 +113,8 @@ class _Child:
     @classmethod
     def start(cls) -> _Child:
         """Start the process: the same interpreter, no more of the environment than it needs."""
-        ours, theirs = socket.socketpair()
-        ours.settimeout(SILENCE_SECONDS)
-        environment = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
-        environment |= {"PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OPENBLAS_NUM_THREADS": "1"}
-        program = f"from pipelines.vision.decoding import serve; serve({theirs.fileno()})"
-        with theirs:
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-c", program],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                env=environment,
-            )
-        return cls(process, ours)
+        passed_on, one_thread = ("PATH", "LD_LIBRARY_PATH"), {"OPENBLAS_NUM_THREADS": "1"}
+        return cls(*child.start("pipelines.vision.decoding", passed_on, one_thread, SILENCE_SECONDS))
 
 
 class _Decoder:

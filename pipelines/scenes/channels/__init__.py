@@ -12,11 +12,10 @@ import string
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipelines.errors import UsageError
-from pipelines.scenes.strict_yaml import read_yaml
+from pipelines.scenes.strict_yaml import Named, Part, read_model
 from pipelines.settings import get_settings
 
 FOLDER = Path(__file__).resolve().parent
@@ -33,11 +32,7 @@ WORDS = ("title", "category", "scene", "sku")
 """What an alternative text may contain."""
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Provenance(_Part):
+class Provenance(Part):
     """What a published file says besides its source type: sRGB profile, SKU, credit line and alternative text.
 
     `alt_text` is a template over `WORDS`.
@@ -55,14 +50,14 @@ class Provenance(_Part):
         return alt_text
 
 
-class ChannelFeed(_Part):
+class ChannelFeed(Part):
     """The channel's feed: its format, and the name of the column or element that holds an image's address."""
 
     format: Literal["tsv", "xml"] = "tsv"
     attribute: Literal["lifestyle_image_link", "additional_image_link"] = "lifestyle_image_link"
 
 
-class Channel(_Part):
+class Channel(Named):
     """Where an image is to be published. Lengths in px, shares of the frame's shorter side.
 
     Wanted: `width`, `height`, `format`, `quality`, and `product_share`, the product's longer side; it replaces the
@@ -147,19 +142,4 @@ def load_channel(name: str) -> Channel:
 
 def check_channel(path: Path) -> Channel:
     """Read and validate one file. Raises UsageError with one line that names file, field and what was expected."""
-    try:
-        data = read_yaml(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"{path}: not a readable YAML file: {' '.join(str(error).split())}") from error
-    if not isinstance(data, dict):
-        raise UsageError(f"{path}: expected the keys of a channel, found {type(data).__name__}")
-    try:
-        channel = Channel.model_validate(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "channel"
-        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        raise UsageError(f"{path}: {where}: {first['msg']}{more}") from error
-    if channel.name != path.stem:
-        raise UsageError(f"{path}: name: {channel.name!r} must be the file's name, {path.stem!r}")
-    return channel
+    return read_model(path, Channel, "channel")

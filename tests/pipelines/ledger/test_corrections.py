@@ -16,6 +16,7 @@ from pipelines.ledger.postgres import PostgresLedger
 from pipelines.models.profile import load_profile
 from pipelines.scenes import load_scene
 from pipelines.stages.keys import STAGES
+from pipelines.store import FolderStore
 from pipelines.workflow import Recipe, find_steps
 from tests.pipelines.ledger.test_decisions import Held, queue
 
@@ -93,3 +94,11 @@ def test_of_kept_embeddings_those_that_were_used_least_recently_are_dropped(ledg
     assert kept.find("photo 1", "another model") == b""
     store.remove(sha256_hex(b"one"))
     assert kept.find("photo 1", "hqsam") == b"", "then it is computed again"
+
+
+def test_a_store_that_takes_no_embedding_costs_no_shot(ledger, tmp_path, caplog):
+    (tmp_path / "store").touch()  # a file is no folder of objects
+    kept = Embeddings(ledger.engine, FolderStore(tmp_path / "store"))
+    kept.keep("photo 9", "hqsam", b"nine")
+    assert kept.find("photo 9", "hqsam") == b""
+    assert "photo 9" in caplog.text

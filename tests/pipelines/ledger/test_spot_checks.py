@@ -91,6 +91,15 @@ def test_a_wrong_one_stays_withdrawn_if_a_later_run_shows_another(ledger):
     assert shown(ledger) == [sha256_hex(f"file {later.finals['cup']}".encode())]
 
 
+def test_a_wrong_one_stays_withdrawn_if_its_product_left_the_feed(ledger, damage):
+    drawn = published(ledger, "cup")
+    draw(ledger.engine, drawn.run, 1)
+    wrong = decide(ledger.engine, drawn.finals["cup"], Choice.REJECT, "ada")
+    damage("UPDATE products SET left_at = now()")
+    undo(ledger.engine, wrong.id, "ada")
+    assert shown(ledger) == []
+
+
 def test_a_batch_leaves_spot_checks_alone_and_an_image_that_was_not_drawn_has_none(ledger):
     passed, held = published(ledger, "cup"), Held(ledger, "pot")
     with pytest.raises(UsageError, match="not drawn"):
