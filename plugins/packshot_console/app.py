@@ -55,8 +55,9 @@ PageNumber = Annotated[int, Query(ge=1, le=100_000)]
 
 
 def create_app() -> FastAPI:
-    """The app. Its own documentation pages are off: they would answer without a login."""
-    app = FastAPI(dependencies=LOOK, docs_url=None, redoc_url=None, openapi_url=None)
+    """The app. Its own documentation pages are off: they would answer without a login. So are redirects to an address
+    with or without a slash: they would answer without one too, and name whatever host the request claims."""
+    app = FastAPI(dependencies=LOOK, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.add_middleware(_SecurityHeaders)
     app.exception_handler(StarletteHTTPException)(_to_login)
     app.include_router(pages.router)

@@ -39,12 +39,18 @@ def same_origin(request: Request) -> None:
     if headers.get("authorization", "").lower().startswith("bearer ") and "cookie" not in headers:
         return
     site, origin = headers.get("sec-fetch-site"), headers.get("origin")
-    ours = {headers.get("host"), urlsplit(conf.get("api", "base_url", fallback="")).netloc}
-    foreign = (site is not None and site != "same-origin") or (
-        origin is not None and urlsplit(origin).netloc not in ours
-    )
+    ours = {headers.get("host"), _host(conf.get("api", "base_url", fallback=""))} - {None, ""}
+    foreign = (site is not None and site != "same-origin") or (origin is not None and _host(origin) not in ours)
     if foreign or (site is None and origin is None):
         raise HTTPException(HTTPStatus.FORBIDDEN, "this request does not come from a page of this server")
+
+
+def _host(address: str) -> str:
+    """Host and port; "" for what is no address, such as the origin `null` of a sandboxed page."""
+    try:
+        return urlsplit(address).netloc
+    except ValueError:
+        return ""
 
 
 LOOK = [*(Depends(requires_access_dag("GET", None, dag_id)) for dag_id in DAGS), Depends(reader), Depends(no_nul)]
