@@ -98,7 +98,7 @@ def rates(connection: Connection) -> dict[str, float]:
 
 # The first that applies: a step that was rejected or failed; a publication of what this run made, by any run, unless it
 # was superseded before this run began or was withdrawn; failed checks; a person's rejection. An image that a person
-# approved is held until it is published.
+# approved is held until it is published. A task that ends after its run was closed makes no failed shot pending again.
 _SETTLE = """
 UPDATE run_shots SET state = outcome.state, reason = outcome.reason, final = outcome.final, checks = outcome.checks
 FROM (
@@ -149,6 +149,8 @@ FROM (
       AND (CAST(:shots AS bigint[]) IS NULL OR rs.shot = ANY(CAST(:shots AS bigint[])))
 ) outcome
 WHERE run_shots.run = :run AND run_shots.position = outcome.position
+  AND NOT (outcome.state = 'pending' AND run_shots.state = 'failed'
+           AND EXISTS (SELECT FROM runs r WHERE r.id = :run AND r.state <> 'running'))
   AND (run_shots.state, run_shots.reason, run_shots.final, run_shots.checks)
       IS DISTINCT FROM (outcome.state, outcome.reason, outcome.final, outcome.checks)
 """

@@ -1,8 +1,7 @@
 """The web app: review, runs, and a run's shots as pictures, behind Airflow's login.
 
     GET /overview                  what needs a person now, what runs, the last days
-    GET /runs                      the last runs
-    GET /runs/{run}                every shot: photo → cutout → raw → final, verdicts, seconds, why it was held back
+    GET /runs, ...                 runs and their shots, cancelling, trying again: `packshot_console.runs`
     GET /campaign, ...             choosing scene and products, a forecast, the start: `packshot_console.campaign`
     GET /live, ...                 what each channel shows, and taking it back: `packshot_console.live`
     GET /products/{sku}            everything that was ever made of a product
@@ -34,11 +33,22 @@ from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from packshot_console import campaign, editor, live, metrics, overview, pages, pictures, products, public, review, views
+from packshot_console import (
+    campaign,
+    editor,
+    live,
+    metrics,
+    overview,
+    pages,
+    pictures,
+    products,
+    public,
+    review,
+    runs,
+    views,
+)
 from packshot_console.guards import LOOK
 
-PAGE_SIZE = 40
-RUNS_A_PAGE = 50
 FOREVER = "private, max-age=31536000, immutable"
 
 SECURITY_HEADERS = {
@@ -51,7 +61,6 @@ SECURITY_HEADERS = {
 }
 
 Digest = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")]
-PageNumber = Annotated[int, Query(ge=1, le=100_000)]
 
 
 def create_app() -> FastAPI:
@@ -62,6 +71,7 @@ def create_app() -> FastAPI:
     app.exception_handler(StarletteHTTPException)(_to_login)
     app.include_router(pages.router)
     app.include_router(overview.router)
+    app.include_router(runs.router)
     app.include_router(campaign.router)
     app.include_router(live.router)
     app.include_router(products.router)
@@ -77,22 +87,6 @@ def create_app() -> FastAPI:
     @app.get("/")
     def index(request: Request) -> Response:
         return RedirectResponse(pages.path_of(request, "overview_page"), HTTPStatus.SEE_OTHER)
-
-    @app.get("/runs")
-    def run_list(request: Request, page: PageNumber = 1) -> Response:
-        return pages.page(request, "runs.html", runs=views.runs(page, RUNS_A_PAGE), number=page, size=RUNS_A_PAGE)
-
-    @app.get("/runs/{run}")
-    def run_page(
-        request: Request,
-        run: str,
-        state: Annotated[str, Query(pattern=r"^[a-z]*$")] = "",
-        page: PageNumber = 1,
-    ) -> Response:
-        found = views.run_page(run, state, page, PAGE_SIZE)
-        if found is None:
-            raise HTTPException(HTTPStatus.NOT_FOUND, "the ledger knows no such run")
-        return pages.page(request, "run.html", view=found)
 
     @app.get("/pictures/{digest}")
     async def picture(digest: Digest, size: Annotated[int, Query(ge=16, le=1600)] = 360) -> Response:

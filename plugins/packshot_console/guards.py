@@ -17,6 +17,8 @@ from fastapi import Depends, HTTPException, Request
 
 CAMPAIGN = "campaign_backfill"
 DAGS = ("catalog_refresh", CAMPAIGN)
+"""The DAGs whose runs make images."""
+
 REVIEWED = "publish_reviewed"
 """The DAG that acts on decisions: whoever may answer for it may decide."""
 
@@ -56,3 +58,5 @@ def _host(address: str) -> str:
 LOOK = [*(Depends(requires_access_dag("GET", None, dag_id)) for dag_id in DAGS), Depends(reader), Depends(no_nul)]
 DECIDE = [Depends(editor), Depends(same_origin)]
 START = [Depends(starter), Depends(same_origin)]
+CANCEL = [*(Depends(requires_access_dag("PUT", DagAccessEntity.RUN, dag_id)) for dag_id in DAGS), Depends(same_origin)]
+"""The right that Airflow's own API demands of whoever marks a run as failed."""

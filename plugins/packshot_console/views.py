@@ -12,6 +12,7 @@ from sqlalchemy import exists, or_, select, text
 from packshot_console.services import ledger
 from packshot_console.walks import Walk, read_walks
 from pipelines.ledger.reports import RunRow, StageCount, list_runs, stage_totals
+from pipelines.ledger.retries import Cause, count_states
 from pipelines.ledger.schema import artifacts, product_versions
 
 STATES = ("published", "held", "rejected", "failed", "pending")
@@ -35,7 +36,8 @@ class ShotView:
 class RunView:
     """One run's page: `shots` are those of this page and state, `matching` how many there are of that state.
 
-    `documents` maps the role of a document of the run to its digest. `seconds` are of computed steps.
+    `documents` maps the role of a document of the run to its digest. `seconds` are of computed steps. `causes` say what
+    kept shots from being published.
     """
 
     run: str
@@ -50,6 +52,7 @@ class RunView:
     steps: Mapping[str, StageCount]
     seconds: Mapping[str, float]
     counts: Mapping[str, int]
+    causes: tuple[Cause, ...]
     shots: tuple[ShotView, ...]
     state: str
     page: int
@@ -69,7 +72,7 @@ def run_page(run: str, state: str, page: int, size: int) -> RunView | None:
         about = connection.execute(text(_ABOUT), values).first()
         if about is None:
             return None
-        counted = dict(connection.execute(text(_COUNTS), values).tuples().all())
+        counted, causes = count_states(connection, run)
         rows = connection.execute(text(_PAGE), values).all()
         walks = read_walks(connection, {(row.made_by, row.shot): row.photo for row in rows})
         steps, seconds = stage_totals(connection, run, about.totals)
@@ -87,6 +90,7 @@ def run_page(run: str, state: str, page: int, size: int) -> RunView | None:
         steps=steps,
         seconds=seconds,
         counts={name: counted[name] for name in STATES if counted.get(name)},
+        causes=causes,
         shots=tuple(
             ShotView(
                 row.sku,
@@ -130,8 +134,6 @@ SELECT r.*, (SELECT json_object_agg(a.role, a.digest ORDER BY a.role)
              FROM run_artifacts a WHERE a.run = r.id) AS documents
 FROM runs r WHERE r.id = :run
 """
-
-_COUNTS = "SELECT state, count(*) FROM shots_of_runs WHERE run = :run GROUP BY state"
 
 _PAGE = """
 SELECT rs.made_by, rs.shot, rs.row, rs.state, rs.reason, v.sku, v.title, v.category, v.photo

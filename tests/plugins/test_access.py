@@ -276,7 +276,7 @@ def test_no_route_has_another_method(client, bearers, run) -> None:
     logged_in = {"Cookie": f"_token={bearers['admin']}", **OWN}
     methods: dict[str, set[str]] = {}
     for row in ROWS:
-        methods.setdefault(row.address(run), set()).add(row.method)
+        methods.setdefault(row.address(run).split("?")[0], set()).add(row.method)
     for path, known in methods.items():
         for method in {"POST", "PUT", "PATCH", "DELETE"} - known:
             assert client.request(method, path, headers=logged_in).status_code == 405, (method, path)

@@ -132,9 +132,8 @@ def test_a_state_can_be_picked(viewer, run) -> None:
 
 def test_what_a_catalogue_says_is_text_and_scripts_are_forbidden(viewer, run) -> None:
     answer = viewer.get(f"/runs/{RUN}")
-    assert re.findall(r"<script[^>]*>", answer.text) == ['<script type="module" src="/packshot/static/console.js">'], (
-        "the page's own, none of a title's"
-    )
+    own = [f'<script type="module" src="/packshot/static/{name}.js">' for name in ("console", "run")]
+    assert re.findall(r"<script[^>]*>", answer.text) == own, "the page's own, none of a title's"
     assert "&lt;script&gt;" in answer.text
     policy = answer.headers["content-security-policy"]
     assert "default-src 'none'" in policy
