@@ -181,7 +181,8 @@ def served(airflow_db: Settings, settings: Settings, tmp_path_factory) -> Iterat
         purge_cached_app()
     from packshot_console import pictures, services
 
-    for cached in (services.ledger, services.store, pictures.preview):
+    pictures.forget()
+    for cached in (services.ledger, services.store):
         cached.cache_clear()
 
 

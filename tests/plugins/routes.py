@@ -80,6 +80,7 @@ ROWS = [
     ),
     post("/review/batches/{batch}/undo", DECIDE, 409, example=f"/review/batches/{'a' * 16}/undo"),
     post("/live/rollbacks", DECIDE, 409, {"publications": [99_999], "run": "", "reason": ""}),
+    post("/editor/process", DECIDE, 204),
     post("/editor/{final}/open", DECIDE, 409, example=f"{EDITOR}/open"),
     post("/editor/{final}/answers", DECIDE, 409, {**MASK, "clicks": [[0.5, 0.5, 1]], "box": []}, f"{EDITOR}/answers"),
     post("/editor/{final}/cutouts", DECIDE, 409, MASK, f"{EDITOR}/cutouts"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import re
@@ -21,7 +22,7 @@ from pipelines.ledger.decisions import Choice, decide, undo
 from pipelines.ledger.postgres import PostgresLedger
 from pipelines.settings import ROOT
 from pipelines.store import S3Store
-from tests.plugins.conftest import hold, token
+from tests.plugins.conftest import hold, picture, token
 
 RUN = "manual__2026-05-01T10:00:00+00:00"
 STOPPED = "backfill__2026-05-02T00:00:00+00:00__2026-05-02__abc"
@@ -222,6 +223,29 @@ def test_a_published_image_is_served_byte_for_byte(viewer, run, store: S3Store) 
     assert answer.content == store.get(run["published"])
     assert answer.headers["content-type"] == "image/png"
     assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+def test_a_picture_that_the_store_has_later_is_shown(viewer, ledger: PostgresLedger, store: S3Store) -> None:
+    data = picture("#123456")
+    digest = hashlib.sha256(data).hexdigest()
+    ledger.upsert_products([Product("LATE-1", 7, "Late", "Kitchen", digest)])
+    assert viewer.get(f"/pictures/{digest}").status_code == 415
+    store.put(data, "image/png")
+    assert viewer.get(f"/pictures/{digest}").status_code == 200
+
+
+def test_an_approval_of_a_product_that_left_its_feed_is_not_under_way(viewer, ledger: PostgresLedger, store) -> None:
+    def under_way() -> list[str]:
+        return re.findall(r"(\d+) to publish, (\d+) to try again", viewer.get("/overview").text)
+
+    assert under_way() == [("0", "0")]
+    finals = hold(ledger, store, "r left", {"LEFT-1": "Cup", "LEFT-2": "Mug"})
+    decide(ledger.engine, finals["LEFT-1"], Choice.APPROVE, "ada")
+    decide(ledger.engine, finals["LEFT-2"], Choice.RETRY, "ada")
+    assert under_way() == [("1", "1")]
+    with ledger.engine.begin() as connection:
+        connection.execute(text("UPDATE products SET left_at = now() WHERE sku LIKE 'LEFT-%'"))
+    assert under_way() == [("0", "0")]
 
 
 def test_previews_have_the_size_that_was_asked_for(viewer, run) -> None:
