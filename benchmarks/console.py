@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import statistics
 import sys
 import tempfile
@@ -46,9 +47,10 @@ SELECT r.id, v.id, s.id, v.id, v.id, v.id / 64, CASE WHEN h.held THEN 'held' ELS
        CASE WHEN h.held THEN ARRAY['overcompletion'] ELSE '{{}}'::text[] END
 FROM runs r JOIN shots s ON s.scene = r.scene JOIN product_versions v ON v.sku = s.sku
 CROSS JOIN LATERAL (SELECT (v.id * 7919 + length(r.id)) %% 20 = 0 AS held) h;
-INSERT INTO steps (key, base, stage, version, parameters, seed, state, facts, seconds, device, worker, run)
-SELECT key, key, stage, 1, '{{}}', 7, 'done', '{{}}', 2.0, 'cpu', 'host:1', rs.run
-FROM run_shots rs, unnest(ARRAY['cutout', 'describe', 'generate', 'upscale', 'inspect', 'publish']) stage,
+INSERT INTO steps (key, base, stage, version, parameters, seed, state, facts, seconds, device, worker, run, created_at)
+SELECT key, key, stage, 1, '{{}}', 7, 'done', '{{}}', 2.0, 'cpu', 'host:1', rs.run, r.started_at
+FROM run_shots rs JOIN runs r ON r.id = rs.run,
+     unnest(ARRAY['cutout', 'describe', 'generate', 'upscale', 'inspect', 'publish']) stage,
      LATERAL (SELECT md5(rs.run || '/' || rs.shot || stage) AS key) made
 WHERE stage <> 'publish' OR rs.state = 'published';
 INSERT INTO run_steps (run, shot, key, stage, reused, chosen)
@@ -126,7 +128,7 @@ def open_app() -> TestClient:
 
 def main(shots: int) -> None:
     """Seeds, measures, prints."""
-    os.environ["PACKSHOT_STATE_DIR"] = tempfile.mkdtemp(prefix="packshot-bench-")
+    os.environ["PACKSHOT_STATE_DIR"] = os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="packshot-bench-")
     os.environ["PACKSHOT_METRICS_TOKEN"] = TOKEN
     from pipelines.services import down, up
     from pipelines.settings import get_settings, read_settings
@@ -166,6 +168,7 @@ def main(shots: int) -> None:
         print(f"memory: {(psutil.Process().memory_info().rss - before) / 1e6:+.0f} MB")
     finally:
         down(read_settings())
+        shutil.rmtree(os.environ["PACKSHOT_STATE_DIR"], ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -184,6 +184,15 @@ def test_nothing_is_done_for_another_sites_page(client, bearers, run) -> None:
     assert wrong == []
 
 
+def test_another_sites_page_takes_no_seat_in_the_queue(client, bearers, run) -> None:
+    cookie = {"Cookie": f"_token={bearers['viewer']}"}
+    for forged in FORGED:
+        expected = 403 if forged else 200  # old browsers name no site in a GET
+        assert client.get("/review/queue?seat=abc", headers=cookie | forged).status_code == expected, forged
+        assert client.get("/review/queue", headers=cookie | forged).status_code == 200
+    assert client.get("/review/queue?seat=abc", headers=cookie | OWN).status_code == 200
+
+
 def test_what_is_open_is_open_and_what_has_a_token_of_its_own_wants_that(client, bearers, run) -> None:
     for row in ROWS:
         if row.right in (OPEN, METRICS):
