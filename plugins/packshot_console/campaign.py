@@ -26,7 +26,7 @@ from sqlalchemy import Connection, text
 from packshot_console import airflow_runs
 from packshot_console.guards import START
 from packshot_console.pages import page, path_of
-from packshot_console.requests import Body, Words, may_start, read_body, reply
+from packshot_console.requests import Body, Words, may_cancel, may_start, read_body, reply
 from packshot_console.services import ledger, store
 from pipelines.catalogue.feed import within
 from pipelines.contracts import Shot
@@ -160,7 +160,7 @@ async def start(request: Request, user: GetUserDep) -> Response:
 
 
 @router.get("/started/{run}")
-def started(request: Request, run: str) -> Response:
+def started(request: Request, user: GetUserDep, run: str) -> Response:
     """Leads to the run's page as soon as the ledger has the run."""
     with ledger().engine.connect() as connection:
         if connection.scalar(text("SELECT 1 FROM runs WHERE id = :run"), {"run": run}):
@@ -168,7 +168,7 @@ def started(request: Request, run: str) -> Response:
     state = airflow_runs.state_of(run)
     if state is None:
         raise HTTPException(HTTPStatus.NOT_FOUND, "Airflow knows no such campaign")
-    return page(request, "campaign_started.html", run=run, state=state)
+    return page(request, "campaign_started.html", run=run, state=state, may_cancel=may_cancel(user))
 
 
 def scope_of(wanted: Wanted) -> Scope:

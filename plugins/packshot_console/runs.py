@@ -122,11 +122,12 @@ def _cancel(run: str, by: str, reason: str) -> int:
     """Airflow first: as long as it runs tasks, the run is not over."""
     with ledger().engine.connect() as connection:
         found = connection.execute(text("SELECT dag_id, state FROM runs WHERE id = :run"), {"run": run}).first()
-    if found is None and airflow_runs.state_of(run) is None:
+    state = found.state if found is not None else airflow_runs.state_of(run)
+    if state is None:
         raise UsageError(NO_SUCH_RUN)
     if found is not None and found.dag_id not in DAGS:
         raise UsageError("only a run that makes images is cancelled")
-    if found is not None and found.state != "running":
+    if state not in ("queued", "running"):
         raise UsageError("the run ended before")
     days = airflow_runs.stop_run(found.dag_id if found else CAMPAIGN, run, by)
     words = f"{by} cancelled the run{f': {reason.strip()}' if reason.strip() else ''}"

@@ -115,6 +115,20 @@ def test_a_category_is_counted_with_those_below_it_and_started_day_by_day_by_who
 
 
 @pytest.mark.medium
+def test_a_campaign_is_cancelled_before_it_is_planned(client, viewer, campaign_dag) -> None:
+    started = client.post("/starts", json={**WANTED, "skus": ["CUP-3"]}).json()["run"]
+    page = f"/started/{quote(started)}"
+    assert "Cancel the campaign" in client.get(page).text
+    assert "Cancel the campaign" not in viewer.get(f"/campaign{page}").text
+    path = f"/../runs/{quote(started)}/cancel"
+    assert client.post(path, json={}).json() == {"run": started, "days": 0}
+    assert state_in_airflow(started) == "failed"
+    assert "ended before it was planned" in client.get(page).text
+    again = client.post(path, json={})
+    assert (again.status_code, again.json()["words"]) == (409, "the run ended before")
+
+
+@pytest.mark.medium
 def test_a_viewer_sees_the_page_and_may_not_start(served, viewer, campaign_dag) -> None:
     page = viewer.get("/campaign").text
     assert "Your account may not start campaigns." in page

@@ -57,6 +57,9 @@ async function start() {
   if (made) location.assign(made.page);
 }
 
+document.getElementById("cancel-now")?.addEventListener("click", async (event) => {
+  if (await ask(event.target.dataset.path, {reason: ""})) location.reload();
+});
 document.getElementById("cancel")?.addEventListener("click", () => cancellation.showModal());
 document.getElementById("confirm-cancel")?.addEventListener("click", cancel);
 document.getElementById("confirm-again")?.addEventListener("click", start);
