@@ -11,6 +11,7 @@ from sqlalchemy import exists, or_, select, text
 
 from packshot_console.services import ledger
 from packshot_console.walks import Walk, read_walks
+from pipelines.ledger.outcomes import stage_progress
 from pipelines.ledger.reports import RunRow, StageCount, list_runs, stage_totals
 from pipelines.ledger.retries import Cause, count_states
 from pipelines.ledger.schema import artifacts, product_versions
@@ -75,7 +76,8 @@ def run_page(run: str, state: str, page: int, size: int) -> RunView | None:
         counted, causes = count_states(connection, run)
         rows = connection.execute(text(_PAGE), values).all()
         walks = read_walks(connection, {(row.made_by, row.shot): row.photo for row in rows})
-        steps, seconds = stage_totals(connection, run, about.totals)
+        totals = about.totals or {"stages": stage_progress(connection, run)}
+        steps, seconds = stage_totals(connection, run, totals)
     matching = counted.get(state, 0) if state else sum(counted.values())
     return RunView(
         run=run,
