@@ -49,17 +49,18 @@ SELECT r.id, v.id, s.id, v.id, v.id, v.id / 64, CASE WHEN h.held THEN 'held' ELS
        md5('f1' || r.id || '/' || v.id) || md5('f2' || r.id || '/' || v.id),
        CASE WHEN h.held THEN ARRAY['overcompletion'] ELSE '{{}}'::text[] END
 FROM runs r JOIN shots s ON s.scene = r.scene JOIN product_versions v ON v.sku = s.sku
-CROSS JOIN LATERAL (SELECT (v.id * 7919 + length(r.id)) %% 20 = 0 AS held) h;
+CROSS JOIN LATERAL (SELECT (v.id * 7919 + length(r.id)) %% 20 = 0 AS held) h ORDER BY r.number, v.id;
 INSERT INTO steps (key, base, stage, version, parameters, seed, state, facts, seconds, device, worker, run, created_at)
 SELECT key, key, stage, 1, '{{}}', 7, 'done', '{{}}', 2.0, 'cpu', 'host:1', rs.run, r.started_at
 FROM run_shots rs JOIN runs r ON r.id = rs.run,
      unnest(ARRAY['cutout', 'describe', 'generate', 'upscale', 'inspect', 'publish']) stage,
      LATERAL (SELECT md5(rs.run || '/' || rs.shot || stage) AS key) made
-WHERE stage <> 'publish' OR rs.state = 'published';
+WHERE stage <> 'publish' OR rs.state = 'published' ORDER BY r.number, rs.shard, stage;
 INSERT INTO run_steps (run, shot, key, stage, reused, chosen)
 SELECT rs.run, rs.shot, md5(rs.run || '/' || rs.shot || stage), stage, false, true
-FROM run_shots rs, unnest(ARRAY['cutout', 'describe', 'generate', 'upscale', 'inspect', 'publish']) stage
-WHERE stage <> 'publish' OR rs.state = 'published';
+FROM run_shots rs JOIN runs r ON r.id = rs.run,
+     unnest(ARRAY['cutout', 'describe', 'generate', 'upscale', 'inspect', 'publish']) stage
+WHERE stage <> 'publish' OR rs.state = 'published' ORDER BY r.number, rs.shard, stage;
 INSERT INTO step_inputs (key, role, digest)
 SELECT md5(run || '/' || shot || 'inspect'), 'final', final FROM run_shots;
 INSERT INTO verdicts (key, position, "check", score, threshold, passed, reason, picture)
@@ -89,11 +90,11 @@ def seed(engine: Engine, shots: int) -> None:
     for statement in SEED.format(products=shots // RUNS, runs=RUNS).strip().split(";\n"):
         with engine.begin() as connection:
             connection.exec_driver_sql(statement)
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("VACUUM ANALYZE"))
     with engine.begin() as connection:
         for run in range(1, RUNS):
             remember_totals(connection, f"run-{run}")
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text("VACUUM ANALYZE"))
 
 
 def pages(shots: int, first: str) -> dict[str, str]:

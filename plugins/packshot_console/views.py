@@ -137,9 +137,18 @@ SELECT r.*, (SELECT json_object_agg(a.role, a.digest ORDER BY a.role)
 FROM runs r WHERE r.id = :run
 """
 
+# The page is chosen before anything is joined to it: first what the run worked on, in its feed's order, then what it
+# left as it was.
 _PAGE = """
-SELECT rs.made_by, rs.shot, rs.row, rs.state, rs.reason, v.sku, v.title, v.category, v.photo
-FROM shots_of_runs rs JOIN product_versions v ON v.id = rs.version
-WHERE rs.run = :run AND (CAST(:state AS text) = '' OR rs.state = :state)
-ORDER BY rs.row, rs.position LIMIT :limit OFFSET :offset
+SELECT chosen.made_by, chosen.shot, CASE WHEN chosen.made_by = :run THEN rs.row ELSE p.row END AS row, chosen.state,
+       chosen.reason, v.sku, v.title, v.category, v.photo
+FROM (
+    SELECT made_by, shot, version, position, state, reason FROM shots_of_runs
+    WHERE run = :run AND (CAST(:state AS text) = '' OR state = :state)
+    ORDER BY made_by <> :run, made_by, position LIMIT :limit OFFSET :offset
+) chosen
+JOIN run_shots rs ON rs.run = chosen.made_by AND rs.shot = chosen.shot
+JOIN product_versions v ON v.id = chosen.version
+LEFT JOIN products p ON p.sku = v.sku
+ORDER BY chosen.made_by <> :run, chosen.made_by, chosen.position
 """
