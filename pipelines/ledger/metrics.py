@@ -129,11 +129,14 @@ SELECT count(*), min(coalesce(r.finished_at, r.started_at)) FROM review_queue q 
 WHERE NOT q.spot
 """
 
+# Naming the runs keeps Postgres from reading the uses of all runs that there ever were.
 _CHECKED = """
-WITH inspected AS (
-    SELECT u.run, u.shot FROM steps s JOIN run_steps u USING (key)
-    WHERE s.stage = 'inspect' AND s.state = 'done' AND s.created_at > now() - interval '1 day'
-      AND u.chosen AND NOT u.reused
+WITH fresh AS MATERIALIZED (
+    SELECT key, run FROM steps
+    WHERE stage = 'inspect' AND state = 'done' AND created_at > now() - interval '1 day'
+), inspected AS (
+    SELECT u.run, u.shot FROM fresh JOIN run_steps u USING (key)
+    WHERE u.run = ANY(ARRAY(SELECT DISTINCT run FROM fresh)) AND u.stage = 'inspect' AND u.chosen AND NOT u.reused
 ), of_scene AS MATERIALIZED (
     SELECT r.scene, rs.checks FROM inspected i JOIN run_shots rs ON rs.run = i.run AND rs.shot = i.shot
     JOIN runs r ON r.id = rs.run
