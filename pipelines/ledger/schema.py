@@ -166,6 +166,7 @@ Index(
     postgresql_where=(run_shots.c.state == "held") & run_shots.c.final.is_not(None),
 )
 Index("run_shots_final_idx", run_shots.c.final, postgresql_where=run_shots.c.final.is_not(None))
+Index("run_shots_seen_idx", run_shots.c.shot, run_shots.c.run, postgresql_where=run_shots.c.final.is_not(None))
 Index("run_shots_standing_idx", run_shots.c.run, postgresql_where=run_shots.c.until.is_(None))
 
 artifacts = Table(
