@@ -57,8 +57,8 @@ pictures: $(INSTALLED)  ## previews of all scenes, the README's picture and the 
 test: lint chromium  ## ruff, mypy, the import contracts, then the tests, in two processes: fast ones first
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not exhaustive"
 
-chaos: $(INSTALLED)  ## faults at moments inside real runs, and what becomes of them; MOMENTS=200 SEED=1
-	@$(BIN)/python -m tests.chaos.drill $(MOMENTS) $(SEED) build/chaos
+chaos: $(INSTALLED)  ## faults at moments inside real runs, and what becomes of them; MOMENTS=200 SEED=1 FAULT="disk full"
+	@$(BIN)/python -m tests.chaos.drill $(MOMENTS) $(SEED) build/chaos $(if $(FAULT),"$(FAULT)")
 
 exhaustive: $(INSTALLED)  ## thousands of damaged photos and of feeds, and a sampler step of SD 1.5 in full size
 	$(BIN)/pytest -m exhaustive

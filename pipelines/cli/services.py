@@ -32,7 +32,10 @@ def up(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Start Postgres, the S3 store and Airflow, or restart what died. Their data stay where they were."""
+    """Start Postgres, the S3 store and Airflow, or restart what died. Their data stay where they were.
+
+    A supervisor runs beside them and starts what dies again within a minute; `packshot status` shows what it did.
+    """
     from pipelines import services
     from pipelines.settings import get_settings
 
@@ -40,7 +43,9 @@ def up(
     if executor is not None:
         settings = settings.model_copy(update={"executor": executor.value})
     with err.status("Starting the services"):
-        now = services.up(settings, airflow=airflow, report=lambda line: err.print(line, soft_wrap=True))
+        now = services.up(
+            settings, airflow=airflow, supervised=True, report=lambda line: err.print(line, soft_wrap=True)
+        )
     _show(now, as_json)
 
 

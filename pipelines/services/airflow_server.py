@@ -64,9 +64,11 @@ def airflow_environment(settings: Settings, installation: Installation) -> dict[
         "logging": {"base_log_folder": settings.state_dir / "logs" / "tasks"},
         "scheduler": {
             "enable_health_check": False,
-            # a task whose scheduler or supervisor was killed is tried again after a minute, not after five
-            "task_instance_heartbeat_timeout": 60,
-            "orphaned_tasks_check_interval": 60,
+            # a task whose worker or scheduler was killed runs again after a minute, not after six: half a minute until
+            # it counts as lost, and the first pause before a retry (operators.policy)
+            "task_instance_heartbeat_timeout": 30,
+            "task_instance_heartbeat_timeout_detection_interval": 5,
+            "orphaned_tasks_check_interval": 30,
         },
         "usage_data_collection": {"enabled": False},
     }

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,10 +13,11 @@ from pydantic import SecretStr
 from pipelines.services.airflow_client import Airflow
 from pipelines.services.airflow_server import API_SERVER, DAG_PROCESSOR, SCHEDULER, TRIGGERER, health, start_airflow
 from pipelines.services.celery_workers import CELERY, REDIS, WORKERS, queues_of_workers, redis_answers, start_redis
-from pipelines.services.daemons import ServiceFailed, ask_to_stop, log_file, process, stop
+from pipelines.services.daemons import ServiceFailed, ask_to_stop, ensure, log_file, one_at_a_time, process, stop
 from pipelines.services.installation import LOOPBACK, Installation, free_port, port_is_free, write_private
 from pipelines.services.postgres import database_answers, have_airflow_database, host, start_postgres
 from pipelines.services.s3 import start_store, store_answers, store_client
+from pipelines.services.supervisor import SUPERVISOR, last_word, supervisor
 from pipelines.settings import Settings, environment_file, get_settings
 
 AIRFLOW = (API_SERVER, SCHEDULER, DAG_PROCESSOR, TRIGGERER)
@@ -55,11 +54,14 @@ class Status:
         return all(service.state == "up" for service in self.services)
 
 
-def up(settings: Settings, *, airflow: bool = True, report: Report = lambda line: None) -> Status:
+def up(
+    settings: Settings, *, airflow: bool = True, supervised: bool = False, report: Report = lambda line: None
+) -> Status:
     """Starts or restarts every service that does not run, and migrates the schemas.
 
     A later `up` keeps the executor, unless the settings name another one. `airflow` False leaves Airflow out (tests of
-    the ledger and the store). `report` gets a line a service. Takes seconds if everything runs. Raises ServiceFailed.
+    the ledger and the store). `supervised` starts a process that starts again what dies. `report` gets a line a
+    service. Takes seconds if everything runs. Raises ServiceFailed.
     """
     state_dir = settings.state_dir
 
@@ -69,7 +71,7 @@ def up(settings: Settings, *, airflow: bool = True, report: Report = lambda line
         report(f"{name}: {'started' if started else 'was running'} ({time.monotonic() - since:.1f} s)")
         return started
 
-    with _one_at_a_time(state_dir):
+    with one_at_a_time(state_dir):
         # 1. Ports and credentials; what the environment names is somebody else's
         installation = Installation.read(state_dir)
         settings = _without_embedded(settings, installation)
@@ -104,6 +106,14 @@ def up(settings: Settings, *, airflow: bool = True, report: Report = lambda line
                 for name in reversed(CELERY):
                     stop(state_dir, name)
             timed("airflow", lambda: start_airflow(settings, installation, report))
+
+        # 4. Who starts them again
+        if supervised:
+            airflows = (*AIRFLOW, *(CELERY if settings.executor == "celery" else ())) if airflow else ()
+            watched = [name for name in ("postgres", "s3", *airflows) if process(state_dir, name)]
+            ours = _written(embedded)  # it reads them in the file, as they are by then
+            given = {name: value for name, value in settings.environment().items() if name not in ours}
+            timed(SUPERVISOR, lambda: ensure(state_dir, supervisor(given, watched)))
     get_settings.cache_clear()
     return status(settings, airflow=airflow)
 
@@ -141,7 +151,8 @@ def down(settings: Settings, *, report: Report = lambda line: None) -> None:
     """Stops everything that `up` started, in reverse order. The data stay. `report` gets each service's name."""
     if not settings.state_dir.exists():
         return
-    with _one_at_a_time(settings.state_dir):
+    with one_at_a_time(settings.state_dir):
+        stop(settings.state_dir, SUPERVISOR)  # else it starts again what is stopped here
         # Airflow's own at once: each takes seconds
         asked = [name for name in (*AIRFLOW, *WORKERS) if ask_to_stop(settings.state_dir, name)]
         for name in reversed((*DAEMONS, *CELERY)):
@@ -196,19 +207,10 @@ def status(settings: Settings, *, airflow: bool = True) -> Status:
             for name in WORKERS:
                 detail = f"queues {', '.join(queues[name])}" if name in queues else ""
                 services.append(service(name, True, "", partial(queues.__contains__, name), detail))
+    if (state_dir / "run" / f"{SUPERVISOR}.json").exists():
+        services.append(service(SUPERVISOR, True, "", lambda: True, last_word(state_dir)))
     passwords = state_dir / "airflow" / "passwords.json" if "airflow" in embedded else None
     return Status(tuple(services), settings.airflow_url, settings.airflow_user, passwords, state_dir / "logs")
-
-
-@contextmanager
-def _one_at_a_time(state_dir: Path) -> Iterator[None]:
-    """A lock: two `up` at the same time would start everything twice."""
-    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for name in ("logs", "run"):
-        (state_dir / name).mkdir(mode=0o700, exist_ok=True)
-    with (state_dir / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _without_embedded(settings: Settings, installation: Installation) -> Settings:
@@ -264,11 +266,15 @@ def _redraw_taken_ports(state_dir: Path, installation: Installation) -> None:
 
 def _environment_text(settings: Settings, embedded: set[str]) -> str:
     """Lines of the environment file: the embedded services only. External credentials are never written."""
+    variables, kept = settings.environment(), _written(embedded)
+    return "".join(f"{name}={variables[name]}\n" for name in kept if name in variables)
+
+
+def _written(embedded: set[str]) -> list[str]:
+    """The variables that `up` writes for these services."""
     names = {
         "postgres": ("database_url", "airflow_database_url"),
         "s3": ("s3_endpoint", "s3_access_key", "s3_secret_key"),
         "airflow": ("airflow_url", "airflow_user", "airflow_password", "executor"),
     }
-    variables = settings.environment()
-    kept = [f"PACKSHOT_{name.upper()}" for service in sorted(embedded) for name in names[service]]
-    return "".join(f"{name}={variables[name]}\n" for name in kept if name in variables)
+    return [f"PACKSHOT_{name.upper()}" for service in sorted(embedded) for name in names[service]]

@@ -11,7 +11,7 @@ import stat
 import subprocess
 import time
 from base64 import urlsafe_b64decode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from pipelines.services.installation import GRPC_OFFSET, WORKER
 from pipelines.services.lifecycle import _connected, _without_embedded
 from pipelines.services.postgres import AS_NOBODY
 from pipelines.services.s3 import store_answers, store_client
+from pipelines.services.supervisor import PAUSE
 from pipelines.settings import ROOT, Settings, environment_file, read_settings
 from pipelines.store import S3Store
 
@@ -50,6 +51,13 @@ def _listed(channel: grpc.Channel) -> bool:
         return bool(list(listing(b"\x0a\x08/buckets", timeout=5)))
     except grpc.RpcError:
         return False
+
+
+def _until(holds: Callable[[], bool], seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < until
+        time.sleep(0.2)
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +168,29 @@ class TestEmbedded:
             assert cursor.fetchone() == (42,)
         assert S3Store(settings).get(digest) == b"kept"
         assert sha256_hex(b"kept") == digest
+
+    def test_the_supervisor_starts_again_what_dies_and_says_so(self, own: Path) -> None:
+        settings = read_settings()
+        digest = S3Store(settings).put(b"kept by nobody", "text/plain")
+        up(settings, airflow=False, supervised=True)
+        try:
+            dead = {name: psutil.Process(_pid(own, name)) for name in ("postgres", "s3")}
+            for killed in dead.values():
+                killed.kill()
+            _until(lambda: "s3 died, and runs again since" in self._told(settings), 60)
+            assert all(_pid(own, name) != killed.pid for name, killed in dead.items())
+            assert S3Store(read_settings()).get(digest) == b"kept by nobody"
+        finally:
+            down(settings)
+        assert process(own, "supervisor") is None
+        time.sleep(PAUSE + 1)
+        assert process(own, "postgres") is None, "what was stopped stays so"
+        up(read_settings(), airflow=False)
+
+    @staticmethod
+    def _told(settings: Settings) -> str:
+        """What `packshot status` says of the supervisor."""
+        return {s.name: s.detail for s in status(settings, airflow=False).services}["supervisor"]
 
     def test_what_survived_a_killed_postgres_is_started_anew(self, own: Path) -> None:
         ensure(own, Daemon("airflow-triggerer", ["sleep", "600"]))
