@@ -11,7 +11,14 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from pipelines.services.airflow_client import Airflow
-from pipelines.services.airflow_server import API_SERVER, DAG_PROCESSOR, SCHEDULER, TRIGGERER, health, start_airflow
+from pipelines.services.airflow_server import (
+    API_SERVER,
+    COMPONENTS,
+    DAG_PROCESSOR,
+    TRIGGERER,
+    health,
+    start_airflow,
+)
 from pipelines.services.celery_workers import CELERY, REDIS, WORKERS, queues_of_workers, redis_answers, start_redis
 from pipelines.services.daemons import ServiceFailed, ask_to_stop, ensure, log_file, one_at_a_time, process, stop
 from pipelines.services.installation import LOOPBACK, Installation, free_port, port_is_free, write_private
@@ -20,7 +27,7 @@ from pipelines.services.s3 import start_store, store_answers, store_client
 from pipelines.services.supervisor import SUPERVISOR, last_word, supervisor
 from pipelines.settings import Settings, environment_file, get_settings
 
-AIRFLOW = (API_SERVER, SCHEDULER, DAG_PROCESSOR, TRIGGERER)
+AIRFLOW = (API_SERVER, *COMPONENTS)
 DAEMONS = ("postgres", "s3", *AIRFLOW)
 
 Report = Callable[[str], None]
@@ -190,14 +197,10 @@ def status(settings: Settings, *, airflow: bool = True) -> Status:
         with Airflow(settings, timeout=10) as api:
             found = health(api)
             read = f"{len(api.dag_ids())} DAGs, {len(api.import_errors())} import errors" if found else ""
-        components = [
-            (API_SERVER, "metadatabase", ""),
-            (SCHEDULER, "scheduler", ""),
-            (DAG_PROCESSOR, "dag_processor", read),
-        ]
-        if "airflow" in embedded:  # somebody else's may have none: no DAG of packshot's defers a task
-            components.append((TRIGGERER, "triggerer", ""))
-        for name, component, detail in components:
+        for name, component in {API_SERVER: "metadatabase", **COMPONENTS}.items():
+            if name == TRIGGERER and "airflow" not in embedded:
+                continue  # somebody else's may have none: no DAG of packshot's defers a task
+            detail = read if name == DAG_PROCESSOR else ""
             answers = partial("healthy".__eq__, found.get(component, ""))  # asked above, for all at once
             services.append(service(name, "airflow" in embedded, settings.airflow_url, answers, detail))
         if "airflow" in embedded and settings.executor == "celery":

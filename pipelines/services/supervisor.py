@@ -1,9 +1,7 @@
-"""Starts what died again: a process beside the embedded services that sees every few seconds whether they live.
+"""Starts again what died of the embedded services, or lives and works no more: a process beside them.
 
-    python -m pipelines.services.supervisor SERVICE...
-
-`packshot up` starts it and names what to look after; `packshot down` stops it before everything else. What is to be
-done about a dead service is `up`'s knowledge: it runs in a process of its own, so that this one stays small.
+`packshot up` starts it, and `packshot down` stops it before everything else. What is to be done about a dead service is
+`up`'s knowledge: it runs in a process of its own, as `packshot up` does.
 """
 
 from __future__ import annotations
@@ -15,8 +13,10 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pipelines.services.airflow_client import Airflow
+from pipelines.services.airflow_server import API_SERVER, COMPONENTS, mute
 from pipelines.services.daemons import Daemon, log_file, nobody_works, process
-from pipelines.settings import read_settings
+from pipelines.settings import Settings, read_settings
 
 log = logging.getLogger("supervisor")
 
@@ -25,13 +25,16 @@ SUPERVISOR = "supervisor"
 PAUSE = 5.0
 """Seconds between two looks."""
 
-LONGEST_PAUSE = 300.0
+LONGEST_PAUSE = 60.0
 """After each attempt that failed the pause doubles, up to so long: a full disk is not mended by trying."""
+
+MUTE = 45.0
+"""Seconds for which a component of Airflow may be late, once Airflow calls its heartbeat too old (after 30 s)."""
 
 
 def supervisor(env: Mapping[str, str], services: Sequence[str]) -> Daemon:
     """The process that looks after these services, with the settings in `env` besides those that `up` writes."""
-    return Daemon(SUPERVISOR, [sys.executable, "-m", "pipelines.services.supervisor", *services], env)
+    return Daemon(SUPERVISOR, _argv("main", services), env)
 
 
 def last_word(state_dir: Path) -> str:
@@ -40,39 +43,60 @@ def last_word(state_dir: Path) -> str:
     return file.read_text("utf-8", errors="replace").strip().rpartition("\n")[2] if file.exists() else ""
 
 
-def look_after(state_dir: Path, services: Sequence[str]) -> None:
-    """Never returns."""
-    pause = PAUSE
+def main() -> None:
+    """Looks after the services that the command line names, for ever."""
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S", stream=sys.stderr)
+    services, late, pause = sys.argv[1:], _Late(), PAUSE
     while True:
         time.sleep(pause)
-        if not nobody_works(state_dir):  # an `up` or a `down` is doing it
+        settings = read_settings()
+        if not nobody_works(settings.state_dir):  # an `up` or a `down` is doing it
+            late = _Late()
             continue
-        dead = [name for name in services if process(state_dir, name) is None]
-        pause = PAUSE if not dead or _start_again(dead, services) else min(2 * pause, LONGEST_PAUSE)
+        gone = {name: "died" for name in services if process(settings.state_dir, name) is None}
+        if not gone:
+            gone = dict.fromkeys(late.see(_mute(settings, services)), "works no more")
+        pause = PAUSE if not gone or _start_again(gone, services) else min(2 * pause, LONGEST_PAUSE)
 
 
-def _start_again(dead: Sequence[str], services: Sequence[str]) -> bool:
-    names, since = ", ".join(dead), time.monotonic()
-    log.warning("%s died: starting again", names)
-    argv = [sys.executable, "-m", "pipelines.services.supervisor", "--once", *services]
-    done = subprocess.run(argv, stderr=subprocess.PIPE, text=True)
+def start() -> None:
+    """`up` for the services that the command line names."""
+    from pipelines.services.lifecycle import AIRFLOW, up
+
+    up(read_settings(), airflow=any(name in AIRFLOW for name in sys.argv[1:]))
+
+
+class _Late:
+    """Since when each component has been late."""
+
+    def __init__(self) -> None:
+        self._since: dict[str, float] = {}
+
+    def see(self, late: Sequence[str]) -> list[str]:
+        """Takes in what is late now; returns what has been so for MUTE seconds."""
+        now = time.monotonic()
+        self._since = {name: self._since.get(name, now) for name in late}
+        return [name for name, since in self._since.items() if now - since >= MUTE]
+
+
+def _mute(settings: Settings, services: Sequence[str]) -> list[str]:
+    if API_SERVER not in services:
+        return []
+    with Airflow(settings, timeout=10) as api:
+        return [name for name in mute(api) if name in COMPONENTS and name in services]
+
+
+def _start_again(gone: Mapping[str, str], services: Sequence[str]) -> bool:
+    what, since = ", ".join(f"{name} {how}" for name, how in gone.items()), time.monotonic()
+    log.warning("%s: starting again", what)
+    done = subprocess.run(_argv("start", services), stderr=subprocess.PIPE, text=True)
     if done.returncode:
-        why = done.stderr.strip().rpartition("\n")[2][:300]
-        log.error("%s died and could not be started again: %s", names, why)
+        log.error("%s, and could not be started again: %s", what, done.stderr.strip().rpartition("\n")[2][:300])
         return False
-    log.warning("%s died, and runs again since %.0f s after that was noticed", names, time.monotonic() - since)
+    log.warning("%s, and runs again since %.0f s after that was noticed", what, time.monotonic() - since)
     return True
 
 
-def _once(services: Sequence[str]) -> None:
-    from pipelines.services.lifecycle import AIRFLOW, up
-
-    up(read_settings(), airflow=any(name in AIRFLOW for name in services))
-
-
-if __name__ == "__main__":
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S", stream=sys.stderr)
-    if sys.argv[1] == "--once":
-        _once(sys.argv[2:])
-    else:
-        look_after(read_settings().state_dir, sys.argv[1:])
+def _argv(function: str, services: Sequence[str]) -> list[str]:
+    # not with -m: the package imports this module before it would be run
+    return [sys.executable, "-c", f"from pipelines.services.supervisor import {function}; {function}()", *services]

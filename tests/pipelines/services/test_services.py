@@ -25,12 +25,12 @@ from sqlalchemy.engine import make_url
 
 from pipelines.contracts import sha256_hex
 from pipelines.services import DAEMONS, Installation, ServiceFailed, airflow_environment, down, status, up
-from pipelines.services.daemons import Daemon, ensure, process
+from pipelines.services.daemons import Daemon, ensure, process, stop
 from pipelines.services.installation import GRPC_OFFSET, WORKER
 from pipelines.services.lifecycle import _connected, _without_embedded
 from pipelines.services.postgres import AS_NOBODY
 from pipelines.services.s3 import store_answers, store_client
-from pipelines.services.supervisor import PAUSE
+from pipelines.services.supervisor import PAUSE, last_word
 from pipelines.settings import ROOT, Settings, environment_file, read_settings
 from pipelines.store import S3Store
 
@@ -354,6 +354,18 @@ class TestAirflow:
         assert workers
         assert not any(_runs(worker) for worker in workers)
         assert status(airflow_up).healthy
+
+    @pytest.mark.exhaustive  # Airflow takes its time to call a heartbeat too old
+    def test_a_scheduler_that_lives_and_works_no_more_is_started_anew(self, airflow_up: Settings) -> None:
+        up(airflow_up, supervised=True)
+        try:
+            old = psutil.Process(_pid(airflow_up.state_dir, "airflow-scheduler"))
+            old.suspend()
+            _until(lambda: "scheduler works no more, and runs again" in last_word(airflow_up.state_dir), 240)
+            assert not _runs(old)
+            assert status(airflow_up).healthy
+        finally:
+            stop(airflow_up.state_dir, "supervisor")
 
     def test_down_stops_every_process(self, airflow_up: Settings) -> None:
         state_dir = airflow_up.state_dir
