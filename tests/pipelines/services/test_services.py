@@ -25,6 +25,7 @@ from sqlalchemy.engine import make_url
 
 from pipelines.contracts import sha256_hex
 from pipelines.services import DAEMONS, Installation, ServiceFailed, airflow_environment, down, status, up
+from pipelines.services.airflow_history import old_history
 from pipelines.services.daemons import Daemon, ensure, process, stop
 from pipelines.services.installation import GRPC_OFFSET, WORKER
 from pipelines.services.lifecycle import _connected, _without_embedded
@@ -354,6 +355,30 @@ class TestAirflow:
         assert workers
         assert not any(_runs(worker) for worker in workers)
         assert status(airflow_up).healthy
+
+    def test_old_history_is_listed_then_removed_and_new_history_stays(self, airflow_up: Settings) -> None:
+        log = airflow_up.state_dir / "logs" / "tasks" / "run_id=long ago" / "attempt=1.log"
+        log.parent.mkdir(parents=True)
+        log.write_text("it went well")
+        long_ago = time.time() - 100 * 86400
+        os.utime(log, (long_ago, long_ago))
+        database = Installation.read(airflow_up.state_dir).airflow_database_url
+        count = "SELECT count(*) FILTER (WHERE event = 'long ago'), count(*) FROM log"
+        with _connect(database) as connection, connection.cursor() as cursor:
+            cursor.execute("INSERT INTO log (dttm, event) VALUES (to_timestamp(%s), 'long ago')", [long_ago])
+        with _connect(database) as connection, connection.cursor() as cursor:
+            cursor.execute(count)
+            old, everything = cursor.fetchone()
+        assert old < everything
+
+        listed = old_history(airflow_up, 90, apply=False)
+        assert (listed.rows, listed.logs, listed.bytes, log.exists()) == ({"log": 1}, 1, 12, True)
+        assert old_history(airflow_up, 90, apply=True).rows == listed.rows
+        assert not log.parent.exists()
+        with _connect(database) as connection, connection.cursor() as cursor:
+            cursor.execute(count)
+            old, remaining = cursor.fetchone()
+        assert (old, remaining >= everything - 1) == (0, True)
 
     @pytest.mark.exhaustive  # Airflow takes its time to call a heartbeat too old
     def test_a_scheduler_that_lives_and_works_no_more_is_started_anew(self, airflow_up: Settings) -> None:
