@@ -217,7 +217,7 @@ def _as_text(found: Report) -> list[Text | Table]:
     if found.problem:
         parts.append(line(("the run was stopped", "red"), f": {found.problem['reason']}"))
     if found.put_off:
-        parts.append(line(f"{found.put_off} shots wait for the next wave, run {next_wave(found.run)}"))
+        parts.append(line(f"left to the next wave, run {next_wave(found.run)}: {found.put_off}"))
     stages = [
         (name, count.computed, count.reused, f"{found.seconds.get(name, 0):.1f}") for name, count in found.steps.items()
     ]
