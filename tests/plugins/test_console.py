@@ -211,6 +211,15 @@ def test_a_run_whose_publication_was_stopped_says_why_and_for_which_rows(viewer,
     assert viewer.get(f"/artifacts/{run['validation']}").json() == {"success": False}
 
 
+def test_a_run_says_how_many_shots_it_left_to_the_next_wave(viewer, run, ledger: PostgresLedger) -> None:
+    assert "next wave" not in viewer.get(f"/runs/{RUN}").text
+    with ledger.engine.begin() as connection:
+        connection.execute(text("UPDATE runs SET put_off = 1200 WHERE id = :run"), {"run": RUN})
+    assert re.search(r"Left to the next wave:\s+1,200", viewer.get(f"/runs/{RUN}").text)
+    with ledger.engine.begin() as connection:
+        connection.execute(text("UPDATE runs SET put_off = 0 WHERE id = :run"), {"run": RUN})
+
+
 def test_a_state_can_be_picked(viewer, run) -> None:
     page = viewer.get(f"/runs/{RUN}?state=held").text
     assert re.findall(r'data-sku="([^"]*)"', page) == ["LAMP-2"]
