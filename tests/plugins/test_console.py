@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import re
 import resource
@@ -40,6 +41,7 @@ LOOKING = [
     "/review",
     "/review/queue",
     "/review/selection",
+    "/review/decisions.csv",
     "/review/images/{final}",
 ]
 LOOKING += ["/static/console.css", "/static/review.js", "/pictures/{published}", "/artifacts/{published}"]
@@ -130,6 +132,20 @@ def test_a_products_page_shows_every_image_with_its_steps_and_decisions(viewer, 
         undo(ledger.engine, decision.id, "ada")
     assert "live" in viewer.get("/products/CUP-1").text
     assert viewer.get("/products/no-such").status_code == 404
+
+
+def test_decisions_are_a_file_for_a_spreadsheet(viewer, run, ledger: PostgresLedger) -> None:
+    decision = decide(ledger.engine, run["final"], Choice.REJECT, "ada", '@SUM(1), "x"')
+    undo(ledger.engine, decision.id, "ada")
+    answer = viewer.get("/review/decisions.csv", params={"scene": "oak", "sku": "LAMP-2", "check": "overcompletion"})
+    assert answer.headers["content-type"] == "text/csv; charset=utf-8"
+    assert answer.headers["content-disposition"] == 'attachment; filename="decisions.csv"'
+    rows = list(csv.DictReader(io.StringIO(answer.text)))
+    assert {row["sku"] for row in rows} == {"LAMP-2"}
+    assert (rows[0]["reason"], rows[0]["held_for"]) == ('\'@SUM(1), "x"', REASON)
+    assert len(viewer.get("/review/decisions.csv?scene=pine").text.splitlines()) == 1
+    for path in ("/review", "/live"):
+        assert 'formaction="/packshot/review/decisions.csv"' in viewer.get(path).text
 
 
 def test_the_reference_names_every_route_and_no_other() -> None:
