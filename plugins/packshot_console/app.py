@@ -3,6 +3,7 @@
     GET /overview                  what needs a person now, what runs, the last days
     GET /runs                      the last runs
     GET /runs/{run}                every shot: photo → cutout → raw → final, verdicts, seconds, why it was held back
+    GET /compare                   two runs over the same products, their rates and their pictures
     GET /campaign, ...             choosing scene and products, a forecast, the start: `packshot_console.campaign`
     GET /live, ...                 what each channel shows, and taking it back: `packshot_console.live`
     GET /products/{sku}            everything that was ever made of a product
@@ -34,7 +35,20 @@ from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from packshot_console import campaign, editor, live, metrics, overview, pages, pictures, products, public, review, views
+from packshot_console import (
+    campaign,
+    comparison,
+    editor,
+    live,
+    metrics,
+    overview,
+    pages,
+    pictures,
+    products,
+    public,
+    review,
+    views,
+)
 from packshot_console.guards import LOOK
 
 PAGE_SIZE = 40
@@ -61,6 +75,7 @@ def create_app() -> FastAPI:
     app.exception_handler(StarletteHTTPException)(_to_login)
     app.include_router(pages.router)
     app.include_router(overview.router)
+    app.include_router(comparison.router)
     app.include_router(campaign.router)
     app.include_router(live.router)
     app.include_router(products.router)

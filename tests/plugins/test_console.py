@@ -7,6 +7,7 @@ import io
 import re
 import resource
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -34,6 +35,7 @@ LOOKING = [
     "/overview",
     "/runs",
     f"/runs/{RUN}",
+    f"/compare?a={quote(RUN)}&b={quote(STOPPED)}",
     "/campaign",
     "/campaign/scenes/oak-window",
     "/live",
@@ -167,8 +169,16 @@ def test_no_address_follows_the_host_that_a_request_claims(served, accounts, run
 
 
 def test_a_name_that_no_run_can_have_is_not_found(viewer, run) -> None:
-    for path in ("/runs/%00", "/runs/a%00b", "/review?run=%00", "/review/queue?scene=%00", "/runs/no-such-run"):
+    for path in (
+        "/runs/%00",
+        "/runs/a%00b",
+        "/review?run=%00",
+        "/review/queue?scene=%00",
+        "/runs/no-such-run",
+        "/compare?a=x&b=no-such-run",
+    ):
         assert viewer.get(path).status_code == 404, path
+    assert "these two are the same" in viewer.get("/compare", params={"a": RUN, "b": RUN}).text
 
 
 def test_somebody_who_opens_a_page_without_a_session_is_sent_to_the_login(anonymous, run) -> None:
