@@ -99,6 +99,13 @@ class Settings(BaseSettings):
         description="Address under which the console's `/packshot/public` is reachable from outside, for the links of "
         "the channels' feeds. Empty: these routes do not exist.",
     )
+    public_per_minute: int = Field(
+        600, ge=0, description="Requests without a login that each address may make in a minute. 0: no limit."
+    )
+    sheet_key: SecretStr = Field(
+        SecretStr(""),
+        description="Key that signs links to contact sheets. `packshot up` draws one. Empty: there are no links.",
+    )
 
     # Monitoring and notifications
     metrics_token: SecretStr = Field(

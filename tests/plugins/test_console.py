@@ -61,6 +61,8 @@ DECIDING = [
     ("/campaign/starts", '{"scene": "oak-window", "days": 3}', 422),
     ("/live/rollbacks", '{"publications": [99999], "run": ""}', 409),
     ("/live/rollbacks", '{"publications": ["1"]}', 422),
+    ("/live/sheets", '{"scene": "no-such", "days": 7}', 409),
+    ("/live/sheets", '{"scene": "oak", "days": 3650}', 422),
     (f"/editor/{NONE}/open", "", 409),
     (f"/editor/{NONE}/answers", f'{MASK}, "clicks": [[0.5, 0.5, 1]], "box": []}}', 409),
     (f"/editor/{NONE}/answers", f'{MASK}, "clicks": [[0.5, 1.5, 1]], "box": []}}', 422),

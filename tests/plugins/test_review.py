@@ -225,6 +225,39 @@ def test_a_run_is_rolled_back_and_what_was_shown_before_is_shown_again(log_in, l
     assert [tuple(row) for row in rows][1:] == [("approve", "", "merchandiser"), ("reject", "too dark", None)]
 
 
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_contact_sheet_is_shared_with_somebody_without_a_login(log_in, browser, ledger, store, served, theme) -> None:
+    titles = {sku: title for sku, (title, _) in STAGED.items()}
+    for run in ("r1", "run 2"):
+        finals = hold(ledger, store, run, titles, scene=run[-1] * 3, pictures=staged)
+        for sku, final in finals.items():
+            decide(ledger.engine, final, Choice.APPROVE, "ada")
+            publish(ledger, run, sku, final)
+    page = log_in(path="/packshot/runs/run 2", color_scheme=theme)
+    page.get_by_role("link", name="what is live of it").click()
+    page.wait_for_load_state()
+    page.get_by_role("button", name="Share a contact sheet").click()
+    page.get_by_label("Ends after").select_option("30")
+    page.get_by_role("button", name="Make the link").click()
+    page.get_by_text("3 images, until").wait_for()
+    page.screenshot(path=PICTURES / f"share-{theme}.png")
+    address = page.get_by_label("Link").input_value()
+    assert address.startswith(f"{served.url}/packshot/public/sheets/")
+    complaints: list[str] = []
+    for width in (1440, 390):
+        guest = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=theme)
+        guest.on("console", lambda message: complaints.append(message.text))
+        guest.on("response", lambda answer: answer.ok or complaints.append(f"{answer.status} {answer.url}"))
+        guest.goto(address, wait_until="networkidle")
+        images = guest.locator("article img")
+        assert images.count() == 3
+        assert [image.evaluate("img => img.decode() ?? img.naturalWidth") for image in images.all()]
+        assert guest.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        guest.screenshot(path=PICTURES / f"sheet-{width}-{theme}.png", full_page=True)
+        guest.close()
+    assert complaints == []
+
+
 def test_two_runs_are_compared_product_by_product(log_in, ledger, store) -> None:
     titles = {sku: title for sku, (title, _) in STAGED.items()}
     hold(ledger, store, "r1", titles, pictures=staged)

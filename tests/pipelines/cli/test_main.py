@@ -109,6 +109,7 @@ def test_an_error_shows_what_was_asked_for_as_it_is(
     ("setting", "value", "arguments", "said"),
     [
         ("PACKSHOT_DATABASE_URL", "", ("report",), "PACKSHOT_DATABASE_URL is not set"),
+        ("PACKSHOT_SHEET_KEY", "mine", ("up", "--end-sheet-links"), "PACKSHOT_SHEET_KEY is set"),
         ("PACKSHOT_DATABASE_URL", "", ("models", "revisions"), "PACKSHOT_DATABASE_URL is not set"),
         ("PACKSHOT_DATABASE_URL", "sesame", ("report",), "PACKSHOT_DATABASE_URL is no address of a Postgres database"),
         ("PACKSHOT_DATABASE_URL", "postgresql+psycopg2://me:sesame@127.0.0.1:1/x", ("report",), "does not answer"),
