@@ -169,6 +169,7 @@ def served(airflow_db: Settings, settings: Settings, tmp_path_factory) -> Iterat
         patch.setenv("AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE", str(passwords))
         patch.setenv("AIRFLOW__API__BASE_URL", served.url)
         patch.setenv("PACKSHOT_SHEET_KEY", "a key for tests")
+        patch.setenv("PACKSHOT_GPU_HOUR_PRICE", "2.5")
         get_settings.cache_clear()
         config = uvicorn.Config(create_app(apps="all"), host="127.0.0.1", port=port, log_level="error")
         server = uvicorn.Server(config)

@@ -326,6 +326,9 @@ def test_a_spot_check_is_answered_and_a_wrong_image_is_withdrawn_and_counted(log
         files = connection.scalars(text("SELECT digest FROM publications WHERE superseded_at IS NULL")).all()
     assert files == [shown_files["CUP"]]
     page.goto(page.url.replace("review", "overview"))
+    tile = page.locator(".tile", has_text="of computing for a published image")
+    assert tile.locator("b").inner_text() == "7.5 s"
+    assert tile.locator("small").inner_text() == "about 0.0052 EUR, in 14 days"
     row = page.locator("h2", has_text="passed image was wrong").locator("+ table tbody tr")
     assert row.inner_text().split() == ["oak", "1", "of", "2", "50.0", "%"]
 
