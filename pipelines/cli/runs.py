@@ -209,6 +209,8 @@ def _planned(run_ids: Sequence[str]) -> list[str]:
 
 def _as_text(found: Report) -> list[Text | Table]:
     """A report for a reader: its totals, its stages, and every product that was not published."""
+    from pipelines.ledger.waves import next_wave
+
     parts: list[Text | Table] = [
         line(
             (found.run, "bold"), f": {found.products} products, ", (f"{found.published} published", "green"), ", ",
@@ -217,6 +219,8 @@ def _as_text(found: Report) -> list[Text | Table]:
     ]  # fmt: skip
     if found.problem:
         parts.append(line(("the run was stopped", "red"), f": {found.problem['reason']}"))
+    if found.put_off:
+        parts.append(line(f"left to the next wave, run {next_wave(found.run)}: {found.put_off}"))
     stages = [
         (name, count.computed, count.reused, f"{found.seconds.get(name, 0):.1f}") for name, count in found.steps.items()
     ]

@@ -35,7 +35,7 @@ from pipelines.contracts import (
     sha256_hex,
 )
 from pipelines.errors import IntegrityError, UsageError
-from pipelines.ledger import lost, outcomes, rows, selection, shown
+from pipelines.ledger import lost, outcomes, rows, selection, shown, waves
 from pipelines.ledger.decisions import note_published, send_back_edited, still_approved
 from pipelines.ledger.schema import (
     artifacts,
@@ -299,6 +299,11 @@ class PostgresLedger:
         """Puts these of the run's shots into shards of `size`; the others need no stage. Returns how many."""
         with self.engine.begin() as connection:
             return selection.cut(connection, run, positions, size)
+
+    def put_off(self, run: str, positions: Sequence[int]) -> int:
+        """Leaves these of the run's shots to its next wave; returns how many. None where a later run builds on it."""
+        with self.engine.begin() as connection:
+            return waves.put_off(connection, run, positions)
 
     def adopt_unsettled(self, run: str) -> None:
         """Makes those shots the run's own that an earlier run left it and that are settled no more, with their steps:

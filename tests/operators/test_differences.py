@@ -91,9 +91,9 @@ class Shop:
         ]
         return write_manifest(self.store, "feed.csv", "0" * 64, products)
 
-    def night(self, **about: Any) -> Report:
+    def night(self, run: str = "", **about: Any) -> Report:
         """One whole run; its report."""
-        run = f"{self.name}-night-{next(self.nights)}"
+        run = run or f"{self.name}-night-{next(self.nights)}"
         about = {
             "feed": self.manifest(), "categories": [], "skus": [],
             "limit": None, "reprocess": "missing", "channel": "", "accept_loss": False,

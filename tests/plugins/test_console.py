@@ -204,6 +204,8 @@ def test_a_viewer_sees_the_runs_and_every_shot_with_its_pictures_and_reasons(vie
     assert "gone.jpg: no such file" in page
     assert "overcompletion <b>0.31</b>" in page
     assert page.count("Prompt: a red cup on an oak table") == 2, "as the step of the real stage holds it"
+    assert page.count("Caption: a red cup.") == 1
+    assert "polo shirt" not in page, "BLIP is not sure of it"
     for source in re.findall(r'<img[^>]* src="([^"]+)"', page.replace("\n", " ")):
         shown = viewer.get(source.removeprefix("/packshot").replace("&amp;", "&"))
         assert shown.status_code == 200
@@ -235,6 +237,15 @@ def test_a_run_whose_publication_was_stopped_says_why_and_for_which_rows(viewer,
     link = f'/packshot/artifacts/{run["validation"]}"'
     assert link in page
     assert viewer.get(f"/artifacts/{run['validation']}").json() == {"success": False}
+
+
+def test_a_run_says_how_many_shots_it_left_to_the_next_wave(viewer, run, ledger: PostgresLedger) -> None:
+    assert "next wave" not in viewer.get(f"/runs/{RUN}").text
+    with ledger.engine.begin() as connection:
+        connection.execute(text("UPDATE runs SET put_off = 1200 WHERE id = :run"), {"run": RUN})
+    assert re.search(r"Left to the next wave:\s+1,200", viewer.get(f"/runs/{RUN}").text)
+    with ledger.engine.begin() as connection:
+        connection.execute(text("UPDATE runs SET put_off = 0 WHERE id = :run"), {"run": RUN})
 
 
 def test_a_state_can_be_picked(viewer, run) -> None:
