@@ -92,9 +92,9 @@ def pages(shots: int) -> dict[str, Callable[[], Any]]:
         "run, last page": lambda: views.run_page("run-5", "", last_page, 40),
         "run, held": lambda: views.run_page("run-5", "held", 1, 40),
         "run in progress": lambda: views.run_page(f"run-{RUNS}", "", 1, 40),
-        "two runs": lambda: comparison.comparison("run-5", "run-9", comparison.Choice("", "", ""), 1),
+        "two runs": lambda: comparison.comparison("run-5", "run-9", comparison.PairChoice(), 1),
         "two runs, moved": lambda: comparison.comparison(
-            "run-5", "run-6", comparison.Choice("published", "held", ""), 2
+            "run-5", "run-6", comparison.PairChoice("published", "held"), 2
         ),
         "review": queue.choices,
         "review, next images": lambda: (

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Row, text
 
 from pipelines.contracts import ShotState
 from pipelines.errors import UsageError
-from pipelines.ledger.pairs import GROWN, PairCounts, PairedCount, count_pairs
+from pipelines.ledger.pairs import PairGroup, pair_groups
 from pipelines.quality.intervals import Interval, paired_difference, wilson
+
+GROWN = "overcompletion"
+
+Holds = Callable[[PairGroup], tuple[bool, bool]]
+"""Whether something is true of a group's products in run A, and in run B."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,39 +88,66 @@ class Comparison:
 
 
 def compare(connection: Connection, a: str, b: str) -> Comparison:
-    """Compares two runs, in three queries. Raises UsageError for a run that is not there, and for one run twice."""
+    """Compares two runs, in two queries. Raises UsageError as `compared_runs` does."""
+    runs = compared_runs(connection, a, b)
+    return summarize(*runs, pair_groups(connection, a, b))
+
+
+def compared_runs(connection: Connection, a: str, b: str) -> tuple[Row, Row]:
+    """The rows of two runs. Raises UsageError for a run that is not there, and for one run twice."""
     if a == b:
         raise UsageError("a run is compared with another one: these two are the same")
     rows = {row.id: row for row in connection.execute(text(_RUNS), {"runs": [a, b]})}
     if unknown := next((run for run in (a, b) if run not in rows), None):
         raise UsageError(f"no run {unknown!r} in the ledger: `packshot run` and `packshot campaign` print their ids")
-    counts = count_pairs(connection, a, b)
+    return rows[a], rows[b]
+
+
+def summarize(a: Row, b: Row, groups: Sequence[PairGroup]) -> Comparison:
+    """The rates of two runs' products, which `groups` has."""
+    paired = [group for group in groups if group.is_paired]
+    seen = [group for group in paired if group.seen]
+    moved: Counter[tuple[str, str]] = Counter()
+    for group in paired:
+        moved[group.a_state, group.b_state] += group.products
+    pairs = moved.total()
+    only_a = sum(group.products for group in groups if not group.b_state)
+    only_b = sum(group.products for group in groups if not group.a_state)
+    checks = sorted({check for group in paired for check in group.a_checks | group.b_checks} - {GROWN})
     return Comparison(
-        a=_run(rows[a], counts.pairs + counts.only_a),
-        b=_run(rows[b], counts.pairs + counts.only_b),
-        pairs=counts.pairs,
-        only_a=counts.only_a,
-        only_b=counts.only_b,
-        same_image=counts.same_image,
-        states=tuple(_of_state(state, counts) for state in ShotState if any(state in pair for pair in counts.states)),
-        overcompletion=_rate(GROWN, counts.overcompleted),
-        checks=tuple(_rate(name, counted) for name, counted in counts.checks.items() if name != GROWN),
-        moved=tuple(Moved(*pair, number) for pair, number in sorted(counts.states.items(), key=lambda one: -one[1])),
+        a=_run(a, pairs + only_a),
+        b=_run(b, pairs + only_b),
+        pairs=pairs,
+        only_a=only_a,
+        only_b=only_b,
+        same_image=sum(group.products for group in paired if group.same),
+        states=tuple(
+            _rate(state.value, paired, _in_state(state)) for state in ShotState if any(state in both for both in moved)
+        ),
+        overcompletion=_rate(GROWN, seen, _failed(GROWN)),
+        checks=tuple(_rate(check, paired, _failed(check)) for check in checks),
+        moved=tuple(Moved(*states, number) for states, number in moved.most_common()),
     )
 
 
-def _run(row: Any, products: int) -> ComparedRun:
+def _run(row: Row, products: int) -> ComparedRun:
     return ComparedRun(row.id, row.dag_id, row.scene, row.channel, row.state, row.started_at, products, row.params)
 
 
-def _of_state(state: ShotState, counts: PairCounts) -> ComparedRate:
-    both = counts.states.get((state, state), 0)
-    first, second = (sum(n for pair, n in counts.states.items() if pair[side] == state) for side in (0, 1))
-    return _rate(state.value, PairedCount(counts.pairs, both, first - both, second - both))
+def _in_state(state: str) -> Holds:
+    return lambda group: (group.a_state == state, group.b_state == state)
 
 
-def _rate(name: str, counted: PairedCount) -> ComparedRate:
-    n, a, b = counted.n, counted.both + counted.only_a, counted.both + counted.only_b
+def _failed(check: str) -> Holds:
+    return lambda group: (check in group.a_checks, check in group.b_checks)
+
+
+def _rate(name: str, groups: Sequence[PairGroup], holds: Holds) -> ComparedRate:
+    counted: Counter[tuple[bool, bool]] = Counter()
+    for group in groups:
+        counted[holds(group)] += group.products
+    both, only_a, only_b = counted[True, True], counted[True, False], counted[False, True]
+    n, a, b = counted.total(), both + only_a, both + only_b
     return ComparedRate(
         name=name,
         n=n,
@@ -123,7 +156,7 @@ def _rate(name: str, counted: PairedCount) -> ComparedRate:
         a_interval=wilson(a, n),
         b_interval=wilson(b, n),
         difference=(b - a) / n if n else 0.0,
-        difference_interval=paired_difference(counted.both, counted.only_a, counted.only_b, n),
+        difference_interval=paired_difference(both, only_a, only_b, n),
     )
 
 

@@ -84,8 +84,9 @@ async def sheet_page(request: Request) -> Response:
     sheet = _read(token, key)
     if isinstance(sheet, Response):
         return sheet
-    page = min(100_000, int(number)) if (number := request.query_params.get("page", "")).isdecimal() else 1
-    found = await run_in_threadpool(_view, sheet, token, key, max(1, page))
+    number = request.query_params.get("page", "")[:6]
+    page = max(1, int(number)) if number.isdecimal() else 1
+    found = await run_in_threadpool(_view, sheet, token, key, page)
     answer = pages.page(request, "sheet.html", **found)
     answer.headers.update(PRIVATE)
     return answer
