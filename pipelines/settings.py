@@ -83,6 +83,13 @@ class Settings(BaseSettings):
     gpu_slots: int = Field(
         1, ge=1, description="Slots of pool `gpu`: one per accelerator, or one per machine without one."
     )
+    gpu_hour_price: float = Field(
+        0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Price of an hour of computing on one GPU slot, for costs beside measured seconds. 0: no costs.",
+    )
+    currency: str = Field("EUR", pattern=r"^\S{1,10}$", description="Currency of that price, as it is shown.")
     nightly_schedule: str = Field(
         "", description="Cron of the nightly catalog_refresh, such as `0 3 * * *`. Empty: off."
     )
@@ -98,6 +105,13 @@ class Settings(BaseSettings):
         pattern=r"^(https?://[^\s?#]+)?$",
         description="Address under which the console's `/packshot/public` is reachable from outside, for the links of "
         "the channels' feeds. Empty: these routes do not exist.",
+    )
+    public_per_minute: int = Field(
+        600, ge=0, description="Requests without a login that each address may make in a minute. 0: no limit."
+    )
+    sheet_key: SecretStr = Field(
+        SecretStr(""),
+        description="Key that signs links to contact sheets. `packshot up` draws one. Empty: there are no links.",
     )
 
     # Monitoring and notifications

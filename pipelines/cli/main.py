@@ -15,6 +15,8 @@ import typer
 from pipelines.cli import (
     backup,
     channels,
+    compare,
+    decisions,
     experiment,
     measure,
     models,
@@ -38,7 +40,7 @@ app = typer.Typer(
     help="Catalogue photos in, publishable scene images out, without altering the product.",
     epilog="Try one photo without any service: [bold]packshot shoot photo.jpg --scene oak-window --out shots[/bold]",
 )
-for part in (shoot, services, runs, verify, backup, prune, train):
+for part in (shoot, services, runs, compare, decisions, verify, backup, prune, train):
     app.add_typer(part.app)
 models.app.add_typer(revisions.app)
 for name, group in {

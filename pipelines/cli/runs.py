@@ -121,6 +121,7 @@ def campaign(
     as_json: AsJson = False,
 ) -> None:
     """Start a backfill of `campaign_backfill` over a range of days through Airflow's API."""
+    from pipelines.runs.cost import cost
     from pipelines.scenes import load_scene
     from pipelines.services.airflow_client import Airflow
     from pipelines.settings import get_settings
@@ -144,6 +145,8 @@ def campaign(
         total += f", {document['shots']} shots, {document['reused']} steps reused"
     if document["seconds_expected"] is not None:
         total += f", about {document['seconds_expected']:.0f} s to compute"
+        if price := cost(document["seconds_expected"], get_settings()):
+            total += f" ({price})"
     answer(as_json, document, total, *(f"  {run_id}" for run_id in backfill.runs))
     raise typer.Exit(0 if success else 1)
 

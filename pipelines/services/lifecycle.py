@@ -62,13 +62,19 @@ class Status:
 
 
 def up(
-    settings: Settings, *, airflow: bool = True, supervised: bool = False, report: Report = lambda line: None
+    settings: Settings,
+    *,
+    airflow: bool = True,
+    supervised: bool = False,
+    end_sheet_links: bool = False,
+    report: Report = lambda line: None,
 ) -> Status:
     """Starts or restarts every service that does not run, and migrates the schemas.
 
     A later `up` keeps the executor, unless the settings name another one. `airflow` False leaves Airflow out (tests of
-    the ledger and the store). `supervised` starts a process that starts again what dies. `report` gets a line a
-    service. Takes seconds if everything runs. Raises ServiceFailed.
+    the ledger and the store). `supervised` starts a process that starts again what dies. `end_sheet_links` draws another
+    key for links to contact sheets, which ends them. `report` gets a line a service. Takes seconds if everything runs.
+    Raises ServiceFailed.
     """
     state_dir = settings.state_dir
 
@@ -83,6 +89,8 @@ def up(
         installation = Installation.read(state_dir)
         settings = _without_embedded(settings, installation)
         _redraw_taken_ports(state_dir, installation)
+        if end_sheet_links:
+            installation.draw_sheet_key()
         installation.write(state_dir)
         embedded = _embedded(settings)
         settings = _connected(settings, installation)

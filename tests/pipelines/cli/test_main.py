@@ -81,6 +81,17 @@ def test_a_lineage_shows_sku_and_device_as_they_are(run: str) -> None:
     assert text.count(SHOWN) == 2
 
 
+def test_decisions_are_written_to_a_file_and_an_unknown_run_is_an_error(run: str, tmp_path: Path) -> None:
+    file = tmp_path / "decisions.csv"
+    answer = json.loads(packshot("decisions", "--run", run, "--out", file, "--json").stdout)
+    assert answer == {"decisions": 0, "file": str(file)}
+    assert file.read_text().startswith("decision,decided_at,by,choice,reason,held_for,sku,")
+    file.unlink()
+    refused = CliRunner().invoke(app, ["decisions", "--run", "no-such", "--out", str(file)])
+    assert "no run 'no-such' in the ledger" in str(refused.exception)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_error_shows_what_was_asked_for_as_it_is(
     run: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -98,6 +109,7 @@ def test_an_error_shows_what_was_asked_for_as_it_is(
     ("setting", "value", "arguments", "said"),
     [
         ("PACKSHOT_DATABASE_URL", "", ("report",), "PACKSHOT_DATABASE_URL is not set"),
+        ("PACKSHOT_SHEET_KEY", "mine", ("up", "--end-sheet-links"), "PACKSHOT_SHEET_KEY is set"),
         ("PACKSHOT_DATABASE_URL", "", ("models", "revisions"), "PACKSHOT_DATABASE_URL is not set"),
         ("PACKSHOT_DATABASE_URL", "sesame", ("report",), "PACKSHOT_DATABASE_URL is no address of a Postgres database"),
         ("PACKSHOT_DATABASE_URL", "postgresql+psycopg2://me:sesame@127.0.0.1:1/x", ("report",), "does not answer"),
