@@ -72,9 +72,9 @@ def up(
     """Starts or restarts every service that does not run, and migrates the schemas.
 
     A later `up` keeps the executor, unless the settings name another one. `airflow` False leaves Airflow out (tests of
-    the ledger and the store). `supervised` starts a process that starts again what dies. `end_sheet_links` draws another
-    key for links to contact sheets, which ends them. `report` gets a line a service. Takes seconds if everything runs.
-    Raises ServiceFailed.
+    the ledger and the store). `supervised` starts a process that starts again what dies. `end_sheet_links` draws
+    another key for links to contact sheets, which ends them. `report` gets a line a service. Takes seconds if
+    everything runs. Raises ServiceFailed.
     """
     state_dir = settings.state_dir
 
