@@ -383,6 +383,30 @@ def test_a_scene_shows_its_title_as_it_is(tmp_path: Path) -> None:
     assert "Red [red]x[/] [/]: valid" in packshot("scenes", "check", file).output
 
 
+def test_before_the_first_up_no_address_and_no_login_is_invented(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PACKSHOT_STATE_DIR", str(tmp_path / "state"))
+    for name in ("DATABASE_URL", "S3_ENDPOINT", "AIRFLOW_URL"):
+        monkeypatch.setenv(f"PACKSHOT_{name}", "")
+    get_settings.cache_clear()
+    try:
+        shown, document = packshot("status"), json.loads(packshot("status", "--json").output)
+    finally:
+        get_settings.cache_clear()
+    assert shown.exit_code == 1
+    assert f"Nothing is set up in {tmp_path / 'state'}: `packshot up` starts the services" in shown.output
+    assert "127.0.0.1" not in shown.output
+    assert "admin" not in shown.output
+    assert not document["set_up"]
+    assert {service["address"] for service in document["services"]} == {""}
+    assert document["ui"] == ""
+
+
+def test_status_says_what_starts_a_service_that_is_down(services: Settings) -> None:
+    assert "`packshot up` starts what is down" in packshot("status").output  # the tests' services are without Airflow
+
+
 @pytest.mark.parametrize("terminal", [True, False])
 def test_passwords_are_shown_on_a_terminal_alone(
     services: Settings, terminal: bool, monkeypatch: pytest.MonkeyPatch
