@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from pipelines.cli.console import AsJson, answer, err, table
+from pipelines.cli.console import AsJson, answer, err, short_path, table
 from pipelines.errors import UsageError
 
 app = typer.Typer(no_args_is_help=True, help="List the scenes, check a scene file, or make a scene of a picture.")
@@ -19,7 +19,9 @@ def list_all(as_json: AsJson = False) -> None:
     from pipelines.scenes import list_scenes, picture_of
 
     scenes = list_scenes()
-    rows = [(s.name, s.title, s.method, f"{s.channel.width}×{s.channel.height}", picture_of(s) or "–") for s in scenes]
+    rows = [
+        (s.name, s.title, s.method, f"{s.channel.width}×{s.channel.height}", short_path(picture_of(s))) for s in scenes
+    ]
     answer(
         as_json,
         [{"name": s.name, "title": s.title, "picture": picture_of(s)} for s in scenes],

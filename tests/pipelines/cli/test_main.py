@@ -23,7 +23,7 @@ from pipelines.contracts import Artifact, Job, Product, Shot, ShotState, ShotSte
 from pipelines.quality.likeness import likeness_code
 from pipelines.services import airflow_client as airflow_api
 from pipelines.services.airflow_client import Airflow
-from pipelines.settings import Settings, get_settings
+from pipelines.settings import ROOT, Settings, get_settings
 from pipelines.store import S3Store
 from pipelines.training.__main__ import TRAINERS
 
@@ -124,6 +124,16 @@ def test_what_is_away_is_said_in_one_line(
     [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("packshot: ")]
     assert said in line
     assert "sesame" not in line
+
+
+def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def list_scenes() -> None:
+        with open("/dev/full", "wb", buffering=0) as file:
+            file.write(b"an image")
+
+    monkeypatch.setattr("pipelines.scenes.list_scenes", list_scenes)
+    assert exits(monkeypatch, "scenes", "list") == 1
+    assert "No space left on device: make room, and repeat the command" in capsys.readouterr().err
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -405,6 +415,19 @@ def test_before_the_first_up_no_address_and_no_login_is_invented(
 
 def test_status_says_what_starts_a_service_that_is_down(services: Settings) -> None:
     assert "`packshot up` starts what is down" in packshot("status").output  # the tests' services are without Airflow
+
+
+def test_no_address_and_no_path_is_cut_on_a_narrow_terminal(
+    services: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    shown = packshot("status").output
+    assert "…" not in shown.replace("/ …", "")  # the login of an Airflow that is not there
+    monkeypatch.chdir(tmp_path)
+    assert "…" not in packshot("scenes", "list").output
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.chdir(ROOT)
+    assert " pipelines/scenes/oak-window.jpg " in packshot("scenes", "list").output
 
 
 @pytest.mark.parametrize("terminal", [True, False])
