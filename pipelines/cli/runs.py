@@ -44,7 +44,9 @@ ReprocessOption = Annotated[Reprocess, typer.Option("--reprocess", help="Which f
 
 @app.command()
 def run(
-    catalogue: Annotated[Path, typer.Argument(metavar="CATALOG", help="CSV, TSV or Merchant XML with id, title, image_link.")],
+    catalogue: Annotated[
+        Path, typer.Argument(metavar="CATALOG", help="CSV, TSV or Merchant XML: id, title, image_link.")
+    ],
     scene: SceneName,
     channel: ChannelName = "",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N products.")] = None,

@@ -35,9 +35,10 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Validate one scene file."""
-    from pipelines.scenes import check_scene
+    from pipelines.scenes import check_pixels, check_scene
 
     scene = check_scene(file)
+    check_pixels(scene)
     answer(as_json, {"name": scene.name, "digest": scene.digest}, f"{file}: {scene.title}: valid")
 
 
@@ -69,18 +70,23 @@ def new(
 ) -> None:
     """Write a scene beside a picture, and a preview of it made by the pipeline."""
     from pipelines.models.profile import active_profile
-    from pipelines.runs.previews import preview
+    from pipelines.runs.previews import check_photo, preview
     from pipelines.scenes.new import NewScene, write_scene
     from pipelines.settings import get_settings
 
+    check_photo(photo)
     scene = write_scene(
         NewScene(
             name, picture, licence, title, prompt, mode, ground_line, light_from, reflection, width=width, height=height
         )
     )
     file = scene.folder / f"{name}.yaml"
-    with err.status(f"Making a preview of {name}"):
-        shown = preview(scene, active_profile(), get_settings(), photo)
+    try:
+        with err.status(f"Making a preview of {name}"):
+            shown = preview(scene, active_profile(), get_settings(), photo)
+    except BaseException:
+        file.unlink()  # else the corrected command finds a scene of that name
+        raise
     answer(
         as_json,
         {"name": name, "file": file, "picture": shown, "digest": scene.digest},

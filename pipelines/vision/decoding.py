@@ -151,7 +151,9 @@ def decode(data: bytes, max_megapixels: float, bounds: Bounds) -> Decoded:
                 raise Rejected(
                     f"the photo is broken or a rare kind of {name}; export it again as JPEG or 8-bit PNG"
                 ) from None
-        what = next((name for name, kind in _OTHERS.items() if kind.match(data[:1000])), "not an image that can be read")
+        what = next(
+            (name for name, kind in _OTHERS.items() if kind.match(data[:1000])), "not an image that can be read"
+        )
         raise Rejected(f"the photo is {what}; send one of {', '.join(FORMATS)}") from None
     except Image.DecompressionBombError:
         raise Rejected(
