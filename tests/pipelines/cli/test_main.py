@@ -19,6 +19,7 @@ from typer.testing import CliRunner, Result
 from pipelines.cli import console
 from pipelines.cli.console import exit_code
 from pipelines.cli.main import app, main
+from pipelines.cli.runs import _campaign_total
 from pipelines.contracts import Artifact, Job, Product, Shot, ShotState, ShotStep, State, Step, sha256_hex
 from pipelines.quality.likeness import likeness_code
 from pipelines.services import airflow_client as airflow_api
@@ -289,6 +290,48 @@ def test_an_api_that_fails_is_said_in_one_line(
     asked = ("campaign", "--scene", "studio-sage", "--from", "2026-01-01", "--to", "2026-01-02")
     assert exits(monkeypatch, *asked) == 1
     assert capsys.readouterr().err.strip().endswith("/api/v2/backfills answers 503 Service Unavailable")
+
+
+def test_a_campaign_of_more_days_than_airflow_makes_runs_of_is_refused(
+    airflow: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(StubAirflow, "away", 99)  # it is not asked
+    asked = ("campaign", "--scene", "studio-sage", "--from", "1990-01-01", "--to", "2020-01-01")
+    assert exits(monkeypatch, *asked) == 2
+    assert "are 10958 days, each a run: a campaign has 366 at most" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        ({"runs": ["a", "b"], "shots": None, "reused": None, "seconds_expected": None}, "2 runs"),
+        ({"runs": ["a"], "shots": 3, "reused": 6, "seconds_expected": 9.6},
+         "1 run, 3 shots, 6 steps reused, about 10 s to compute"),
+        ({"runs": ["a"], "shots": 0, "reused": 0, "seconds_expected": None},
+         "1 run, 0 shots, 0 steps reused; no product is in this choice: check --sku, --category, --reprocess and the "
+         "days"),
+    ],
+)  # fmt: skip
+def test_a_campaign_without_a_product_says_so(document: dict[str, object], said: str) -> None:
+    assert _campaign_total(document, success=True) == said
+    assert "no product" not in _campaign_total(document, success=False)
+
+
+def test_who_stops_waiting_is_told_that_the_run_goes_on(
+    run: str,
+    airflow: str,
+    store: S3Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Airflow, "follow", interrupted)
+    assert exits(monkeypatch, "run", catalogue(tmp_path, "none.jpg"), "--scene", "studio-sage", "--wait") == 130
+    said = "run manual__1+00:00 goes on in Airflow: `packshot report manual__1+00:00` shows what becomes of it"
+    assert said in capsys.readouterr().err
 
 
 def test_a_campaign_of_days_to_come_is_refused(
