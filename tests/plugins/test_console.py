@@ -126,6 +126,7 @@ def test_a_products_page_shows_every_image_with_its_steps_and_decisions(viewer, 
         for words in ("<b>ada</b> decided: reject, “the handle”", "a red cup on an oak table", "inspect"):
             assert words in page
         assert page.count("<li><figure>") == 4
+        assert "made once" in page
     finally:
         undo(ledger.engine, decision.id, "ada")
     assert "live" in viewer.get("/products/CUP-1").text
@@ -153,6 +154,19 @@ def test_no_address_follows_the_host_that_a_request_claims(served, accounts, run
 def test_a_name_that_no_run_can_have_is_not_found(viewer, run) -> None:
     for path in ("/runs/%00", "/runs/a%00b", "/review?run=%00", "/review/queue?scene=%00", "/runs/no-such-run"):
         assert viewer.get(path).status_code == 404, path
+
+
+def test_a_page_that_is_not_there_is_a_page_with_the_way_back(viewer, run) -> None:
+    for path, words in (
+        ("/products/no-such", "The ledger knows no such product."),
+        ("/runs/no-such", "The ledger knows no such run."),
+        ("/no-such", "The address may be old, or misspelled."),
+    ):
+        answer = viewer.get(path, headers={"Sec-Fetch-Mode": "navigate"})
+        assert answer.status_code == 404
+        assert words in answer.text, path
+        assert 'href="/packshot/overview"' in answer.text
+    assert viewer.get("/products/no-such").json() == {"detail": "the ledger knows no such product"}
 
 
 def test_somebody_who_opens_a_page_without_a_session_is_sent_to_the_login(anonymous, run) -> None:
