@@ -108,6 +108,8 @@ def pages(shots: int, first: str) -> dict[str, str]:
         "run, held": "/runs/run-5?state=held",
         "run in progress": f"/runs/run-{RUNS}",
         "run, count of a retry": "/runs/run-17/retries?state=held&cause=overcompletion",
+        "two runs": "/compare?a=run-5&b=run-9",
+        "two runs, moved": "/compare?a=run-5&b=run-6&a_state=published&b_state=held&page=2",
         "campaign": "/campaign",
         "review": "/review",
         "review, next images": f"/review/queue?after={first}&seat=a&fresh=true",

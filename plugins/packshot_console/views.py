@@ -15,6 +15,7 @@ from pipelines.ledger.outcomes import stage_progress
 from pipelines.ledger.reports import RunRow, StageCount, list_runs, stage_totals
 from pipelines.ledger.retries import Cause, count_states
 from pipelines.ledger.schema import artifacts, product_versions
+from pipelines.ledger.waves import next_wave
 
 STATES = ("published", "held", "rejected", "failed", "pending")
 
@@ -38,7 +39,7 @@ class RunView:
     """One run's page: `shots` are those of this page and state, `matching` how many there are of that state.
 
     `documents` maps the role of a document of the run to its digest. `seconds` are of computed steps. `causes` say what
-    kept shots from being published.
+    kept shots from being published. `put_off` shots wait for the run `next_wave`, "" until that is planned.
     """
 
     run: str
@@ -59,6 +60,8 @@ class RunView:
     page: int
     pages: int
     matching: int
+    put_off: int
+    next_wave: str
 
 
 def runs(page: int, size: int) -> list[RunRow]:
@@ -68,7 +71,7 @@ def runs(page: int, size: int) -> list[RunRow]:
 
 def run_page(run: str, state: str, page: int, size: int) -> RunView | None:
     """One page of a run's shots, of one state or ("") of all; None for a run that is not there."""
-    values = {"run": run, "state": state, "limit": size, "offset": (page - 1) * size}
+    values = {"run": run, "state": state, "limit": size, "offset": (page - 1) * size, "next_wave": next_wave(run)}
     with ledger().engine.connect() as connection:
         about = connection.execute(text(_ABOUT), values).first()
         if about is None:
@@ -110,6 +113,8 @@ def run_page(run: str, state: str, page: int, size: int) -> RunView | None:
         page=page,
         pages=max(1, -(-matching // size)),
         matching=matching,
+        put_off=about.put_off,
+        next_wave=next_wave(run) if about.goes_on else "",
     )
 
 
@@ -133,7 +138,8 @@ def media_type(digest: str) -> str | None:
 
 _ABOUT = """
 SELECT r.*, (SELECT json_object_agg(a.role, a.digest ORDER BY a.role)
-             FROM run_artifacts a WHERE a.run = r.id) AS documents
+             FROM run_artifacts a WHERE a.run = r.id) AS documents,
+       EXISTS (SELECT FROM runs WHERE id = :next_wave) AS goes_on
 FROM runs r WHERE r.id = :run
 """
 

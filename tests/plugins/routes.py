@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
-from tests.plugins.conftest import RUN
+from tests.plugins.conftest import RUN, STOPPED
 
 NONE = "0" * 64
 MASK = {"width": 16, "height": 16, "mask": "A" * 43 + "="}
@@ -45,6 +46,7 @@ ROWS = [
     Row("/runs", LOOK, "/runs?page=1"),
     Row("/runs/{run}", LOOK, f"/runs/{RUN}?state=held"),
     Row("/runs/{run}/retries", START, f"/runs/{RUN}/retries?state=held&cause=overcompletion"),
+    Row("/compare", LOOK, f"/compare?a={quote(RUN)}&b={quote(STOPPED)}"),
     Row("/campaign", LOOK, "/campaign"),
     Row("/campaign/scenes/{scene}", LOOK, "/campaign/scenes/oak-window"),
     Row("/campaign/started/{run}", LOOK, f"/campaign/started/{RUN}", 303),
@@ -52,6 +54,7 @@ ROWS = [
     Row("/products/{sku:path}", LOOK, "/products/LAMP-2"),
     Row("/review", LOOK, "/review?check=overcompletion"),
     Row("/review/queue", LOOK, f"/review/queue?after={NONE}&fresh=true"),
+    Row("/review/decisions.csv", LOOK, "/review/decisions.csv"),
     Row("/review/images/{final}", LOOK, "/review/images/{final}"),
     Row("/review/selection", LOOK, "/review/selection?scene=oak"),
     Row("/editor/{final}", LOOK, f"/editor/{NONE}", 404),
@@ -59,6 +62,9 @@ ROWS = [
     Row("/artifacts/{digest}", LOOK, "/artifacts/{published}"),
     Row("/static/{file}", LOOK, "/static/console.css"),
     Row("/metrics", METRICS, "/metrics", 401),
+    Row("/public/sheets/console.css", OPEN, "/public/sheets/console.css"),
+    Row("/public/sheets/{token}", OPEN, "/public/sheets/forged.link", 403),
+    Row("/public/sheets/{token}/{picture}", OPEN, f"/public/sheets/forged.link/{NONE}", 403),
     Row("/public/{channel}/feed.{format}", OPEN, "/public/google-merchant/feed.tsv"),
     Row("/public/{channel}/{scene}/{sku:path}", OPEN, "/public/web/oak/CUP-1"),
     post("/runs/{run}/cancel", START, 409, {"reason": "a"}, f"/runs/{RUN}/cancel"),
@@ -80,6 +86,7 @@ ROWS = [
     ),
     post("/review/batches/{batch}/undo", DECIDE, 409, example=f"/review/batches/{'a' * 16}/undo"),
     post("/live/rollbacks", DECIDE, 409, {"publications": [99_999], "run": "", "reason": ""}),
+    post("/live/sheets", DECIDE, 409, {"scene": "no-such", "channel": "", "run": "", "sku": "", "days": 7}),
     post("/editor/process", DECIDE, 204),
     post("/editor/{final}/open", DECIDE, 409, example=f"{EDITOR}/open"),
     post("/editor/{final}/answers", DECIDE, 409, {**MASK, "clicks": [[0.5, 0.5, 1]], "box": []}, f"{EDITOR}/answers"),
