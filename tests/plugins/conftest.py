@@ -57,7 +57,7 @@ def run(ledger: PostgresLedger, store: S3Store) -> dict[str, str]:
         inputs = {"photo": photo, "final": final} if final else {"photo": photo}
         job = Job(stage, 1, inputs, {"sku": shot.sku} | asked.get(stage, {}))
         made = replace(Step(job.key, job, State.DONE, artifacts, seconds=1.5, device="cpu"), **about)
-        ledger.use(RUN, [(shot, [ShotStep(ledger.record(made), reused=False)])])
+        ledger.use(RUN, [(shot, [ShotStep(ledger.record(made, RUN), reused=False)])])
         return made
 
     digests = {"photo": photo}
