@@ -6,6 +6,7 @@ standard output holds one document and nothing else; progress and messages go to
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from typing import Annotated
@@ -105,6 +106,9 @@ def _environment_error(error: Exception) -> str:
         return f"{url} answers {response.status_code} {response.reason_phrase}"
     if isinstance(error, HTTPError):
         return f"the network: {str(error) or type(error).__name__}; {services}"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # a write does not name its file
+        where = error.filename or "the folder that this command writes to"
+        return f"{where}: {error.strerror}: make room, and repeat the command"
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"
     return ""

@@ -36,7 +36,10 @@ def up(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Start Postgres, the S3 store and Airflow, or restart what died. Their data stay where they were."""
+    """Start Postgres, the S3 store and Airflow, or restart what died. Their data stay where they were.
+
+    A supervisor runs beside them and starts what dies again within a minute; `packshot status` shows what it did.
+    """
     from pipelines import services
     from pipelines.settings import get_settings
 
@@ -51,6 +54,7 @@ def up(
         now = services.up(
             settings,
             airflow=airflow,
+            supervised=True,
             end_sheet_links=end_sheet_links,
             report=lambda line: err.print(line, soft_wrap=True),
         )
@@ -86,15 +90,26 @@ def _show(now: Status, as_json: bool) -> None:
          one.detail if one.embedded else "not ours")
         for one in now.services
     ]  # fmt: skip
+    with_airflow = any(one.name.startswith("airflow") for one in now.services)
     answer(
         as_json,
         {"healthy": now.healthy, **dataclasses.asdict(now)},
         table("service", "state", "address", "", rows=rows),
-        f"Airflow: {now.ui}  log in as {_logins(now)}",
-        f"Logs: {now.logs}",
+        *([f"Airflow: {now.ui}  log in as {_logins(now)}"] if with_airflow and now.ui else []),
+        *_remedies(now),
     )
     if not now.healthy:
         raise typer.Exit(1)
+
+
+def _remedies(now: Status) -> list[str]:
+    """Where the services log, and what to do about those that are not up."""
+    if not now.set_up:
+        return [f"Nothing is set up in {now.logs.parent}: `packshot up` starts the services"]
+    away = {one.embedded for one in now.services if one.state != "up"}
+    starts = ["`packshot up` starts what is down"] if True in away else []
+    checks = ["A service that is not ours is away: check its address"] if False in away else []
+    return [f"Logs: {now.logs}", *starts, *checks]
 
 
 def _logins(now: Status) -> str:

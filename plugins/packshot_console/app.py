@@ -163,11 +163,17 @@ class _SecurityHeaders:
 
 
 async def _to_login(request: Request, error: Exception) -> Response:
-    """A page that is opened without a session leads to the login; a picture or a script gets the plain refusal."""
+    """A page that is opened without a session leads to the login, and one that is not there is a page all the same; a
+    picture or a script gets the plain refusal."""
     assert isinstance(error, StarletteHTTPException)
     navigates = request.method == "GET" and request.headers.get("Sec-Fetch-Mode") == "navigate"
     if error.status_code == HTTPStatus.UNAUTHORIZED and navigates:
         base = urlsplit(conf.get("api", "base_url", fallback=""))  # not the request's Host, which anybody can write
         back = request.url.replace(scheme=base.scheme, netloc=base.netloc) if base.netloc else request.url.path
         return RedirectResponse(get_auth_manager().get_url_login(next_url=str(back)), HTTPStatus.SEE_OTHER)
+    if error.status_code == HTTPStatus.NOT_FOUND and navigates:
+        title, words = "There is no such page", "The address may be old, or misspelled."
+        if error.detail != HTTPStatus.NOT_FOUND.phrase:
+            words = f"{error.detail[:1].upper()}{error.detail[1:]}."
+        return pages.page(request, "problem.html", error.status_code, title=title, words=words)
     return await http_exception_handler(request, error)

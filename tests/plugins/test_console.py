@@ -132,6 +132,7 @@ def test_a_products_page_shows_every_image_with_its_steps_and_decisions(viewer, 
         for words in ("<b>ada</b> decided: reject, “the handle”", "a red cup on an oak table", "inspect"):
             assert words in page
         assert page.count("<li><figure>") == 4
+        assert "made once" in page
     finally:
         undo(ledger.engine, decision.id, "ada")
     assert "live" in viewer.get("/products/CUP-1").text
@@ -181,6 +182,19 @@ def test_a_name_that_no_run_can_have_is_not_found(viewer, run) -> None:
     ):
         assert viewer.get(path).status_code == 404, path
     assert "these two are the same" in viewer.get("/compare", params={"a": RUN, "b": RUN}).text
+
+
+def test_a_page_that_is_not_there_is_a_page_with_the_way_back(viewer, run) -> None:
+    for path, words in (
+        ("/products/no-such", "The ledger knows no such product."),
+        ("/runs/no-such", "The ledger knows no such run."),
+        ("/no-such", "The address may be old, or misspelled."),
+    ):
+        answer = viewer.get(path, headers={"Sec-Fetch-Mode": "navigate"})
+        assert answer.status_code == 404
+        assert words in answer.text, path
+        assert 'href="/packshot/overview"' in answer.text
+    assert viewer.get("/products/no-such").json() == {"detail": "the ledger knows no such product"}
 
 
 def test_somebody_who_opens_a_page_without_a_session_is_sent_to_the_login(anonymous, run) -> None:
