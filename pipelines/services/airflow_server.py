@@ -86,6 +86,7 @@ def airflow_environment(settings: Settings, installation: Installation) -> dict[
         # empty, so that neither the environment of `packshot up` nor its file gives them to a task
         "PACKSHOT_AIRFLOW_PASSWORD": "",
         "PACKSHOT_OWNER_DATABASE_URL": "",
+        "PACKSHOT_SHEET_KEY": "",
         "PACKSHOT_WATCH_USER": "viewer",  # the watch over the runs reads; a task can do no more with it
         "PACKSHOT_WATCH_PASSWORD": installation.viewer_password,
         "AIRFLOW_HOME": str(home),
@@ -112,9 +113,10 @@ def start_airflow(settings: Settings, installation: Installation, report: Callab
     executing = env | (celery_environment(settings, installation) if celery else {})
 
     airflow = [sys.executable, "-m", "airflow"]
+    serving = env | {"PACKSHOT_SHEET_KEY": settings.sheet_key.get_secret_value() or installation.sheet_key}
     server = ["api-server", "--host", LOOPBACK, "--port", str(installation.airflow_port)]
     daemons = (
-        Daemon(API_SERVER, [*airflow, *server], env, code=_digest(ROOT / "plugins")),
+        Daemon(API_SERVER, [*airflow, *server], serving, code=_digest(ROOT / "plugins")),
         Daemon(SCHEDULER, [*airflow, "scheduler", "--skip-serve-logs"], executing),
         Daemon(DAG_PROCESSOR, [*airflow, "dag-processor"], env),
         Daemon(TRIGGERER, [*airflow, "triggerer", "--skip-serve-logs"], env),

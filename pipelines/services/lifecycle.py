@@ -47,13 +47,17 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """All services, and where to log in. `passwords` is a file (0600) with the passwords by user."""
+    """All services, and where to log in. `passwords` is a file (0600) with the passwords by user.
+
+    `set_up` is False before the first `up`: it draws the addresses of the embedded services.
+    """
 
     services: tuple[Service, ...]
     ui: str
     user: str
     passwords: Path | None
     logs: Path
+    set_up: bool = True
 
     @property
     def healthy(self) -> bool:
@@ -62,13 +66,19 @@ class Status:
 
 
 def up(
-    settings: Settings, *, airflow: bool = True, supervised: bool = False, report: Report = lambda line: None
+    settings: Settings,
+    *,
+    airflow: bool = True,
+    supervised: bool = False,
+    end_sheet_links: bool = False,
+    report: Report = lambda line: None,
 ) -> Status:
     """Starts or restarts every service that does not run, and migrates the schemas.
 
     A later `up` keeps the executor, unless the settings name another one. `airflow` False leaves Airflow out (tests of
-    the ledger and the store). `supervised` starts a process that starts again what dies. `report` gets a line a
-    service. Takes seconds if everything runs. Raises ServiceFailed.
+    the ledger and the store). `supervised` starts a process that starts again what dies. `end_sheet_links` draws
+    another key for links to contact sheets, which ends them. `report` gets a line a service. Takes seconds if
+    everything runs. Raises ServiceFailed.
     """
     state_dir = settings.state_dir
 
@@ -83,6 +93,8 @@ def up(
         installation = Installation.read(state_dir)
         settings = _without_embedded(settings, installation)
         _redraw_taken_ports(state_dir, installation)
+        if end_sheet_links:
+            installation.draw_sheet_key()
         installation.write(state_dir)
         embedded = _embedded(settings)
         settings = _connected(settings, installation)
@@ -127,7 +139,7 @@ def up(
 
 def with_embedded(settings: Settings) -> Settings:
     """`settings` with the addresses of the embedded services where none is given, the ledger's owner's among them."""
-    if not (settings.state_dir / "services.json").exists():
+    if not is_set_up(settings.state_dir):
         return settings
     installation = Installation.read(settings.state_dir)
     return _connected(_without_embedded(settings, installation), installation)
@@ -172,10 +184,12 @@ def status(settings: Settings, *, airflow: bool = True) -> Status:
     state_dir, installation = settings.state_dir, Installation.read(settings.state_dir)
     embedded = _embedded(_without_embedded(settings, installation))
     settings = _connected(settings, installation)
+    set_up = is_set_up(state_dir) or not embedded
 
     def service(name: str, own: bool, address: str, answers: Callable[[], bool], detail: str = "") -> Service:
         running = not own or process(state_dir, name) is not None  # else nobody is there to be asked
         state = "up" if running and answers() else "failing" if running else "down"
+        address = address if set_up or not own else ""
         return Service(name, state, own, address, detail, str(log_file(state_dir, name)) if own else "")
 
     services = [
@@ -213,7 +227,13 @@ def status(settings: Settings, *, airflow: bool = True) -> Status:
     if (state_dir / "run" / f"{SUPERVISOR}.json").exists():
         services.append(service(SUPERVISOR, True, "", lambda: True, last_word(state_dir)))
     passwords = state_dir / "airflow" / "passwords.json" if "airflow" in embedded else None
-    return Status(tuple(services), settings.airflow_url, settings.airflow_user, passwords, state_dir / "logs")
+    ui = settings.airflow_url if set_up or "airflow" not in embedded else ""
+    return Status(tuple(services), ui, settings.airflow_user, passwords, state_dir / "logs", set_up)
+
+
+def is_set_up(state_dir: Path) -> bool:
+    """Whether an `up` drew the ports and credentials of the embedded services there."""
+    return (state_dir / "services.json").exists()
 
 
 def _without_embedded(settings: Settings, installation: Installation) -> Settings:

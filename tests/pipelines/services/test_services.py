@@ -24,6 +24,7 @@ from minio.error import S3Error
 from sqlalchemy.engine import make_url
 
 from pipelines.contracts import sha256_hex
+from pipelines.runs.sheet_links import Sheet, sign
 from pipelines.services import DAEMONS, Installation, ServiceFailed, airflow_environment, down, status, up
 from pipelines.services.airflow_history import old_history
 from pipelines.services.daemons import Daemon, ensure, process, stop
@@ -260,7 +261,8 @@ class TestInstallation:
     ) -> None:
         installation = Installation.read(services.state_dir)
         environment = airflow_environment(_connected(services, installation), installation)
-        for secret in (installation.admin_password, installation.packshot_password, installation.postgres_password):
+        drawn = (installation.admin_password, installation.packshot_password, installation.postgres_password)
+        for secret in (*drawn, installation.sheet_key):
             assert secret not in " ".join(environment.values())
         for name, value in environment.items():
             if name.startswith("PACKSHOT_"):
@@ -392,12 +394,21 @@ class TestAirflow:
         finally:
             stop(airflow_up.state_dir, "supervisor")
 
-    def test_down_stops_every_process(self, airflow_up: Settings) -> None:
+    def test_down_stops_every_process_and_up_may_end_the_links_to_contact_sheets(self, airflow_up: Settings) -> None:
         state_dir = airflow_up.state_dir
+
+        now = time.time()
+        token = sign(Sheet(now, int(now) + 3600), Installation.read(state_dir).sheet_key)
+
+        def opened() -> int:
+            return httpx.get(f"{airflow_up.airflow_url}/packshot/public/sheets/{token}", trust_env=False).status_code
+
+        assert opened() == 200, "the API server has the key that the installation drew"
         leaders = [psutil.Process(_pid(state_dir, name)) for name in DAEMONS]
         processes = [*leaders, *(child for leader in leaders for child in leader.children(recursive=True))]
         down(airflow_up)
         try:
             assert not any(_runs(process) for process in processes)
         finally:
-            up(airflow_up)
+            up(airflow_up, end_sheet_links=True)
+        assert opened() == 403
