@@ -204,7 +204,7 @@ def _opened(photo: Photo, image: np.ndarray, found: _Found, mask: np.ndarray, ti
     """Return the result of a mask `(h, w)` of the working picture, with its openings removed."""
     doubtful, segmented = None, mask
     if found.studio is not None and not found.worn:
-        openings = find_openings(image, found.studio, mask > 0.5, title)
+        openings = find_openings(image, found.studio, mask > 0.5, found.saliency, title)
         mask, doubtful = np.where(openings.certain, 0, mask).astype(np.float32), openings.doubtful
     unopened = found.studio is None and names_opening(title) and not _has_hole(mask > 0.5)
     result = _finish(photo, _soft_matte(photo, mask), found.path, found.agreement, found.held)
