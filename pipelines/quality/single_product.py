@@ -57,9 +57,9 @@ def measure_things(image: np.ndarray, product: np.ndarray, title: str) -> Measur
     pieces = [product & (labels == piece) for piece in large]
     where = np.isin(labels, large) & product
     count = len(pieces)
-    if names_several(title) or (count == 2 and _alike(image, pieces[0], pieces[1])):
-        count = 1
-    elif count > 1 and _is_plural(title) and all(_same_colours(image, pieces[0], piece) for piece in pieces[1:]):
+    pair = count == 2 and _alike(image, pieces[0], pieces[1])
+    one_kind = _is_plural(title) and all(_same_colours(image, pieces[0], piece) for piece in pieces[1:])
+    if names_several(title) or pair or one_kind:
         count = 1
     reason = f"{count} separate things are in the photo, and the title names one"
     return Measure(float(count), where.astype(np.float32), reason if count > LIMIT else "")

@@ -120,8 +120,9 @@ def find_openings(
 
 
 def _opened_regions(like_paper: np.ndarray, product: np.ndarray, reach: int) -> np.ndarray:
-    """Return the regions of plain white that a product surrounds and of which the cutout has opened a part; all `(H, W)`
-    bool.
+    """Return the regions of plain white that a product surrounds and of which the cutout has opened a part.
+
+    All masks are `(H, W)` bool.
 
     No edge divides such a region, so all of it is paper. A region that reaches the outside tells nothing: the product's
     own white may run into the paper beside it.

@@ -27,6 +27,9 @@ UNMISTAKABLE_TINT = 48.0
 UNMISTAKABLE_SHADE = 0.25
 """Levels of tint, and share of the background's light, from which a pixel is not paper in any shadow."""
 
+DARKEST, LIGHTEST = 0.15, 1.02
+"""Shares of the paper's light between which a colour may be the paper's, in a shadow."""
+
 
 @dataclass(frozen=True, slots=True)
 class Studio:
@@ -86,8 +89,7 @@ def cut_studio(image: np.ndarray, studio: Studio, saliency: np.ndarray) -> np.nd
     """
     side = max(image.shape[:2])
     pixels, tint, shade = _beside_paper(image, studio)
-    away = np.abs(pixels - studio.colour).max(axis=2)
-    plain = away < max(3.0, 2.5 * studio.spread)
+    plain = _is_plain(pixels, studio)
     distinct = _is_distinct(tint, shade, studio)
 
     product = main_pieces(saliency > 0.5)
@@ -101,6 +103,27 @@ def cut_studio(image: np.ndarray, studio: Studio, saliency: np.ndarray) -> np.nd
     product &= ~paper
     product &= ~_gaps(plain & product, saliency, side)
     return main_pieces(product, share=0.02)
+
+
+def paper_share(image: np.ndarray, studio: Studio, product: np.ndarray) -> float:
+    """Return the share of a product whose colour is the paper's, in light or in any shadow, 0..1.
+
+    It is large for a shadow or a piece of floor in a cutout, and for a white, grey or black product.
+
+    Args:
+        image: `(H, W, 3)` uint8 RGB.
+        studio: Its background.
+        product: `(H, W)` bool.
+    """
+    _, tint, shade = _beside_paper(image, studio)
+    tinted = max(6.0, 4 * studio.spread) + 10 * np.clip(1 - shade, 0, 1)
+    like = (tint < tinted) & (shade > DARKEST) & (shade < LIGHTEST)
+    return float(like[product].mean()) if product.any() else 0.0
+
+
+def plain_paper(image: np.ndarray, studio: Studio) -> np.ndarray:
+    """Return where a picture `(H, W, 3)` uint8 RGB has the paper's colour without any shadow, `(H, W)` bool."""
+    return _is_plain(_beside_paper(image, studio)[0], studio)
 
 
 def clutter(image: np.ndarray, studio: Studio, product: np.ndarray) -> float:
@@ -123,6 +146,11 @@ def _beside_paper(image: np.ndarray, studio: Studio) -> tuple[np.ndarray, np.nda
     shade = (pixels * studio.colour).sum(axis=2) / (studio.colour**2).sum(axis=2)
     tint = np.abs(pixels - shade[..., None] * studio.colour).max(axis=2)
     return pixels, tint, shade
+
+
+def _is_plain(pixels: np.ndarray, studio: Studio) -> np.ndarray:
+    near: np.ndarray = np.abs(pixels - studio.colour).max(axis=2) < max(3.0, 2.5 * studio.spread)
+    return near
 
 
 def _is_distinct(tint: np.ndarray, shade: np.ndarray, studio: Studio) -> np.ndarray:
