@@ -1,4 +1,4 @@
-"""A cutout that HQ-SAM is unsure of is held where its surroundings are varied; on plain paper, one that it contradicts."""
+"""A cutout that HQ-SAM is unsure of, or contradicts, is held."""
 
 from __future__ import annotations
 
