@@ -1,11 +1,11 @@
 """Stage 1: cut the product out of its photo (paper, section 3.1, step 1).
 
 There are three paths, tried in this order. A photo with alpha is used unchanged, also where it is see-through. On plain
-studio paper the product is cut out by colour. All other photos go to HQ-SAM, prompted by the salient-object net, with
-several prompts if the product is ambiguous. A part that the cutout seems to lack is segmented with one more prompt
-(`quality/completeness.py`). Paper inside the product is opened (`vision/openings.py`). The edge is refined to a soft
-matte at the photo's own resolution, and the old background's colour is removed from it. Checks of the photo and of the
-cutout hold what a person should see.
+studio paper the product is cut out by colour, and HQ-SAM is asked where colour can err. All other photos go to HQ-SAM,
+prompted by the salient-object net, with several prompts if the product is ambiguous. A part that the cutout seems to
+lack is segmented with one more prompt (`quality/completeness.py`). Paper inside the product is opened
+(`vision/openings.py`). The edge is refined to a soft matte at the photo's own resolution, and the old background's
+colour is removed from it. Checks of the photo and of the cutout hold what a person should see.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from pipelines.vision.segmenters import (
     prompt_from,
     stability,
 )
-from pipelines.vision.studio import Studio, clutter, cut_studio, find_studio
+from pipelines.vision.studio import Studio, clutter, cut_studio, find_studio, without_paper
 from pipelines.vision.surfaces import is_sheet, lying_on, printed_on
 from pipelines.workflow import Recipe, Work
 
@@ -255,7 +255,7 @@ def _find(image: np.ndarray, models: CutoutModels, path: str, garment: str) -> _
     if path == "auto" and studio is not None and figure is not None and on_paper:
         agreement, opinion = _iou(figure, salient), None
         if certainty.colour_may_err(image, studio, figure, agreement):
-            opinion = _second_opinion(image, studio, figure, models.hqsam)
+            figure, opinion = _second_opinion(image, studio, figure, models.hqsam)
         return _Found(figure.astype(np.float32), "studio", agreement, saliency, studio=studio, opinion=opinion)
 
     mask, maps = _best_mask(image, saliency, models, on_paper)
@@ -274,12 +274,22 @@ def _find(image: np.ndarray, models: CutoutModels, path: str, garment: str) -> _
     return _Found(mask, "hqsam", agreement, saliency, held, worn, studio if on_paper else None)
 
 
-def _second_opinion(image: np.ndarray, studio: Studio, figure: np.ndarray, hqsam: HQSamSegmenter) -> Measure | None:
-    """Return what HQ-SAM says of a cutout by colour `(h, w)` bool; None if there is no product in it."""
+def _second_opinion(
+    image: np.ndarray, studio: Studio, figure: np.ndarray, hqsam: HQSamSegmenter
+) -> tuple[np.ndarray, Measure | None]:
+    """Return a cutout by colour `(h, w)` bool, and what HQ-SAM says of it; None if it contains no product.
+
+    Shadow and paper that HQ-SAM leaves out are removed, if both then agree. Otherwise the cutout stays as it is.
+    """
     prompt = prompt_from(figure.astype(np.float32), points=4)
     if prompt is None:
-        return None
-    return certainty.measure_second_opinion(image, studio, figure, hqsam.segment_prompted(image, prompt) > 0.5)
+        return figure, None
+    opinion = hqsam.segment_prompted(image, prompt) > 0.5
+    cleared = without_paper(image, studio, figure, opinion)
+    agreed = certainty.measure_second_opinion(image, studio, cleared, opinion)
+    if cleared.any() and not agreed.reason:
+        return cleared, agreed
+    return figure, certainty.measure_second_opinion(image, studio, figure, opinion)
 
 
 def _best_mask(

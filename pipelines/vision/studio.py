@@ -27,6 +27,9 @@ UNMISTAKABLE_TINT = 48.0
 UNMISTAKABLE_SHADE = 0.25
 """Levels of tint, and share of the background's light, from which a pixel is not paper in any shadow."""
 
+THIN = 0.003
+"""Half the width of a piece of paper that is removed, as a share of the picture's longer side."""
+
 DARKEST, LIGHTEST = 0.15, 1.02
 """Shares of the paper's light between which a colour may be the paper's, in a shadow."""
 
@@ -115,10 +118,28 @@ def paper_share(image: np.ndarray, studio: Studio, product: np.ndarray) -> float
         studio: Its background.
         product: `(H, W)` bool.
     """
-    _, tint, shade = _beside_paper(image, studio)
-    tinted = max(6.0, 4 * studio.spread) + 10 * np.clip(1 - shade, 0, 1)
-    like = (tint < tinted) & (shade > DARKEST) & (shade < LIGHTEST)
-    return float(like[product].mean()) if product.any() else 0.0
+    return float(_like_paper(image, studio)[product].mean()) if product.any() else 0.0
+
+
+def without_paper(image: np.ndarray, studio: Studio, product: np.ndarray, opinion: np.ndarray) -> np.ndarray:
+    """Remove what has the paper's colour, in light or in shadow, and is no product in another segmenter's opinion.
+
+    Args:
+        image: `(H, W, 3)` uint8 RGB.
+        studio: Its background.
+        product: `(H, W)` bool, the cutout by colour.
+        opinion: `(H, W)` bool, the other segmenter's mask.
+
+    Returns:
+        `(H, W)` bool. Pieces thinner than the difference of two outlines stay.
+    """
+    radius = max(1, round(THIN * max(product.shape)))
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
+    doubted = product & ~opinion
+    paper = doubted & _like_paper(image, studio)
+    wide = cv2.morphologyEx(paper.astype(np.uint8), cv2.MORPH_OPEN, disc) > 0
+    removed = _touching(paper, wide).astype(np.uint8)
+    return main_pieces(product & ~(doubted & (cv2.dilate(removed, disc) > 0)), share=0.02)
 
 
 def plain_paper(image: np.ndarray, studio: Studio) -> np.ndarray:
@@ -146,6 +167,14 @@ def _beside_paper(image: np.ndarray, studio: Studio) -> tuple[np.ndarray, np.nda
     shade = (pixels * studio.colour).sum(axis=2) / (studio.colour**2).sum(axis=2)
     tint = np.abs(pixels - shade[..., None] * studio.colour).max(axis=2)
     return pixels, tint, shade
+
+
+def _like_paper(image: np.ndarray, studio: Studio) -> np.ndarray:
+    """Return where a picture has the paper's colour, in light or in any shadow, `(H, W)` bool."""
+    _, tint, shade = _beside_paper(image, studio)
+    tinted = max(6.0, 4 * studio.spread) + 10 * np.clip(1 - shade, 0, 1)
+    like: np.ndarray = (tint < tinted) & (shade > DARKEST) & (shade < LIGHTEST)
+    return like
 
 
 def _is_plain(pixels: np.ndarray, studio: Studio) -> np.ndarray:
