@@ -28,7 +28,7 @@ UNMISTAKABLE_SHADE = 0.25
 """Levels of tint, and share of the background's light, from which a pixel is not paper in any shadow."""
 
 THIN = 0.003
-"""Half the width of a piece of paper that is removed, as a share of the picture's longer side."""
+"""Half the largest width of the difference of two outlines of one thing, as a share of the picture's longer side."""
 
 DARKEST, LIGHTEST = 0.15, 1.02
 """Shares of the paper's light between which a colour may be the paper's, in a shadow."""
@@ -133,13 +133,15 @@ def without_paper(image: np.ndarray, studio: Studio, product: np.ndarray, opinio
     Returns:
         `(H, W)` bool. Pieces thinner than the difference of two outlines stay.
     """
-    radius = max(1, round(THIN * max(product.shape)))
-    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
     doubted = product & ~opinion
     paper = doubted & _like_paper(image, studio)
-    wide = cv2.morphologyEx(paper.astype(np.uint8), cv2.MORPH_OPEN, disc) > 0
-    removed = _touching(paper, wide).astype(np.uint8)
-    return main_pieces(product & ~(doubted & (cv2.dilate(removed, disc) > 0)), share=0.02)
+    removed = _touching(paper, wide_parts(paper)).astype(np.uint8)
+    return main_pieces(product & ~(doubted & (cv2.dilate(removed, _thin_disc(product)) > 0)), share=0.02)
+
+
+def wide_parts(mask: np.ndarray) -> np.ndarray:
+    """Return the parts of a mask `(H, W)` bool that are wider than the difference of two outlines of one thing."""
+    return cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, _thin_disc(mask)) > 0
 
 
 def plain_paper(image: np.ndarray, studio: Studio) -> np.ndarray:
@@ -167,6 +169,11 @@ def _beside_paper(image: np.ndarray, studio: Studio) -> tuple[np.ndarray, np.nda
     shade = (pixels * studio.colour).sum(axis=2) / (studio.colour**2).sum(axis=2)
     tint = np.abs(pixels - shade[..., None] * studio.colour).max(axis=2)
     return pixels, tint, shade
+
+
+def _thin_disc(mask: np.ndarray) -> np.ndarray:
+    radius = max(1, round(THIN * max(mask.shape)))
+    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
 
 
 def _like_paper(image: np.ndarray, studio: Studio) -> np.ndarray:
