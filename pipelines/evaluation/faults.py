@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +19,10 @@ from pipelines.quality.fidelity import background_quality, halo, product_fidelit
 from pipelines.quality.likeness import find_twins, likeness_code
 from pipelines.quality.overcompletion import OvercompletionDetector
 from pipelines.scenes import Checks
-from pipelines.stages.cutout import CutoutModels, CutoutResult, cutout, photo_checks, step_doubts
+from pipelines.stages.cutout import MAX_CLUTTER, CutoutModels, CutoutResult, cutout, photo_checks, step_doubts
 from pipelines.stages.keys import WHOLE
 from pipelines.vision.photos import Photo, read_photo
+from pipelines.vision.studio import clutter, cut_studio, find_studio
 
 COMPOSITES = 4
 """Pictures that are cut out at most for each wrong cutout that is wanted; before scenes about a quarter are wrong."""
@@ -49,59 +50,62 @@ class WrongCutouts:
     certain: list[Seen]
     any_check: list[Seen]
 
+    def add(self, product: str, kind: str, held: set[str], mended: bool = False) -> None:
+        """Add a cutout with the checks that hold it; one that the stage mended counts as held."""
+        self.certain.append(Seen(product, kind, mended or "certain" in held))
+        self.any_check.append(Seen(product, kind, mended or bool(held)))
+
 
 def before_scenes(
     picked: Picked, photos: Sequence[Path], models: CutoutModels, faults: int, rng: np.random.Generator
 ) -> WrongCutouts:
     """What the checks say of wrong cutouts of whole products before photos of shops, kitchens and people."""
-
-    def composites() -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]:
-        for n in range(COMPOSITES * faults):
-            name, product = picked(n)
-            ground = read_photo(photos[int(rng.integers(len(photos)))].read_bytes()).rgb
-            yield (name, "", *planted.before_scene(product, ground, rng))
-
-    return _wrong(composites(), models, faults)
-
-
-def on_paper(picked: Picked, models: CutoutModels, faults: int, rng: np.random.Generator) -> WrongCutouts:
-    """What the checks say of wrong cutouts by colour: hard shadows, floors with joints, a wall and its floor."""
-    kinds = list(planted_paper.PAPERS.items())
-
-    def pictures() -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]:
-        for n in range(COMPOSITES * faults):
-            name, product = picked(n)
-            kind, make = kinds[n % len(kinds)]
-            yield (name, kind, *make(product, rng))
-
-    return _wrong(pictures(), models, faults, path="studio")
-
-
-def _wrong(
-    pictures: Iterator[tuple[str, str, np.ndarray, np.ndarray]], models: CutoutModels, faults: int, path: str = ""
-) -> WrongCutouts:
-    """Cut pictures out until `faults` cutouts of a `path`, or of any, are wrong.
-
-    A picture comes with the product's name, the kind of its fault, and the true mask. Without a kind, it is what is
-    wrong with the cutout.
-    """
     found = WrongCutouts([], [])
-    for name, kind, picture, truth in pictures:
+    for n in range(COMPOSITES * faults):
+        name, product = picked(n)
+        ground = read_photo(photos[int(rng.integers(len(photos)))].read_bytes()).rgb
+        picture, truth = planted.before_scene(product, ground, rng)
+        photo = Photo(picture, None)
         try:
-            result = cutout(Photo(picture, None), models, title=name)
+            result = cutout(photo, models, title=name)
         except Rejected:
             continue
-        mask = result.matte > 0.5
-        lost, agreed = (truth & ~mask).sum() / truth.sum(), (truth & mask).sum() / (truth | mask).sum()
-        if (agreed >= WRONG_IOU and lost <= WRONG_PART) or (path and result.path != path):
-            continue
-        kind = kind or ("part lost" if lost > WRONG_PART else "surroundings")
-        held = holding(Photo(picture, None), result, name)
-        found.certain.append(Seen(name, kind, "certain" in held))
-        found.any_check.append(Seen(name, kind, bool(held)))
+        if wrong := _fault(result.matte > 0.5, truth):
+            found.add(name, wrong, holding(photo, result, name))
         if len(found.certain) == faults:
             break
     return found
+
+
+def on_paper(picked: Picked, models: CutoutModels, faults: int, rng: np.random.Generator) -> WrongCutouts:
+    """What becomes of pictures whose colours alone give a wrong cutout: hard shadows, joints, a wall and its floor."""
+    kinds, found = list(planted_paper.PAPERS.items()), WrongCutouts([], [])
+    for n in range(COMPOSITES * faults):
+        name, product = picked(n)
+        kind, make = kinds[n % len(kinds)]
+        picture, truth = make(product, rng)
+        photo, studio = Photo(picture, None), find_studio(picture)
+        if studio is None:
+            continue
+        by_colour = cut_studio(picture, studio, models.salient.segment(picture))
+        if not _fault(by_colour, truth) or clutter(picture, studio, by_colour) > MAX_CLUTTER:
+            continue
+        try:
+            result = cutout(photo, models, title=name)
+        except Rejected:
+            continue
+        found.add(name, kind, holding(photo, result, name), mended=not _fault(result.matte > 0.5, truth))
+        if len(found.certain) == faults:
+            break
+    return found
+
+
+def _fault(mask: np.ndarray, truth: np.ndarray) -> str:
+    """Return what is wrong with a cutout, or ""; both `(H, W)` bool."""
+    lost, agreed = (truth & ~mask).sum() / truth.sum(), (truth & mask).sum() / (truth | mask).sum()
+    if lost > WRONG_PART:
+        return "part lost"
+    return "surroundings" if agreed < WRONG_IOU else ""
 
 
 def holding(photo: Photo, result: CutoutResult, title: str) -> set[str]:
