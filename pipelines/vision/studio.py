@@ -124,6 +124,8 @@ def paper_share(image: np.ndarray, studio: Studio, product: np.ndarray) -> float
 def without_paper(image: np.ndarray, studio: Studio, product: np.ndarray, opinion: np.ndarray) -> np.ndarray:
     """Remove what has the paper's colour, in light or in shadow, and is no product in another segmenter's opinion.
 
+    A shadow lies beside the product. Inside it, only plain paper is removed: grey there is the product's own.
+
     Args:
         image: `(H, W, 3)` uint8 RGB.
         studio: Its background.
@@ -133,10 +135,19 @@ def without_paper(image: np.ndarray, studio: Studio, product: np.ndarray, opinio
     Returns:
         `(H, W)` bool. Pieces thinner than the difference of two outlines stay.
     """
+    disc = _thin_disc(product)
     doubted = product & ~opinion
     paper = doubted & _like_paper(image, studio)
-    removed = _touching(paper, wide_parts(paper)).astype(np.uint8)
-    return main_pieces(product & ~(doubted & (cv2.dilate(removed, _thin_disc(product)) > 0)), share=0.02)
+    beside = cv2.dilate(_outside(product).astype(np.uint8), disc) > 0
+    removed = _touching(paper, wide_parts(paper)) & (_touching(paper, beside) | plain_paper(image, studio))
+    return main_pieces(product & ~(doubted & (cv2.dilate(removed.astype(np.uint8), disc) > 0)), share=0.02)
+
+
+def _outside(product: np.ndarray) -> np.ndarray:
+    """Return what a product `(H, W)` bool does not enclose."""
+    _, regions = cv2.connectedComponents(np.pad(~product, 1, constant_values=True).astype(np.uint8), connectivity=4)
+    outside: np.ndarray = regions == regions[0, 0]
+    return outside[1:-1, 1:-1]
 
 
 def wide_parts(mask: np.ndarray) -> np.ndarray:

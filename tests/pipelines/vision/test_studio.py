@@ -110,5 +110,11 @@ def test_a_shadow_is_removed_only_where_another_segmenter_leaves_it_out() -> Non
     assert studio is not None
     assert iou(without_paper(image, studio, disc | cast, disc), disc) > 0.97
     assert np.array_equal(without_paper(image, studio, disc | cast, disc | cast), disc | cast)
+    inner = cv2.circle(np.zeros(image.shape[:2], np.uint8), (180, 200), 30, 1, -1) > 0
+    image[inner] = 110  # a grey glass
+    assert without_paper(image, studio, disc, disc & ~inner)[inner].all()
+    image[inner] = paper()[inner]  # an opening
+    assert without_paper(image, studio, disc, disc & ~inner)[inner].mean() < 0.1
+    image[disc] = (200, 40, 30)
     image[cast & ~disc] = (60, 140, 60)  # no paper has this colour, in any shadow
     assert np.array_equal(without_paper(image, studio, disc | cast, disc), disc | cast)
