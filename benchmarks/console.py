@@ -77,7 +77,7 @@ def seed(engine: Engine, shots: int) -> None:
 
 def pages(shots: int) -> dict[str, Callable[[], Any]]:
     """What each page asks of the ledger."""
-    from packshot_console import live, overview, products, queue, views
+    from packshot_console import comparison, live, overview, products, queue, views
     from packshot_console.services import ledger
 
     from pipelines.ledger import decisions
@@ -92,6 +92,10 @@ def pages(shots: int) -> dict[str, Callable[[], Any]]:
         "run, last page": lambda: views.run_page("run-5", "", last_page, 40),
         "run, held": lambda: views.run_page("run-5", "held", 1, 40),
         "run in progress": lambda: views.run_page(f"run-{RUNS}", "", 1, 40),
+        "two runs": lambda: comparison.comparison("run-5", "run-9", comparison.PairChoice(), 1),
+        "two runs, moved": lambda: comparison.comparison(
+            "run-5", "run-6", comparison.PairChoice("published", "held"), 2
+        ),
         "review": queue.choices,
         "review, next images": lambda: (
             queue.count(Selection()),

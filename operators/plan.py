@@ -25,6 +25,7 @@ from operators.base import (
     refuse_unknown,
 )
 from operators.policy import TICK
+from operators.waves import is_taken_over
 from pipelines.contracts import Reprocess, canonical_json, sha256_hex
 from pipelines.errors import UsageError
 
@@ -82,6 +83,9 @@ class PlanOperator(PackshotOperator):
         "triggered_by",
     )
     ui_color = "#f4ecd8"
+
+    in_waves = False
+    """Whether a run that finds more work than it takes leaves the rest to a run after it."""
 
     def __init__(
         self,
@@ -175,7 +179,8 @@ class PlanOperator(PackshotOperator):
 
     def _cut(self, services: Services, lines: Iterable[Line], scene: Scene, line: str) -> int:
         """Select, find what needs a stage, and put that into shards; returns their number."""
-        from pipelines.runs.planning import find_work, shard_size
+        from pipelines.ledger.waves import wave_of
+        from pipelines.runs.planning import find_work, most_shots, shard_size, usual_size
         from pipelines.stages.keys import STAGES, fingerprint
 
         ledger, recipe = services.ledger, services.recipe(self.scene, self.reprocess, self.run, self.channel)
@@ -185,14 +190,21 @@ class PlanOperator(PackshotOperator):
             self.run, lines, scene.name, scene.channel.name, line, fingerprint(recipe), forced=bool(recipe.attempt)
         )
         work = find_work(self.run, [stage for stage in STAGES.values() if stage.name != "publish"], recipe, ledger)
-        size = shard_size(len(work), ledger.rates(), services.settings.gpu_slots, services.settings.shard_size)
+        rates, slots, fixed = ledger.rates(), services.settings.gpu_slots, services.settings.shard_size
+        left = 0
+        if self.in_waves and line and not recipe.attempt:
+            most = most_shots(wave_of(self.run), len(work), usual_size(rates, fixed), slots)
+            left = ledger.put_off(self.run, work[most:]) if most < len(work) else 0
+            work = work[: len(work) - left]
+        size = shard_size(len(work), rates, slots, fixed)
         shards = ledger.cut_shards(self.run, work, size)
         self.log.info(
             "planned",
             scene=scene.name,
             unchanged=selected.unchanged,
-            reused=selected.shots - len(work),
+            reused=selected.shots - len(work) - left,
             to_compute=len(work),
+            left_to_the_next_wave=left,
             shards=shards,
             shard_size=size,
         )
@@ -227,6 +239,7 @@ class PlanRefreshOperator(PlanOperator):
     """
 
     template_fields: Sequence[str] = ("feed", "accept_loss", *PlanOperator.template_fields)
+    in_waves = True
 
     def __init__(
         self,
@@ -240,11 +253,19 @@ class PlanRefreshOperator(PlanOperator):
         self.accept_loss = accept_loss
 
     def lines(self, services: Services, since: datetime | None) -> tuple[str, Iterable[Line]]:
-        """Read the feed and upsert its products."""
+        """Read the feed and upsert its products. A later wave goes on with what the first one read."""
         from pipelines.catalogue.feed import ingest
         from pipelines.catalogue.manifest import read_manifest
         from pipelines.ledger.photo_links import PhotoLinks
+        from pipelines.ledger.waves import feeds_since, wave_before
 
+        if before := wave_before(self.run):
+            digest, _ = feeds_since(services.ledger.engine, before)
+            if not digest:
+                raise UsageError(f"run {self.run!r} is named as a wave after {before!r}, which read no feed")
+            if is_taken_over(services, before):
+                raise UsageError(f"a later run has read the feed of {before!r} anew, and does what that one left")
+            return digest, read_manifest(services.store, digest)
         digest = self.feed.strip() or self._feed_named_last(services)
         if not MANIFEST.fullmatch(digest):
             source = digest if "://" in digest else _feed_file(digest)

@@ -92,6 +92,7 @@ def end_run(engine: Engine, run: str, state: str, reason: str) -> bool:
         if closed is not None:
             outcomes.settle(connection, run)
             outcomes.close(connection, run, None)
+            outcomes.settle_shots(connection, run)
             outcomes.remember_totals(connection, run)
     return closed is not None
 

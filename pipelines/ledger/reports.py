@@ -75,7 +75,8 @@ class Report:
     """The outcome of every product of a run. The five counts sum to `products`; `pending` is 0 after the run's end.
 
     `seconds` are per stage, of computed steps. `problem` says what stopped publication: a `reason` and, for a failed
-    expectation, its rows. `documents` maps the role of a document of the run to its digest.
+    expectation, its rows. `documents` maps the role of a document of the run to its digest. `put_off` are shots that
+    wait for the next wave (`pipelines.ledger.waves`); `products` does not count those of them that are new.
     """
 
     run: str
@@ -89,6 +90,7 @@ class Report:
     rejected: int
     failed: int
     pending: int
+    put_off: int
     shots: tuple[ReportedShot, ...]
     steps: Mapping[str, StageCount]
     seconds: Mapping[str, float]
@@ -255,6 +257,7 @@ def report(engine: Engine, run: str, with_shots: bool = True) -> Report:
         rejected=counted[ShotState.REJECTED],
         failed=counted[ShotState.FAILED],
         pending=counted[ShotState.PENDING],
+        put_off=about.put_off,
         shots=reported_shots(engine, run) if with_shots else (),
         steps=counts,
         seconds=seconds,

@@ -133,6 +133,7 @@ runs = Table(
     Column("line", Text, nullable=False, server_default="", comment="Runs of one line build on one another."),
     Column("selected", Integer, nullable=False, server_default="0", comment="Shots, those that did not change too."),
     Column("recipe", Text, nullable=False, server_default="", comment="Fingerprint of what decides, products apart."),
+    Column("put_off", Integer, nullable=False, server_default="0", comment="Shots left to the next wave."),
     Column("notified_at", DateTime(timezone=True), comment="When its failure was sent to the webhook and by mail."),
     Index(None, "triggered_by", "started_at"),
     Index(None, "started_at"),

@@ -34,6 +34,7 @@ from pipelines.contracts import Shot
 from pipelines.errors import UsageError
 from pipelines.models.profile import load_profile
 from pipelines.revisions.registry import install
+from pipelines.runs.cost import cost
 from pipelines.runs.forecast import forecast
 from pipelines.scenes import Scene, check_scene, load_scene, picture_of, scene_files, scene_titles
 from pipelines.scenes.channels import channel_files
@@ -87,7 +88,8 @@ class Scope:
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """What a campaign would make. `reused` and `computed` count steps; `seconds` are of one worker.
+    """What a campaign would make. `reused` and `computed` count steps; `seconds` are of one worker. `cost` is that of
+    the seconds, "" without a price.
 
     Where `followed` is less than `products`, the other figures are in proportion. `unmeasured` names stages without a
     measured rate, which `seconds` omit.
@@ -99,6 +101,7 @@ class Outlook:
     reused: int
     computed: int
     seconds: float
+    cost: str
     unmeasured: tuple[str, ...]
 
 
@@ -206,13 +209,15 @@ def outlook(scope: Scope) -> Outlook:
     shots = (Shot(product, scope.scene.name, scope.scene.channel.name) for product in chosen)
     found = forecast(list(STAGES.values()), shots, recipe, ledger(), ledger().rates())
     scale = products / found.shots
+    seconds = found.seconds_expected * scale
     return Outlook(
         products=products,
         runs=(scope.days[1] - scope.days[0]).days + 1 if scope.days else 1,
         followed=found.shots,
         reused=round(found.reused * scale),
         computed=round(sum(found.computed_by_stage.values()) * scale),
-        seconds=round(found.seconds_expected * scale, 1),
+        seconds=round(seconds, 1),
+        cost=cost(seconds, settings),
         unmeasured=found.unmeasured,
     )
 

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+import anyio
+from fastapi import Request
+
 from packshot_console.services import store
 from pipelines.errors import Rejected
 from pipelines.settings import get_settings
@@ -27,6 +30,11 @@ def preview(digest: str, size: int) -> bytes | None:
         return photo_preview(store().get(digest), size, get_settings().photo_max_megapixels)
     except (Rejected, KeyError):
         return None
+
+
+async def preview_in_turn(request: Request, digest: str, size: int) -> bytes | None:
+    """`preview`, one at a time. Whoever waits holds none of the server's threads."""
+    return await anyio.to_thread.run_sync(preview, digest, size, limiter=request.app.state.one_preview)
 
 
 def stored(digest: str) -> bytes:

@@ -13,6 +13,7 @@ from packshot_console.services import ledger
 from packshot_console.walks import Walk, read_walks
 from pipelines.ledger.reports import RunRow, StageCount, list_runs, stage_totals
 from pipelines.ledger.schema import artifacts, product_versions
+from pipelines.ledger.waves import next_wave
 
 STATES = ("published", "held", "rejected", "failed", "pending")
 
@@ -35,7 +36,8 @@ class ShotView:
 class RunView:
     """One run's page: `shots` are those of this page and state, `matching` how many there are of that state.
 
-    `documents` maps the role of a document of the run to its digest. `seconds` are of computed steps.
+    `documents` maps the role of a document of the run to its digest. `seconds` are of computed steps. `put_off` shots
+    wait for the run `next_wave`, "" until that is planned.
     """
 
     run: str
@@ -55,6 +57,8 @@ class RunView:
     page: int
     pages: int
     matching: int
+    put_off: int
+    next_wave: str
 
 
 def runs(page: int, size: int) -> list[RunRow]:
@@ -64,7 +68,7 @@ def runs(page: int, size: int) -> list[RunRow]:
 
 def run_page(run: str, state: str, page: int, size: int) -> RunView | None:
     """One page of a run's shots, of one state or ("") of all; None for a run that is not there."""
-    values = {"run": run, "state": state, "limit": size, "offset": (page - 1) * size}
+    values = {"run": run, "state": state, "limit": size, "offset": (page - 1) * size, "next_wave": next_wave(run)}
     with ledger().engine.connect() as connection:
         about = connection.execute(text(_ABOUT), values).first()
         if about is None:
@@ -104,6 +108,8 @@ def run_page(run: str, state: str, page: int, size: int) -> RunView | None:
         page=page,
         pages=max(1, -(-matching // size)),
         matching=matching,
+        put_off=about.put_off,
+        next_wave=next_wave(run) if about.goes_on else "",
     )
 
 
@@ -127,7 +133,8 @@ def media_type(digest: str) -> str | None:
 
 _ABOUT = """
 SELECT r.*, (SELECT json_object_agg(a.role, a.digest ORDER BY a.role)
-             FROM run_artifacts a WHERE a.run = r.id) AS documents
+             FROM run_artifacts a WHERE a.run = r.id) AS documents,
+       EXISTS (SELECT FROM runs WHERE id = :next_wave) AS goes_on
 FROM runs r WHERE r.id = :run
 """
 

@@ -94,6 +94,7 @@ def test_a_category_is_counted_with_those_below_it_and_started_day_by_day_by_who
     assert (told["products"], told["runs"], told["reused"]) == (3, 2, 0)
     assert told["computed"] > 0
     assert "cutout" in told["unmeasured"]
+    assert told["cost"] == "0.00 EUR", "of the seconds that are measured"
 
     before = len(runs())
     assert client.post("/starts", json=wanted).status_code == 200

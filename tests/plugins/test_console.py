@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import re
 import resource
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -33,6 +35,7 @@ LOOKING = [
     "/overview",
     "/runs",
     f"/runs/{RUN}",
+    f"/compare?a={quote(RUN)}&b={quote(STOPPED)}",
     "/campaign",
     "/campaign/scenes/oak-window",
     "/live",
@@ -40,6 +43,7 @@ LOOKING = [
     "/review",
     "/review/queue",
     "/review/selection",
+    "/review/decisions.csv",
     "/review/images/{final}",
 ]
 LOOKING += ["/static/console.css", "/static/review.js", "/pictures/{published}", "/artifacts/{published}"]
@@ -57,6 +61,8 @@ DECIDING = [
     ("/campaign/starts", '{"scene": "oak-window", "days": 3}', 422),
     ("/live/rollbacks", '{"publications": [99999], "run": ""}', 409),
     ("/live/rollbacks", '{"publications": ["1"]}', 422),
+    ("/live/sheets", '{"scene": "no-such", "days": 7}', 409),
+    ("/live/sheets", '{"scene": "oak", "days": 3650}', 422),
     (f"/editor/{NONE}/open", "", 409),
     (f"/editor/{NONE}/answers", f'{MASK}, "clicks": [[0.5, 0.5, 1]], "box": []}}', 409),
     (f"/editor/{NONE}/answers", f'{MASK}, "clicks": [[0.5, 1.5, 1]], "box": []}}', 422),
@@ -126,10 +132,25 @@ def test_a_products_page_shows_every_image_with_its_steps_and_decisions(viewer, 
         for words in ("<b>ada</b> decided: reject, “the handle”", "a red cup on an oak table", "inspect"):
             assert words in page
         assert page.count("<li><figure>") == 4
+        assert "made once" in page
     finally:
         undo(ledger.engine, decision.id, "ada")
     assert "live" in viewer.get("/products/CUP-1").text
     assert viewer.get("/products/no-such").status_code == 404
+
+
+def test_decisions_are_a_file_for_a_spreadsheet(viewer, run, ledger: PostgresLedger) -> None:
+    decision = decide(ledger.engine, run["final"], Choice.REJECT, "ada", '@SUM(1), "x"')
+    undo(ledger.engine, decision.id, "ada")
+    answer = viewer.get("/review/decisions.csv", params={"scene": "oak", "sku": "LAMP-2", "check": "overcompletion"})
+    assert answer.headers["content-type"] == "text/csv; charset=utf-8"
+    assert answer.headers["content-disposition"] == 'attachment; filename="decisions.csv"'
+    rows = list(csv.DictReader(io.StringIO(answer.text)))
+    assert {row["sku"] for row in rows} == {"LAMP-2"}
+    assert (rows[0]["reason"], rows[0]["held_for"]) == ('\'@SUM(1), "x"', REASON)
+    assert len(viewer.get("/review/decisions.csv?scene=pine").text.splitlines()) == 1
+    for path in ("/review", "/live"):
+        assert 'formaction="/packshot/review/decisions.csv"' in viewer.get(path).text
 
 
 def test_the_reference_names_every_route_and_no_other() -> None:
@@ -151,8 +172,29 @@ def test_no_address_follows_the_host_that_a_request_claims(served, accounts, run
 
 
 def test_a_name_that_no_run_can_have_is_not_found(viewer, run) -> None:
-    for path in ("/runs/%00", "/runs/a%00b", "/review?run=%00", "/review/queue?scene=%00", "/runs/no-such-run"):
+    for path in (
+        "/runs/%00",
+        "/runs/a%00b",
+        "/review?run=%00",
+        "/review/queue?scene=%00",
+        "/runs/no-such-run",
+        "/compare?a=x&b=no-such-run",
+    ):
         assert viewer.get(path).status_code == 404, path
+    assert "these two are the same" in viewer.get("/compare", params={"a": RUN, "b": RUN}).text
+
+
+def test_a_page_that_is_not_there_is_a_page_with_the_way_back(viewer, run) -> None:
+    for path, words in (
+        ("/products/no-such", "The ledger knows no such product."),
+        ("/runs/no-such", "The ledger knows no such run."),
+        ("/no-such", "The address may be old, or misspelled."),
+    ):
+        answer = viewer.get(path, headers={"Sec-Fetch-Mode": "navigate"})
+        assert answer.status_code == 404
+        assert words in answer.text, path
+        assert 'href="/packshot/overview"' in answer.text
+    assert viewer.get("/products/no-such").json() == {"detail": "the ledger knows no such product"}
 
 
 def test_somebody_who_opens_a_page_without_a_session_is_sent_to_the_login(anonymous, run) -> None:
@@ -176,6 +218,8 @@ def test_a_viewer_sees_the_runs_and_every_shot_with_its_pictures_and_reasons(vie
     assert "gone.jpg: no such file" in page
     assert "overcompletion <b>0.31</b>" in page
     assert page.count("Prompt: a red cup on an oak table") == 2, "as the step of the real stage holds it"
+    assert page.count("Caption: a red cup.") == 1
+    assert "polo shirt" not in page, "BLIP is not sure of it"
     for source in re.findall(r'<img[^>]* src="([^"]+)"', page.replace("\n", " ")):
         shown = viewer.get(source.removeprefix("/packshot").replace("&amp;", "&"))
         assert shown.status_code == 200
@@ -207,6 +251,15 @@ def test_a_run_whose_publication_was_stopped_says_why_and_for_which_rows(viewer,
     link = f'/packshot/artifacts/{run["validation"]}"'
     assert link in page
     assert viewer.get(f"/artifacts/{run['validation']}").json() == {"success": False}
+
+
+def test_a_run_says_how_many_shots_it_left_to_the_next_wave(viewer, run, ledger: PostgresLedger) -> None:
+    assert "next wave" not in viewer.get(f"/runs/{RUN}").text
+    with ledger.engine.begin() as connection:
+        connection.execute(text("UPDATE runs SET put_off = 1200 WHERE id = :run"), {"run": RUN})
+    assert re.search(r"Left to the next wave:\s+1,200", viewer.get(f"/runs/{RUN}").text)
+    with ledger.engine.begin() as connection:
+        connection.execute(text("UPDATE runs SET put_off = 0 WHERE id = :run"), {"run": RUN})
 
 
 def test_a_state_can_be_picked(viewer, run) -> None:

@@ -104,7 +104,7 @@ function show() {
   $("undo").disabled = !undoable.length;
   $("undo-last").hidden = !undoable.length;
   if (!entry) {
-    $("empty-words").textContent = left > 0 ? `End of the queue. ${left} images are left that you passed by, or that somebody else looks at.` : "Nothing waits for a decision.";
+    $("empty-words").textContent = left > 0 ? `End of the queue. ${left} images are left that you passed by, or that are open in another window, yours or somebody else’s.` : "Nothing waits for a decision.";
     $("again").hidden = left === 0;
     root.dataset.shown = "";
     return;
