@@ -9,8 +9,8 @@
     GET /review, ...               `packshot_console.review`
     GET /editor/{final}, ...       correcting the cutout of a held image: `packshot_console.editor`
     GET /pictures/{digest}         a picture of the ledger as WebP, at most `size` px on its longer side
-    GET /public/...                what the channels show, without a login: `packshot_console.public`
-    GET /public/sheets/...         contact sheets by signed links that end: `packshot_console.sheets`
+    GET /public/...                what the channels show, without a login: `packshot_console.public.images`
+    GET /public/sheets/...         contact sheets by signed links that end: `packshot_console.public.sheets`
     GET /metrics                   metrics for Prometheus, behind a token of their own
     GET /artifacts/{digest}        an artifact byte for byte as it is stored, images and JSON only
 
@@ -47,14 +47,13 @@ from packshot_console import (
     pages,
     pictures,
     products,
-    public,
     review,
     runs,
-    sheets,
     views,
 )
 from packshot_console.guards import LOOK
-from packshot_console.rate_limit import RateLimit
+from packshot_console.public import images, sheets
+from packshot_console.public.rate_limit import RateLimit
 
 FOREVER = "private, max-age=31536000, immutable"
 
@@ -70,8 +69,8 @@ PUBLIC = [
     Route("/sheets/console.css", sheets.style),
     Route("/sheets/{token}", sheets.sheet_page),
     Route("/sheets/{token}/{picture}", sheets.picture),
-    Route("/{channel}/feed.{format}", public.feed),
-    Route("/{channel}/{scene}/{sku:path}", public.image),
+    Route("/{channel}/feed.{format}", images.feed),
+    Route("/{channel}/{scene}/{sku:path}", images.image),
 ]
 """Routes without a login: what the channels show, and signed links. Each address may make so many requests a minute."""
 
