@@ -114,6 +114,7 @@ class Services:
         """
         from pipelines.ledger.embeddings import Embeddings
         from pipelines.scenes import load_scene
+        from pipelines.vision.credentials import find_credentials
         from pipelines.workflow import Recipe
 
         return Recipe(
@@ -121,6 +122,7 @@ class Services:
             load_scene(scene, channel=channel),
             attempt=Reprocess(reprocess).attempt(run),
             max_megapixels=self.settings.photo_max_megapixels,
+            credentials=find_credentials(self.settings),
             keep_encoding=Embeddings(self.ledger.engine, self.store).keep,
         )
 

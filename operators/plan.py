@@ -146,6 +146,7 @@ class PlanOperator(PackshotOperator):
         if not self.scene:
             raise UsageError(NO_SCENE)
         scene = load_scene(self.scene, channel=self.channel)
+        self._check_signing(services)
         feed, lines = self.lines(services, getattr(context["dag_run"], "start_date", None))
         lines = choose(lines, listed(self.categories), listed(self.skus))
         if self.reprocess == Reprocess.FAILED:
@@ -172,6 +173,14 @@ class PlanOperator(PackshotOperator):
             self.log.info("dry run", **{name: forecast[name] for name in ("shots", "reused", "seconds_expected")})
         shards = self._cut(services, lines, scene, "" if forecast else self.line(dag_id, scene))
         return list(range(shards))
+
+    def _check_signing(self, services: Services) -> None:
+        """Raise UsageError now where published files are to be signed and cannot be."""
+        from pipelines.vision.credentials import Signer, find_credentials
+
+        credentials = find_credentials(services.settings)
+        if credentials is not None:
+            Signer(credentials)
 
     def _cut(self, services: Services, lines: Iterable[Line], scene: Scene, line: str) -> int:
         """Select, find what needs a stage, and put that into shards; returns their number."""

@@ -100,6 +100,13 @@ class Settings(BaseSettings):
         "the channels' feeds. Empty: these routes do not exist.",
     )
 
+    c2pa_key: Path | None = Field(
+        None, description="PEM file of the private key that published images are signed with (C2PA). Empty: unsigned."
+    )
+    c2pa_certificates: Path | None = Field(
+        None, description="PEM file of that key's certificate, followed by its issuers'."
+    )
+
     # Monitoring and notifications
     metrics_token: SecretStr = Field(
         SecretStr(""), description="Bearer token of `/packshot/metrics`. Empty: the address does not exist."
@@ -181,11 +188,11 @@ class Settings(BaseSettings):
         64, ge=1, le=256, description="Connections to one server that photos are fetched over, at most."
     )
 
-    @field_validator("scenes_dir", "channels_dir")
+    @field_validator("scenes_dir", "channels_dir", "c2pa_key", "c2pa_certificates")
     @classmethod
-    def _absolute(cls, folder: Path | None) -> Path | None:
+    def _absolute(cls, path: Path | None) -> Path | None:
         """Airflow's tasks work in another folder than the command that starts them."""
-        return folder and folder.absolute()
+        return path and path.absolute()
 
     def environment(self) -> dict[str, str]:
         """Settings that differ from the defaults, as PACKSHOT_* variables for a child process. Secrets are in clear."""

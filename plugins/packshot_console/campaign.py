@@ -39,6 +39,7 @@ from pipelines.scenes import Scene, check_scene, load_scene, picture_of, scene_f
 from pipelines.scenes.channels import channel_files
 from pipelines.settings import get_settings
 from pipelines.stages.keys import STAGES
+from pipelines.vision.credentials import find_credentials
 from pipelines.workflow import Recipe
 
 FOLLOWED = 2000
@@ -202,7 +203,12 @@ def outlook(scope: Scope) -> Outlook:
     settings = get_settings()
     install(ledger().engine, store(), settings.profile, settings.state_dir)
     profile = load_profile(settings.profile, settings.models_dir)
-    recipe = Recipe(profile, scope.scene, max_megapixels=settings.photo_max_megapixels)
+    recipe = Recipe(
+        profile,
+        scope.scene,
+        max_megapixels=settings.photo_max_megapixels,
+        credentials=find_credentials(settings),
+    )
     shots = (Shot(product, scope.scene.name, scope.scene.channel.name) for product in chosen)
     found = forecast(list(STAGES.values()), shots, recipe, ledger(), ledger().rates())
     scale = products / found.shots

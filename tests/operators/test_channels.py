@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 
+import c2pa
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
 from sqlalchemy import text
 
 from operators.publish import PublishOperator
 from operators.reviewed import PlanRetriesOperator, PublishApprovedOperator
+from pipelines.contracts import ShotStep
 from pipelines.errors import UsageError
 from pipelines.ledger.decisions import Choice, decide, held_image, roll_back, undo
 from pipelines.ledger.reports import report
 from pipelines.ledger.shown import current_image, shown_images
 from pipelines.runs.channel_feed import channel_feed
 from pipelines.scenes.channels import load_channel
+from pipelines.settings import get_settings
+from tests.certificates import Files, write_certificates
 from tests.operators import test_differences
 from tests.operators.test_differences import SCENE, Shop
 from tests.operators.test_publish import HELD, Catalogue, approve
@@ -109,6 +116,55 @@ def test_a_roll_back_and_an_undo_restore_the_feed_byte_for_byte(merchant, contex
     act().execute(context)
     assert cup.sku not in run_feed(later), "the run's own feed does not name what was taken back"
     assert cup.sku in run_feed(merchant)
+
+
+# ------------------------------------------------------------------------------------------------- signed files
+
+
+@pytest.fixture
+def signing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings) -> Iterator[Files]:
+    """The files of a shop that signs what it publishes."""
+    files = write_certificates(tmp_path)
+    for name, value in files.variables().items():
+        monkeypatch.setenv(name, value)
+    get_settings.cache_clear()
+    yield files
+    monkeypatch.undo()
+    get_settings.cache_clear()
+
+
+def test_an_image_is_signed_once_and_again_under_another_certificate(
+    merchant, context, ledger, store, damage, signing
+) -> None:
+    (cup,) = merchant.open("cup").shots
+    merchant.inspected(cup)
+    merchant.publish(context)
+    first, media_type = current_image(ledger.engine, MERCHANT.name, SCENE.name, cup.sku)
+    with c2pa.Context.from_dict({"trust": {"trust_anchors": signing.root.read_text()}}) as trusting:
+        signed = c2pa.Reader(media_type, io.BytesIO(store.get(first)), context=trusting)
+    assert signed.get_validation_state() == "Trusted"
+
+    def next_night() -> None:
+        later = Catalogue(ledger, store, damage, MERCHANT.name)
+        ledger.start_run(later.run, "catalog_refresh", SCENE.name, MERCHANT.name)
+        ledger.select(later.run, [cup], 8)
+        found = [step for name, step in ledger.chosen(merchant.run, [cup])[cup.sku].items() if name != "publish"]
+        ledger.use(later.run, [(cup, [ShotStep(step, reused=True) for step in found])])
+        later.publish(context)
+
+    next_night()
+    assert current_image(ledger.engine, MERCHANT.name, SCENE.name, cup.sku) == (first, media_type)
+    write_certificates(signing.key.parent)
+    next_night()
+    assert current_image(ledger.engine, MERCHANT.name, SCENE.name, cup.sku) != (first, media_type)
+
+
+def test_a_key_that_cannot_be_read_stops_a_run_at_its_start_and_costs_no_shot(shop: Shop, signing) -> None:
+    signing.key.unlink()
+    with pytest.raises(UsageError, match=r"^PACKSHOT_C2PA_KEY: the file cannot be read"):
+        shop.night()
+    assert report(shop.ledger.engine, f"{shop.name}-night-1").problem["reason"].startswith("PACKSHOT_C2PA_KEY")
+    assert shop.looked_at == 0
 
 
 def run_feed(run: Catalogue) -> str:
