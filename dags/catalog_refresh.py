@@ -11,6 +11,9 @@ address that a worker can read, or empty: the feed that was named last; a file o
 the refresh of the last feed is scheduled daily, in scene `PACKSHOT_NIGHTLY_SCENE`. It is off until then. An unchanged
 product costs no computation. A nightly run that has not ended after `PACKSHOT_NIGHTLY_HOURS` is reported as late.
 
+**Several channels.** A run has one channel, the first that is named. `next_channel` starts the same run for the others,
+over the products that this one read; what the channels share is computed once.
+
 **When something is red.** A bad photo never fails the run: its product is `rejected` with a reason (*Pictures of this
 run* in any task). `publish` fails when the table checks found the set to be defective: nothing of it is published, the
 problem is in the run's report; once it is mended, clear `publish` and what follows. Clearing any task is always safe.
@@ -22,13 +25,14 @@ from datetime import datetime, timedelta
 
 from airflow.sdk import Param, TriggerRule, dag
 
+from operators.channels import NextChannelOperator
 from operators.deadline import nightly_deadline
 from operators.plan import PlanRefreshOperator
 from operators.policy import (
     DEFAULT_ARGS,
     SELDOM,
     Tag,
-    channel_param,
+    channels_param,
     limit_param,
     most_tasks,
     scene_param,
@@ -57,7 +61,7 @@ settings = get_settings()
     tags=[Tag.PACKSHOT, Tag.NIGHTLY, Tag.GPU],
     params={
         "scene": scene_param(settings.nightly_scene or scene_names()[0]),
-        "channel": channel_param(settings.nightly_channel or None),
+        "channels": channels_param(settings.nightly_channels.split(",")),
         **selection_params(),
         "feed": Param(
             None,
@@ -92,6 +96,7 @@ def catalog_refresh() -> None:
     )
 
     plan >> check_catalogue
+    plan >> NextChannelOperator(task_id="next_channel") >> summary
     [plan, shots] >> check_scores
     [check_catalogue, check_scores] >> publish >> summary
 

@@ -42,6 +42,11 @@ class ShotState(StrEnum):
     PENDING = "pending"
 
 
+def run_of_channel(first: str, channel: str) -> str:
+    """Id of the run for a further channel that the run `first` leads to. (Airflow reserves other beginnings.)"""
+    return f"channel__{channel}__{first}"
+
+
 class Reprocess(StrEnum):
     """Which shots a run selects, and which of their finished steps it computes again."""
 

@@ -87,7 +87,9 @@ class Settings(BaseSettings):
         "", description="Cron of the nightly catalog_refresh, such as `0 3 * * *`. Empty: off."
     )
     nightly_scene: str = Field("", description="Scene of the nightly catalog_refresh. Empty: the first scene by name.")
-    nightly_channel: str = Field("", description="Channel of the nightly catalog_refresh. Empty: the scene's own.")
+    nightly_channels: str = Field(
+        "", description="Channels of the nightly catalog_refresh, separated by commas. Empty: the scene's own."
+    )
     nightly_hours: float = Field(
         6, gt=0, description="Hours after which a nightly catalog_refresh that has not ended is reported as late."
     )

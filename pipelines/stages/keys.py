@@ -368,6 +368,16 @@ def fingerprint(recipe: Recipe) -> str:
     )
 
 
+def made_up_results(recipe: Recipe) -> dict[str, str]:
+    """Stage → sha256 over all that decides its result for one made-up product, and what it stands on: where two recipes
+    have the same, one step serves both."""
+    decided: dict[str, str] = {}
+    for job in _made_up_jobs(recipe):
+        below = [decided[name] for name in STAGES[job.stage].needs]
+        decided[job.stage] = sha256_hex(canonical_json([job.key, below]).encode())
+    return decided
+
+
 def _made_up_jobs(recipe: Recipe) -> list[Job]:
     """The job of every stage for one made-up product."""
     shot = Shot(Product("made-up", 2, "Mug", "Home", "0" * 64), recipe.scene.name, recipe.scene.channel.name)
