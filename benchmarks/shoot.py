@@ -9,6 +9,7 @@ stage <stage>    CPU seconds a product, by stage; `imports`: what comes before t
 cause <cause>    CPU seconds a product, by what computes; `other`: the rest of the stages
 cpu              CPU seconds a product in all
 salient_runs     runs of the salient-object net a product
+first_cutout     seconds from the start of the process to the first cutout, of one product
 first_image      seconds from the start of the process to the first published image, of one product
 seconds          seconds from the start of the process to the last image
 beside_one_busy_core     seconds of such a run beside one `sha256sum /dev/zero`, over those without
@@ -60,16 +61,16 @@ def seconds_of(*arguments: str) -> float:
     return time.perf_counter() - began
 
 
-def measured(products: int, scene: str) -> dict[str, float]:
-    """The figures of one run in a process of its own; see `shoot_here`."""
-    argv = [sys.executable, "-m", "benchmarks.shoot", "--here", "--products", str(products), "--scene", scene]
+def measured(products: int, scene: str, how: str = "--here") -> dict[str, float]:
+    """The figures of one run in a process of its own; see `shoot_here`, and `firsts_here` for "--firsts-here"."""
+    argv = [sys.executable, "-m", "benchmarks.shoot", how, "--products", str(products), "--scene", scene]
     done = subprocess.run(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return figures
 
 
 def shoot_here(products: int, scene: str) -> dict[str, float]:
-    """Run in this process; the rows from `stage` to `seconds`, the first four kinds a product."""
+    """Run in this process; the rows from `stage` to `salient_runs`, a product, and `seconds`."""
     from pipelines.cli.shoot import _recipe
     from pipelines.contracts import Shot, Step
     from pipelines.runs.local import shoot
@@ -89,7 +90,7 @@ def shoot_here(products: int, scene: str) -> dict[str, float]:
 
     def progress(name: str, _: Shot, step: Step) -> None:
         if name == "publish":
-            images.append(time.time() - psutil.Process().create_time())
+            images.append(_age())
 
     for name in STAGES:
         import_module(f"pipelines.stages.{name}")
@@ -104,7 +105,32 @@ def shoot_here(products: int, scene: str) -> dict[str, float]:
     figures = {f"stage {name}": seconds / products for name, seconds in stages.items()}
     figures |= {f"cause {name}": seconds / products for name, seconds in causes.items()}
     figures |= {"cpu": whole / products, "salient_runs": calls["salient net"] / products}
-    return figures | {"first_image": min(images, default=float("nan")), "seconds": max(images, default=float("nan"))}
+    return figures | {"seconds": max(images, default=float("nan"))}
+
+
+def firsts_here(scene: str) -> dict[str, float]:
+    """Run one product in this process, which imports what `packshot shoot` does; the rows `first_cutout` and
+    `first_image`."""
+    from pipelines.cli.shoot import _recipe
+    from pipelines.contracts import Shot, Step
+    from pipelines.runs.local import shoot
+    from pipelines.settings import get_settings
+
+    ages: dict[str, float] = {}
+
+    def progress(name: str, _: Shot, step: Step) -> None:
+        ages.setdefault(name, _age())
+
+    with tempfile.TemporaryDirectory() as folder:
+        catalogue = ROOT / "pipelines/sample/catalog.csv"
+        shoot(catalogue, _recipe(scene, None), Path(folder), get_settings(), 1, progress)
+    never = float("nan")
+    return {"first_cutout": ages.get("cutout", never), "first_image": ages.get("publish", never)}
+
+
+def _age() -> float:
+    """Seconds since this process was started."""
+    return time.time() - psutil.Process().create_time()
 
 
 def _time_calls(
@@ -178,13 +204,17 @@ def main() -> int:
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--no-busy", action="store_true", help="leave out the runs beside other processes")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--firsts-here", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.here:
         print(json.dumps(shoot_here(given.products, given.scene)))
         return 0
+    if given.firsts_here:
+        print(json.dumps(firsts_here(given.scene)))
+        return 0
     figures = {f"start {name}": min(seconds_of(name) for _ in range(3)) for name in ("--help", "status")}
     figures |= measured(given.products, given.scene)
-    figures["first_image"] = measured(1, given.scene)["first_image"]
+    figures |= measured(1, given.scene, "--firsts-here")
     if not given.no_busy:
         for busy, name in ((1, "beside_one_busy_core"), (4, "beside_four_busy_cores")):
             figures[name] = beside(busy, given.products, given.scene) / figures["seconds"]

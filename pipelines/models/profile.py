@@ -263,21 +263,14 @@ def load_profile(name: str, models_dir: Path | None = None, promoted: bool = Tru
 
     Raises UsageError if the profile does not exist, is malformed or needs a models directory.
     """
-    file = PROFILES / f"{name}.yaml"
-    if name not in profile_names():
-        raise UsageError(f"there is no profile {name!r}; there are {', '.join(profile_names())}")
+    file = _file_of(name)
     document = _read_yaml(file)
     try:
-        root = PROFILES / name if document["bundled"] else models_dir
-        if root is None:
-            raise UsageError(f"profile {name} is not bundled: set PACKSHOT_MODELS_DIR to the folder of its checkpoints")
-        entries = dict(document["parts"])
-        if not document["bundled"] and (own := root / f"{name}.yaml").is_file():
+        root = _folder_of(name, document, models_dir)
+        if not document["bundled"] and (own := root / file.name).is_file():
             file = own
-            entries |= _read_yaml(own)["parts"]
+        entries = _entries_of(name, document, root)
         parts = tuple(_read_part(name, part, entries, root) for part in entries)
-        if document["bundled"]:
-            parts = tuple(replace(part, locked=part.locked or {}) for part in parts)
         return Profile(
             name=name,
             title=document["title"],
@@ -290,6 +283,12 @@ def load_profile(name: str, models_dir: Path | None = None, promoted: bool = Tru
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UsageError(f"{file.name}: not a profile ({type(error).__name__}: {error})") from error
+
+
+def _file_of(name: str) -> Path:
+    if name not in profile_names():
+        raise UsageError(f"there is no profile {name!r}; there are {', '.join(profile_names())}")
+    return PROFILES / f"{name}.yaml"
 
 
 def active_profile() -> Profile:
@@ -467,19 +466,41 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     return document
 
 
-def _read_part(profile: str, name: str, entries: Mapping[str, dict[str, Any]], root: Path) -> ModelPart:
+def _folder_of(name: str, document: Mapping[str, Any], models_dir: Path | None) -> Path:
+    """The folder that holds a profile's files. Raises UsageError if it needs a models directory and there is none."""
+    if document["bundled"]:
+        return PROFILES / name
+    if models_dir is None:
+        raise UsageError(f"profile {name} is not bundled: set PACKSHOT_MODELS_DIR to the folder of its checkpoints")
+    return models_dir
+
+
+def _entries_of(name: str, document: Mapping[str, Any], root: Path) -> dict[str, dict[str, Any]]:
+    """A profile's parts as its YAML has them, with those that the models directory replaces or adds. All
+    configurations of a bundled profile are locked."""
+    if document["bundled"]:
+        return {part: {"locked": {}} | entry for part, entry in document["parts"].items()}
+    own = root / f"{name}.yaml"
+    return dict(document["parts"]) | (_read_yaml(own)["parts"] if own.is_file() else {})
+
+
+def _read_part(
+    profile: str, name: str, entries: Mapping[str, dict[str, Any]], root: Path, followed: tuple[str, ...] = ()
+) -> ModelPart:
     """Read the part called `name`. `like: other` copies a part under this name, `like: profile/other` another
-    profile's."""
+    profile's. `followed` are the parts that led here."""
     entry = entries[name]
     if "like" in entry:
         where, _, other = entry["like"].rpartition("/")
-        if (other == name and not where) or ("like" in entries.get(other, {}) and not where):
-            raise ValueError(f"{name}: like {entry['like']!r} leads nowhere")
-        part = (
-            load_profile(where, root, promoted=False).part(other)
-            if where
-            else _read_part(profile, other, entries, root)
-        )
+        followed = (*followed, f"{profile}/{name}")
+        if f"{where or profile}/{other}" in followed:
+            raise ValueError(f"{name}: like {entry['like']!r} leads back to itself")
+        if where and where != profile:
+            document = _read_yaml(_file_of(where))
+            home = _folder_of(where, document, root)
+            part = _read_part(where, other, _entries_of(where, document, home), home, followed)
+        else:
+            part = _read_part(profile, other, entries, root, followed)
         return replace(part, name=name, ref=replace(part.ref, name=name), optional=False)
     # checks the name alone: the owner of a models directory may use links
     path = Path(os.path.normpath(root.absolute() / entry["path"]))

@@ -101,12 +101,18 @@ def _walk(photo: str | None, steps: Mapping[str, Step], tried: Sequence[tuple[St
             Candidate(step.job.seed, step.facts.get("e_plus"), is_chosen, _output(step, "raw"))
             for step, is_chosen in sorted(tried, key=lambda one: not one[1])
         ),
-        caption=described.facts.get("caption", "") if described else "",
+        caption=_sure_caption(described) if described else "",
         prompt=generated.job.parameters.get("prompt", "") if generated else "",
         seconds=sum(step.seconds for step in steps.values()),
         published=_output(steps.get("publish"), "published"),
         steps=tuple(_step(step) for step in ordered),
     )
+
+
+def _sure_caption(described: Step) -> str:
+    """What BLIP says of the product; "" where it is less sure than its profile asks for."""
+    sure = described.facts.get("confidence", 0) >= described.job.parameters.get("caption_confidence", 1)
+    return described.facts.get("caption", "") if sure else ""
 
 
 def _picture(steps: Mapping[str, Step], stage: str, role: str) -> Picture:

@@ -49,12 +49,13 @@ def run(ledger: PostgresLedger, store: S3Store) -> dict[str, str]:
     ledger.start_run(RUN, "catalog_refresh", "oak", "web")
     ledger.select(RUN, shots, 8)
 
-    def step(shot: Shot, stage: str, outputs: dict[str, bytes], prompt: str = "", final: str = "", **about) -> Step:
+    def step(shot: Shot, stage: str, outputs: dict[str, bytes], final: str = "", **about) -> Step:
+        asked = {"generate": {"prompt": "a red cup on an oak table"}, "describe": {"caption_confidence": 0.99}}
         artifacts = tuple(
             Artifact(store.put(data, "image/png"), role, "image/png", len(data)) for role, data in outputs.items()
         )
         inputs = {"photo": photo, "final": final} if final else {"photo": photo}
-        job = Job(stage, 1, inputs, {"sku": shot.sku, "prompt": prompt} if prompt else {"sku": shot.sku})
+        job = Job(stage, 1, inputs, {"sku": shot.sku} | asked.get(stage, {}))
         made = replace(Step(job.key, job, State.DONE, artifacts, seconds=1.5, device="cpu"), **about)
         ledger.use(RUN, [(shot, [ShotStep(ledger.record(made), reused=False)])])
         return made
@@ -62,8 +63,9 @@ def run(ledger: PostgresLedger, store: S3Store) -> dict[str, str]:
     digests = {"photo": photo}
     for shot, passed in zip(shots[:2], (True, False), strict=True):
         step(shot, "cutout", {"cutout": picture("white", cut_out=True)})
-        step(shot, "describe", {}, facts={"caption": "a red cup"})
-        step(shot, "generate", {"raw": picture("#223344")}, prompt="a red cup on an oak table")
+        said, sure = ("a red cup", 0.995) if passed else ("a polo shirt", 0.4)
+        step(shot, "describe", {}, facts={"caption": said, "confidence": sure})
+        step(shot, "generate", {"raw": picture("#223344")})
         final = step(shot, "upscale", {"final": picture("#446688" if passed else "#446680")}).output("final")
         verdict = Verdict("overcompletion", 0.31, 0.05, passed, "" if passed else REASON, "where")
         inspected = step(shot, "inspect", {"where": picture("#ff8800")}, final=final, verdicts=(verdict,))

@@ -176,6 +176,8 @@ def test_a_viewer_sees_the_runs_and_every_shot_with_its_pictures_and_reasons(vie
     assert "gone.jpg: no such file" in page
     assert "overcompletion <b>0.31</b>" in page
     assert page.count("Prompt: a red cup on an oak table") == 2, "as the step of the real stage holds it"
+    assert page.count("Caption: a red cup.") == 1
+    assert "polo shirt" not in page, "BLIP is not sure of it"
     for source in re.findall(r'<img[^>]* src="([^"]+)"', page.replace("\n", " ")):
         shown = viewer.get(source.removeprefix("/packshot").replace("&amp;", "&"))
         assert shown.status_code == 200

@@ -111,10 +111,20 @@ def test_the_models_directory_replaces_and_adds_parts(tmp_path: Path):
     assert profile.has("clip")
 
 
+def test_a_part_may_be_like_one_of_a_profile_that_borrows_from_this_one(tmp_path: Path):
+    put(tmp_path, upscaler={"like": "sdxl/painter_klein"}, clip={"like": "sdxl/clip"})
+    with pytest.raises(UsageError, match=r"sd15\.yaml: .*clip: like 'sd15/clip' leads back to itself"):
+        load_profile("sd15", tmp_path)
+    put(tmp_path, upscaler={"like": "sdxl/painter_klein"})
+    assert load_profile("sd15", tmp_path).part("upscaler").kind == "painter"
+
+
 @pytest.mark.parametrize(
     ("entry", "why"),
     [
-        pytest.param({"like": "net"}, "leads nowhere", id="like itself"),
+        pytest.param({"like": "net"}, "leads back to itself", id="like itself"),
+        pytest.param({"like": "sd15/net"}, "leads back to itself", id="like itself by its profile"),
+        pytest.param({"like": "sdxl/absent"}, "KeyError: 'absent'", id="like nothing of another profile"),
         pytest.param({"like": "other"}, "KeyError: 'other'", id="like nothing"),
         pytest.param(own("../net"), "leaves the profile's folder", id="outside"),
         pytest.param({"kind": "unet"}, "KeyError: 'path'", id="no path"),
