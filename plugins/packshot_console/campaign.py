@@ -43,7 +43,7 @@ from pipelines.vision.credentials import find_credentials
 from pipelines.workflow import Recipe
 
 FOLLOWED = 2000
-"""Products whose steps a forecast looks up. The figures of a larger campaign are in proportion."""
+"""Shots whose steps a forecast looks up, over all channels. The figures of a larger campaign are in proportion."""
 
 MOST_DAYS = 366
 NAMED = 5
@@ -196,7 +196,7 @@ def scope_of(wanted: Wanted) -> Scope:
 
 def outlook(scope: Scope) -> Outlook:
     """Count a campaign's products and follow the first of them through the stages; nothing is computed."""
-    products, skus = _first_products(scope, FOLLOWED)
+    products, skus = _first_products(scope, max(1, FOLLOWED // len(scope.scenes)))
     if not products:
         raise UsageError(NOTHING)
     now = datetime.now(UTC)
