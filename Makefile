@@ -18,7 +18,7 @@ SEED ?= 1
 # What imports no diffusers and starts no service. A single test: make quick QUICK=tests/pipelines/test_scenes.py
 QUICK ?= $(addprefix tests/pipelines/,catalogue quality runs) $(wildcard tests/pipelines/test_*.py)
 
-.PHONY: help venv demo pictures test chaos exhaustive lint unit quick chromium bench bench-scale bench-photos experiment down clean resolve-312
+.PHONY: help venv demo pictures test chaos exhaustive lint unit quick chromium fab bench bench-scale bench-photos bench-workers experiment down clean resolve-312
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 14
@@ -57,8 +57,8 @@ pictures: $(INSTALLED)  ## previews of all scenes, the README's picture and the 
 test: lint chromium  ## ruff, mypy, the import contracts, then the tests, in two processes: fast ones first
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not exhaustive"
 
-chaos: $(INSTALLED)  ## faults at moments inside real runs, and what becomes of them; MOMENTS=200 SEED=1
-	@$(BIN)/python -m tests.chaos.drill $(MOMENTS) $(SEED) build/chaos
+chaos: $(INSTALLED)  ## faults at moments inside real runs, and what becomes of them; MOMENTS=200 SEED=1 FAULT="disk full"
+	@$(BIN)/python -m tests.chaos.drill $(MOMENTS) $(SEED) build/chaos $(if $(FAULT),"$(FAULT)")
 
 exhaustive: $(INSTALLED)  ## thousands of damaged photos and of feeds, and a sampler step of SD 1.5 in full size
 	$(BIN)/pytest -m exhaustive
@@ -84,6 +84,12 @@ chromium:
 			|| echo "apt could not install chromium: the test of the run page will skip"; \
 	else echo "No chromium, and no right to install it through apt: the test of the run page will skip"; fi
 
+# An environment of its own: the provider wants an older python-dateutil than constraints.txt has.
+fab: $(INSTALLED)  ## build/fab: Airflow's FAB auth manager beside packshot, for the tests of who may do what
+	$(BIN)/python -m venv build/fab
+	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' > "$$(build/fab/bin/python -c 'import site; print(site.getsitepackages()[0])')/packshot.pth"
+	build/fab/bin/python -m pip install -qq --disable-pip-version-check apache-airflow==3.3.2 'apache-airflow-providers-fab==3.10.2'
+
 bench: $(INSTALLED)  ## what the sampler and `shoot` cost: tables, build/bench.json and build/shoot.svg
 	@$(BIN)/python -m benchmarks.sampler build/bench.json
 	@$(BIN)/python -m benchmarks.shoot --plot build/shoot.svg
@@ -93,6 +99,9 @@ bench-scale: $(INSTALLED)  ## what a large catalogue costs beside its images; PR
 
 bench-photos: $(INSTALLED)  ## photos a second from a server that answers after 100 ms; PHOTOS=n, 20,000 by default
 	@$(BIN)/python -m benchmarks.photos $(PHOTOS)
+
+bench-workers: $(INSTALLED)  ## throughput of two Celery workers against one, with stages that sleep; SHARDS=n, 4 by default
+	@$(BIN)/python -m benchmarks.workers $(SHARDS)
 
 bench-memory: $(INSTALLED)  ## the demo, and the peak memory of all its processes; CATALOG=, SCENE=, LIMIT= as there
 	@$(BIN)/python benchmarks/peak_memory.py $(MAKE) --no-print-directory demo

@@ -73,7 +73,9 @@ def plan(run: str, feed: str) -> None:
     from operators.plan import PlanRefreshOperator
 
     given: dict[str, Any] = {"feed": feed, "categories": [], "skus": [], "limit": None}
-    task = PlanRefreshOperator(task_id="plan", run=run, scene=SCENE, reprocess="missing", triggered_by="bench", **given)
+    task = PlanRefreshOperator(
+        task_id="plan", run=run, scene=SCENE, channel="", reprocess="missing", triggered_by="bench", **given
+    )
     task.execute(context())  # type: ignore[arg-type]
 
 
@@ -97,7 +99,7 @@ def perform(run: str, task: str, feed: str) -> None:
     elif task == "report":
         report(open_services().ledger.engine, run, with_shots=False)
     elif task == "publish":
-        PublishOperator(task_id=task, run=run, scene=SCENE, reprocess="missing").execute(context())  # type: ignore[arg-type]
+        PublishOperator(task_id=task, run=run, scene=SCENE, channel="", reprocess="missing").execute(context())  # type: ignore[arg-type]
     elif task == "summary":
         SummaryOperator(task_id=task, run=run, checks=[]).execute(context())  # type: ignore[arg-type]
     else:

@@ -14,6 +14,10 @@ product costs no computation. A nightly run that has not ended after `PACKSHOT_N
 **Several channels.** A run has one channel, the first that is named. `next_channel` starts the same run for the others,
 over the products that this one read; what the channels share is computed once.
 
+**Waves.** A refresh of more work than 128 full shards goes in waves: a run works on a part and publishes it, and
+`next_wave` starts a run for the rest, `…__wave_2` and so on. The first wave is small, so the first images are shown
+soon. A run that computes everything anew is one wave.
+
 **When something is red.** A bad photo never fails the run: its product is `rejected` with a reason (*Pictures of this
 run* in any task). `publish` fails when the table checks found the set to be defective: nothing of it is published, the
 problem is in the run's report; once it is mended, clear `publish` and what follows. Clearing any task is always safe.
@@ -27,7 +31,7 @@ from airflow.sdk import Param, TriggerRule, dag
 
 from operators.channels import NextChannelOperator
 from operators.deadline import nightly_deadline
-from operators.plan import PlanRefreshOperator
+from operators.plan import WHO, PlanRefreshOperator
 from operators.policy import (
     DEFAULT_ARGS,
     SELDOM,
@@ -40,6 +44,7 @@ from operators.policy import (
 )
 from operators.publish import CheckTableOperator, PublishOperator, SummaryOperator
 from operators.shots import shots_of
+from operators.waves import NextWaveOperator
 from pipelines.scenes import scene_names
 from pipelines.settings import get_settings
 
@@ -81,7 +86,7 @@ settings = get_settings()
     },
 )
 def catalog_refresh() -> None:
-    """Plan, make, check, publish, sum up."""
+    """Plan, make, check, publish, sum up; go on with the next wave."""
     plan = PlanRefreshOperator(task_id="plan")
     shots = shots_of(plan.output)
     check_catalogue = CheckTableOperator(task_id="check_catalogue", table="catalogue")
@@ -95,10 +100,12 @@ def catalog_refresh() -> None:
         trigger_rule=TriggerRule.ALL_DONE,
     )
 
+    next_wave = NextWaveOperator(task_id="next_wave", triggered_by=WHO)
+
     plan >> check_catalogue
     plan >> NextChannelOperator(task_id="next_channel") >> summary
     [plan, shots] >> check_scores
-    [check_catalogue, check_scores] >> publish >> summary
+    [check_catalogue, check_scores] >> publish >> [summary, next_wave]
 
 
 catalog_refresh()

@@ -25,7 +25,8 @@ from operators.base import (
     refuse_unknown,
 )
 from operators.policy import TICK
-from pipelines.contracts import Reprocess, canonical_json, sha256_hex
+from operators.waves import is_taken_over
+from pipelines.contracts import FURTHER, Reprocess, canonical_json, sha256_hex
 from pipelines.errors import UsageError
 
 if TYPE_CHECKING:
@@ -88,6 +89,9 @@ class PlanOperator(PackshotOperator):
         "triggered_by",
     )
     ui_color = "#f4ecd8"
+
+    in_waves = False
+    """Whether a run that finds more work than it takes leaves the rest to a run after it."""
 
     def __init__(
         self,
@@ -195,7 +199,8 @@ class PlanOperator(PackshotOperator):
 
     def _cut(self, services: Services, lines: Iterable[Line], scene: Scene, line: str, recipe: Recipe) -> int:
         """Select, find what needs a stage, and put that into shards; returns their number."""
-        from pipelines.runs.planning import find_work, shard_size
+        from pipelines.ledger.waves import wave_of
+        from pipelines.runs.planning import find_work, most_shots, shard_size, usual_size
         from pipelines.stages.keys import STAGES, fingerprint
 
         ledger = services.ledger
@@ -205,14 +210,21 @@ class PlanOperator(PackshotOperator):
             self.run, lines, scene.name, scene.channel.name, line, fingerprint(recipe), forced=bool(recipe.attempt)
         )
         work = find_work(self.run, [stage for stage in STAGES.values() if stage.name != "publish"], recipe, ledger)
-        size = shard_size(len(work), ledger.rates(), services.settings.gpu_slots, services.settings.shard_size)
+        rates, slots, fixed = ledger.rates(), services.settings.gpu_slots, services.settings.shard_size
+        left = 0
+        if self.in_waves and line and not recipe.attempt:
+            most = most_shots(wave_of(self.run), len(work), usual_size(rates, fixed), slots)
+            left = ledger.put_off(self.run, work[most:]) if most < len(work) else 0
+            work = work[: len(work) - left]
+        size = shard_size(len(work), rates, slots, fixed)
         shards = ledger.cut_shards(self.run, work, size)
         self.log.info(
             "planned",
             scene=scene.name,
             unchanged=selected.unchanged,
-            reused=selected.shots - len(work),
+            reused=selected.shots - len(work) - left,
             to_compute=len(work),
+            left_to_the_next_wave=left,
             shards=shards,
             shard_size=size,
         )
@@ -254,6 +266,7 @@ class PlanRefreshOperator(PlanOperator):
     """
 
     template_fields: Sequence[str] = ("feed", "accept_loss", *PlanOperator.template_fields)
+    in_waves = True
 
     def __init__(
         self,
@@ -267,16 +280,26 @@ class PlanRefreshOperator(PlanOperator):
         self.accept_loss = accept_loss
 
     def lines(self, services: Services, since: datetime | None) -> tuple[str, Iterable[Line]]:
-        """Read the feed and upsert its products."""
+        """Read the feed and upsert its products. A later wave goes on with what the first one read."""
         from pipelines.catalogue.feed import ingest
         from pipelines.catalogue.manifest import read_manifest
         from pipelines.ledger.photo_links import PhotoLinks
+        from pipelines.ledger.waves import feeds_since, wave_before
 
+        if before := wave_before(self.run):
+            digest, _ = feeds_since(services.ledger.engine, before)
+            if not digest:
+                raise UsageError(f"run {self.run!r} is named as a wave after {before!r}, which read no feed")
+            if is_taken_over(services, before):
+                raise UsageError(f"a later run has read the feed of {before!r} anew, and does what that one left")
+            return digest, read_manifest(services.store, digest)
         digest = self.feed.strip() or self._feed_named_last(services)
         if not MANIFEST.fullmatch(digest):
             source = digest if "://" in digest else _feed_file(digest)
             memory = PhotoLinks(services.ledger.engine, since)
             digest = ingest(source, services.store, services.settings, memory=memory)
+        elif self.run.startswith(FURTHER):  # the first channel's run has read it: a newer reading stays in force
+            return digest, read_manifest(services.store, digest)
         manifest = read_manifest(services.store, digest)
         whole = "" if _number(self.limit) else manifest.source
         accepts = str(self.accept_loss) == "True"

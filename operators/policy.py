@@ -24,16 +24,17 @@ OWNER = "catalogue-team"
 DEFAULT_ARGS: dict[str, Any] = {
     "owner": OWNER,
     "retries": 4,
-    "retry_delay": timedelta(minutes=1),
-    "retry_exponential_backoff": 2.0,
+    "retry_delay": timedelta(seconds=10),
+    "retry_exponential_backoff": 5.0,
     "max_retry_delay": timedelta(minutes=10),
     "weight_rule": "absolute",
     "priority_weight": 10,
     "on_failure_callback": note_failure,
 }
-"""Every task's: five tries over fifteen minutes at least, which a restart of Postgres, the store or a machine takes. A
-retry repeats nothing that was finished, so retries are cheap. (Errors that no retry can mend fail at once: the
-operators' retry policy.) GPU work has a lower priority, so that it does not delay what is ready."""
+"""Every task's: five tries over fifteen minutes at least, which a restart of Postgres, the store or a machine takes.
+The first retry comes after ten to twenty seconds: that of a killed worker's task waits for nothing else. A retry
+repeats nothing that was finished, so retries are cheap. (Errors that no retry can mend fail at once: the operators'
+retry policy.) GPU work has a lower priority, so that it does not delay what is ready."""
 
 BESIDE_GPU = 4
 """Tasks of a run that may run besides those in pool `gpu`."""

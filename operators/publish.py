@@ -89,6 +89,7 @@ class PublishOperator(PackshotOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         """Publish; returns how many images the set has, and how many of them are new."""
         from pipelines.ledger import checked
+        from pipelines.runs.encodings import find_encoded
         from pipelines.stages import stage
         from pipelines.workflow import Limits, run_stage
 
@@ -103,7 +104,8 @@ class PublishOperator(PackshotOperator):
             ledger.adopt_unsettled(self.run)
             with ledger.engine.connect() as connection:
                 positions = checked.publishable(connection, self.run)
-            for some in chunked(positions, SHOTS_AT_ONCE):
+            lacking = find_encoded(ledger.engine, self.run, positions, stage("publish"), recipe)
+            for some in chunked(lacking, SHOTS_AT_ONCE):
                 shots = ledger.shots_at(self.run, some)
                 run_stage(stage("publish"), self.run, shots, recipe, ledger, services.store, limits)
 

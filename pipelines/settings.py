@@ -6,7 +6,10 @@ commands and Airflow tasks. A variable in the process environment has precedence
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -83,6 +86,13 @@ class Settings(BaseSettings):
     gpu_slots: int = Field(
         1, ge=1, description="Slots of pool `gpu`: one per accelerator, or one per machine without one."
     )
+    gpu_hour_price: float = Field(
+        0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Price of an hour of computing on one GPU slot, for costs beside measured seconds. 0: no costs.",
+    )
+    currency: str = Field("EUR", pattern=r"^\S{1,10}$", description="Currency of that price, as it is shown.")
     nightly_schedule: str = Field(
         "", description="Cron of the nightly catalog_refresh, such as `0 3 * * *`. Empty: off."
     )
@@ -100,6 +110,13 @@ class Settings(BaseSettings):
         pattern=r"^(https?://[^\s?#]+)?$",
         description="Address under which the console's `/packshot/public` is reachable from outside, for the links of "
         "the channels' feeds. Empty: these routes do not exist.",
+    )
+    public_per_minute: int = Field(
+        600, ge=0, description="Requests without a login that each address may make in a minute. 0: no limit."
+    )
+    sheet_key: SecretStr = Field(
+        SecretStr(""),
+        description="Key that signs links to contact sheets. `packshot up` draws one. Empty: there are no links.",
     )
 
     c2pa_key: Path | None = Field(
@@ -196,6 +213,13 @@ class Settings(BaseSettings):
         """Airflow's tasks work in another folder than the command that starts them."""
         return path and path.absolute()
 
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, device: str) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+            raise ValueError(f"{device!r} is not `auto`, `cpu`, `cuda` or `cuda:<n>`")
+        return device
+
     def environment(self) -> dict[str, str]:
         """Settings that differ from the defaults, as PACKSHOT_* variables for a child process. Secrets are in clear."""
         variables = {}
@@ -207,10 +231,18 @@ class Settings(BaseSettings):
         return variables
 
     def compute(self) -> Compute:
-        """Device and precision of the models on this machine. Imports torch."""
+        """Device and precision of the models on this machine. Imports torch.
+
+        Raises UsageError if the machine does not have the device.
+        """
         import torch
 
         device, why = self.device, "PACKSHOT_DEVICE"
+        if device.startswith("cuda"):
+            found, number = torch.cuda.device_count(), int(device.partition(":")[2] or 0)
+            if number >= found:
+                there = f"cuda:0 to cuda:{found - 1}" if found else "no CUDA device"
+                raise UsageError(f"PACKSHOT_DEVICE: {device}: PyTorch finds {there} here; set another, or auto")
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
             why = "a CUDA device is there" if device == "cuda" else "no CUDA device is there"
@@ -279,11 +311,24 @@ def environment_file(state_dir: Path) -> Path:
 def read_settings(state_dir: Path | None = None) -> Settings:
     """The process environment, then `<state_dir>/environment`, then the defaults. Raises UsageError on a bad value."""
     try:
+        _check_names()
         state_dir = state_dir or Settings().state_dir
         return Settings(state_dir=state_dir, _env_file=environment_file(state_dir), _env_file_encoding="utf-8")
     except ValidationError as error:
-        wrong = "; ".join(f"PACKSHOT_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors(include_input=False))
-        raise UsageError(wrong) from None
+        wrong = [(str(e["loc"][0]).upper(), e["msg"]) for e in error.errors(include_input=False)]
+        said = "; ".join(f"PACKSHOT_{name}: {message.removeprefix('Value error, ')}" for name, message in wrong)
+        raise UsageError(said) from None
+
+
+def _check_names() -> None:
+    """Raise UsageError for a variable that is a setting's but for a typing error: it would have no effect."""
+    known = [name.upper() for name in Settings.model_fields]
+    for variable in os.environ:
+        name = variable.upper().removeprefix("PACKSHOT_")
+        if variable.upper() == name or name in known:
+            continue
+        if near := get_close_matches(name, known, n=1, cutoff=0.88):
+            raise UsageError(f"{variable} is no setting of packshot: PACKSHOT_{near[0]} is; correct or unset it")
 
 
 @lru_cache

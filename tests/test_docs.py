@@ -37,6 +37,7 @@ from pipelines.models.profile import PROFILES, UNPINNED, ModelPart, load_profile
 from pipelines.revisions.comparison import Evaluation, Score
 from pipelines.revisions.registry import Revision
 from pipelines.runs.backup import Backup, Restored
+from pipelines.runs.comparison import ComparedRate, ComparedRun, Comparison, Moved
 from pipelines.runs.export import Export, ExportedImage
 from pipelines.runs.local import Outcome
 from pipelines.runs.prune import Pruned, PrunedKind
@@ -294,6 +295,7 @@ JSON = {
     "`report`": names_of(Report, ReportedShot, StageCount) | {"alike"},
     "`shoot`": names_of(Outcome) | {"shots", "contact_sheet", "alike"},
     "`lineage`": names_of(Lineage, LineageStep) | {"name", "revision", "sha256"},
+    "`compare`": names_of(Comparison, ComparedRun, ComparedRate, Moved),
     "`approve`": names_of(Decision),
     "`export`": names_of(Export, ExportedImage),
     "`up` and `status`": names_of(Status, Service) | {"healthy"},
@@ -318,7 +320,17 @@ NOT_FIELDS = {
     "`measure detector`": {"right", "wrong"},
 }
 WHOLE = (
-    *("`approve`", "`export`", "`up` and `status`", "`measure scenes`", "`verify`", "`prune`", "`backup`", "`restore`"),
+    *(
+        "`compare`",
+        "`approve`",
+        "`export`",
+        "`up` and `status`",
+        "`measure scenes`",
+        "`verify`",
+        "`prune`",
+        "`backup`",
+        "`restore`",
+    ),
     *("`measure cutout`", "`measure checks`", "`measure describe`", "`measure detector`"),
 )
 """Commands of which every field is stable."""

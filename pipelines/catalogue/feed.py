@@ -8,8 +8,6 @@ bytes.
 from __future__ import annotations
 
 import asyncio
-import csv
-import io
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +19,7 @@ from pipelines.catalogue.links import Unreachable, is_web
 from pipelines.catalogue.manifest import write_manifest
 from pipelines.catalogue.photos import Memory, Source, fetch_photos
 from pipelines.catalogue.reading import REQUIRED, Record, clean, clean_name, read_table
+from pipelines.catalogue.spreadsheet import csv_parts
 from pipelines.contracts import Product
 from pipelines.errors import Rejected, Unavailable, UsageError
 
@@ -30,9 +29,6 @@ if TYPE_CHECKING:
 
 NAMED = (*REQUIRED, "product_type", "item_group_id")
 """Columns that products have fields for; all others are kept in `extra`."""
-
-FORMULA = re.compile(r"[=@]|[+-](?![\d.]+$)")
-"""How a cell begins that a spreadsheet would compute. A signed number is harmless."""
 
 MAX_ID = 200
 """Characters in an id. Google Merchant allows 50, the ledger's indexes a few hundred."""
@@ -102,16 +98,7 @@ def published_feed(images: Iterable[tuple[str, str, str, str]]) -> bytes:
 
     `images` are rows of these four.
     """
-    out = io.StringIO(newline="")
-    writer = csv.writer(out)
-    writer.writerow(["id", "title", "image_link", "sha256"])
-    writer.writerows([_no_formula(str(cell)) for cell in image] for image in images)
-    return out.getvalue().encode()
-
-
-def _no_formula(cell: str) -> str:
-    """A cell that no spreadsheet computes (OWASP, CSV injection): `'` before what begins like a formula."""
-    return f"'{cell}" if FORMULA.match(cell) else cell
+    return b"".join(csv_parts(["id", "title", "image_link", "sha256"], images))
 
 
 # ------------------------------------------------------------------- reading a file

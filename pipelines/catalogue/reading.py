@@ -16,6 +16,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from pathlib import Path
 
 from pipelines.errors import UsageError
 
@@ -23,6 +24,9 @@ REQUIRED = ("id", "title", "image_link")
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".xml")
 """How the name of a feed's file ends."""
+
+TABLES = (".xlsx", ".xls", ".ods", ".json", ".jsonl", ".gz", ".zip", ".html", ".htm", ".pdf")
+"""How the name of a file ends that holds a shop's data and is no photo. Reading it says how to export it."""
 
 DELIMITERS = ("\t", ",", ";", "|")
 
@@ -95,6 +99,17 @@ def read_table(source: str, data: bytes) -> Table:
     return _read_text(source, text)
 
 
+def seems_a_table(path: Path) -> bool:
+    """Whether a file whose name does not end like a feed's holds one all the same, or other data that are no photo."""
+    if path.suffix.lower() in TABLES:
+        return True
+    if path.suffix:
+        return False
+    with path.open("rb") as file:
+        start = file.read(4096)
+    return all(name.encode() in start.replace(b"\0", b"").lower() for name in REQUIRED)
+
+
 def clean(field: str) -> str:
     """A field as text: entities decoded, control characters as spaces, no character that hides or reorders others."""
     decoded = ENTITY.sub(lambda match: html.unescape(match[0]), field)
@@ -116,7 +131,9 @@ def _decode(source: str, data: bytes) -> str:
     for magic, kind in _KINDS:
         if data.startswith(magic):
             raise UsageError(f"{source}: {kind}")
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+    if data.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        encodings = ["utf-32"]  # before UTF-16, whose mark begins this one
+    elif data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         encodings = ["utf-16"]
     elif len(data) > 3 and 0 in (data[0], data[1]) and data[:400].count(0) * 3 > len(data[:400]):
         raise UsageError(f"{source}: UTF-16 without a byte order mark: save it as CSV in UTF-8")
@@ -142,8 +159,10 @@ def _read_text(source: str, text: str) -> Table:
     for name in REQUIRED:
         if columns.count(name) != 1:
             found = ", ".join(filter(SHOWN_COLUMN.fullmatch, columns)) or "nothing like a column's name"
-            many = "no column" if name not in columns else "more than one column"
-            raise UsageError(f"{source}: {many} {name!r} in its header (found: {found}): rename or add it")
+            many, remedy = "no column", "rename or add it"
+            if name in columns:
+                many, remedy = "more than one column", "keep one of them"
+            raise UsageError(f"{source}: {many} {name!r} in its header (found: {found}): {remedy}")
     above = sum(not SEPARATOR.match(line) for line in lines[:skipped])  # spreadsheets do not show a `sep=` line
     return Table(columns, tuple(_records(lines[skipped + 1 :], columns, delimiter, first=above + 2)))
 

@@ -7,13 +7,14 @@ import json
 import unicodedata
 from collections.abc import Iterable, Sequence
 from datetime import date, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn
 from rich.progress import TimeElapsedColumn as Elapsed
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 if TYPE_CHECKING:
@@ -72,11 +73,20 @@ def line(*pieces: str | tuple[str, str]) -> Text:
 
 
 def table(*headings: str, rows: Iterable[Sequence[object]]) -> Table:
-    """A table of these rows; a cell that is no `Text` is shown as its string."""
-    made = Table(*headings)
+    """A table of these rows; a cell that is no `Text` is shown as its string. None is cut where the terminal is narrow:
+    an address or a path without its end is of no use."""
+    made = Table(*(Column(heading, overflow="fold") for heading in headings))
     for row in rows:
         made.add_row(*(cell if isinstance(cell, Text) else str(cell) for cell in row))
     return made
+
+
+def short_path(path: Path | None) -> str:
+    """A path as a reader wants it: relative where it is below the working directory; – where there is none."""
+    if path is None:
+        return "–"
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def answer(as_json: bool, document: Any, *parts: str | Text | Table) -> None:

@@ -6,6 +6,7 @@ standard output holds one document and nothing else; progress and messages go to
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from typing import Annotated
@@ -15,6 +16,8 @@ import typer
 from pipelines.cli import (
     backup,
     channels,
+    compare,
+    decisions,
     experiment,
     measure,
     models,
@@ -38,7 +41,7 @@ app = typer.Typer(
     help="Catalogue photos in, publishable scene images out, without altering the product.",
     epilog="Try one photo without any service: [bold]packshot shoot photo.jpg --scene oak-window --out shots[/bold]",
 )
-for part in (shoot, services, runs, verify, backup, prune, train):
+for part in (shoot, services, runs, compare, decisions, verify, backup, prune, train):
     app.add_typer(part.app)
 models.app.add_typer(revisions.app)
 for name, group in {
@@ -103,6 +106,9 @@ def _environment_error(error: Exception) -> str:
         return f"{url} answers {response.status_code} {response.reason_phrase}"
     if isinstance(error, HTTPError):
         return f"the network: {str(error) or type(error).__name__}; {services}"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # a write does not name its file
+        where = error.filename or "the folder that this command writes to"
+        return f"{where}: {error.strerror}: make room, and repeat the command"
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"
     return ""

@@ -1,4 +1,4 @@
-"""`packshot prune`: what nothing needs any more leaves the store."""
+"""`packshot prune | prune-airflow`: what nothing needs any more leaves the store, and Airflow's history."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.filesize import decimal
 
-from pipelines.cli.console import AsJson, answer, progress_bar, table
+from pipelines.cli.console import AsJson, answer, err, progress_bar, table
 
 app = typer.Typer()
 
@@ -58,4 +58,32 @@ def prune(
         found,
         *([table("made by", "role", "objects", "size", rows=rows)] if rows else []),
         f"{total}: {found.removed} removed" if apply else f"{total} can be removed: add --apply",
+    )
+
+
+@app.command("prune-airflow")
+def prune_airflow(
+    older_than: Annotated[
+        int, typer.Option("--older-than", metavar="DAYS", min=7, help="Keep the history of so many days.")
+    ] = 90,
+    apply: Annotated[bool, typer.Option("--apply", help="Remove it; without this, only list it.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List or remove old history of the embedded Airflow: its runs, their tasks and logs.
+
+    The ledger keeps what was made, reused, held or rejected: `packshot report` shows old runs as before.
+    """
+    from pipelines.services.airflow_history import old_history
+    from pipelines.settings import get_settings
+
+    with err.status("Looking through Airflow's history"):
+        found = old_history(get_settings(), older_than, apply)
+    rows = [*found.rows.items(), *([(f"task logs, {decimal(found.bytes)}", found.logs)] if found.logs else [])]
+    total = sum(found.rows.values())
+    said = f"{total} rows and {found.logs} logs older than {older_than} days"
+    answer(
+        as_json,
+        found,
+        *([table("what", "number", rows=rows)] if rows else []),
+        f"{said}: removed" if apply else f"{said} can be removed: add --apply",
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import getpass
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -44,7 +44,9 @@ ReprocessOption = Annotated[Reprocess, typer.Option("--reprocess", help="Which f
 
 @app.command()
 def run(
-    catalogue: Annotated[Path, typer.Argument(metavar="CATALOG", help="CSV or TSV with id, title, image_link.")],
+    catalogue: Annotated[
+        Path, typer.Argument(metavar="CATALOG", help="CSV, TSV or Merchant XML: id, title, image_link.")
+    ],
     scene: SceneName,
     channel: ChannelNames = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N products.")] = None,
@@ -119,7 +121,12 @@ def _follow(airflow: Airflow, dag_id: str, run_id: str) -> bool:
         def seen(done: int, total: int, note: str) -> None:
             progress.update(bar, completed=done, total=total or None, note=note)
 
-        success = airflow.follow(dag_id, run_id, seen, lambda line: err.print(line, soft_wrap=True))
+        try:
+            success = airflow.follow(dag_id, run_id, seen, lambda line: err.print(line, soft_wrap=True))
+        except KeyboardInterrupt:
+            goes_on = f"run {run_id} goes on in Airflow: `packshot report {run_id}` shows what becomes of it"
+            err.print(goes_on, soft_wrap=True)
+            raise
     for task in [] if success else airflow.failed(dag_id, run_id)[:FAILURES_SHOWN]:
         err.print(f"task {task.name} failed; its log: {task.page}", soft_wrap=True)
     return success
@@ -164,12 +171,7 @@ def campaign(
             success &= _follow_all(airflow, "campaign_backfill", run_id, channels)
     runs = [one for run_id in backfill.runs for one in _runs_for(run_id, None if dry_run else channel)]
     document = _campaign_document(runs, known)
-    total = f"{len(runs)} runs"
-    if known:
-        total += f", {document['shots']} shots, {document['reused']} steps reused"
-    if document["seconds_expected"] is not None:
-        total += f", about {document['seconds_expected']:.0f} s to compute"
-    answer(as_json, document, total, *(f"  {run_id}" for run_id in runs))
+    answer(as_json, document, _campaign_total(document, success), *(f"  {run_id}" for run_id in runs))
     raise typer.Exit(0 if success else 1)
 
 
@@ -188,6 +190,23 @@ def _campaign_document(run_ids: Sequence[str], known: bool) -> dict[str, Any]:
     document["reused"] += sum(f["reused"] for f in forecasts)
     document["seconds_expected"] = sum(f["seconds_expected"] for f in forecasts) if forecasts else None
     return document
+
+
+def _campaign_total(document: Mapping[str, Any], success: bool) -> str:
+    """The document's figures in a line. Runs that failed may have lost their products: then none is missed."""
+    from pipelines.runs.cost import cost
+    from pipelines.settings import get_settings
+
+    runs, shots, seconds = len(document["runs"]), document["shots"], document["seconds_expected"]
+    total = f"{runs} run{'s' if runs != 1 else ''}"
+    if shots is not None:
+        total += f", {shots} shots, {document['reused']} steps reused"
+    if seconds is not None:
+        price = cost(seconds, get_settings())
+        total += f", about {seconds:.0f} s to compute{f' ({price})' if price else ''}"
+    if shots == 0 and success:
+        total += "; no product is in this choice: check --sku, --category, --reprocess and the days"
+    return total
 
 
 def _engine() -> Engine:
@@ -233,6 +252,8 @@ def _planned(run_ids: Sequence[str]) -> list[str]:
 
 def _as_text(found: Report) -> list[Text | Table]:
     """A report for a reader: its totals, its stages, and every product that was not published."""
+    from pipelines.ledger.waves import next_wave
+
     parts: list[Text | Table] = [
         line(
             (found.run, "bold"), f": {found.products} products, ", (f"{found.published} published", "green"), ", ",
@@ -244,6 +265,8 @@ def _as_text(found: Report) -> list[Text | Table]:
         parts.append(line(f"for {found.channel}, one of the channels of {found.group}: {each}"))
     if found.problem:
         parts.append(line(("the run was stopped", "red"), f": {found.problem['reason']}"))
+    if found.put_off:
+        parts.append(line(f"left to the next wave, run {next_wave(found.run)}: {found.put_off}"))
     stages = [
         (name, count.computed, count.reused, f"{found.seconds.get(name, 0):.1f}") for name, count in found.steps.items()
     ]

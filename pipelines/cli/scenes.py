@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from pipelines.cli.console import AsJson, answer, err, table
+from pipelines.cli.console import AsJson, answer, err, short_path, table
 from pipelines.errors import UsageError
 
 app = typer.Typer(no_args_is_help=True, help="List the scenes, check a scene file, or make a scene of a picture.")
@@ -19,7 +19,9 @@ def list_all(as_json: AsJson = False) -> None:
     from pipelines.scenes import list_scenes, picture_of
 
     scenes = list_scenes()
-    rows = [(s.name, s.title, s.method, f"{s.channel.width}×{s.channel.height}", picture_of(s) or "–") for s in scenes]
+    rows = [
+        (s.name, s.title, s.method, f"{s.channel.width}×{s.channel.height}", short_path(picture_of(s))) for s in scenes
+    ]
     answer(
         as_json,
         [{"name": s.name, "title": s.title, "picture": picture_of(s)} for s in scenes],
@@ -33,9 +35,10 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Validate one scene file."""
-    from pipelines.scenes import check_scene
+    from pipelines.scenes import check_pixels, check_scene
 
     scene = check_scene(file)
+    check_pixels(scene)
     answer(as_json, {"name": scene.name, "digest": scene.digest}, f"{file}: {scene.title}: valid")
 
 
@@ -67,18 +70,23 @@ def new(
 ) -> None:
     """Write a scene beside a picture, and a preview of it made by the pipeline."""
     from pipelines.models.profile import active_profile
-    from pipelines.runs.previews import preview
+    from pipelines.runs.previews import check_photo, preview
     from pipelines.scenes.new import NewScene, write_scene
     from pipelines.settings import get_settings
 
+    check_photo(photo)
     scene = write_scene(
         NewScene(
             name, picture, licence, title, prompt, mode, ground_line, light_from, reflection, width=width, height=height
         )
     )
     file = scene.folder / f"{name}.yaml"
-    with err.status(f"Making a preview of {name}"):
-        shown = preview(scene, active_profile(), get_settings(), photo)
+    try:
+        with err.status(f"Making a preview of {name}"):
+            shown = preview(scene, active_profile(), get_settings(), photo)
+    except BaseException:
+        file.unlink()  # else the corrected command finds a scene of that name
+        raise
     answer(
         as_json,
         {"name": name, "file": file, "picture": shown, "digest": scene.digest},

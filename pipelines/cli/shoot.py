@@ -29,7 +29,9 @@ app = typer.Typer()
 
 @app.command()
 def shoot(
-    source: Annotated[Path, typer.Argument(metavar="IMAGE|CATALOG", help="A photo, or a catalogue as CSV or TSV.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="IMAGE|CATALOG", help="A photo, or a catalogue: CSV, TSV or Merchant XML.")
+    ],
     scene: SceneName,
     out_dir: Annotated[Path, typer.Option("--out", "-o", help="Folder for the images and the contact sheet.")],
     channel: ChannelName = "",

@@ -15,8 +15,8 @@ Every decision takes back that its shot is settled, so that the next run looks a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from enum import StrEnum
 
@@ -262,6 +262,27 @@ def decisions_about(engine: Engine, sku: str) -> list[Decision]:
         return _read(connection, "s.sku = :sku", {"sku": sku})
 
 
+@dataclass(frozen=True, slots=True)
+class DecisionFilter:
+    """Which decisions are listed. An empty field selects all; `run` is the run that held the image, and check
+    `spot_check` selects answers to spot checks."""
+
+    run: str = ""
+    scene: str = ""
+    channel: str = ""
+    sku: str = ""
+    check: str = ""
+
+
+def list_decisions(engine: Engine, wanted: DecisionFilter) -> Iterator[Decision]:
+    """Decisions, those that were undone too, newest first. They are read in parts, in one snapshot."""
+    statement = text(_DECISIONS.format(where=_WANTED))
+    with engine.connect() as connection:
+        found = connection.execution_options(yield_per=2000).execute(statement, asdict(wanted))
+        for row in found:
+            yield _decision(row)
+
+
 # ------------------------------------------------------------------------------------------------- what follows
 
 
@@ -346,11 +367,12 @@ def _answers_spot_check(row: Row, choice: Choice) -> None:
 
 def _read(connection: Connection, where: str, values: dict[str, object]) -> list[Decision]:
     """Decisions, newest first. `where` is a condition of this module, never somebody's words."""
-    found = []
-    for row in connection.execute(text(_DECISIONS.format(where=where)), values):
-        fields = row._asdict()
-        found.append(Decision(**{**fields, "choice": Choice(fields["choice"])}))
-    return found
+    return [_decision(row) for row in connection.execute(text(_DECISIONS.format(where=where)), values)]
+
+
+def _decision(row: Row) -> Decision:
+    fields = row._asdict()
+    return Decision(**{**fields, "choice": Choice(fields["choice"])})
 
 
 def _locked(connection: Connection, where: str, values: dict[str, object]) -> list[Decision]:
@@ -490,6 +512,15 @@ FROM decisions d
 JOIN shots s ON s.id = d.shot
 LEFT JOIN run_shots rs ON rs.run = d.run AND rs.shot = d.shot
 WHERE {where} ORDER BY d.id DESC
+"""
+
+_WANTED = """
+(CAST(:run AS text) = '' OR d.run = :run)
+  AND (CAST(:scene AS text) = '' OR s.scene = :scene)
+  AND (CAST(:channel AS text) = '' OR s.channel = :channel)
+  AND (CAST(:sku AS text) = '' OR s.sku = :sku)
+  AND (CAST(:check AS text) = '' OR CAST(:check AS text) = ANY(rs.checks)
+       OR :check = 'spot_check' AND EXISTS (SELECT FROM spot_checks c WHERE c.final = d.final))
 """
 
 _APPROVED = """

@@ -35,13 +35,12 @@ from pipelines.contracts import (
     sha256_hex,
 )
 from pipelines.errors import IntegrityError, UsageError
-from pipelines.ledger import lost, outcomes, rows, selection, shown
+from pipelines.ledger import lost, outcomes, publishing, rows, selection, shown, waves
 from pipelines.ledger.decisions import note_published, send_back_edited, still_approved
 from pipelines.ledger.schema import (
     artifacts,
     product_versions,
     products,
-    publications,
     run_artifacts,
     run_shots,
     runs,
@@ -300,6 +299,11 @@ class PostgresLedger:
         with self.engine.begin() as connection:
             return selection.cut(connection, run, positions, size)
 
+    def put_off(self, run: str, positions: Sequence[int]) -> int:
+        """Leaves these of the run's shots to its next wave; returns how many. None where a later run builds on it."""
+        with self.engine.begin() as connection:
+            return waves.put_off(connection, run, positions)
+
     def adopt_unsettled(self, run: str) -> None:
         """Makes those shots the run's own that an earlier run left it and that are settled no more, with their steps:
         somebody decided about a held image since."""
@@ -402,7 +406,7 @@ class PostgresLedger:
         a product that left its feed is not published.
         """
         with self.engine.begin() as connection:
-            return _publish(connection, run, images)
+            return publishing.publish(connection, run, images)
 
     def withdraw(self, digests: Sequence[str]) -> int:
         """Takes back the steps that made these lost objects, so that they are made anew. Returns how many steps."""
@@ -420,7 +424,7 @@ class PostgresLedger:
         its decision. Returns how many are new. An image of a decision that was undone meanwhile is left out."""
         with self.engine.begin() as connection:
             standing = still_approved(connection, [number for number, _ in images])
-            new = _publish(connection, run, [image for number, image in images if number in standing])
+            new = publishing.publish(connection, run, [image for number, image in images if number in standing])
             note_published(connection, sorted(standing), run)
             outcomes.remember_totals(connection, run)
         return new
@@ -472,35 +476,6 @@ WHERE own.id = :run AND later.state <> 'running' AND later.channel <> '' AND EXI
       AND (rs.until IS NULL OR rs.until > later.number))
 ORDER BY later.number DESC LIMIT 1
 """
-
-
-def _publish(connection: Connection, run: str, images: Sequence[Publication]) -> int:
-    numbers = rows.shot_ids(connection, images)
-    wanted = {numbers[image.sku, image.scene, image.channel]: image.digest for image in images}
-    of_gone = select(shots.c.id).join(products, products.c.sku == shots.c.sku).where(products.c.left_at.is_not(None))
-    for shot in connection.scalars(of_gone.where(shots.c.id.in_(wanted))).all():
-        del wanted[shot]
-    # one publisher at a time for a shot; the order prevents deadlocks
-    connection.execute(select(shots.c.id).where(shots.c.id.in_(wanted)).order_by(shots.c.id).with_for_update())
-    began = select(runs.c.started_at).where(runs.c.id == run).scalar_subquery()
-    standing = (
-        select(publications.c.shot, publications.c.digest, (runs.c.started_at > began).label("later"))
-        .join(runs, publications.c.run == runs.c.id)
-        .where(publications.c.shot.in_(wanted), publications.c.superseded_at.is_(None))
-    )
-    current = {row.shot: row for row in connection.execute(standing)}
-    changed = {s: d for s, d in wanted.items() if s not in current or current[s].digest != d}
-    late = {shot: digest for shot, digest in changed.items() if shot in current and current[shot].later}
-    fresh = {shot: digest for shot, digest in changed.items() if shot not in late}
-    connection.execute(
-        update(publications)
-        .where(publications.c.shot.in_(fresh), publications.c.superseded_at.is_(None))
-        .values(superseded_at=func.now())
-    )
-    if fresh:
-        connection.execute(insert(publications), [{"shot": s, "digest": d, "run": run} for s, d in fresh.items()])
-    rows.note_superseded(connection, run, late)
-    return len(fresh)
 
 
 # ---------------------------------------------------------------------- claims

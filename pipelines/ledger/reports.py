@@ -86,6 +86,8 @@ class Report:
     `seconds` are per stage, of computed steps. `problem` says what stopped publication: a `reason` and, for a failed
     expectation, its rows. `documents` maps the role of a document of the run to its digest. `group` is the common word
     of the runs that one start made for several channels, and `channels` are those; "" and () of a run that is alone.
+    `put_off` are shots that wait for the next wave (`pipelines.ledger.waves`); `products` does not count those of them
+    that are new.
     """
 
     run: str
@@ -101,6 +103,7 @@ class Report:
     rejected: int
     failed: int
     pending: int
+    put_off: int
     shots: tuple[ReportedShot, ...]
     steps: Mapping[str, StageCount]
     seconds: Mapping[str, float]
@@ -290,6 +293,7 @@ def report(engine: Engine, run: str, with_shots: bool = True) -> Report:
         rejected=counted[ShotState.REJECTED],
         failed=counted[ShotState.FAILED],
         pending=counted[ShotState.PENDING],
+        put_off=about.put_off,
         shots=reported_shots(engine, run) if with_shots else (),
         steps=counts,
         seconds=seconds,

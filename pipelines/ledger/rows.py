@@ -187,10 +187,12 @@ def write_uses(connection: Connection, run: str, uses: Sequence[tuple[Shot, Shot
     connection.execute(text(_USE), rows)
 
 
+# By number, not by a join: a stage that no run was in when Postgres last counted has one row to it.
 _FORGET = """
-DELETE FROM run_steps USING unnest(CAST(:shots AS bigint[]), CAST(:stages AS text[])) AS used (shot, stage)
-WHERE run_steps.run = :run AND run_steps.shot = used.shot AND run_steps.stage = used.stage
-  AND (run_steps.shot, run_steps.key) NOT IN (SELECT * FROM unnest(CAST(:shots AS bigint[]), CAST(:keys AS text[])))
+DELETE FROM run_steps
+WHERE run = :run AND shot = ANY(CAST(:shots AS bigint[]))
+  AND (shot, stage) IN (SELECT * FROM unnest(CAST(:shots AS bigint[]), CAST(:stages AS text[])))
+  AND (shot, key) NOT IN (SELECT * FROM unnest(CAST(:shots AS bigint[]), CAST(:keys AS text[])))
 """
 
 _USE = """
@@ -251,7 +253,7 @@ def _keys_of(
     ]
 
 
-def shot_ids(connection: Connection, wanted: Sequence[Shot] | Sequence[Publication]) -> dict[tuple[str, str, str], int]:
+def shot_ids(connection: Connection, wanted: Sequence[Shot]) -> dict[tuple[str, str, str], int]:
     """The numbers of shots; a new shot gets one."""
     add_shots(connection, wanted)
     return {
@@ -355,19 +357,6 @@ def place_shots(connection: Connection, run: str, selected: Sequence[Shot], shar
         missing = set(range(start, start + len(chunk))) - set(placed.scalars())
         if missing:
             raise IntegrityError(f"product {selected[min(missing)].sku!r} is not in the ledger as it was selected")
-
-
-def note_superseded(connection: Connection, run: str, images: Mapping[int, str]) -> None:
-    """Records images that a run published after a later run did: they are superseded at once."""
-    connection.execute(text(_LATE), {"run": run, "shots": list(images), "digests": list(images.values())})
-
-
-_LATE = """
-INSERT INTO publications (shot, digest, run, superseded_at)
-SELECT late.shot, late.digest, :run, now()
-FROM unnest(CAST(:shots AS bigint[]), CAST(:digests AS text[])) AS late (shot, digest)
-WHERE NOT EXISTS (SELECT FROM publications p WHERE p.shot = late.shot AND p.digest = late.digest AND p.run = :run)
-"""
 
 
 def product_of(row: Row) -> Product:

@@ -124,7 +124,7 @@ runs = Table(
     Column("feed", Text, nullable=False, server_default="", comment="Digest of the manifest, where there is one."),
     Column("params", JSONB, nullable=False),
     Column("triggered_by", Text, nullable=False, server_default=""),
-    Column("state", Text, nullable=False, comment="running, success or failed."),
+    Column("state", Text, nullable=False, comment="running, success, failed or cancelled."),
     Column("started_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     Column("finished_at", DateTime(timezone=True)),
     Column("problem", JSONB, comment="What stopped publication: failed expectations and their rows."),
@@ -133,6 +133,7 @@ runs = Table(
     Column("line", Text, nullable=False, server_default="", comment="Runs of one line build on one another."),
     Column("selected", Integer, nullable=False, server_default="0", comment="Shots, those that did not change too."),
     Column("recipe", Text, nullable=False, server_default="", comment="Fingerprint of what decides, products apart."),
+    Column("put_off", Integer, nullable=False, server_default="0", comment="Shots left to the next wave."),
     Column("notified_at", DateTime(timezone=True), comment="When its failure was sent to the webhook and by mail."),
     Index(None, "triggered_by", "started_at"),
     Index(None, "started_at"),
@@ -166,6 +167,7 @@ Index(
     postgresql_where=(run_shots.c.state == "held") & run_shots.c.final.is_not(None),
 )
 Index("run_shots_final_idx", run_shots.c.final, postgresql_where=run_shots.c.final.is_not(None))
+Index("run_shots_seen_idx", run_shots.c.shot, run_shots.c.run, postgresql_where=run_shots.c.final.is_not(None))
 Index("run_shots_standing_idx", run_shots.c.run, postgresql_where=run_shots.c.until.is_(None))
 
 artifacts = Table(

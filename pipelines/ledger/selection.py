@@ -105,7 +105,7 @@ def refresh(
     about["number"] = before.number
     connection.execute(text("DELETE FROM run_shots WHERE run = :run"), about)
     connection.execute(text(_REOPEN), about)
-    connection.execute(text("UPDATE runs SET line = :line, recipe = :recipe WHERE id = :run"), about)
+    connection.execute(text("UPDATE runs SET line = :line, recipe = :recipe, put_off = 0 WHERE id = :run"), about)
 
     _list(connection, lines)
     connection.execute(text(_ADD_SHOTS), about)
@@ -273,12 +273,14 @@ SELECT :run, w.nth, w.shot, w.version, w.row FROM wanted w
 WHERE NOT EXISTS (SELECT FROM kept k WHERE k.shot = w.shot)
 """
 
+# what was put off stands as another recipe left it: the next wave takes it up
 _ADOPT = """
 INSERT INTO run_shots (run, position, shot, version, row, until)
 SELECT :run, (SELECT coalesce(max(position), -1) FROM run_shots WHERE run = :run) + row_number() OVER (ORDER BY a.row),
        a.shot, a.version, a.row, rs.until
 FROM shots_of_runs a JOIN run_shots rs ON rs.run = a.made_by AND rs.shot = a.shot
-WHERE a.run = :run AND a.made_by <> :run AND NOT a.settled
+JOIN runs r ON r.id = a.made_by JOIN runs n ON n.id = a.run
+WHERE a.run = :run AND a.made_by <> :run AND NOT a.settled AND r.recipe = n.recipe
 RETURNING shot
 """
 

@@ -6,7 +6,9 @@ changes them in one transaction; a stable address and the channel's feed are rea
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
 
 from sqlalchemy import Connection, Engine, text
 
@@ -29,6 +31,43 @@ def current_image(engine: Engine, channel: str, scene: str, sku: str) -> tuple[s
     with engine.connect() as connection:
         row = connection.execute(text(_CURRENT), {"channel": channel, "scene": scene, "sku": sku}).first()
     return None if row is None else (row.digest, row.media_type)
+
+
+@dataclass(frozen=True, slots=True)
+class SheetImage:
+    """An image of a contact sheet; `id` is the number of its publication."""
+
+    id: int
+    sku: str
+    title: str
+    scene: str
+    channel: str
+
+
+def count_shown(engine: Engine, choice: Mapping[str, str]) -> tuple[int, datetime]:
+    """How many images of a choice (`scene`, `channel`, `run`, `sku`; "" for all) are shown now, and when that is."""
+    with engine.connect() as connection:
+        now = connection.execute(text("SELECT now()")).scalar_one()
+        count = connection.execute(text(f"SELECT count(*) {_ON_SHEET}"), {**choice, "made": now}).scalar_one()
+    return count, now
+
+
+def sheet_images(
+    engine: Engine, choice: Mapping[str, str], made: datetime, limit: int, offset: int
+) -> tuple[int, list[SheetImage]]:
+    """How many images of a choice were shown at a time and not taken back since, and some of them."""
+    values = {**choice, "made": made}
+    with engine.connect() as connection:
+        count = connection.execute(text(f"SELECT count(*) {_ON_SHEET}"), values).scalar_one()
+        rows = connection.execute(text(_SHEET), {**values, "limit": limit, "offset": offset})
+        return count, [SheetImage(**row._asdict()) for row in rows]
+
+
+def sheet_picture(engine: Engine, publication: int) -> str | None:
+    """Digest of an image that was published under this number; None if it was taken back since."""
+    query = text("SELECT digest FROM publications WHERE id = :id AND withdrawn_by IS NULL")
+    with engine.connect() as connection:
+        return connection.scalar(query, {"id": publication})
 
 
 def withdraw_gone(connection: Connection) -> int:
@@ -57,6 +96,21 @@ SELECT p.digest, a.media_type
 FROM shots s JOIN publications p ON p.shot = s.id AND p.superseded_at IS NULL JOIN artifacts a ON a.digest = p.digest
 WHERE s.sku = :sku AND s.scene = :scene AND s.channel = :channel
 """
+
+_ON_SHEET = """
+FROM publications p JOIN shots s ON s.id = p.shot
+WHERE p.published_at <= :made AND (p.superseded_at IS NULL OR p.superseded_at > :made) AND p.withdrawn_by IS NULL
+  AND (CAST(:scene AS text) = '' OR s.scene = :scene) AND (CAST(:channel AS text) = '' OR s.channel = :channel)
+  AND (CAST(:run AS text) = '' OR p.run = :run) AND (CAST(:sku AS text) = '' OR s.sku = :sku)
+"""
+
+_SHEET = f"""
+SELECT shown.id, shown.sku, v.title, shown.scene, shown.channel
+FROM (SELECT p.id, s.sku, s.scene, s.channel {_ON_SHEET} ORDER BY s.sku, s.scene, s.channel
+      LIMIT :limit OFFSET :offset) shown
+JOIN products pr ON pr.sku = shown.sku JOIN product_versions v ON v.id = pr.version
+ORDER BY shown.sku, shown.scene, shown.channel
+"""  # noqa: S608  # no value from outside
 
 _SHOWN_OF_GONE = """
 SELECT s.id FROM shots s

@@ -1,7 +1,7 @@
 """95 % intervals over products: the bootstrap resamples products, never pictures.
 
 Pictures of one product are correlated, so many pictures of few products carry little information (cluster bootstrap,
-Field and Welsh 2007). `wilson` is for counts of independent things.
+Field and Welsh 2007). `wilson` and `paired_difference` are for counts of independent things.
 """
 
 from __future__ import annotations
@@ -24,6 +24,34 @@ def wilson(hits: int, n: int) -> Interval:
     middle, half = rate + z2 / (2 * n), 1.96 * (rate * (1 - rate) / n + z2 / (4 * n * n)) ** 0.5
     low, high = (middle - half) / (1 + z2 / n), (middle + half) / (1 + z2 / n)
     return max(0.0, low), min(1.0, high)
+
+
+def paired_difference(both: int, only_first: int, only_second: int, n: int) -> Interval:
+    """Return the 95 % interval of the difference of two rates of the same `n` things, second minus first.
+
+    Newcombe 1998 (Statistics in Medicine 17, 2635), method 10: the Wilson intervals of both rates, put together with
+    the correlation of the pairs. It holds for few pairs and for rates of 0 and 1; -1 to 1 for `n` of 0.
+
+    Args:
+        both, only_first, only_second: Counts of things of which it is true both times, the first or the second time.
+    """
+    if n == 0:
+        return -1.0, 1.0
+    neither = n - both - only_first - only_second
+    first, second = both + only_first, both + only_second
+    (low1, high1), (low2, high2) = wilson(first, n), wilson(second, n)
+    rate1, rate2 = first / n, second / n
+    margins = float(first * (n - first) * second * (n - second))
+    product = both * neither - only_first * only_second
+    corrected = max(product - n / 2, 0.0) if product > 0 else float(product)
+    phi = corrected / margins**0.5 if margins else 0.0
+
+    def reach(one: float, other: float) -> float:
+        return max(0.0, one * one - 2 * phi * one * other + other * other) ** 0.5
+
+    difference = rate2 - rate1
+    low, high = difference - reach(rate2 - low2, high1 - rate1), difference + reach(high2 - rate2, rate1 - low1)
+    return max(-1.0, low), min(1.0, high)
 
 
 def interval(products: Sequence[str], values: Sequence[float]) -> Interval:

@@ -40,6 +40,7 @@ from pipelines.runs.contact_sheet import SheetRow, contact_sheet
 from pipelines.scenes.channels import channel_files
 from pipelines.settings import Settings
 from pipelines.stages import stage
+from pipelines.stages.keys import fingerprint
 from pipelines.store import FolderStore
 from pipelines.workflow import Limits, Recipe, run_stage
 
@@ -76,9 +77,11 @@ def shoot(
     """Takes an image or a catalogue through every stage. Writes images that pass, and a contact sheet, into `out`.
 
     `started(stage, shots)` is called before each stage, `progress(stage, shot, step)` after each step. Raises
-    UsageError for a missing source, one that is neither image nor catalogue, and an `out` that cannot be a folder.
+    UsageError for a missing source, one that is neither image nor catalogue, an `out` that cannot be a folder, and a
+    scene that needs a model which the profile does not have.
     """
     _have_folder(source, out)
+    fingerprint(recipe)  # what is missing is said before hundreds of photos are cut out
     store = FolderStore(out / ".packshot")
     products = _products(source, store, settings, limit)
     shots = [Shot(product, recipe.scene.name, recipe.scene.channel.name) for product in products]
@@ -92,6 +95,7 @@ def shoot(
         report = (lambda shot, step, name=name: progress(name, shot, step)) if progress is not None else None
         run_stage(stage(name), run, ready, recipe, ledger, store, limits, report)
     steps = ledger.chosen(run, shots)
+    _remove_former(shots, out)
     outcomes = [_write(shot, steps[shot.sku], store, out) for shot in shots]
     write_record(out, [(shot, steps[shot.sku]) for shot in shots])
     rows = (sheet_row(shot, steps[shot.sku], o.state, o.reason, store) for shot, o in zip(shots, outcomes, strict=True))
@@ -130,8 +134,13 @@ def _step(row: dict[str, Any]) -> Step:
 
 
 def _have_folder(source: Path, out: Path) -> None:
+    remedy = "give an image, or a catalogue as CSV, TSV or Merchant XML"
+    if source.is_dir():
+        raise UsageError(f"{source} is a folder: {remedy}")
+    if source.parts[:1] in (("http:",), ("https:",)):
+        raise UsageError(f"{source.name} is at an address: download it, then {remedy}")
     if not source.is_file():
-        raise UsageError(f"{source}: no such file: give an image, or a catalogue as CSV or TSV")
+        raise UsageError(f"{source}: no such file: {remedy}")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -177,7 +186,7 @@ def _photo(product: Product, steps: dict[str, Step], store: Store) -> Image.Imag
 
 
 def _products(source: Path, store: Store, settings: Settings, limit: int | None) -> Sequence[Product]:
-    if source.suffix.lower() in reading.SUFFIXES:
+    if source.suffix.lower() in reading.SUFFIXES or reading.seems_a_table(source):
         return load_manifest(store, ingest(source, store, settings, limit))
     photo = store.put(source.read_bytes(), "application/octet-stream")
     return [Product(source.stem, 1, source.stem.replace("_", " ").replace("-", " "), "", photo, image_link=source.name)]
@@ -192,11 +201,27 @@ def _write(shot: Shot, steps: dict[str, Step], store: Store, out: Path) -> Outco
     if state is not ShotState.PUBLISHED:
         return Outcome(shot.sku, shot.product.row, state, reason, None)
     published = steps["publish"].outputs[0]
-    # with scene and channel: they may share a folder, and a photo that lies in it is never written over
-    look = f"{shot.scene}-{shot.channel}" if shot.channel in channel_files() else shot.scene
-    path = out / f"{file_name(shot.sku)}-{look}.{SUFFIXES[published.media_type]}"
+    path = _image_path(shot, published, out)
     path.write_bytes(store.get(published.sha256))
     return Outcome(shot.sku, shot.product.row, state, reason, path)
+
+
+def _image_path(shot: Shot, published: Artifact, out: Path) -> Path:
+    # with scene and channel: they may share a folder, and a photo that lies in it is never written over
+    look = f"{shot.scene}-{shot.channel}" if shot.channel in channel_files() else shot.scene
+    return out / f"{file_name(shot.sku)}-{look}.{SUFFIXES[published.media_type]}"
+
+
+def _remove_former(shots: Sequence[Shot], out: Path) -> None:
+    """Remove the images that an earlier call published of these shots: one that is held now must not lie there as if it
+    had passed. A file that somebody changed since stays."""
+    again = {(shot.sku, shot.scene, shot.channel) for shot in shots}
+    for shot, steps in read_record(out):
+        if (shot.sku, shot.scene, shot.channel) in again and "publish" in steps and steps["publish"].outputs:
+            published = steps["publish"].outputs[0]
+            path = _image_path(shot, published, out)
+            if path.is_file() and sha256_hex(path.read_bytes()) == published.sha256:
+                path.unlink()
 
 
 def file_name(sku: str) -> str:

@@ -17,6 +17,9 @@ UNMEASURED = 8
 MAX_SHARDS = 128
 """Shards of a run at most. Five tasks each are what Airflow's scheduler passes over in a second or two."""
 
+WAVE_GROWTH = 4
+"""How many times as much a wave takes on as the one before it."""
+
 
 def find_work(run: str, stages: Sequence[Stage], recipe: Recipe, ledger: PostgresLedger) -> list[int]:
     """Positions of the shots that a stage has to compute something for.
@@ -31,15 +34,28 @@ def find_work(run: str, stages: Sequence[Stage], recipe: Recipe, ledger: Postgre
     return positions
 
 
-def shard_size(shots: int, rates: Mapping[str, float], slots: int, fixed: int | None = None) -> int:
-    """Shots of one shard: `fixed`, or about TASK_SECONDS of the slowest stage at the measured rates (seconds a shot).
-
-    There are MAX_SHARDS at most, and where there is work for all, as many as slots at least.
-    """
+def usual_size(rates: Mapping[str, float], fixed: int | None = None) -> int:
+    """Shots of a full shard: `fixed`, or about TASK_SECONDS of the slowest stage at these rates (seconds a shot)."""
     slowest = max((rates.get(stage, 0.0) for stage in STAGES), default=0.0)
-    measured = round(TASK_SECONDS / slowest) if slowest else UNMEASURED
-    size = fixed or min(measured, -(-shots // slots))
+    return fixed or max(1, round(TASK_SECONDS / slowest) if slowest else UNMEASURED)
+
+
+def shard_size(shots: int, rates: Mapping[str, float], slots: int, fixed: int | None = None) -> int:
+    """Shots of one shard of a run: the usual size, or less, so that every slot has work, or more: there are MAX_SHARDS
+    at most."""
+    size = fixed or min(usual_size(rates), -(-shots // slots))
     return max(1, size, -(-shots // MAX_SHARDS))
+
+
+def most_shots(wave: int, shots: int, size: int, slots: int) -> int:
+    """How many of `shots` a wave takes on, in full shards of `size`: all, if these are MAX_SHARDS at most.
+
+    Else the first wave has a shard for each slot, so that its images are shown soon, and each further one WAVE_GROWTH
+    times as many, up to MAX_SHARDS.
+    """
+    if shots <= MAX_SHARDS * size:
+        return shots
+    return min(MAX_SHARDS, slots * WAVE_GROWTH ** (wave - 1)) * size
 
 
 def finished_steps(

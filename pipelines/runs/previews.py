@@ -9,6 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from pipelines.catalogue.reading import SUFFIXES
 from pipelines.contracts import sha256_hex
 from pipelines.errors import UsageError
 from pipelines.models.profile import Profile
@@ -32,6 +33,7 @@ def preview(scene: Scene, profile: Profile, settings: Settings, photo: Path | No
     photo: of the product; by default one of the sample catalogue's. Raises UsageError where the scene names no picture,
     or no final image came of the photo.
     """
+    check_photo(photo)
     if not scene.picture:
         raise UsageError(f"scene {scene.name} names no `picture` to write: add one, such as {scene.name}.jpg")
     with tempfile.TemporaryDirectory() as folder:
@@ -40,6 +42,12 @@ def preview(scene: Scene, profile: Profile, settings: Settings, photo: Path | No
     path = scene.folder / scene.picture
     final.save(path, quality=88)
     return path
+
+
+def check_photo(photo: Path | None) -> None:
+    """Raise UsageError where a product photo is no file, or a catalogue."""
+    if photo is not None and (not photo.is_file() or photo.suffix.lower() in SUFFIXES):
+        raise UsageError(f"{photo}: no such photo: give one product photo, or leave it out for a sample product")
 
 
 def _final(scene: Scene, profile: Profile, settings: Settings, photo: Path | None, folder: Path) -> Image.Image:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import string
 from collections.abc import Mapping
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -20,8 +20,8 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 from pipelines.contracts import canonical_json, sha256_hex
 from pipelines.diffusion.control_kinds import REFUSED_KINDS, Kind
 from pipelines.errors import UsageError
-from pipelines.scenes.channels import Channel, load_channel
-from pipelines.scenes.strict_yaml import Named, Part, read_model
+from pipelines.scenes.channels import Channel, channel_files, load_channel
+from pipelines.scenes.strict_yaml import Name, Named, Part, read_model
 from pipelines.settings import MAX_MEGAPIXELS, get_settings
 
 FOLDER = Path(__file__).resolve().parent
@@ -31,14 +31,15 @@ PLACEHOLDERS = ("product", "tags", "colour", "category")
 LIGHT = "light"
 """What it may ask of the backdrop: the side from which its light comes."""
 
+PICTURES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
+"""Media type of a backdrop by the end of its file's name."""
+
 ORIENTATION = 0x0112
 """EXIF's tag; from 5 on the picture lies on its side."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Point = tuple[Share, Share]
 """x and y as shares of a picture's width and height, from the upper left."""
-
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 
 
 class MaskGuidance(Part):
@@ -110,7 +111,7 @@ class BackdropPicture(Part):
     reflection: how strongly the ground mirrors, 0 = matt. shadow: how dark the drawn shadow is, 0 = none.
     """
 
-    file: str = Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9_-]*/)*[A-Za-z0-9][A-Za-z0-9._-]*\.(png|jpe?g|webp)$")
+    file: str
     licence: str = Field(min_length=1, max_length=300)
     ground_line: float = Field(0.86, ge=0.2, le=1)
     ground: tuple[Point, ...] = ()
@@ -118,6 +119,16 @@ class BackdropPicture(Part):
     light_elevation: float = Field(40, ge=10, le=80)
     reflection: Share = 0.0
     shadow: Share = 1.0
+
+    @field_validator("file")
+    @classmethod
+    def _below_the_scene(cls, file: str) -> str:
+        path = PurePosixPath(file)
+        if path.is_absolute() or {"..", "."} & set(file.split("/")) or "\\" in file or not file.isprintable():
+            raise ValueError(f"{file!r} must be in the scene's folder, or in a folder below it")
+        if path.suffix.lower() not in PICTURES:
+            raise ValueError(f"{file!r} must be a picture whose name ends in .jpg, .jpeg, .png or .webp")
+        return file
 
     @field_validator("licence", mode="before")
     @classmethod
@@ -143,8 +154,7 @@ class BackdropPicture(Part):
     @property
     def media_type(self) -> str:
         """Of the file, by its name."""
-        suffix = self.file.rsplit(".", 1)[-1]
-        return f"image/{'jpeg' if suffix == 'jpg' else suffix}"
+        return PICTURES[PurePosixPath(self.file).suffix.lower()]
 
     @property
     def foot(self) -> tuple[float, float] | None:
@@ -236,6 +246,15 @@ class Scene(Named):
             return load_channel(channel)
         except UsageError as error:
             raise ValueError(str(error)) from error
+
+    @field_validator("channel")
+    @classmethod
+    def _not_under_anothers_name(cls, channel: Channel) -> Channel:
+        """A channel of the scene's own keeps none of the rules of the channel that others know by its name."""
+        if channel.name in channel_files() and channel != load_channel(channel.name):
+            name = channel.name
+            raise ValueError(f"{name} is a channel with other rules: write `channel: {name}`, or choose another name")
+        return channel
 
     @field_validator("prompt")
     @classmethod
@@ -415,6 +434,8 @@ def check_backdrop_file(path: Path, channel: Channel) -> tuple[int, int]:
                 width, height = height, width
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
         said = getattr(error, "strerror", None) or "not a JPEG, PNG or WebP picture"
+        if isinstance(error, OSError) and not isinstance(error, UnidentifiedImageError) and not error.strerror:
+            said = f"cut short or broken ({error}): save it again"
         raise UsageError(f"{path}: {said}") from error
     if width < channel.width or height < channel.height:
         wanted = f"channel {channel.name} needs {channel.width}×{channel.height} px or more"
@@ -422,6 +443,19 @@ def check_backdrop_file(path: Path, channel: Channel) -> tuple[int, int]:
     if width * height > MAX_MEGAPIXELS * 1e6:
         raise UsageError(f"{path.name} has {width * height / 1e6:.0f} megapixels: at most {MAX_MEGAPIXELS}")
     return width, height
+
+
+def check_pixels(scene: Scene) -> None:
+    """Read the backdrop's pictures whole. Raises UsageError for one that is cut short or broken."""
+    from PIL import Image
+
+    for number, picture in enumerate(scene.backdrop.pictures if scene.backdrop else ()):
+        try:
+            with Image.open(scene.folder / picture.file) as image:
+                image.load()
+        except (OSError, SyntaxError) as error:  # Pillow's, of a broken PNG
+            where = f"{scene.folder / picture.file}: backdrop.pictures.{number}"
+            raise UsageError(f"{where}: cut short or broken ({error}): save it again") from error
 
 
 def picture_of(scene: Scene) -> Path | None:

@@ -9,7 +9,8 @@ from typing import Any
 import yaml
 
 from pipelines.errors import UsageError
-from pipelines.scenes import Scene, check_scene
+from pipelines.scenes import Scene, check_pixels, check_scene
+from pipelines.scenes.strict_yaml import checked_name
 
 PROMPT = "a photo of {product}, soft light from the {light}"
 
@@ -34,10 +35,14 @@ class NewScene:
 def write_scene(asked: NewScene) -> Scene:
     """Write `<name>.yaml` beside the picture and read it back.
 
-    Raises UsageError, and leaves no file: the picture is missing, too small for the channel, or has no licence; the
-    ground is out of the frame; a scene of that name is there already.
+    Raises UsageError, and leaves no file: the name is none; the picture is missing, too small for the channel, or has
+    no licence; the ground is out of the frame; a scene of that name is there already.
     """
     picture, path = asked.picture, asked.picture.parent / f"{asked.name}.yaml"
+    try:
+        checked_name(asked.name)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     if not picture.is_file():
         raise UsageError(f"{picture}: no such picture")
     if path.exists():
@@ -51,7 +56,9 @@ def write_scene(asked: NewScene) -> Scene:
         )
     path.write_text(yaml.safe_dump(_document(asked), sort_keys=False, allow_unicode=True, width=110), "utf-8")
     try:
-        return check_scene(path)
+        scene = check_scene(path)
+        check_pixels(scene)
+        return scene
     except UsageError:
         path.unlink()
         raise

@@ -7,13 +7,25 @@ is refused and not guessed at.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from pipelines.errors import UsageError
+
+
+def checked_name(name: str) -> str:
+    """`name`, which is a file's too. Raises ValueError for one that is not."""
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,62}", name):
+        raise ValueError(f"{name!r} is no name: use a-z, 0-9, - and _, 63 characters at most")
+    return name
+
+
+Name = Annotated[str, AfterValidator(checked_name)]
 
 
 class Part(BaseModel):
@@ -76,17 +88,38 @@ def read_model(path: Path, model: type[Described], what: str) -> Described:
     """
     try:
         data = read_yaml(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}: give a {what}'s YAML file") from error
+    except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise UsageError(f"{path}: not a readable YAML file: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
-        raise UsageError(f"{path}: expected the keys of a {what}, found {type(data).__name__}")
+        found = "nothing" if data is None else f"a {type(data).__name__}"
+        raise UsageError(f"{path}: expected the keys of a {what}, found {found}")
     try:
         described = model.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or what
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        raise UsageError(f"{path}: {where}: {first['msg']}{more}") from error
+        raise UsageError(f"{path}: {where}: {_said(first)}{more}") from error
     if described.name != path.stem:
         raise UsageError(f"{path}: name: {described.name!r} must be the file's name, {path.stem!r}")
     return described
+
+
+def _said(error: Mapping[str, Any]) -> str:
+    """What is wrong with a field, in words for whoever wrote the file."""
+    if error["type"] == "missing":
+        return "this key is missing"
+    if error["type"] == "extra_forbidden":
+        wrong = str(error["loc"][-1])
+        near = [key for key in get_close_matches(wrong, set(_keys(Part)), n=2) if key != wrong]
+        return f"there is no such key here{f', perhaps {near[0]}' if near else ''}"
+    return str(error["msg"]).removeprefix("Value error, ")
+
+
+def _keys(part: type[Part]) -> Iterator[str]:
+    """Every key that such a file or a part of it may have."""
+    yield from part.model_fields
+    for kind in part.__subclasses__():
+        yield from _keys(kind)

@@ -37,6 +37,9 @@ REFUSED = frozenset(
     }
 )
 
+MOST_DAYS = 366
+"""Days of a backfill."""
+
 BACKFILL_LAG = 60.0
 """Seconds: Airflow notices a backfill's end up to half a minute late, and refuses another one until then."""
 
@@ -282,12 +285,14 @@ class Airflow:
         """Starts one run a day from `first` to `last`, both included, one after the other.
 
         A day whose last run is still active gets none. Raises UsageError while another backfill of the DAG is active,
-        for a range that ends in the future, and for bad Params.
+        for a range that ends in the future or has more than MOST_DAYS, and for bad Params.
         """
         today = datetime.now(UTC).date()
         if last > today:
             # Airflow would accept it, delay the future days, and refuse every other backfill until then
             raise UsageError(f"{last} is in the future (it is {today} in UTC): its products are not known yet")
+        if (many := (last - first).days + 1) > MOST_DAYS:  # Airflow would make all at once, and not answer meanwhile
+            raise UsageError(f"{first} to {last} are {many} days, each a run: a campaign has {MOST_DAYS} at most")
         ended_unnoticed = Retrying(
             retry=retry_if_result(lambda r: r.status_code == httpx.codes.CONFLICT and not self._under_way(dag_id)),
             wait=wait_fixed(2),

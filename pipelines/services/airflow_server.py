@@ -19,12 +19,15 @@ import httpx
 from pipelines.errors import Unavailable, UsageError
 from pipelines.services.airflow_client import Airflow
 from pipelines.services.celery_workers import celery_environment, start_workers, wait_for_workers
-from pipelines.services.daemons import Daemon, ServiceFailed, ensure, log_file, process, wait
+from pipelines.services.daemons import Daemon, ServiceFailed, ensure, log_file, process, stop, wait
 from pipelines.services.installation import LOOPBACK, Installation, write_private
 from pipelines.settings import ROOT, Settings
 
 API_SERVER, SCHEDULER, DAG_PROCESSOR = "airflow-api-server", "airflow-scheduler", "airflow-dag-processor"
 TRIGGERER = "airflow-triggerer"
+
+COMPONENTS = {SCHEDULER: "scheduler", DAG_PROCESSOR: "dag_processor", TRIGGERER: "triggerer"}
+"""Process → its name in Airflow's health."""
 
 ROLES = {"admin": "admin", "merchandiser": "user", "viewer": "viewer"}
 """Airflow's role of each account: a `user` may start and stop runs, a `viewer` may look."""
@@ -64,9 +67,11 @@ def airflow_environment(settings: Settings, installation: Installation) -> dict[
         "logging": {"base_log_folder": settings.state_dir / "logs" / "tasks"},
         "scheduler": {
             "enable_health_check": False,
-            # a task whose scheduler or supervisor was killed is tried again after a minute, not after five
-            "task_instance_heartbeat_timeout": 60,
-            "orphaned_tasks_check_interval": 60,
+            # a task whose worker or scheduler was killed runs again after a minute, not after six: half a minute until
+            # it counts as lost, and the first pause before a retry (operators.policy)
+            "task_instance_heartbeat_timeout": 30,
+            "task_instance_heartbeat_timeout_detection_interval": 5,
+            "orphaned_tasks_check_interval": 30,
         },
         "usage_data_collection": {"enabled": False},
     }
@@ -81,6 +86,7 @@ def airflow_environment(settings: Settings, installation: Installation) -> dict[
         # empty, so that neither the environment of `packshot up` nor its file gives them to a task
         "PACKSHOT_AIRFLOW_PASSWORD": "",
         "PACKSHOT_OWNER_DATABASE_URL": "",
+        "PACKSHOT_SHEET_KEY": "",
         "PACKSHOT_WATCH_USER": "viewer",  # the watch over the runs reads; a task can do no more with it
         "PACKSHOT_WATCH_PASSWORD": installation.viewer_password,
         "AIRFLOW_HOME": str(home),
@@ -107,23 +113,25 @@ def start_airflow(settings: Settings, installation: Installation, report: Callab
     executing = env | (celery_environment(settings, installation) if celery else {})
 
     airflow = [sys.executable, "-m", "airflow"]
+    serving = env | {"PACKSHOT_SHEET_KEY": settings.sheet_key.get_secret_value() or installation.sheet_key}
     server = ["api-server", "--host", LOOPBACK, "--port", str(installation.airflow_port)]
     daemons = (
-        Daemon(API_SERVER, [*airflow, *server], env, code=_digest(ROOT / "plugins")),
+        Daemon(API_SERVER, [*airflow, *server], serving, code=_digest(ROOT / "plugins")),
         Daemon(SCHEDULER, [*airflow, "scheduler", "--skip-serve-logs"], executing),
         Daemon(DAG_PROCESSOR, [*airflow, "dag-processor"], env),
         Daemon(TRIGGERER, [*airflow, "triggerer", "--skip-serve-logs"], env),
     )
-    started = [ensure(settings.state_dir, daemon) for daemon in daemons]
-    if celery:
-        started += start_workers(settings, executing)
     with Airflow(settings) as api:
+        for name in mute(api):  # its process lives and works no more
+            stop(settings.state_dir, name)
+        started = [ensure(settings.state_dir, daemon) for daemon in daemons]
+        if celery:
+            started += start_workers(settings, executing)
         wait(settings.state_dir, API_SERVER, lambda: bool(health(api)), 180)
         api.warm_up()
         api.set_pool("gpu", settings.gpu_slots, "One slot per GPU")
-        wait(settings.state_dir, SCHEDULER, lambda: _beats(api, "scheduler", settings, SCHEDULER), 180)
-        wait(settings.state_dir, DAG_PROCESSOR, lambda: _beats(api, "dag_processor", settings, DAG_PROCESSOR), 180)
-        wait(settings.state_dir, TRIGGERER, lambda: _beats(api, "triggerer", settings, TRIGGERER), 180)
+        for name in COMPONENTS:
+            wait(settings.state_dir, name, lambda name=name: _beats(api, name, settings), 180)  # type: ignore[misc]
         if celery:
             wait_for_workers(settings, installation)
         files = len(list((ROOT / "dags").glob("*.py")))  # each is a DAG or an import error, once it was read
@@ -139,9 +147,15 @@ def health(api: Airflow) -> dict[str, str]:
         return {}
 
 
-def _beats(api: Airflow, component: str, settings: Settings, name: str) -> bool:
-    """Whether the running process sent the component's last heartbeat, and not a predecessor that was killed."""
-    beat, running = api.heartbeats().get(component), process(settings.state_dir, name)
+def mute(api: Airflow) -> list[str]:
+    """Processes whose last heartbeat Airflow calls too old; none where Airflow does not answer."""
+    found = health(api)
+    return [name for name, component in COMPONENTS.items() if found.get(component) == "unhealthy"]
+
+
+def _beats(api: Airflow, name: str, settings: Settings) -> bool:
+    """Whether the running process sent its component's last heartbeat, and not a predecessor that was killed."""
+    beat, running = api.heartbeats().get(COMPONENTS[name]), process(settings.state_dir, name)
     return beat is not None and running is not None and beat.timestamp() >= running.create_time()
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,6 +41,25 @@ class Daemon:
         """Changes if a running process no longer matches the settings."""
         what = [list(self.argv), sorted(self.env.items()), self.code]
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()
+
+
+@contextmanager
+def one_at_a_time(state_dir: Path) -> Iterator[None]:
+    """A lock: two `up` at the same time would start everything twice."""
+    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for name in ("logs", "run"):
+        (state_dir / name).mkdir(mode=0o700, exist_ok=True)
+    with (state_dir / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def nobody_works(state_dir: Path) -> bool:
+    """Whether no `up` and no `down` is at work."""
+    with (state_dir / "lock").open("w") as lock, suppress(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
 
 
 def log_file(state_dir: Path, name: str) -> Path:

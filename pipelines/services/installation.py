@@ -59,6 +59,7 @@ class Installation:
     viewer_password: str = field(default_factory=_password)
     fernet_key: str = field(default_factory=lambda: urlsafe_b64encode(secrets.token_bytes(32)).decode())
     api_secret_key: str = field(default_factory=_password)
+    sheet_key: str = field(default_factory=_password)
     jwt_secret: str = field(default_factory=lambda: secrets.token_urlsafe(64))  # as long as HS512's digest: 64 bytes
 
     @classmethod
@@ -68,6 +69,10 @@ class Installation:
         known = json.loads(path.read_text()) if path.exists() else {}
         names = {f.name for f in fields(cls)}
         return cls(**{name: value for name, value in known.items() if name in names})
+
+    def draw_sheet_key(self) -> None:
+        """Draws another key for links to contact sheets: those that were made end."""
+        self.sheet_key = _password()
 
     def write(self, state_dir: Path) -> None:
         """Writes it, readable by the owner only."""

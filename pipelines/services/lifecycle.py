@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,15 +11,23 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from pipelines.services.airflow_client import Airflow
-from pipelines.services.airflow_server import API_SERVER, DAG_PROCESSOR, SCHEDULER, TRIGGERER, health, start_airflow
+from pipelines.services.airflow_server import (
+    API_SERVER,
+    COMPONENTS,
+    DAG_PROCESSOR,
+    TRIGGERER,
+    health,
+    start_airflow,
+)
 from pipelines.services.celery_workers import CELERY, REDIS, WORKERS, queues_of_workers, redis_answers, start_redis
-from pipelines.services.daemons import ServiceFailed, ask_to_stop, log_file, process, stop
+from pipelines.services.daemons import ServiceFailed, ask_to_stop, ensure, log_file, one_at_a_time, process, stop
 from pipelines.services.installation import LOOPBACK, Installation, free_port, port_is_free, write_private
 from pipelines.services.postgres import database_answers, have_airflow_database, host, start_postgres
 from pipelines.services.s3 import start_store, store_answers, store_client
+from pipelines.services.supervisor import SUPERVISOR, last_word, supervisor
 from pipelines.settings import Settings, environment_file, get_settings
 
-AIRFLOW = (API_SERVER, SCHEDULER, DAG_PROCESSOR, TRIGGERER)
+AIRFLOW = (API_SERVER, *COMPONENTS)
 DAEMONS = ("postgres", "s3", *AIRFLOW)
 
 Report = Callable[[str], None]
@@ -41,13 +47,17 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """All services, and where to log in. `passwords` is a file (0600) with the passwords by user."""
+    """All services, and where to log in. `passwords` is a file (0600) with the passwords by user.
+
+    `set_up` is False before the first `up`: it draws the addresses of the embedded services.
+    """
 
     services: tuple[Service, ...]
     ui: str
     user: str
     passwords: Path | None
     logs: Path
+    set_up: bool = True
 
     @property
     def healthy(self) -> bool:
@@ -55,11 +65,20 @@ class Status:
         return all(service.state == "up" for service in self.services)
 
 
-def up(settings: Settings, *, airflow: bool = True, report: Report = lambda line: None) -> Status:
+def up(
+    settings: Settings,
+    *,
+    airflow: bool = True,
+    supervised: bool = False,
+    end_sheet_links: bool = False,
+    report: Report = lambda line: None,
+) -> Status:
     """Starts or restarts every service that does not run, and migrates the schemas.
 
     A later `up` keeps the executor, unless the settings name another one. `airflow` False leaves Airflow out (tests of
-    the ledger and the store). `report` gets a line a service. Takes seconds if everything runs. Raises ServiceFailed.
+    the ledger and the store). `supervised` starts a process that starts again what dies. `end_sheet_links` draws
+    another key for links to contact sheets, which ends them. `report` gets a line a service. Takes seconds if
+    everything runs. Raises ServiceFailed.
     """
     state_dir = settings.state_dir
 
@@ -69,11 +88,13 @@ def up(settings: Settings, *, airflow: bool = True, report: Report = lambda line
         report(f"{name}: {'started' if started else 'was running'} ({time.monotonic() - since:.1f} s)")
         return started
 
-    with _one_at_a_time(state_dir):
+    with one_at_a_time(state_dir):
         # 1. Ports and credentials; what the environment names is somebody else's
         installation = Installation.read(state_dir)
         settings = _without_embedded(settings, installation)
         _redraw_taken_ports(state_dir, installation)
+        if end_sheet_links:
+            installation.draw_sheet_key()
         installation.write(state_dir)
         embedded = _embedded(settings)
         settings = _connected(settings, installation)
@@ -104,13 +125,21 @@ def up(settings: Settings, *, airflow: bool = True, report: Report = lambda line
                 for name in reversed(CELERY):
                     stop(state_dir, name)
             timed("airflow", lambda: start_airflow(settings, installation, report))
+
+        # 4. Who starts them again
+        if supervised:
+            airflows = (*AIRFLOW, *(CELERY if settings.executor == "celery" else ())) if airflow else ()
+            watched = [name for name in ("postgres", "s3", *airflows) if process(state_dir, name)]
+            ours = _written(embedded)  # it reads them in the file, as they are by then
+            given = {name: value for name, value in settings.environment().items() if name not in ours}
+            timed(SUPERVISOR, lambda: ensure(state_dir, supervisor(given, watched)))
     get_settings.cache_clear()
     return status(settings, airflow=airflow)
 
 
 def with_embedded(settings: Settings) -> Settings:
     """`settings` with the addresses of the embedded services where none is given, the ledger's owner's among them."""
-    if not (settings.state_dir / "services.json").exists():
+    if not is_set_up(settings.state_dir):
         return settings
     installation = Installation.read(settings.state_dir)
     return _connected(_without_embedded(settings, installation), installation)
@@ -141,7 +170,8 @@ def down(settings: Settings, *, report: Report = lambda line: None) -> None:
     """Stops everything that `up` started, in reverse order. The data stay. `report` gets each service's name."""
     if not settings.state_dir.exists():
         return
-    with _one_at_a_time(settings.state_dir):
+    with one_at_a_time(settings.state_dir):
+        stop(settings.state_dir, SUPERVISOR)  # else it starts again what is stopped here
         # Airflow's own at once: each takes seconds
         asked = [name for name in (*AIRFLOW, *WORKERS) if ask_to_stop(settings.state_dir, name)]
         for name in reversed((*DAEMONS, *CELERY)):
@@ -154,10 +184,12 @@ def status(settings: Settings, *, airflow: bool = True) -> Status:
     state_dir, installation = settings.state_dir, Installation.read(settings.state_dir)
     embedded = _embedded(_without_embedded(settings, installation))
     settings = _connected(settings, installation)
+    set_up = is_set_up(state_dir) or not embedded
 
     def service(name: str, own: bool, address: str, answers: Callable[[], bool], detail: str = "") -> Service:
         running = not own or process(state_dir, name) is not None  # else nobody is there to be asked
         state = "up" if running and answers() else "failing" if running else "down"
+        address = address if set_up or not own else ""
         return Service(name, state, own, address, detail, str(log_file(state_dir, name)) if own else "")
 
     services = [
@@ -179,14 +211,10 @@ def status(settings: Settings, *, airflow: bool = True) -> Status:
         with Airflow(settings, timeout=10) as api:
             found = health(api)
             read = f"{len(api.dag_ids())} DAGs, {len(api.import_errors())} import errors" if found else ""
-        components = [
-            (API_SERVER, "metadatabase", ""),
-            (SCHEDULER, "scheduler", ""),
-            (DAG_PROCESSOR, "dag_processor", read),
-        ]
-        if "airflow" in embedded:  # somebody else's may have none: no DAG of packshot's defers a task
-            components.append((TRIGGERER, "triggerer", ""))
-        for name, component, detail in components:
+        for name, component in {API_SERVER: "metadatabase", **COMPONENTS}.items():
+            if name == TRIGGERER and "airflow" not in embedded:
+                continue  # somebody else's may have none: no DAG of packshot's defers a task
+            detail = read if name == DAG_PROCESSOR else ""
             answers = partial("healthy".__eq__, found.get(component, ""))  # asked above, for all at once
             services.append(service(name, "airflow" in embedded, settings.airflow_url, answers, detail))
         if "airflow" in embedded and settings.executor == "celery":
@@ -196,19 +224,16 @@ def status(settings: Settings, *, airflow: bool = True) -> Status:
             for name in WORKERS:
                 detail = f"queues {', '.join(queues[name])}" if name in queues else ""
                 services.append(service(name, True, "", partial(queues.__contains__, name), detail))
+    if (state_dir / "run" / f"{SUPERVISOR}.json").exists():
+        services.append(service(SUPERVISOR, True, "", lambda: True, last_word(state_dir)))
     passwords = state_dir / "airflow" / "passwords.json" if "airflow" in embedded else None
-    return Status(tuple(services), settings.airflow_url, settings.airflow_user, passwords, state_dir / "logs")
+    ui = settings.airflow_url if set_up or "airflow" not in embedded else ""
+    return Status(tuple(services), ui, settings.airflow_user, passwords, state_dir / "logs", set_up)
 
 
-@contextmanager
-def _one_at_a_time(state_dir: Path) -> Iterator[None]:
-    """A lock: two `up` at the same time would start everything twice."""
-    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for name in ("logs", "run"):
-        (state_dir / name).mkdir(mode=0o700, exist_ok=True)
-    with (state_dir / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+def is_set_up(state_dir: Path) -> bool:
+    """Whether an `up` drew the ports and credentials of the embedded services there."""
+    return (state_dir / "services.json").exists()
 
 
 def _without_embedded(settings: Settings, installation: Installation) -> Settings:
@@ -264,11 +289,15 @@ def _redraw_taken_ports(state_dir: Path, installation: Installation) -> None:
 
 def _environment_text(settings: Settings, embedded: set[str]) -> str:
     """Lines of the environment file: the embedded services only. External credentials are never written."""
+    variables, kept = settings.environment(), _written(embedded)
+    return "".join(f"{name}={variables[name]}\n" for name in kept if name in variables)
+
+
+def _written(embedded: set[str]) -> list[str]:
+    """The variables that `up` writes for these services."""
     names = {
         "postgres": ("database_url", "airflow_database_url"),
         "s3": ("s3_endpoint", "s3_access_key", "s3_secret_key"),
         "airflow": ("airflow_url", "airflow_user", "airflow_password", "executor"),
     }
-    variables = settings.environment()
-    kept = [f"PACKSHOT_{name.upper()}" for service in sorted(embedded) for name in names[service]]
-    return "".join(f"{name}={variables[name]}\n" for name in kept if name in variables)
+    return [f"PACKSHOT_{name.upper()}" for service in sorted(embedded) for name in names[service]]

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from pipelines.errors import Rejected
 from pipelines.vision.light import relight
 from pipelines.vision.photos import read_photo
 from pipelines.vision.placement import LaidProduct
@@ -87,7 +88,11 @@ def lay_backdrop(data: bytes, canvas: tuple[int, int], settings: BackdropSetting
     The middle of the ground is in the middle where the picture is wide enough; the ground line where the scene wants it
     where the picture is high enough. Raises Rejected where the file is no picture.
     """
-    image = read_photo(data).image()
+    try:
+        image = read_photo(data).image()
+    except Rejected as error:
+        said = error.reason.replace("the photo", "the picture")
+        raise Rejected(f"the scene's backdrop cannot be read: {said}") from None
     scale = max(canvas[0] / image.width, canvas[1] / image.height)
     shown = canvas[0] / scale, canvas[1] / scale
     middle = (settings.foot[0] + settings.foot[1]) / 2 * image.width

@@ -66,6 +66,19 @@ _SIGNATURES = {
     "AVIF": re.compile(rb"....ftypavi[fs]", re.DOTALL),
 }
 
+_OTHERS = {
+    "a HEIC picture, as iPhones take them": re.compile(rb"....ftyp(hei[cxms]|hevc|mif1|msf1)", re.DOTALL),
+    "a JPEG 2000 picture": re.compile(rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51"),
+    "a JPEG XL picture": re.compile(rb"\0\0\0\x0cJXL |\xff\x0a"),
+    "a Photoshop file": re.compile(rb"8BPS"),
+    "a PDF": re.compile(rb"%PDF"),
+    "a web page, perhaps an error or a login": re.compile(rb"\s*<(!doctype\s+html|html)", re.IGNORECASE),
+    "a drawing (SVG)": re.compile(rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?<svg", re.IGNORECASE | re.DOTALL),
+    "a video": re.compile(rb"....ftyp(isom|mp4|M4V|qt  )|\x1aE\xdf\xa3", re.DOTALL),
+    "a zip file": re.compile(rb"PK\x03\x04"),
+}
+"""What shops send in place of a photo."""
+
 OUT_OF_MEMORY = "the photo takes more memory to decode than one of its size should; export it as a plain PNG or JPEG"
 
 PREVIEW_QUALITY = 82
@@ -138,7 +151,10 @@ def decode(data: bytes, max_megapixels: float, bounds: Bounds) -> Decoded:
                 raise Rejected(
                     f"the photo is broken or a rare kind of {name}; export it again as JPEG or 8-bit PNG"
                 ) from None
-        raise Rejected(f"the photo is not an image that can be read; send one of {', '.join(FORMATS)}") from None
+        what = next(
+            (name for name, kind in _OTHERS.items() if kind.match(data[:1000])), "not an image that can be read"
+        )
+        raise Rejected(f"the photo is {what}; send one of {', '.join(FORMATS)}") from None
     except Image.DecompressionBombError:
         raise Rejected(
             f"the photo is far larger than the limit of {max_megapixels:g} megapixels; shrink it",

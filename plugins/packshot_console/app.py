@@ -1,8 +1,8 @@
 """The web app: review, runs, and a run's shots as pictures, behind Airflow's login.
 
     GET /overview                  what needs a person now, what runs, the last days
-    GET /runs                      the last runs
-    GET /runs/{run}                every shot: photo → cutout → raw → final, verdicts, seconds, why it was held back
+    GET /runs, ...                 runs and their shots, cancelling, trying again: `packshot_console.runs`
+    GET /compare                   two runs over the same products, their rates and their pictures
     GET /campaign, ...             choosing scene and products, a forecast, the start: `packshot_console.campaign`
     GET /live, ...                 what each channel shows, and taking it back: `packshot_console.live`
     GET /products/{sku}            everything that was ever made of a product
@@ -10,6 +10,7 @@
     GET /editor/{final}, ...       correcting the cutout of a held image: `packshot_console.editor`
     GET /pictures/{digest}         a picture of the ledger as WebP, at most `size` px on its longer side
     GET /public/...                what the channels show, without a login: `packshot_console.public`
+    GET /public/sheets/...         contact sheets by signed links that end: `packshot_console.sheets`
     GET /metrics                   metrics for Prometheus, behind a token of their own
     GET /artifacts/{digest}        an artifact byte for byte as it is stored, images and JSON only
 
@@ -32,13 +33,29 @@ from fastapi.exception_handlers import http_exception_handler
 from fastapi.responses import RedirectResponse
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.middleware import Middleware
+from starlette.routing import Mount, Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from packshot_console import campaign, editor, live, metrics, overview, pages, pictures, products, public, review, views
+from packshot_console import (
+    campaign,
+    comparison,
+    editor,
+    live,
+    metrics,
+    overview,
+    pages,
+    pictures,
+    products,
+    public,
+    review,
+    runs,
+    sheets,
+    views,
+)
 from packshot_console.guards import LOOK
+from packshot_console.rate_limit import RateLimit
 
-PAGE_SIZE = 40
-RUNS_A_PAGE = 50
 FOREVER = "private, max-age=31536000, immutable"
 
 SECURITY_HEADERS = {
@@ -47,58 +64,51 @@ SECURITY_HEADERS = {
         "form-action 'self'; frame-ancestors 'self'"
     ),
     "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "same-origin",
 }
 
+PUBLIC = [
+    Route("/sheets/console.css", sheets.style),
+    Route("/sheets/{token}", sheets.sheet_page),
+    Route("/sheets/{token}/{picture}", sheets.picture),
+    Route("/{channel}/feed.{format}", public.feed),
+    Route("/{channel}/{scene}/{sku:path}", public.image),
+]
+"""Routes without a login: what the channels show, and signed links. Each address may make so many requests a minute."""
+
 Digest = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")]
-PageNumber = Annotated[int, Query(ge=1, le=100_000)]
 
 
 def create_app() -> FastAPI:
-    """The app. Its own documentation pages are off: they would answer without a login."""
-    app = FastAPI(dependencies=LOOK, docs_url=None, redoc_url=None, openapi_url=None)
+    """The app. Its own documentation pages are off: they would answer without a login. So are redirects to an address
+    with or without a slash: they would answer without one too, and name whatever host the request claims."""
+    app = FastAPI(dependencies=LOOK, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.add_middleware(_SecurityHeaders)
     app.exception_handler(StarletteHTTPException)(_to_login)
     app.include_router(pages.router)
     app.include_router(overview.router)
+    app.include_router(runs.router)
+    app.include_router(comparison.router)
     app.include_router(campaign.router)
     app.include_router(live.router)
     app.include_router(products.router)
     app.include_router(review.router)
     app.include_router(editor.router)
-    one_preview = anyio.CapacityLimiter(1)
+    app.include_router(sheets.router)
+    app.state.one_preview = anyio.CapacityLimiter(1)
 
     app.add_route("/metrics", metrics.endpoint)  # for Prometheus: no login, a token of its own
-    # for shopping platforms: no login, only what is published
-    app.add_route("/public/{channel}/feed.{format}", public.feed)
-    app.add_route("/public/{channel}/{scene}/{sku:path}", public.image)
+    public_app = Router(PUBLIC, redirect_slashes=False)
+    app.router.routes.append(Mount("/public", public_app, middleware=[Middleware(RateLimit)]))
 
     @app.get("/")
     def index(request: Request) -> Response:
         return RedirectResponse(pages.path_of(request, "overview_page"), HTTPStatus.SEE_OTHER)
 
-    @app.get("/runs")
-    def run_list(request: Request, page: PageNumber = 1) -> Response:
-        return pages.page(request, "runs.html", runs=views.runs(page, RUNS_A_PAGE), number=page, size=RUNS_A_PAGE)
-
-    @app.get("/runs/{run}")
-    def run_page(
-        request: Request,
-        run: str,
-        state: Annotated[str, Query(pattern=r"^[a-z]*$")] = "",
-        page: PageNumber = 1,
-    ) -> Response:
-        found = views.run_page(run, state, page, PAGE_SIZE)
-        if found is None:
-            raise HTTPException(HTTPStatus.NOT_FOUND, "the ledger knows no such run")
-        return pages.page(request, "run.html", view=found)
-
     @app.get("/pictures/{digest}")
-    async def picture(digest: Digest, size: Annotated[int, Query(ge=16, le=1600)] = 360) -> Response:
+    async def picture(request: Request, digest: Digest, size: Annotated[int, Query(ge=16, le=1600)] = 360) -> Response:
         if not await run_in_threadpool(views.is_known, digest):
             raise HTTPException(HTTPStatus.NOT_FOUND, "the ledger knows no such artifact")
-        # whoever waits for the limiter holds none of the server's threads
-        data = await anyio.to_thread.run_sync(pictures.preview, digest, size, limiter=one_preview)
+        data = await pictures.preview_in_turn(request, digest, size)
         if data is None:
             raise HTTPException(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "this artifact is no picture that can be shown")
         return Response(data, media_type="image/webp", headers={"Cache-Control": FOREVER})
@@ -129,6 +139,7 @@ class _SecurityHeaders:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers.update(SECURITY_HEADERS)
+                headers.setdefault("Referrer-Policy", "same-origin")
                 headers.setdefault("Cache-Control", "no-store")
             await send(message)
 
@@ -136,11 +147,17 @@ class _SecurityHeaders:
 
 
 async def _to_login(request: Request, error: Exception) -> Response:
-    """A page that is opened without a session leads to the login; a picture or a script gets the plain refusal."""
+    """A page that is opened without a session leads to the login, and one that is not there is a page all the same; a
+    picture or a script gets the plain refusal."""
     assert isinstance(error, StarletteHTTPException)
     navigates = request.method == "GET" and request.headers.get("Sec-Fetch-Mode") == "navigate"
     if error.status_code == HTTPStatus.UNAUTHORIZED and navigates:
         base = urlsplit(conf.get("api", "base_url", fallback=""))  # not the request's Host, which anybody can write
         back = request.url.replace(scheme=base.scheme, netloc=base.netloc) if base.netloc else request.url.path
         return RedirectResponse(get_auth_manager().get_url_login(next_url=str(back)), HTTPStatus.SEE_OTHER)
+    if error.status_code == HTTPStatus.NOT_FOUND and navigates:
+        title, words = "There is no such page", "The address may be old, or misspelled."
+        if error.detail != HTTPStatus.NOT_FOUND.phrase:
+            words = f"{error.detail[:1].upper()}{error.detail[1:]}."
+        return pages.page(request, "problem.html", error.status_code, title=title, words=words)
     return await http_exception_handler(request, error)

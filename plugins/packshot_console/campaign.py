@@ -9,7 +9,6 @@ GET  /campaign/started/{run}       waits until the run is planned, then leads to
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from functools import lru_cache
@@ -24,16 +23,17 @@ from fastapi.responses import FileResponse, RedirectResponse
 from pydantic import Field
 from sqlalchemy import Connection, text
 
-from packshot_console import starting
+from packshot_console import airflow_runs
 from packshot_console.guards import START
 from packshot_console.pages import page, path_of
-from packshot_console.requests import Body, Words, as_json, may_start, read_body, refused
+from packshot_console.requests import Body, Words, may_cancel, may_start, read_body, reply
 from packshot_console.services import ledger, store
 from pipelines.catalogue.feed import within
 from pipelines.contracts import Shot
 from pipelines.errors import UsageError
 from pipelines.models.profile import load_profile
 from pipelines.revisions.registry import install
+from pipelines.runs.cost import cost
 from pipelines.runs.forecast import Part, forecast
 from pipelines.scenes import Scene, check_scene, load_scene, picture_of, scene_files, scene_titles
 from pipelines.scenes.channels import channel_files
@@ -88,7 +88,8 @@ class Scope:
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """What a campaign would make. `reused` and `computed` count steps; `seconds` are of one worker.
+    """What a campaign would make. `reused` and `computed` count steps; `seconds` are of one worker. `cost` is that of
+    the seconds, "" without a price.
 
     Where `followed` is less than `products`, the other figures are in proportion. `unmeasured` names stages without a
     measured rate, which `seconds` omit.
@@ -100,6 +101,7 @@ class Outlook:
     reused: int
     computed: int
     seconds: float
+    cost: str
     unmeasured: tuple[str, ...]
 
 
@@ -142,7 +144,7 @@ def scene_picture(scene: str) -> Response:
 async def foresee(request: Request) -> Response:
     """What the campaign would make. 409 with a sentence where it cannot be."""
     body = await read_body(request, Wanted)
-    return await run_in_threadpool(_answer, lambda: outlook(scope_of(body)))
+    return await run_in_threadpool(reply, lambda: outlook(scope_of(body)))
 
 
 @router.post("/starts", dependencies=START)
@@ -154,23 +156,23 @@ async def start(request: Request, user: GetUserDep) -> Response:
         scope = scope_of(body)
         if _first_products(scope, 1)[0] == 0:
             raise UsageError(NOTHING)
-        by = user.get_name()
-        run = starting.start_days(scope.conf(), *scope.days, by) if scope.days else starting.start_run(scope.conf(), by)
+        conf, by = scope.conf(), user.get_name()
+        run = airflow_runs.start_days(conf, *scope.days, by) if scope.days else airflow_runs.start_run(conf, by)
         return {"run": run, "page": path_of(request, "started", run=run)}
 
-    return await run_in_threadpool(_answer, act)
+    return await run_in_threadpool(reply, act)
 
 
 @router.get("/started/{run}")
-def started(request: Request, run: str) -> Response:
+def started(request: Request, user: GetUserDep, run: str) -> Response:
     """Leads to the run's page as soon as the ledger has the run."""
     with ledger().engine.connect() as connection:
         if connection.scalar(text("SELECT 1 FROM runs WHERE id = :run"), {"run": run}):
             return RedirectResponse(path_of(request, "run_page", run=run), HTTPStatus.SEE_OTHER)
-    state = starting.state_of(run)
+    state = airflow_runs.state_of(run)
     if state is None:
         raise HTTPException(HTTPStatus.NOT_FOUND, "Airflow knows no such campaign")
-    return page(request, "campaign_started.html", run=run, state=state)
+    return page(request, "campaign_started.html", run=run, state=state, may_cancel=may_cancel(user))
 
 
 def scope_of(wanted: Wanted) -> Scope:
@@ -215,13 +217,15 @@ def outlook(scope: Scope) -> Outlook:
     found = forecast(list(STAGES.values()), parts, ledger(), ledger().rates())
     followed = found.shots // len(parts)
     scale = products / followed
+    seconds = found.seconds_expected * scale
     return Outlook(
         products=products,
         runs=len(parts) * ((scope.days[1] - scope.days[0]).days + 1 if scope.days else 1),
         followed=followed,
         reused=round(found.reused * scale),
         computed=round(sum(found.computed_by_stage.values()) * scale),
-        seconds=round(found.seconds_expected * scale, 1),
+        seconds=round(seconds, 1),
+        cost=cost(seconds, settings),
         unmeasured=found.unmeasured,
     )
 
@@ -275,13 +279,6 @@ def _picture_of(file: Path, mtime_ns: int) -> Path | None:
         return picture_of(check_scene(file))
     except UsageError:  # whoever chooses this scene is told what is wrong with it
         return None
-
-
-def _answer(act: Callable[[], Any]) -> Response:
-    try:
-        return as_json(act())
-    except UsageError as refusal:
-        return refused(refusal)
 
 
 _CATEGORIES = """

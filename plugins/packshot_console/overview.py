@@ -21,6 +21,8 @@ from packshot_console.services import ledger
 from pipelines.contracts import STAGES
 from pipelines.ledger.spot_checks import false_passes
 from pipelines.quality.intervals import wilson
+from pipelines.runs.cost import cost
+from pipelines.settings import get_settings
 
 DAYS = 14
 RATE_DAYS = 30
@@ -71,7 +73,8 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """The page. `seconds` are of computing for an image that was published first; None where there was none."""
+    """The page. `seconds` are of computing for an image that was published first; None where there was none. `cost` is
+    theirs, "" without a price."""
 
     waiting: Waiting
     running: tuple[Running, ...]
@@ -80,6 +83,7 @@ class Overview:
     rates: tuple[IntervalRow, ...]
     false_passes: tuple[IntervalRow, ...]
     seconds: float | None
+    cost: str
 
 
 @router.get("/overview")
@@ -119,6 +123,7 @@ def overview(now: datetime | None = None) -> Overview:
         ),
         false_passes=interval_rows(wrong),
         seconds=seconds / made if made else None,
+        cost=cost(seconds / made, get_settings()) if made else "",
     )
 
 
@@ -154,7 +159,10 @@ FROM (SELECT count(*) FILTER (WHERE NOT spot) AS images, count(*) FILTER (WHERE 
              min(started_at) FILTER (WHERE NOT spot) AS oldest FROM review_queue) queue,
      (SELECT count(*) FILTER (WHERE choice = 'approve') AS approved,
              count(*) FILTER (WHERE choice IN ('retry', 'edit')) AS retries
-      FROM decisions WHERE undone_at IS NULL AND acted_run IS NULL AND choice <> 'reject') open
+      FROM decisions d JOIN shots s ON s.id = d.shot JOIN products p ON p.sku = s.sku AND p.left_at IS NULL
+      WHERE d.undone_at IS NULL AND d.acted_run IS NULL
+        AND (d.choice IN ('retry', 'edit') OR d.choice = 'approve' AND EXISTS (
+             SELECT FROM run_shots rs WHERE rs.final = d.final AND rs.state = 'held'))) open
 """
 
 _ENDED = """

@@ -46,10 +46,10 @@ def path_of(request: Request, name: str, query: Mapping[str, Any] | None = None,
     return f"{target.path}?{target.query}" if target.query else target.path
 
 
-def page(request: Request, template: str, **values: Any) -> Response:
+def page(request: Request, template: str, status: int = HTTPStatus.OK, **values: Any) -> Response:
     """Render a template; `url(name, **path)` in it is `path_of`."""
 
     def url(name: str, query: Mapping[str, Any] | None = None, **path: str) -> str:
         return path_of(request, name, query, **path)
 
-    return HTMLResponse(_templates().get_template(template).render(url=url, here=template, **values))
+    return HTMLResponse(_templates().get_template(template).render(url=url, here=template, **values), status)

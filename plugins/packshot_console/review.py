@@ -3,6 +3,7 @@
     GET  /review                       the page
     GET  /review/queue                 the next images after one of them, as JSON
     GET  /review/images/{final}        one image
+    GET  /review/decisions.csv         decisions that were made, as a file for a spreadsheet
     GET  /review/selection             count, fingerprint and a sample of what a batch would decide
     POST /review/decisions             decide one image, named by its sha256
     POST /review/decisions/{id}/undo
@@ -21,15 +22,17 @@ from typing import Annotated, Any
 from airflow.api_fastapi.core_api.security import GetUserDep
 from fastapi import APIRouter, Depends, HTTPException, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import StreamingResponse
 from pydantic import StringConstraints
 
 from packshot_console import queue
-from packshot_console.guards import DECIDE, same_origin
+from packshot_console.guards import DECIDE, not_foreign, same_origin
 from packshot_console.pages import page
 from packshot_console.requests import Body, Words, answer, as_json, may_decide, read_body, read_choice
 from packshot_console.services import ledger
 from pipelines.ledger import decisions
-from pipelines.ledger.decisions import Selection
+from pipelines.ledger.decisions import DecisionFilter, Selection
+from pipelines.runs.decision_list import decisions_csv
 
 AT_ONCE = 6
 """Images of one answer: the one that is shown, and the next five."""
@@ -77,12 +80,15 @@ def review_page(request: Request, user: GetUserDep, selected: Selected) -> Respo
 
 @router.get("/queue")
 def next_images(
+    request: Request,
     selected: Selected,
     after: Annotated[str, Query(pattern=r"^([0-9a-f]{64})?$")] = "",
     seat: Annotated[str, Query(pattern=r"^[0-9a-f]{0,32}$")] = "",
     fresh: bool = False,
 ) -> Response:
-    """The next images, and how many the selection has."""
+    """The next images, and how many the selection has. With a seat they are handed to it."""
+    if seat:
+        not_foreign(request)
     if fresh and seat:
         queue.leave(seat)
     return as_json({"items": queue.items(selected, after, AT_ONCE, seat), "count": queue.count(selected)})
@@ -109,6 +115,16 @@ def selection_page(selected: Selected) -> Response:
     count, fingerprint = decisions.counted(ledger().engine, selected)
     shown = [{"final": f, "title": t, "reason": r} for f, t, r in queue.sample(selected, SAMPLE)]
     return as_json({"count": count, "fingerprint": fingerprint, "sample": shown})
+
+
+@router.get("/decisions.csv")
+def decisions_file(
+    run: Name = "", scene: Name = "", channel: Name = "", sku: Name = "", check: Name = ""
+) -> StreamingResponse:
+    """Decisions, those that were undone too, newest first. They are read while they are sent."""
+    found = decisions.list_decisions(ledger().engine, DecisionFilter(run, scene, channel, sku.strip(), check))
+    headers = {"Content-Disposition": 'attachment; filename="decisions.csv"'}
+    return StreamingResponse(decisions_csv(found), media_type="text/csv; charset=utf-8", headers=headers)
 
 
 @router.post("/decisions", dependencies=DECIDE)

@@ -1,6 +1,6 @@
 """Seeded faults at moments inside a real run, one after the other, on an installation of the drill's own.
 
-    python -m tests.chaos.drill MOMENTS SEED FOLDER     FOLDER keeps the recorded outputs for the next time
+    python -m tests.chaos.drill MOMENTS SEED FOLDER [FAULT]     FOLDER keeps the recorded outputs for the next time
     python -m tests.chaos.drill --few FOLDER
 
 Every moment is a run of `catalog_refresh` over two products whose stage outputs are replayed (`tests.chaos.hooks`).
@@ -16,6 +16,8 @@ import json
 import os
 import random
 import shutil
+import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -53,6 +55,10 @@ STANDSTILL = 120.0
 """Seconds without any change after which a line has to say so."""
 PATIENCE = 420.0
 """Seconds after which a moment is given up."""
+SICK = 60.0
+"""Seconds that the supervisor has to start again what died. Then a person follows `packshot status`."""
+DISK_MB, FULL = 600, 20.0
+"""Size of the disk that the whole installation is on, and for how many seconds it is full."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +93,8 @@ FAULTS = (
     "down and up",
     "mark failed",
     "clear plan",
+    "two schedulers",
+    "disk full",
     "lose object",
     "rot object",
     *(f"store {kind}, {times}" for kind in ("500", "half a body", "wrong bytes") for times in (1, 12)),
@@ -95,12 +103,12 @@ FAULTS = (
 """Every kind. A number is how many answers of the store are faulty, one after the other."""
 
 
-def schedule(count: int, seed: int) -> list[Moment]:
+def schedule(count: int, seed: int, faults: Sequence[str] = FAULTS) -> list[Moment]:
     """`count` moments: every kind of fault as often as any other, at places that the seed draws."""
     draw = random.Random(seed)
     kinds: list[str] = []
     while len(kinds) < count:
-        kinds += draw.sample(FAULTS, len(FAULTS))
+        kinds += draw.sample(faults, len(faults))
     return [_at(fault, draw) for fault in kinds[:count]]
 
 
@@ -122,6 +130,7 @@ class Drill:
         self.folder, self.proxy, self.direct, self.settings, self.photos = folder, proxy, direct, settings, photos
         self.store, self.airflow = S3Store(direct), Airflow(settings)
         self.undisturbed: dict[str, str] = {}
+        self.second: subprocess.Popen[bytes] | None = None
 
     @property
     def engine(self) -> Engine:
@@ -131,7 +140,7 @@ class Drill:
     def up(self) -> None:
         """`packshot up`, whose store is behind the proxy."""
         up(self.direct, airflow=False)
-        up(self.settings)
+        up(self.settings, supervised=True)
 
     # ------------------------------------------------------------------------------------------------ runs
 
@@ -185,6 +194,10 @@ class Drill:
             outcome.wrong.append(str(error))
         finally:
             self.proxy.arm("", "", 0)
+            if self.second is not None:
+                os.killpg(self.second.pid, signal.SIGKILL)
+                self.second.wait()
+                self.second = None
         return outcome
 
     def _to_the_moment(self, run: str, outcome: Outcome) -> None:
@@ -212,6 +225,13 @@ class Drill:
         elif moment.fault == "down and up":
             down(self.direct)
             self.up()
+        elif moment.fault == "two schedulers":
+            first = process(self.direct.state_dir, "airflow-scheduler")
+            assert first is not None
+            quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
+            self.second = subprocess.Popen(first.cmdline(), env=first.environ(), cwd=ROOT, **quiet)
+        elif moment.fault == "disk full":
+            self._fill_the_disk()
         elif moment.fault == "mark failed":
             self.airflow.mark(DAG, run, "failed")
         elif moment.fault == "clear plan":
@@ -226,6 +246,16 @@ class Drill:
         else:
             kind, _, times = rest.partition(", ")
             self.proxy.arm(kind, {"reading": "GET", "writing": "PUT"}[moment.where], int(times))
+
+    def _fill_the_disk(self) -> None:
+        """No byte of the disk is free, while the run goes on; then somebody makes room."""
+        ballast = self.direct.state_dir / "ballast"
+        with ballast.open("wb", buffering=0) as file, suppress(OSError):
+            while True:
+                file.write(bytes(2**20))
+        (self.folder / "go").touch()
+        time.sleep(FULL)
+        ballast.unlink()
 
     def _clear(self, run: str, **which: object) -> None:
         body = {"dry_run": False, "dag_run_id": run, "reset_dag_runs": True, "include_downstream": True, **which}
@@ -252,7 +282,8 @@ class Drill:
                 last, changed = (now, state), time.monotonic()
             if not self._healthy():
                 sick_since = sick_since or time.monotonic()
-                if time.monotonic() - sick_since > 8:  # `packshot status` says which service is down, and `run`: up
+                # the store is behind the proxy: for the supervisor it is somebody else's
+                if time.monotonic() - sick_since > (SICK if process(self.direct.state_dir, "s3") else 8):
                     outcome.remedies.append("packshot up")
                     try:
                         self.up()
@@ -342,6 +373,19 @@ def _overwrite(settings: Settings, digest: str) -> None:
 
 
 @contextmanager
+def small_disk(folder: Path) -> Iterator[bool]:
+    """A file system of DISK_MB at `folder`, where we may mount one."""
+    folder.mkdir(mode=0o700)
+    options = ["-t", "tmpfs", "-o", f"size={DISK_MB}m,mode=700", "tmpfs"]
+    mounted = subprocess.run(["mount", *options, str(folder)], capture_output=True).returncode == 0
+    try:
+        yield mounted
+    finally:
+        if mounted:
+            subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@contextmanager
 def installation(folder: Path, photos: Sequence[str]) -> Iterator[Drill]:
     """An installation whose store is behind a proxy, and its undisturbed run."""
     state = folder / "state"
@@ -361,7 +405,7 @@ def installation(folder: Path, photos: Sequence[str]) -> Iterator[Drill]:
         direct = read_settings()
         with proxy_before(direct.s3_endpoint, free_port()) as proxy:
             address = f"127.0.0.1:{proxy.server_port}"
-            up(direct.model_copy(update={"s3_endpoint": address}), report=print)
+            up(direct.model_copy(update={"s3_endpoint": address}), supervised=True, report=print)
             behind = read_settings().model_copy(
                 update={
                     "s3_endpoint": address,
@@ -390,12 +434,16 @@ FEW = (
 
 def main(moments: Sequence[Moment], folder: Path, photos: Sequence[str] = PHOTOS) -> int:
     """Play the moments and print the table. Returns how many went wrong."""
-    wrong, began, count = 0, time.monotonic(), len(moments)
+    wrong, began = 0, time.monotonic()
     with tempfile.TemporaryDirectory(prefix="packshot-chaos-") as scratch:
         place = Path(scratch)
         if (folder / "recorded").exists():
             shutil.copytree(folder / "recorded", place / "recorded")
-        with installation(place, photos) as drill:
+        with small_disk(place / "state") as small, installation(place, photos) as drill:
+            if not small:
+                print("no right to mount a small disk: `disk full` is left out", flush=True)
+                moments = [moment for moment in moments if moment.fault != "disk full"]
+            count = len(moments)
             print(f"undisturbed: {time.monotonic() - began:.0f} s; {count} moments", flush=True)
             shutil.copytree(place / "recorded", folder / "recorded", dirs_exist_ok=True)
             head = f"{'fault':<28} {'moment':<26} {'outcome':<10} {'seconds':>7} {'still':>5}  remedy"
@@ -418,4 +466,5 @@ def main(moments: Sequence[Moment], folder: Path, photos: Sequence[str] = PHOTOS
 if __name__ == "__main__":
     if "--few" in sys.argv:
         sys.exit(bool(main(FEW, Path(sys.argv[-1]), PHOTOS[:1])))
-    sys.exit(bool(main(schedule(int(sys.argv[1]), int(sys.argv[2])), Path(sys.argv[-1]))))
+    how_many, seed, kept, *faults = sys.argv[1:]
+    sys.exit(bool(main(schedule(int(how_many), int(seed), faults or FAULTS), Path(kept))))

@@ -172,7 +172,8 @@ def test_nothing_is_published_before_every_check(bag: DagBag) -> None:
         assert dag.get_task("check_scores").upstream_task_ids == {"plan", "shots.inspect"}
         # with any other rule, publication is skipped where every shot is known and there is no shard
         assert dag.get_task("check_scores").trigger_rule == "all_done"
-        assert [task.task_id for task in dag.leaves] == ["summary"], "the run's state must be the summary's"
+        goes_on = {"next_wave"} if dag.dag_id == "catalog_refresh" else set()  # red where the rest is not started
+        assert {task.task_id for task in dag.leaves} == {"summary"} | goes_on, "the run's state must be the summary's"
 
 
 def test_forms_have_valid_defaults(bag: DagBag) -> None:

@@ -19,6 +19,7 @@ from operators.reviewed import PublishApprovedOperator
 from pipelines.catalogue.manifest import write_manifest
 from pipelines.contracts import Job, Made, Output, Product, Shot, Verdict, sha256_hex
 from pipelines.ledger.decisions import Choice, Decision, decide, held_image, roll_back, undo, undo_batch
+from pipelines.ledger.endings import end_run
 from pipelines.ledger.postgres import PostgresLedger
 from pipelines.ledger.reports import Report, list_runs, report
 from pipelines.ledger.schema import metadata
@@ -78,6 +79,7 @@ class Shop:
         self.ledger, self.store, self.context = ledger, store, context
         self.name = f"shop-{next(_shops)}"
         self.nights = itertools.count(1)
+        self.killed = False
         self.feed = {name: name for name in ("cup", "pot", "grown-vase")}
 
     def sku(self, name: str) -> str:
@@ -91,9 +93,9 @@ class Shop:
         ]
         return write_manifest(self.store, "feed.csv", "0" * 64, products)
 
-    def night(self, **about: Any) -> Report:
+    def night(self, run: str = "", **about: Any) -> Report:
         """One whole run; its report."""
-        run = f"{self.name}-night-{next(self.nights)}"
+        run = run or f"{self.name}-night-{next(self.nights)}"
         about = {
             "feed": self.manifest(), "categories": [], "skus": [],
             "limit": None, "reprocess": "missing", "channels": [], "accept_loss": False,
@@ -113,7 +115,10 @@ class Shop:
         """Publish and sum up, as their tasks do."""
         about = {"scene": SCENE.name, "channel": channel, "reprocess": reprocess}
         PublishOperator(task_id="publish", run=run, **about).execute(self.context)
-        SummaryOperator(task_id="summary", run=run, checks=[]).execute(self.context)
+        if self.killed:  # before its summary: the watch over the runs closes it
+            assert end_run(self.ledger.engine, run, "failed", "somebody marked it")
+        else:
+            SummaryOperator(task_id="summary", run=run, checks=[]).execute(self.context)
 
     def shown(self, found: Report) -> dict[str, str]:
         """Name → digest of its image, by the run's feed."""
@@ -182,6 +187,25 @@ def test_a_night_without_change_adds_a_row_for_the_run_and_reports_every_product
     assert {name: count.reused for name, count in second.steps.items()} == {
         name: count.computed for name, count in first.steps.items()
     }
+
+
+def test_what_a_run_settled_that_airflow_ended_is_no_difference_to_the_next(shop) -> None:
+    shop.killed = True
+    first = shop.night()
+    shop.killed = False
+    second = shop.night()
+    assert (first.state, shop.own_shots(second)) == ("failed", 0)
+    assert shop.states(second) == shop.states(first) == {"cup": "published", "pot": "published", "grown-vase": "held"}
+
+
+def test_images_that_were_encoded_before_are_found_without_reading_a_step(shop, monkeypatch) -> None:
+    first = shop.night()
+    with shop.ledger.engine.begin() as connection:
+        connection.execute(text("DELETE FROM run_steps WHERE run = :run AND stage = 'publish'"), {"run": first.run})
+    read: list[str] = []
+    monkeypatch.setattr(PostgresLedger, "find", lambda self, keys: read.extend(keys) or {})
+    shop.finish(first.run)
+    assert (read, shop.shown(report(shop.ledger.engine, first.run))) == ([], shop.shown(first))
 
 
 def test_only_what_is_new_changed_or_gone_is_looked_at(shop) -> None:

@@ -67,10 +67,19 @@ def test_a_scene_may_name_a_channel() -> None:
         Scene.model_validate(scene | {"channel": "tv"})
 
 
+def test_a_scenes_own_channel_is_not_taken_for_one_with_other_rules() -> None:
+    scene = load_scene("pure-white").model_dump()
+    own = {"name": "amazon-main", "width": 1000, "height": 1000}
+    with pytest.raises(ValueError, match="amazon-main is a channel with other rules: write `channel: amazon-main`"):
+        Scene.model_validate(scene | {"channel": own})
+    same = load_channel("amazon-main").model_dump()
+    assert Scene.model_validate(scene | {"channel": same}).channel == load_channel("amazon-main")
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("widht: 640", "widht: Extra inputs"),
+        ("widht: 640", "widht: there is no such key here, perhaps width"),
         ("format: gif", "format: Input should be"),
         ("width: 400\nheight: 400", "below the channel's own min_width"),
         ("width: 6000\nheight: 600\nmax_side: 5000", "6000×600 px is above the channel's own max_side, 5000 px"),

@@ -11,10 +11,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from pipelines.cli.main import app
-from pipelines.errors import UsageError
+from pipelines.errors import Rejected, UsageError
 from pipelines.scenes import FOLDER, check_scene, list_scenes, load_scene, picture_of, scene_names
 from pipelines.scenes.new import NewScene, write_scene
 from pipelines.settings import ROOT, get_settings
+from pipelines.vision.backdrops import BackdropSettings, lay_backdrop
 
 
 @pytest.fixture
@@ -80,7 +81,8 @@ def test_a_folder_that_is_not_there_is_one_line(tmp_path: Path, monkeypatch: pyt
             r"loft\.jpg is 1200×1100 px, which is too small: channel web needs 2048×2048",
         ),
         ({"ground_line": 1.2}, r"loft\.jpg: the ground line 1\.2 is out of the frame"),
-        ({"name": "Loft!"}, "name: "),
+        ({"name": "Loft!"}, "'Loft!' is no name: use a-z, 0-9"),
+        ({"name": "lofts/one"}, "'lofts/one' is no name"),
         ({"prompt": "a {thing}"}, r"prompt: .*\{thing\} is not one of"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -106,6 +108,46 @@ def test_a_phones_picture_is_measured_upright(tmp_path: Path) -> None:
         write_scene(NewScene("loft", tmp_path / "loft.jpg", "own photograph", width=1400, height=600))
 
 
+@pytest.mark.parametrize("name", ["IMG_1234.JPG", "my loft.jpeg", "küche.webp"])
+def test_a_picture_keeps_the_name_that_a_camera_or_a_person_gave_it(tmp_path: Path, name: str) -> None:
+    Image.new("RGB", (1200, 1100), "white").save(tmp_path / name)
+    scene = write_scene(NewScene("loft", tmp_path / name, "own photograph"))
+    assert scene.backdrop is not None
+    assert scene.backdrop.pictures[0].media_type in ("image/jpeg", "image/webp")
+    assert check_scene(tmp_path / "loft.yaml") == scene
+
+
+@pytest.mark.parametrize("name", ["loft.jpg", "loft.png"])
+def test_a_picture_that_is_cut_short_is_named_before_a_product_is_shot(tmp_path: Path, name: str) -> None:
+    path = picture(tmp_path, name)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UsageError, match=r"backdrop\.pictures\.0: .*cut short or broken .*: save it again"):
+        write_scene(NewScene("loft", path, "own photograph"))
+    assert list(tmp_path.glob("*.yaml")) == []
+    path.write_bytes(whole)
+    scene = write_scene(NewScene("loft", path, "own photograph"))
+    path.write_bytes(whole[: len(whole) // 2])
+    done = CliRunner().invoke(app, ["scenes", "check", str(tmp_path / "loft.yaml")])
+    assert "cut short or broken" in str(done.exception)
+    assert scene.backdrop is not None
+    drawing = scene.backdrop.pictures[0].drawing
+    settings = BackdropSettings.from_parameters({"mode": "adjust", "wanted_line": 0.8, "foot": (0, 1), **drawing})
+    with pytest.raises(Rejected, match="the scene's backdrop cannot be read: the picture is cut short"):
+        lay_backdrop(path.read_bytes(), (64, 64), settings)
+
+
+@pytest.mark.parametrize("photo", ["catalog.csv", "none.jpg", "broken.jpg"])
+def test_a_command_that_ends_without_a_preview_leaves_no_scene(tmp_path: Path, photo: str) -> None:
+    (tmp_path / "catalog.csv").write_text("id,title,image_link\n1,Mug,i.jpg\n2,Cup,i.jpg\n")
+    (tmp_path / "broken.jpg").write_bytes(b"no photo")
+    asked = ["--from", str(picture(tmp_path)), "--licence", "own photograph", "--photo", str(tmp_path / photo)]
+    done = CliRunner().invoke(app, ["scenes", "new", "loft", *asked])
+    assert isinstance(done.exception, UsageError)
+    assert "such photo: give one product photo" in str(done.exception) or photo == "broken.jpg"
+    assert list(tmp_path.glob("*.yaml")) == []
+
+
 def test_a_picture_that_is_no_picture_and_a_scene_that_is_there_are_refused(tmp_path: Path) -> None:
     (tmp_path / "loft.jpg").write_bytes(b"no picture")
     with pytest.raises(UsageError, match="not a JPEG, PNG or WebP picture"):
@@ -121,7 +163,9 @@ def test_a_picture_that_is_no_picture_and_a_scene_that_is_there_are_refused(tmp_
     ("picture_changes", "message"),
     [
         ({"licence": ""}, "licence"),
-        ({"file": "../secret.png"}, "file"),
+        ({"file": "../secret.png"}, r"file: '\.\./secret\.png' must be in the scene's folder"),
+        ({"file": "/secret.png"}, "file: '/secret.png' must be in the scene's folder"),
+        ({"file": "loft.tiff"}, r"file: 'loft\.tiff' must be a picture whose name ends in \.jpg"),
         ({"file": "none.jpg"}, r"backdrop\.pictures\.0: .*none\.jpg: No such file"),
         ({"ground": [[0, 0.9], [1, 0.9], [1, 1], [0, 1]]}, r"ground_line 0\.86 is not on the ground"),
         ({"ground": [[0, 0.5], [1, 0.9]]}, "a polygon has at least 3 corners"),

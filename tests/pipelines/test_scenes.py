@@ -120,9 +120,13 @@ def test_a_scene_name_cannot_leave_the_folder() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"promt": "typo"}, r"mine\.yaml: promt: "),
-        ({"controls": [{"kind": "canny", "mask_guidence": None}]}, r"controls\.0\.mask_guidence: "),
-        ({"prompt": "a photo of {produkt}"}, r"prompt: .*\{produkt\} is not one of \{product\}"),
+        ({"promt": "typo"}, r"mine\.yaml: promt: there is no such key here, perhaps prompt"),
+        ({"scale": 0.5}, "scale: there is no such key here$"),
+        (
+            {"controls": [{"kind": "canny", "mask_guidence": None}]},
+            r"controls\.0\.mask_guidence: there is no such key here, perhaps mask_guidance",
+        ),
+        ({"prompt": "a photo of {produkt}"}, r"prompt: \{produkt\} is not one of \{product\}"),
         ({"prompt": "a photo of {product!r}"}, "prompt: "),
         ({"prompt": "a photo of {product"}, "prompt: "),
         ({"method": "magic"}, "method: .*brushnet"),
@@ -151,7 +155,8 @@ def test_a_wrong_field_is_named_in_one_line(changes: dict[str, object], message:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "- a\n- list\n", "name: [", "\x00\x01", "title: !!python/object/apply:os.getcwd []"]
+    "text",
+    ["", "- a\n- list\n", "name: [", "\x00\x01", "title: !!python/object/apply:os.getcwd []", f"a: {'[' * 3000}"],
 )
 def test_a_file_that_is_no_scene_is_refused_in_one_line(text: str, tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
@@ -196,7 +201,7 @@ def test_a_file_under_another_name_than_its_scene_is_refused(tmp_path: Path) -> 
 
 
 def test_a_file_that_is_not_there_is_refused_by_its_path(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"none\.yaml"):
+    with pytest.raises(UsageError, match=r"none\.yaml: No such file or directory: give a scene's YAML file"):
         check_scene(tmp_path / "none.yaml")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -60,6 +61,34 @@ def test_a_wrong_precision_is_told_before_any_model_is_loaded(state_dir: Path, m
     monkeypatch.setenv("PACKSHOT_DTYPE", "float12")
     with pytest.raises(UsageError, match="PACKSHOT_DTYPE: Input should be 'auto', 'float32'"):
         read_settings(state_dir)
+
+
+@pytest.mark.parametrize(
+    ("device", "said"),
+    [
+        ("gpu", "PACKSHOT_DEVICE: 'gpu' is not `auto`, `cpu`, `cuda` or `cuda:<n>`"),
+        ("cuda:", "PACKSHOT_DEVICE: 'cuda:' is not"),
+        ("cuda:99", "PACKSHOT_DEVICE: cuda:99: PyTorch finds "),
+    ],
+)
+def test_a_device_that_is_none_or_not_there_is_one_line(
+    state_dir: Path, monkeypatch: pytest.MonkeyPatch, device: str, said: str
+) -> None:
+    monkeypatch.setenv("PACKSHOT_DEVICE", device)
+    with pytest.raises(UsageError, match=re.escape(said)):
+        read_settings(state_dir).compute()
+
+
+def test_a_misspelled_variable_is_not_ignored(state_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PACKSHOT_SCENE_DIR", "/sets")
+    with pytest.raises(UsageError, match="PACKSHOT_SCENE_DIR is no setting of packshot: PACKSHOT_SCENES_DIR is"):
+        read_settings(state_dir)
+
+
+def test_a_variable_of_somebody_elses_is_left_alone(state_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PACKSHOT_DATABASE_PASSWORD", "for docker/compose.yaml")
+    monkeypatch.setenv("MY_PACKSHOT_SCENE_DIR", "/sets")
+    assert read_settings(state_dir).scenes_dir is None
 
 
 def test_precision_and_memory_come_with_the_reason() -> None:

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 
 from pipelines.contracts import Artifact, Job, Product, Publication, Shot, ShotStep, State, Step, Verdict
 from pipelines.ledger.postgres import PostgresLedger
-from pipelines.settings import Settings
+from pipelines.settings import Settings, get_settings
 from pipelines.store import S3Store
 
 RUN = "manual__2026-05-01T10:00:00+00:00"
@@ -170,6 +170,9 @@ def served(airflow_db: Settings, settings: Settings, tmp_path_factory) -> Iterat
         patch.setenv("AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS", users)
         patch.setenv("AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE", str(passwords))
         patch.setenv("AIRFLOW__API__BASE_URL", served.url)
+        patch.setenv("PACKSHOT_SHEET_KEY", "a key for tests")
+        patch.setenv("PACKSHOT_GPU_HOUR_PRICE", "2.5")
+        get_settings.cache_clear()
         config = uvicorn.Config(create_app(apps="all"), host="127.0.0.1", port=port, log_level="error")
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, daemon=True)
@@ -181,9 +184,11 @@ def served(airflow_db: Settings, settings: Settings, tmp_path_factory) -> Iterat
         server.should_exit = True
         thread.join(timeout=30)
         purge_cached_app()
+    get_settings.cache_clear()
     from packshot_console import pictures, services
 
-    for cached in (services.ledger, services.store, pictures.preview):
+    pictures.forget()
+    for cached in (services.ledger, services.store):
         cached.cache_clear()
 
 

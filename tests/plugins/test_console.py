@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import hashlib
 import io
+import json
 import re
 import resource
 from concurrent.futures import ThreadPoolExecutor
+from html.parser import HTMLParser
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -13,109 +18,21 @@ from fastapi.routing import APIRoute
 from PIL import Image
 from sqlalchemy import text
 
-from pipelines.contracts import Product, run_of_channel
+from pipelines.contracts import Product, Verdict, run_of_channel
 from pipelines.ledger.decisions import Choice, decide, undo
 from pipelines.ledger.postgres import PostgresLedger
 from pipelines.settings import ROOT
 from pipelines.store import S3Store
-from tests.plugins.conftest import token
+from tests.plugins.conftest import hold, picture, token
 
 RUN = "manual__2026-05-01T10:00:00+00:00"
 STOPPED = "backfill__2026-05-02T00:00:00+00:00__2026-05-02__abc"
 REASON = "the product grew by 31 % at its right edge"
 
 
-NONE = "0" * 64
-MASK = '{"width": 16, "height": 16, "mask": "' + "A" * 43 + '="'
-
-LOOKING = [
-    "/",
-    "/overview",
-    "/runs",
-    f"/runs/{RUN}",
-    "/campaign",
-    "/campaign/scenes/oak-window",
-    "/live",
-    "/products/LAMP-2",
-    "/review",
-    "/review/queue",
-    "/review/selection",
-    "/review/images/{final}",
-]
-LOOKING += ["/static/console.css", "/static/review.js", "/pictures/{published}", "/artifacts/{published}"]
-DECIDING = [
-    ("/review/decisions", '{"final": "{final}", "choice": "maybe"}', 422),
-    ("/review/decisions", "{", 422),
-    ("/review/decisions", '{"final": "{final}", "choice": "approve", "by": "somebody else"}', 422),
-    ("/review/decisions", '{"final": "%s", "choice": "approve"}' % ("0" * 64), 409),
-    ("/review/decisions", '{"final": "{final}", "choice": "approve", "reason": "\\u0000"}', 422),
-    ("/review/decisions/1/undo", "{}", 409),
-    ("/review/batches", '{"fingerprint": "of another queue", "choice": "approve"}', 409),
-    (f"/review/batches/{'a' * 16}/undo", "{}", 409),
-    ("/campaign/forecasts", '{"scene": "no-such"}', 409),
-    ("/campaign/starts", '{"scene": "no-such"}', 409),
-    ("/campaign/starts", '{"scene": "oak-window", "days": 3}', 422),
-    ("/live/rollbacks", '{"publications": [99999], "run": ""}', 409),
-    ("/live/rollbacks", '{"publications": ["1"]}', 422),
-    (f"/editor/{NONE}/open", "", 409),
-    (f"/editor/{NONE}/answers", f'{MASK}, "clicks": [[0.5, 0.5, 1]], "box": []}}', 409),
-    (f"/editor/{NONE}/answers", f'{MASK}, "clicks": [[0.5, 1.5, 1]], "box": []}}', 422),
-    (f"/editor/{NONE}/answers", f'{MASK}, "clicks": [], "box": [0.1, 0.2]}}', 422),
-    (f"/editor/{NONE}/cutouts", f"{MASK}}}", 409),
-    (f"/editor/{NONE}/cutouts", MASK.replace("16", "17") + "}", 422),
-]
-"""Routes that decide, with bodies that change nothing, and what they answer to whoever may decide."""
-
-OWN = {"Sec-Fetch-Site": "same-origin"}
-FORGED = [
-    {"Sec-Fetch-Site": "cross-site"},
-    {"Sec-Fetch-Site": "same-site"},
-    {"Sec-Fetch-Site": "same-site", "Origin": "http://127.0.0.1:1"},
-    {"Origin": "https://elsewhere.example"},
-    {"Origin": "null"},
-    {},
-]
-
-
 @pytest.fixture(scope="module")
 def accounts(served) -> dict[str, str]:
-    return {name: token(served, name) for name in ("viewer", "merchandiser", "op", "admin")}
-
-
-def test_every_page_is_shown_to_every_role_and_to_nobody_else(served, accounts, run) -> None:
-    with httpx.Client(base_url=f"{served.url}/packshot", trust_env=False) as client:
-        for path in [path.format(**run) for path in LOOKING] + ["/openapi.json", "/docs", "/redoc"]:
-            answer = client.get(path)
-            assert answer.status_code in (401, 404), path
-            assert "CUP-1" not in answer.text
-            assert len(answer.content) < 200
-        for name, bearer in accounts.items():
-            for path in [path.format(**run) for path in LOOKING]:
-                answer = client.get(path, headers={"Cookie": f"_token={bearer}"})
-                assert answer.status_code == (303 if path == "/" else 200), (name, path)
-
-
-def test_whoever_may_decide_does_so_from_this_servers_pages_alone(served, accounts, run) -> None:
-    """Every route that changes something × every role × own and forged requests × bodies that are none."""
-    with httpx.Client(base_url=f"{served.url}/packshot", trust_env=False) as client:
-        for path, body, allowed in DECIDING:
-            sent = body.replace("{final}", run["final"])
-
-            def post(path=path, sent=sent, **headers: str) -> int:
-                return client.post(path, content=sent, headers=headers).status_code
-
-            assert post(**OWN) == 401, path
-            assert post() == 401, path
-            for name, bearer in accounts.items():
-                cookie = {"Cookie": f"_token={bearer}"}
-                expected = 403 if name == "viewer" else allowed
-                assert post(**cookie, **OWN) == expected, (name, path)
-                assert post(**cookie, Origin=served.url) == expected, (name, path)
-                assert post(Authorization=f"Bearer {bearer}") == expected, (name, path)
-                for forged in FORGED:
-                    assert post(**cookie, **forged) == 403, (name, path, forged)
-                    both = {"Authorization": f"Bearer {bearer}", **cookie, **forged}
-                    assert post(**both) == 403, "a token exempts only where no cookie is sent"
+    return {name: token(served, name) for name in ("viewer", "merchandiser")}
 
 
 def test_a_products_page_shows_every_image_with_its_steps_and_decisions(viewer, run, ledger: PostgresLedger) -> None:
@@ -126,10 +43,25 @@ def test_a_products_page_shows_every_image_with_its_steps_and_decisions(viewer, 
         for words in ("<b>ada</b> decided: reject, “the handle”", "a red cup on an oak table", "inspect"):
             assert words in page
         assert page.count("<li><figure>") == 4
+        assert "made once" in page
     finally:
         undo(ledger.engine, decision.id, "ada")
     assert "live" in viewer.get("/products/CUP-1").text
     assert viewer.get("/products/no-such").status_code == 404
+
+
+def test_decisions_are_a_file_for_a_spreadsheet(viewer, run, ledger: PostgresLedger) -> None:
+    decision = decide(ledger.engine, run["final"], Choice.REJECT, "ada", '@SUM(1), "x"')
+    undo(ledger.engine, decision.id, "ada")
+    answer = viewer.get("/review/decisions.csv", params={"scene": "oak", "sku": "LAMP-2", "check": "overcompletion"})
+    assert answer.headers["content-type"] == "text/csv; charset=utf-8"
+    assert answer.headers["content-disposition"] == 'attachment; filename="decisions.csv"'
+    rows = list(csv.DictReader(io.StringIO(answer.text)))
+    assert {row["sku"] for row in rows} == {"LAMP-2"}
+    assert (rows[0]["reason"], rows[0]["held_for"]) == ('\'@SUM(1), "x"', REASON)
+    assert len(viewer.get("/review/decisions.csv?scene=pine").text.splitlines()) == 1
+    for path in ("/review", "/live"):
+        assert 'formaction="/packshot/review/decisions.csv"' in viewer.get(path).text
 
 
 def test_the_reference_names_every_route_and_no_other() -> None:
@@ -151,8 +83,29 @@ def test_no_address_follows_the_host_that_a_request_claims(served, accounts, run
 
 
 def test_a_name_that_no_run_can_have_is_not_found(viewer, run) -> None:
-    for path in ("/runs/%00", "/runs/a%00b", "/review?run=%00", "/review/queue?scene=%00", "/runs/no-such-run"):
+    for path in (
+        "/runs/%00",
+        "/runs/a%00b",
+        "/review?run=%00",
+        "/review/queue?scene=%00",
+        "/runs/no-such-run",
+        "/compare?a=x&b=no-such-run",
+    ):
         assert viewer.get(path).status_code == 404, path
+    assert "these two are the same" in viewer.get("/compare", params={"a": RUN, "b": RUN}).text
+
+
+def test_a_page_that_is_not_there_is_a_page_with_the_way_back(viewer, run) -> None:
+    for path, words in (
+        ("/products/no-such", "The ledger knows no such product."),
+        ("/runs/no-such", "The ledger knows no such run."),
+        ("/no-such", "The address may be old, or misspelled."),
+    ):
+        answer = viewer.get(path, headers={"Sec-Fetch-Mode": "navigate"})
+        assert answer.status_code == 404
+        assert words in answer.text, path
+        assert 'href="/packshot/overview"' in answer.text
+    assert viewer.get("/products/no-such").json() == {"detail": "the ledger knows no such product"}
 
 
 def test_somebody_who_opens_a_page_without_a_session_is_sent_to_the_login(anonymous, run) -> None:
@@ -225,6 +178,15 @@ def test_a_run_whose_publication_was_stopped_says_why_and_for_which_rows(viewer,
     assert viewer.get(f"/artifacts/{run['validation']}").json() == {"success": False}
 
 
+def test_a_run_says_how_many_shots_it_left_to_the_next_wave(viewer, run, ledger: PostgresLedger) -> None:
+    assert "next wave" not in viewer.get(f"/runs/{RUN}").text
+    with ledger.engine.begin() as connection:
+        connection.execute(text("UPDATE runs SET put_off = 1200 WHERE id = :run"), {"run": RUN})
+    assert re.search(r"Left to the next wave:\s+1,200", viewer.get(f"/runs/{RUN}").text)
+    with ledger.engine.begin() as connection:
+        connection.execute(text("UPDATE runs SET put_off = 0 WHERE id = :run"), {"run": RUN})
+
+
 def test_a_state_can_be_picked(viewer, run) -> None:
     page = viewer.get(f"/runs/{RUN}?state=held").text
     assert re.findall(r'data-sku="([^"]*)"', page) == ["LAMP-2"]
@@ -233,15 +195,79 @@ def test_a_state_can_be_picked(viewer, run) -> None:
 
 def test_what_a_catalogue_says_is_text_and_scripts_are_forbidden(viewer, run) -> None:
     answer = viewer.get(f"/runs/{RUN}")
-    assert re.findall(r"<script[^>]*>", answer.text) == ['<script type="module" src="/packshot/static/console.js">'], (
-        "the page's own, none of a title's"
-    )
+    own = [f'<script type="module" src="/packshot/static/{name}.js">' for name in ("console", "run")]
+    assert re.findall(r"<script[^>]*>", answer.text) == own, "the page's own, none of a title's"
     assert "&lt;script&gt;" in answer.text
     policy = answer.headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "script-src 'self';" in policy
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert answer.headers["cache-control"] == "no-store"
+
+
+EVIL = "\"><script>alert(1)</script><img src=x onerror=alert(1)> <b>' {{ 7 * 7 }}"
+EVIL_RUN = EVIL.replace("/", "")
+
+
+class Elements(HTMLParser):
+    """What a browser makes of a page: its elements, the text between them, and the code in scripts."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = self.code = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_data(self, data: str) -> None:
+        if self.cdata_elem:
+            self.code += data
+        else:
+            self.text += data
+
+    @property
+    def values(self) -> str:
+        """All attributes' values."""
+        return "\n".join(str(value) for _, attributes in self.elements for value in attributes.values())
+
+
+def test_a_script_in_any_name_or_reason_is_text_on_every_page(viewer, ledger: PostgresLedger, store: S3Store) -> None:
+    grown = Verdict("overcompletion", 0.31, 0.05, False, EVIL, "where")
+    final = hold(ledger, store, EVIL_RUN, {EVIL: EVIL, "LAMP-9": EVIL}, grown, scene=EVIL)["LAMP-9"]
+    editable = hold(ledger, store, "r evil", {"CUP-9": EVIL}, grown, scene="oak-window")["CUP-9"]
+    undo(ledger.engine, decide(ledger.engine, final, Choice.REJECT, EVIL, EVIL).id, EVIL)
+    ledger.upsert_products([Product("BIN-9", 5, EVIL, EVIL, "a" * 64)])
+    ledger.start_run(EVIL_RUN + "2", EVIL, EVIL, EVIL)
+    failure = {"expectation": EVIL, "column": EVIL, "rows": [EVIL]}
+    ledger.finish_run(EVIL_RUN + "2", "failed", {"reason": EVIL, "failures": [failure]})
+    ledger.start_run(EVIL_RUN + "3", "catalog_refresh", EVIL, EVIL)
+
+    pages = [
+        "/overview",
+        "/runs",
+        f"/runs/{quote(EVIL_RUN)}",
+        f"/runs/{quote(EVIL_RUN)}2",
+        "/campaign",
+        f"/products/{quote(EVIL)}",
+        f"/review?run={quote(EVIL)}&check={quote(EVIL)}&scene={quote(EVIL)}",
+        f"/editor/{editable}",
+    ]
+    for path in pages:
+        answer = viewer.get(path)
+        assert answer.status_code == 200, path
+        page = Elements(answer.text)
+        assert any(words in page.text + page.values for words in (EVIL, EVIL_RUN)), f"{path} does not show it"
+        assert page.code == "", path
+        for tag, attributes in page.elements:
+            assert not [name for name in attributes if name.startswith("on")], (path, tag, attributes)
+            assert attributes.get("src", "/packshot/").startswith("/packshot/"), (path, tag, attributes)
+    for path in ("/review/queue", "/review/selection", f"/review/images/{final}"):
+        answer = viewer.get(path)
+        assert json.dumps(EVIL, ensure_ascii=False) in json.dumps(answer.json(), ensure_ascii=False)
+        assert answer.headers["content-type"] == "application/json"
+        assert answer.headers["x-content-type-options"] == "nosniff"
 
 
 def test_only_what_the_ledger_names_is_served(viewer, run, store: S3Store) -> None:
@@ -259,6 +285,29 @@ def test_a_published_image_is_served_byte_for_byte(viewer, run, store: S3Store) 
     assert answer.content == store.get(run["published"])
     assert answer.headers["content-type"] == "image/png"
     assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+def test_a_picture_that_the_store_has_later_is_shown(viewer, ledger: PostgresLedger, store: S3Store) -> None:
+    data = picture("#123456")
+    digest = hashlib.sha256(data).hexdigest()
+    ledger.upsert_products([Product("LATE-1", 7, "Late", "Kitchen", digest)])
+    assert viewer.get(f"/pictures/{digest}").status_code == 415
+    store.put(data, "image/png")
+    assert viewer.get(f"/pictures/{digest}").status_code == 200
+
+
+def test_an_approval_of_a_product_that_left_its_feed_is_not_under_way(viewer, ledger: PostgresLedger, store) -> None:
+    def under_way() -> list[str]:
+        return re.findall(r"(\d+) to publish, (\d+) to try again", viewer.get("/overview").text)
+
+    assert under_way() == [("0", "0")]
+    finals = hold(ledger, store, "r left", {"LEFT-1": "Cup", "LEFT-2": "Mug"})
+    decide(ledger.engine, finals["LEFT-1"], Choice.APPROVE, "ada")
+    decide(ledger.engine, finals["LEFT-2"], Choice.RETRY, "ada")
+    assert under_way() == [("1", "1")]
+    with ledger.engine.begin() as connection:
+        connection.execute(text("UPDATE products SET left_at = now() WHERE sku LIKE 'LEFT-%'"))
+    assert under_way() == [("0", "0")]
 
 
 def test_previews_have_the_size_that_was_asked_for(viewer, run) -> None:

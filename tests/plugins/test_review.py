@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import re
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 from pipelines.contracts import Artifact, Job, Product, Publication, Shot, ShotStep, State, Step
 from pipelines.ledger.decisions import Choice, approved_images, decide
 from pipelines.ledger.postgres import PostgresLedger
 from pipelines.ledger.spot_checks import draw
 from pipelines.settings import ROOT
-from tests.plugins.conftest import PRESERVED, hold, token
+from tests.plugins.conftest import GROWN, PRESERVED, hold, token
 from tests.plugins.stage import STAGED, staged
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -71,6 +75,19 @@ def shown(page) -> str:
 
 def wait_for(page, final: str) -> None:
     page.locator(f"#review[data-shown='{final}']").wait_for(timeout=20_000)
+
+
+def test_a_title_that_is_a_script_stays_text(log_in, ledger, store) -> None:
+    evil = "<img src=x onerror=alert(1)><script>alert(1)</script>"
+    hold(ledger, store, "r1", {"CUP-1": evil, "CUP-2": evil}, replace(GROWN, reason=evil))
+    page = log_in()
+    dialogs: list[str] = []
+    page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
+    page.get_by_text(evil).first.wait_for()
+    page.get_by_role("button", name="Decide all").click()
+    page.locator("#sample").get_by_text(evil).first.wait_for()
+    assert page.locator("img[src='x']").count() == 0
+    assert dialogs == []
 
 
 def test_a_queue_is_decided_with_one_key_an_image_and_no_image_is_shown_twice(log_in, ledger, store, served) -> None:
@@ -222,6 +239,86 @@ def test_a_run_is_rolled_back_and_what_was_shown_before_is_shown_again(log_in, l
     assert [tuple(row) for row in rows][1:] == [("approve", "", "merchandiser"), ("reject", "too dark", None)]
 
 
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_contact_sheet_is_shared_with_somebody_without_a_login(log_in, browser, ledger, store, served, theme) -> None:
+    titles = {sku: title for sku, (title, _) in STAGED.items()}
+    for run in ("r1", "run 2"):
+        finals = hold(ledger, store, run, titles, scene=run[-1] * 3, pictures=staged)
+        for sku, final in finals.items():
+            decide(ledger.engine, final, Choice.APPROVE, "ada")
+            publish(ledger, run, sku, final)
+    page = log_in(path="/packshot/runs/run 2", color_scheme=theme)
+    page.get_by_role("link", name="what is live of it").click()
+    page.wait_for_load_state()
+    page.get_by_role("button", name="Share a contact sheet").click()
+    page.get_by_label("Ends after").select_option("30")
+    page.get_by_role("button", name="Make the link").click()
+    page.get_by_text("3 images, until").wait_for()
+    page.screenshot(path=PICTURES / f"share-{theme}.png")
+    address = page.get_by_label("Link").input_value()
+    assert address.startswith(f"{served.url}/packshot/public/sheets/")
+    complaints: list[str] = []
+    for width in (1440, 390):
+        guest = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=theme)
+        guest.on("console", lambda message: complaints.append(message.text))
+        guest.on("response", lambda answer: answer.ok or complaints.append(f"{answer.status} {answer.url}"))
+        guest.goto(address, wait_until="networkidle")
+        images = guest.locator("article img")
+        assert images.count() == 3
+        assert [image.evaluate("img => img.decode() ?? img.naturalWidth") for image in images.all()]
+        assert guest.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        guest.screenshot(path=PICTURES / f"sheet-{width}-{theme}.png", full_page=True)
+        guest.close()
+    assert complaints == []
+
+
+def test_two_runs_are_compared_product_by_product(log_in, ledger, store) -> None:
+    titles = {sku: title for sku, (title, _) in STAGED.items()}
+    hold(ledger, store, "r1", titles, pictures=staged)
+    hold(ledger, store, "r2", {**titles, "CUP": "Cup"}, scene="sage", verdict=PRESERVED)
+    page = log_in("viewer", path="/packshot/runs/r1")
+    page.get_by_role("link", name="compare with another run").click()
+    page.locator("select[name=b]").select_option("r2")
+    page.get_by_role("button", name="Compare").click()
+    page.get_by_text("3 products are in both runs, 1 in B alone").wait_for()
+    rows = {row.split()[0]: row.split() for row in page.locator(".compared tbody tr").all_inner_texts()}
+    assert rows["held"][1:4] == ["3", "3", "100.0"]
+    assert rows["overcompletion"][1:4] == ["3", "3", "100.0"]
+    assert "-100.0" in rows["overcompletion"]
+    pair = page.locator("article[data-sku=SMP-004] .pair")
+    for mode in ("Slider", "Flip", "Side by side"):
+        page.locator("article[data-sku=SMP-004]").get_by_role("button", name=mode).click()
+        assert pair.get_attribute("data-mode") == {"Slider": "slider", "Flip": "flip"}.get(mode, "side")
+        assert [image.evaluate("img => img.decode() ?? img.naturalWidth") for image in pair.locator("img").all()]
+    page.get_by_role("link", name="overcompletion").click()
+    assert page.locator("article").count() == 3
+    page.goto(page.url.split("&check")[0] + "&a_state=published")
+    page.get_by_text("No product is in this choice").wait_for()
+
+    from packshot_console import comparison, services
+
+    queries: list[str] = []
+    event.listen(services.ledger().engine, "before_cursor_execute", lambda *about: queries.append(about[2]))
+    comparison.comparison("r1", "r2", comparison.PairChoice(), 1)
+    assert len(queries) == 5, "and one for the runs to choose from"
+
+
+def test_decisions_are_downloaded_for_the_filters_that_are_chosen(log_in, ledger, store, served) -> None:
+    made = hold(ledger, store, "r1", {"CUP": "Cup"}) | hold(ledger, store, "r2", {"POT": "Pot"}, scene="sage")
+    for final in made.values():
+        decide(ledger.engine, final, Choice.REJECT, "ada", "=1+1")
+    hold(ledger, store, "r3", {"JUG": "Jug"}, scene="sage")
+    page = log_in("viewer")
+    page.goto(f"{served.url}/plugin/packshot-review")
+    frame = page.frame_locator("iframe")
+    frame.locator("select[name=scene]").select_option("sage")
+    with page.expect_download() as download:
+        frame.get_by_role("button", name="Decisions as CSV").click()
+    assert download.value.suggested_filename == "decisions.csv"
+    rows = list(csv.DictReader(io.StringIO(download.value.path().read_text())))
+    assert [(row["sku"], row["reason"]) for row in rows] == [("POT", "'=1+1")]
+
+
 def test_a_spot_check_is_answered_and_a_wrong_image_is_withdrawn_and_counted(log_in, ledger, store) -> None:
     finals = hold(ledger, store, "spot", {"CUP": "Cup", "POT": "Pot"}, verdict=PRESERVED)
     shown_files = {sku: publish(ledger, "spot", sku, final) for sku, final in finals.items()}
@@ -243,6 +340,9 @@ def test_a_spot_check_is_answered_and_a_wrong_image_is_withdrawn_and_counted(log
         files = connection.scalars(text("SELECT digest FROM publications WHERE superseded_at IS NULL")).all()
     assert files == [shown_files["CUP"]]
     page.goto(page.url.replace("review", "overview"))
+    tile = page.locator(".tile", has_text="of computing for a published image")
+    assert tile.locator("b").inner_text() == "7.5 s"
+    assert tile.locator("small").inner_text() == "about 0.0052 EUR, in 14 days"
     row = page.locator("h2", has_text="passed image was wrong").locator("+ table tbody tr")
     assert row.inner_text().split() == ["oak", "1", "of", "2", "50.0", "%"]
 
@@ -308,12 +408,13 @@ def test_pictures_of_the_pages(log_in, ledger, store, served, pytestconfig, them
     page = log_in(viewport={"width": width, "height": 900}, color_scheme=theme)
     for image in page.locator("#strip img, #tries img, .pair img").all():
         image.evaluate("img => img.decode()")
-    for name in ("review", "overview", "live", "runs", "runs/run 1", "products/SMP-004"):
+    pages = ("review", "overview", "live", "runs", "runs/run 1", "products/SMP-004", "compare?a=run 1&b=run 2")
+    for name in pages:
         if name != "review":
             page.goto(f"{served.url}/packshot/{name}")
         page.wait_for_load_state("networkidle")
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{name} is wider than the screen"
-        file = f"console-{name.split('/')[0]}{'-one' if '/' in name else ''}-{width}-{theme}.png"
+        file = f"console-{re.split('[/?]', name)[0]}{'-one' if '/' in name else ''}-{width}-{theme}.png"
         page.screenshot(path=PICTURES / file, full_page=width == 390)
         kept = {"review": "review-page.jpg", "overview": "overview.jpg"}.get(name)
         if kept and (width, theme) == (1440, "light") and pytestconfig.getoption("--docs-pictures"):

@@ -15,12 +15,11 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from pipelines.errors import UsageError
-from pipelines.scenes.strict_yaml import Named, Part, read_model
+from pipelines.scenes.strict_yaml import Name, Named, Part, read_model
 from pipelines.settings import get_settings
 
 FOLDER = Path(__file__).resolve().parent
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 SourceType = Literal[

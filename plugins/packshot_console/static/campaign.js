@@ -69,6 +69,7 @@ function show(found) {
   set("reused", numbers.format(found.reused));
   set("computed", numbers.format(found.computed));
   set("time", found.seconds || !found.computed ? duration(found.seconds) : "unknown");
+  set("cost", found.cost && found.seconds ? `about ${found.cost}` : "");
   set("unmeasured", found.unmeasured.length ? `without ${found.unmeasured.join(", ")}: not measured yet` : "");
   const part = document.getElementById("proportion");
   part.hidden = found.followed === found.products;

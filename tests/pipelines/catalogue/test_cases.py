@@ -116,7 +116,7 @@ def test_of_several_addresses_in_one_field_the_first_is_the_photo(between):
 
 
 def test_no_spreadsheet_computes_an_exported_feed():
-    hostile = ['=HYPERLINK("http://evil")', "@SUM(A1)", "+cmd|' /C calc'!A0", "-2+3"]
+    hostile = ['=HYPERLINK("http://evil")', "@SUM(A1)", "+cmd|' /C calc'!A0", "-2+3", "\t=1+1", "\uff1d1+1"]
     written = published_feed([(text, text, "a.jpg", "0") for text in hostile])
     read = list(csv.reader(io.StringIO(written.decode())))
     assert [row[:2] for row in read[1:]] == [["'" + text] * 2 for text in hostile]

@@ -57,7 +57,7 @@ def test_the_delimiter_is_found(delimiter):
     assert (product.sku, product.image_link, product.extra) == ("1", "i.jpg", {"additional_image_link": "j.jpg"})
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252", "utf-32"])
 def test_the_encodings_that_spreadsheets_write_are_read(encoding):
     (product,) = parse("id,title,image_link\n1,Crème brûlée – 5 €,i.jpg\n".encode(encoding))
     assert product.title == "Crème brûlée – 5 €"
@@ -95,7 +95,10 @@ def test_only_line_ends_end_a_row():
         ("", "the file is empty"),
         ("\n\n", "the file is empty"),
         ("id,title,picture\n1,Mug,i.jpg\n", "no column 'image_link' in its header (found: id, title, picture)"),
-        ("id,title,image_link,id\n1,Mug,i.jpg,2\n", "more than one column 'id'"),
+        (
+            "id,title,image_link,id\n1,Mug,i.jpg,2\n",
+            "more than one column 'id' in its header (found: id, title, image_link, id): keep one of them",
+        ),
         ("id,title,image_link\n", "no product below its header"),
         (b"\x89PNG\r\n\x1a\n\x81\x8d\x00", "a PNG picture"),
         (b"PK\x03\x04\x14\x00xl/workbook.xml", "export the sheet as CSV UTF-8"),

@@ -19,11 +19,12 @@ from typer.testing import CliRunner, Result
 from pipelines.cli import console
 from pipelines.cli.console import exit_code
 from pipelines.cli.main import app, main
+from pipelines.cli.runs import _campaign_total
 from pipelines.contracts import Artifact, Job, Product, Shot, ShotState, ShotStep, State, Step, sha256_hex
 from pipelines.quality.likeness import likeness_code
 from pipelines.services import airflow_client as airflow_api
 from pipelines.services.airflow_client import Airflow
-from pipelines.settings import Settings, get_settings
+from pipelines.settings import ROOT, Settings, get_settings
 from pipelines.store import S3Store
 from pipelines.training.__main__ import TRAINERS
 
@@ -81,6 +82,17 @@ def test_a_lineage_shows_sku_and_device_as_they_are(run: str) -> None:
     assert text.count(SHOWN) == 2
 
 
+def test_decisions_are_written_to_a_file_and_an_unknown_run_is_an_error(run: str, tmp_path: Path) -> None:
+    file = tmp_path / "decisions.csv"
+    answer = json.loads(packshot("decisions", "--run", run, "--out", file, "--json").stdout)
+    assert answer == {"decisions": 0, "file": str(file)}
+    assert file.read_text().startswith("decision,decided_at,by,choice,reason,held_for,sku,")
+    file.unlink()
+    refused = CliRunner().invoke(app, ["decisions", "--run", "no-such", "--out", str(file)])
+    assert "no run 'no-such' in the ledger" in str(refused.exception)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_error_shows_what_was_asked_for_as_it_is(
     run: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -98,6 +110,7 @@ def test_an_error_shows_what_was_asked_for_as_it_is(
     ("setting", "value", "arguments", "said"),
     [
         ("PACKSHOT_DATABASE_URL", "", ("report",), "PACKSHOT_DATABASE_URL is not set"),
+        ("PACKSHOT_SHEET_KEY", "mine", ("up", "--end-sheet-links"), "PACKSHOT_SHEET_KEY is set"),
         ("PACKSHOT_DATABASE_URL", "", ("models", "revisions"), "PACKSHOT_DATABASE_URL is not set"),
         ("PACKSHOT_DATABASE_URL", "sesame", ("report",), "PACKSHOT_DATABASE_URL is no address of a Postgres database"),
         ("PACKSHOT_DATABASE_URL", "postgresql+psycopg2://me:sesame@127.0.0.1:1/x", ("report",), "does not answer"),
@@ -124,6 +137,16 @@ def test_what_is_away_is_said_in_one_line(
     [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("packshot: ")]
     assert said in line
     assert "sesame" not in line
+
+
+def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def list_scenes() -> None:
+        with open("/dev/full", "wb", buffering=0) as file:
+            file.write(b"an image")
+
+    monkeypatch.setattr("pipelines.scenes.list_scenes", list_scenes)
+    assert exits(monkeypatch, "scenes", "list") == 1
+    assert "No space left on device: make room, and repeat the command" in capsys.readouterr().err
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,6 +304,48 @@ def test_an_api_that_fails_is_said_in_one_line(
     assert capsys.readouterr().err.strip().endswith("/api/v2/backfills answers 503 Service Unavailable")
 
 
+def test_a_campaign_of_more_days_than_airflow_makes_runs_of_is_refused(
+    airflow: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(StubAirflow, "away", 99)  # it is not asked
+    asked = ("campaign", "--scene", "studio-sage", "--from", "1990-01-01", "--to", "2020-01-01")
+    assert exits(monkeypatch, *asked) == 2
+    assert "are 10958 days, each a run: a campaign has 366 at most" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        ({"runs": ["a", "b"], "shots": None, "reused": None, "seconds_expected": None}, "2 runs"),
+        ({"runs": ["a"], "shots": 3, "reused": 6, "seconds_expected": 9.6},
+         "1 run, 3 shots, 6 steps reused, about 10 s to compute"),
+        ({"runs": ["a"], "shots": 0, "reused": 0, "seconds_expected": None},
+         "1 run, 0 shots, 0 steps reused; no product is in this choice: check --sku, --category, --reprocess and the "
+         "days"),
+    ],
+)  # fmt: skip
+def test_a_campaign_without_a_product_says_so(document: dict[str, object], said: str) -> None:
+    assert _campaign_total(document, success=True) == said
+    assert "no product" not in _campaign_total(document, success=False)
+
+
+def test_who_stops_waiting_is_told_that_the_run_goes_on(
+    run: str,
+    airflow: str,
+    store: S3Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Airflow, "follow", interrupted)
+    assert exits(monkeypatch, "run", catalogue(tmp_path, "none.jpg"), "--scene", "studio-sage", "--wait") == 130
+    said = "run manual__1+00:00 goes on in Airflow: `packshot report manual__1+00:00` shows what becomes of it"
+    assert said in capsys.readouterr().err
+
+
 def test_a_campaign_of_days_to_come_is_refused(
     airflow: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -381,6 +446,43 @@ def test_a_scene_shows_its_title_as_it_is(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text('name: mine\ntitle: "Red [red]x[/] [/]"\nprompt: a photo of {product}\n', "utf-8")
     assert "Red [red]x[/] [/]: valid" in packshot("scenes", "check", file).output
+
+
+def test_before_the_first_up_no_address_and_no_login_is_invented(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PACKSHOT_STATE_DIR", str(tmp_path / "state"))
+    for name in ("DATABASE_URL", "S3_ENDPOINT", "AIRFLOW_URL"):
+        monkeypatch.setenv(f"PACKSHOT_{name}", "")
+    get_settings.cache_clear()
+    try:
+        shown, document = packshot("status"), json.loads(packshot("status", "--json").output)
+    finally:
+        get_settings.cache_clear()
+    assert shown.exit_code == 1
+    assert f"Nothing is set up in {tmp_path / 'state'}: `packshot up` starts the services" in shown.output
+    assert "127.0.0.1" not in shown.output
+    assert "admin" not in shown.output
+    assert not document["set_up"]
+    assert {service["address"] for service in document["services"]} == {""}
+    assert document["ui"] == ""
+
+
+def test_status_says_what_starts_a_service_that_is_down(services: Settings) -> None:
+    assert "`packshot up` starts what is down" in packshot("status").output  # the tests' services are without Airflow
+
+
+def test_no_address_and_no_path_is_cut_on_a_narrow_terminal(
+    services: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    shown = packshot("status").output
+    assert "…" not in shown.replace("/ …", "")  # the login of an Airflow that is not there
+    monkeypatch.chdir(tmp_path)
+    assert "…" not in packshot("scenes", "list").output
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.chdir(ROOT)
+    assert " pipelines/scenes/oak-window.jpg " in packshot("scenes", "list").output
 
 
 @pytest.mark.parametrize("terminal", [True, False])

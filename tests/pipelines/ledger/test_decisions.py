@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import re
 import threading
 from collections.abc import Callable
 from itertools import count
@@ -12,8 +15,18 @@ from sqlalchemy import text
 from pipelines.contracts import Artifact, Job, Product, Publication, Shot, ShotStep, State, Step, Verdict, sha256_hex
 from pipelines.errors import UsageError
 from pipelines.ledger import decisions
-from pipelines.ledger.decisions import AlreadyDecided, Choice, Selection, SelectionChanged, Superseded, decide, undo
+from pipelines.ledger.decisions import (
+    AlreadyDecided,
+    Choice,
+    DecisionFilter,
+    Selection,
+    SelectionChanged,
+    Superseded,
+    decide,
+    undo,
+)
 from pipelines.ledger.postgres import PostgresLedger
+from pipelines.runs.decision_list import decisions_csv
 
 _runs = count(1)
 GROWN = Verdict("overcompletion", 0.4, 0.05, False, "the product grew")
@@ -225,3 +238,43 @@ def test_what_is_sent_back_is_tried_again_once_by_scene_and_cannot_be_undone_the
     assert decisions.claim_retries(ledger.engine) == []
     with pytest.raises(UsageError, match="is being generated again: run retry__oak__"):
         undo(ledger.engine, kept.id, "ada")
+
+
+def test_decisions_are_listed_newest_first_by_what_they_are_about(ledger):
+    oak, pine = Held(ledger, "cup", "pot"), Held(ledger, "cup", scene="pine")
+    first = decide(ledger.engine, oak.finals["cup"], Choice.REJECT, "ada", "=1+1")
+    undo(ledger.engine, first.id, "bob")
+    decide(ledger.engine, oak.finals["pot"], Choice.APPROVE, "ada")
+    decide(ledger.engine, pine.finals["cup"], Choice.RETRY, "eve")
+
+    def listed(**wanted: str) -> list[tuple[str, str]]:
+        return [
+            (one.choice.value, one.sku) for one in decisions.list_decisions(ledger.engine, DecisionFilter(**wanted))
+        ]
+
+    assert listed() == [("retry", "cup"), ("approve", "pot"), ("reject", "cup")]
+    assert listed(run=oak.run) == [("approve", "pot"), ("reject", "cup")]
+    assert listed(scene="pine", channel="web") == [("retry", "cup")]
+    assert listed(sku="pot", check="overcompletion") == [("approve", "pot")]
+    assert listed(check="fidelity") == listed(check="spot_check") == listed(channel="shop") == []
+    rows = list(csv.DictReader(io.StringIO(b"".join(
+        decisions_csv(decisions.list_decisions(ledger.engine, DecisionFilter(sku="cup", scene="oak")))
+    ).decode())))  # fmt: skip
+    (row,) = rows
+    assert (row["decision"], row["by"], row["choice"], row["reason"]) == (str(first.id), "ada", "reject", "'=1+1")
+    assert (row["held_for"], row["image"], row["undone_by"]) == ("the product grew", oak.finals["cup"], "bob")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", row["decided_at"])
+
+
+def test_a_long_list_of_decisions_is_read_in_parts(ledger):
+    held = Held(ledger, "cup")
+    with ledger.engine.begin() as connection:
+        made = text(
+            "INSERT INTO decisions (final, run, shot, choice, by) "
+            "SELECT md5(n::text), run, shot, 'reject', 'ada' FROM run_shots, generate_series(1, 5001) n "
+            "WHERE run = :run"
+        )
+        connection.execute(made, {"run": held.run})
+    parts = list(decisions_csv(decisions.list_decisions(ledger.engine, DecisionFilter())))
+    assert len(parts) > 10
+    assert b"".join(parts).count(b"\r\n") == 5002

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.contracts import Artifact, Job, Product, Shot, ShotState, State, Step, sha256_hex
 from pipelines.errors import UsageError
 from pipelines.models.profile import load_profile
-from pipelines.runs.local import file_name, shoot
-from pipelines.scenes import load_scene
+from pipelines.runs.local import file_name, shoot, write_record
+from pipelines.scenes import SceneLora, load_scene
 from pipelines.settings import Settings
 from pipelines.workflow import Recipe
 
@@ -40,3 +41,63 @@ def test_a_source_that_is_not_there_leaves_no_folder_behind(tmp_path: Path) -> N
     with pytest.raises(UsageError, match="no such file"):
         shoot(tmp_path / "none.jpg", recipe, tmp_path / "out", Settings())
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("folder", "folder is a folder: give an image, or a catalogue"),
+        ("https://shop.example/photos/mug.jpg", "mug.jpg is at an address: download it"),
+        ("feed.xlsx", "export the sheet as CSV UTF-8"),
+        ("feed.json", "JSON: export the catalogue as CSV"),
+    ],
+)
+def test_a_source_of_another_kind_is_named(tmp_path: Path, source: str, said: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "feed.xlsx").write_bytes(b"PK\x03\x04\x14\x00")
+    (tmp_path / "feed.json").write_text('{"id": 1}')
+    recipe = Recipe(load_profile("mini"), load_scene("oak-window"))
+    path = Path(source) if "://" in source else tmp_path / source
+    with pytest.raises(UsageError, match=said):
+        shoot(path, recipe, tmp_path / "out", Settings())
+
+
+def test_a_catalogue_without_an_ending_is_read_as_one(tmp_path: Path) -> None:
+    (tmp_path / "feed").write_text("id;title;image_link\n1;Mug;none.jpg\n")
+    recipe = Recipe(load_profile("mini"), load_scene("oak-window"))
+    (outcome,) = shoot(tmp_path / "feed", recipe, tmp_path / "out", Settings())
+    assert (outcome.sku, outcome.state) == ("1", ShotState.REJECTED)
+    assert "none.jpg is not there" in outcome.reason
+
+
+def test_a_model_that_the_profile_lacks_is_named_before_anything_is_computed(tmp_path: Path) -> None:
+    (tmp_path / "mug.jpg").touch()
+    scene = load_scene("oak-window").model_copy(update={"lora": SceneLora(name="lora_dunes")})
+    stages: list[str] = []
+    with pytest.raises(UsageError, match="profile mini has no model 'lora_dunes'"):
+        shoot(
+            tmp_path / "mug.jpg",
+            Recipe(load_profile("mini"), scene),
+            tmp_path / "out",
+            Settings(),
+            started=lambda stage, shots: stages.append(stage),
+        )
+    assert stages == []
+
+
+@pytest.mark.parametrize("edited", [False, True])
+def test_an_image_that_is_no_longer_published_does_not_stay(tmp_path: Path, edited: bool) -> None:
+    image = tmp_path / "out" / "mug-oak-window.jpg"
+    (tmp_path / "out" / ".packshot").mkdir(parents=True)
+    image.write_bytes(b"published")
+    job = Job("publish", 1, {}, {})
+    published = Artifact(sha256_hex(b"published"), "published", "image/jpeg", 9)
+    shot = Shot(Product("mug", 1, "mug", "", sha256_hex(b"photo")), "oak-window", "web")
+    write_record(tmp_path / "out", [(shot, {"publish": Step(job.key, job, State.DONE, (published,))})])
+    if edited:
+        image.write_bytes(b"retouched by hand")
+    (tmp_path / "mug.jpg").write_bytes(b"no photo")
+    recipe = Recipe(load_profile("mini"), load_scene("oak-window"))
+    (outcome,) = shoot(tmp_path / "mug.jpg", recipe, tmp_path / "out", Settings())
+    assert outcome.state is ShotState.REJECTED
+    assert image.exists() == edited

@@ -11,7 +11,7 @@ import stat
 import subprocess
 import time
 from base64 import urlsafe_b64decode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,12 +24,15 @@ from minio.error import S3Error
 from sqlalchemy.engine import make_url
 
 from pipelines.contracts import sha256_hex
+from pipelines.runs.sheet_links import Sheet, sign
 from pipelines.services import DAEMONS, Installation, ServiceFailed, airflow_environment, down, status, up
-from pipelines.services.daemons import Daemon, ensure, process
+from pipelines.services.airflow_history import old_history
+from pipelines.services.daemons import Daemon, ensure, process, stop
 from pipelines.services.installation import GRPC_OFFSET, WORKER
 from pipelines.services.lifecycle import _connected, _without_embedded
 from pipelines.services.postgres import AS_NOBODY
 from pipelines.services.s3 import store_answers, store_client
+from pipelines.services.supervisor import PAUSE, last_word
 from pipelines.settings import ROOT, Settings, environment_file, read_settings
 from pipelines.store import S3Store
 
@@ -50,6 +53,13 @@ def _listed(channel: grpc.Channel) -> bool:
         return bool(list(listing(b"\x0a\x08/buckets", timeout=5)))
     except grpc.RpcError:
         return False
+
+
+def _until(holds: Callable[[], bool], seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < until
+        time.sleep(0.2)
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +171,29 @@ class TestEmbedded:
         assert S3Store(settings).get(digest) == b"kept"
         assert sha256_hex(b"kept") == digest
 
+    def test_the_supervisor_starts_again_what_dies_and_says_so(self, own: Path) -> None:
+        settings = read_settings()
+        digest = S3Store(settings).put(b"kept by nobody", "text/plain")
+        up(settings, airflow=False, supervised=True)
+        try:
+            dead = {name: psutil.Process(_pid(own, name)) for name in ("postgres", "s3")}
+            for killed in dead.values():
+                killed.kill()
+            _until(lambda: "s3 died, and runs again since" in self._told(settings), 60)
+            assert all(_pid(own, name) != killed.pid for name, killed in dead.items())
+            assert S3Store(read_settings()).get(digest) == b"kept by nobody"
+        finally:
+            down(settings)
+        assert process(own, "supervisor") is None
+        time.sleep(PAUSE + 1)
+        assert process(own, "postgres") is None, "what was stopped stays so"
+        up(read_settings(), airflow=False)
+
+    @staticmethod
+    def _told(settings: Settings) -> str:
+        """What `packshot status` says of the supervisor."""
+        return {s.name: s.detail for s in status(settings, airflow=False).services}["supervisor"]
+
     def test_what_survived_a_killed_postgres_is_started_anew(self, own: Path) -> None:
         ensure(own, Daemon("airflow-triggerer", ["sleep", "600"]))
         up(read_settings(), airflow=False)
@@ -228,7 +261,8 @@ class TestInstallation:
     ) -> None:
         installation = Installation.read(services.state_dir)
         environment = airflow_environment(_connected(services, installation), installation)
-        for secret in (installation.admin_password, installation.packshot_password, installation.postgres_password):
+        drawn = (installation.admin_password, installation.packshot_password, installation.postgres_password)
+        for secret in (*drawn, installation.sheet_key):
             assert secret not in " ".join(environment.values())
         for name, value in environment.items():
             if name.startswith("PACKSHOT_"):
@@ -324,12 +358,57 @@ class TestAirflow:
         assert not any(_runs(worker) for worker in workers)
         assert status(airflow_up).healthy
 
-    def test_down_stops_every_process(self, airflow_up: Settings) -> None:
+    def test_old_history_is_listed_then_removed_and_new_history_stays(self, airflow_up: Settings) -> None:
+        log = airflow_up.state_dir / "logs" / "tasks" / "run_id=long ago" / "attempt=1.log"
+        log.parent.mkdir(parents=True)
+        log.write_text("it went well")
+        long_ago = time.time() - 100 * 86400
+        os.utime(log, (long_ago, long_ago))
+        database = Installation.read(airflow_up.state_dir).airflow_database_url
+        count = "SELECT count(*) FILTER (WHERE event = 'long ago'), count(*) FROM log"
+        with _connect(database) as connection, connection.cursor() as cursor:
+            cursor.execute("INSERT INTO log (dttm, event) VALUES (to_timestamp(%s), 'long ago')", [long_ago])
+        with _connect(database) as connection, connection.cursor() as cursor:
+            cursor.execute(count)
+            old, everything = cursor.fetchone()
+        assert old < everything
+
+        listed = old_history(airflow_up, 90, apply=False)
+        assert (listed.rows, listed.logs, listed.bytes, log.exists()) == ({"log": 1}, 1, 12, True)
+        assert old_history(airflow_up, 90, apply=True).rows == listed.rows
+        assert not log.parent.exists()
+        with _connect(database) as connection, connection.cursor() as cursor:
+            cursor.execute(count)
+            old, remaining = cursor.fetchone()
+        assert (old, remaining >= everything - 1) == (0, True)
+
+    @pytest.mark.exhaustive  # Airflow takes its time to call a heartbeat too old
+    def test_a_scheduler_that_lives_and_works_no_more_is_started_anew(self, airflow_up: Settings) -> None:
+        up(airflow_up, supervised=True)
+        try:
+            old = psutil.Process(_pid(airflow_up.state_dir, "airflow-scheduler"))
+            old.suspend()
+            _until(lambda: "scheduler works no more, and runs again" in last_word(airflow_up.state_dir), 240)
+            assert not _runs(old)
+            assert status(airflow_up).healthy
+        finally:
+            stop(airflow_up.state_dir, "supervisor")
+
+    def test_down_stops_every_process_and_up_may_end_the_links_to_contact_sheets(self, airflow_up: Settings) -> None:
         state_dir = airflow_up.state_dir
+
+        now = time.time()
+        token = sign(Sheet(now, int(now) + 3600), Installation.read(state_dir).sheet_key)
+
+        def opened() -> int:
+            return httpx.get(f"{airflow_up.airflow_url}/packshot/public/sheets/{token}", trust_env=False).status_code
+
+        assert opened() == 200, "the API server has the key that the installation drew"
         leaders = [psutil.Process(_pid(state_dir, name)) for name in DAEMONS]
         processes = [*leaders, *(child for leader in leaders for child in leader.children(recursive=True))]
         down(airflow_up)
         try:
             assert not any(_runs(process) for process in processes)
         finally:
-            up(airflow_up)
+            up(airflow_up, end_sheet_links=True)
+        assert opened() == 403

@@ -99,6 +99,22 @@ def test_a_file_that_is_no_kind_of_its_format_that_is_read_is_named() -> None:
         read_photo(b"II*\0" + bytes(200))
 
 
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(400), "a HEIC picture, as iPhones take them"),
+        (b"\n<!DOCTYPE html><title>Log in</title>", "a web page"),
+        (b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>', "a drawing"),
+        (b"%PDF-1.7\n", "a PDF"),
+        (b"PK\x03\x04" + bytes(40), "a zip file"),
+        (b"id,title\n", "not an image that can be read"),
+    ],
+)
+def test_what_was_sent_in_place_of_a_photo_is_named(data: bytes, said: str) -> None:
+    with pytest.raises(Rejected, match=f"the photo is {said}.*; send one of JPEG, PNG"):
+        read_photo(data)
+
+
 def test_the_limit_on_megapixels_is_the_callers() -> None:
     data = encoded(Image.new("RGB", (200, 200)))
     assert read_photo(data, max_megapixels=0.04).size == (200, 200)
