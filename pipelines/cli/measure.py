@@ -62,7 +62,7 @@ def checks(
     limit: Annotated[int | None, typer.Option(min=6, help="Faults a check and clean photos; else 60 and 100.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Recall of each check of photos and cutouts on planted faults, and false holds on clean photos."""
+    """Recall of each check of photos, cutouts and images on planted faults, and false holds on clean ones."""
     from pipelines.evaluation.checks import measure_checks
     from pipelines.models.profile import active_profile
 

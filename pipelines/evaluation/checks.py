@@ -8,36 +8,29 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from pipelines.contracts import Product
 from pipelines.errors import Rejected, UsageError
 from pipelines.evaluation import planted, planted_finals
+from pipelines.evaluation.faults import Seen, before_scenes, finals, holding, likenesses, lost_parts, on_paper
 from pipelines.models.profile import Profile
 from pipelines.quality.checkerboard import LIMIT as CHECKERBOARD
 from pipelines.quality.checkerboard import measure_checkerboard
-from pipelines.quality.contact import measure_contact
+from pipelines.quality.evidence import Evidence
 from pipelines.quality.intervals import Interval, interval
-from pipelines.quality.likeness import find_twins, likeness_code
+from pipelines.quality.overcompletion import ColourFinder, OvercompletionDetector, SalientFinder
 from pipelines.quality.product_photo import LIMIT as GRAPHIC
 from pipelines.quality.product_photo import measure_graphic
-from pipelines.scenes import Checks
-from pipelines.stages.cutout import CutoutModels, cutout, photo_checks, step_doubts
+from pipelines.stages.cutout import CutoutModels, cutout, step_doubts
 from pipelines.vision.photos import Photo, read_photo
 from pipelines.vision.segmenters import HQSamSegmenter, SalientSegmenter
 
 FAULTS, CLEAN = 60, 100
 """Planted faults a check, and clean photos a source, if no limit is given."""
-
-COMPOSITES = 4
-"""Composites before scenes that are cut out at most for each wrong cutout that is wanted; about a quarter are wrong."""
-
-WRONG_IOU, WRONG_PART = 0.95, 0.03
-"""A cutout is wrong if its IoU with the exact alpha is less, or if it lacks this share of the product."""
 
 CLEAN_SOURCES = ("clothing-dataset", "grocery-store", "magento2", "vendure")
 
@@ -80,15 +73,6 @@ class ChecksMeasure:
     held_on_paper: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """One picture and whether a check holds it."""
-
-    product: str
-    kind: str
-    held: bool
-
-
 def measure_checks(training: Path, profile: Profile, limit: int | None = None, device: str = "cpu") -> ChecksMeasure:
     """Measure each check.
 
@@ -109,7 +93,8 @@ def measure_checks(training: Path, profile: Profile, limit: int | None = None, d
     cutouts = [cutouts[n] for n in rng.permutation(len(cutouts))]
     photos = [photos[n] for n in rng.permutation(len(photos))[:clean]]
     salient = SalientSegmenter.from_profile(profile, device)
-    models = CutoutModels(salient, HQSamSegmenter.from_profile(profile, salient, device))
+    detector = OvercompletionDetector([SalientFinder(salient), ColourFinder()], Evidence.read())
+    models = CutoutModels(salient, HQSamSegmenter.from_profile(profile, salient, device), detector)
 
     def picked(n: int) -> tuple[str, np.ndarray]:
         name, path = cutouts[n % len(cutouts)]
@@ -117,34 +102,36 @@ def measure_checks(training: Path, profile: Profile, limit: int | None = None, d
 
     kinds = tuple(planted.GRAPHICS)
     graphics = [
-        _Seen(f"drawn {n}", kinds[n % len(kinds)], _graphic(planted.graphic(kinds[n % len(kinds)], rng)))
+        Seen(f"drawn {n}", kinds[n % len(kinds)], _graphic(planted.graphic(kinds[n % len(kinds)], rng)))
         for n in range(faults)
     ]
     boards, borders, groups, opened, glass, whole = [], [], [], [], [], []
     for n in range(faults):
         name, product = picked(n)
-        boards.append(_Seen(name, "checkerboard", _board(planted.on_checkerboard(product, rng))))
+        boards.append(Seen(name, "checkerboard", _board(planted.on_checkerboard(product, rng))))
         held = _held(planted.over_the_border(product, rng), models, name)
-        borders.append(_Seen(name, "border", "border" in held))
+        borders.append(Seen(name, "border", "border" in held))
         others = [picked(n + 7 * k)[1] for k in range(1, int(rng.integers(2, 7)))]
         held = _held(planted.several([product, *others], rng), models, name)
-        groups.append(_Seen(name, f"{len(others) + 1} things", "single_product" in held))
+        groups.append(Seen(name, f"{len(others) + 1} things", "single_product" in held))
         picture, opening = planted.ring(rng)
-        opened.append(_Seen(f"drawn {n}", "ring", _open_or_held(picture, opening, models)))
+        opened.append(Seen(f"drawn {n}", "ring", _open_or_held(picture, opening, models)))
         rgb, alpha = planted.see_through(product, rng)
         held = _held(rgb, models, name, alpha)
-        glass.append(_Seen(name, "see-through", "see_through" in held))
-    wrong = _wrong_cutouts(picked, [path for _, path in photos], models, faults, rng)
-    twins, strangers = _likenesses(picked, models, faults, clean, rng)
-    faults_of_finals, clean_finals = _finals(picked, faults, clean, rng)
+        glass.append(Seen(name, "see-through", "see_through" in held))
+    wrong = before_scenes(picked, [path for _, path in photos], models, faults, rng)
+    by_colour = on_paper(picked, models, faults, rng)
+    ends, wholes = lost_parts(picked, detector, faults, clean, rng)
+    twins, strangers = likenesses(picked, models, faults, clean, rng)
     held_whole = []
     for n in range(clean):
         name, product = picked(n)
         held_whole.append((name, _held(planted.alone(product, rng), models, name)))
     for check in ("border", "single_product", "openings", "see_through", "certain"):
-        whole.append([_Seen(name, "on paper", check in held) for name, held in held_whole])
+        whole.append([Seen(name, "on paper", check in held) for name, held in held_whole])
+    whole.append([Seen(name, "on paper", bool(held)) for name, held in held_whole])
     pictures = [(name, read_photo(path.read_bytes()).rgb) for name, path in photos]
-    shown = {check: [_Seen(name, "photos", held(rgb)) for name, rgb in pictures] for check, held in ON_PHOTOS.items()}
+    shown = {check: [Seen(name, "photos", held(rgb)) for name, rgb in pictures] for check, held in ON_PHOTOS.items()}
     held_by_any = [any(one.held for one in seen) for seen in zip(*shown.values(), strict=True)]
     return ChecksMeasure(
         (
@@ -154,85 +141,17 @@ def measure_checks(training: Path, profile: Profile, limit: int | None = None, d
             _figures("single_product", groups, whole[1], "on paper"),
             _figures("openings", opened, whole[2], "on paper"),
             _figures("see_through", glass, whole[3], "on paper"),
-            _figures("certain", wrong, whole[4], "on paper"),
+            _figures("certain", wrong.certain, whole[4], "on paper"),
+            _figures("certain, by colour", by_colour.certain, whole[4], "on paper"),
+            _figures("all, before scenes", wrong.any_check, whole[5], "on paper"),
+            _figures("all, by colour", by_colour.any_check, whole[5], "on paper"),
+            _figures("whole", ends, wholes, "on paper"),
             _figures("likeness", twins, strangers, "on paper"),
-            _figures("contact", faults_of_finals, clean_finals, "finals"),
+            *(_figures(name, *finals(name, picked, faults, clean, rng), "finals") for name in planted_finals.FAULTS),
         ),
         float(np.mean(held_by_any)),
         float(np.mean([bool(held) for _, held in held_whole])),
     )
-
-
-def _wrong_cutouts(
-    picked: Callable[[int], tuple[str, np.ndarray]],
-    photos: Sequence[Path],
-    models: CutoutModels,
-    faults: int,
-    rng: np.random.Generator,
-) -> list[_Seen]:
-    """What `certain` says of wrong cutouts: whole products before photos of shops, kitchens and people."""
-    seen: list[_Seen] = []
-    for n in range(COMPOSITES * faults):
-        name, product = picked(n)
-        ground = read_photo(photos[int(rng.integers(len(photos)))].read_bytes()).rgb
-        picture, truth = planted.before_scene(product, ground, rng)
-        try:
-            result = cutout(Photo(picture, None), models, title=name)
-        except Rejected:
-            continue
-        found = result.matte > 0.5
-        lost, agreed = (truth & ~found).sum() / truth.sum(), (truth & found).sum() / (truth | found).sum()
-        if agreed < WRONG_IOU or lost > WRONG_PART:
-            kind = "part lost" if lost > WRONG_PART else "surroundings"
-            held = any(verdict.check == "certain" and not verdict.passed for verdict, _ in step_doubts(result))
-            seen.append(_Seen(name, kind, held))
-        if len(seen) == faults:
-            break
-    return seen
-
-
-def _finals(
-    picked: Callable[[int], tuple[str, np.ndarray]], faults: int, clean: int, rng: np.random.Generator
-) -> tuple[list[_Seen], list[_Seen]]:
-    """What `contact` says of planted finals, and of those without a fault."""
-    threshold = Checks().contact
-
-    def seen(n: int, fault: str) -> _Seen:
-        name, product = picked(n)
-        found = measure_contact(*planted_finals.stood(product, rng, fault))
-        return _Seen(name, fault or "finals", found is not None and found.score < threshold)
-
-    kinds = planted_finals.FAULTS
-    return [seen(n, kinds[n % len(kinds)]) for n in range(faults)], [seen(n, "") for n in range(clean)]
-
-
-def _likenesses(
-    picked: Callable[[int], tuple[str, np.ndarray]],
-    models: CutoutModels,
-    faults: int,
-    clean: int,
-    rng: np.random.Generator,
-) -> tuple[list[_Seen], list[_Seen]]:
-    """Second photos of a product that are found among the first ones, and products that are taken for others."""
-
-    def photographed(n: int) -> tuple[Product, str]:
-        name, product = picked(n)
-        try:
-            result = cutout(Photo(planted.alone(product, rng), None), models, title=name)
-        except Rejected:
-            return Product(f"{n}", n, name, "", None), ""
-        rgba = np.dstack([result.colours, np.rint(result.matte * 255).astype(np.uint8)])
-        return Product(f"{n}", n, name, "", None), likeness_code(rgba)
-
-    first = [photographed(n) for n in range(max(clean, faults))]
-    taken = {sku for pair in find_twins(first[:clean]) for sku in pair}
-    strangers = [_Seen(product.title, "on paper", product.sku in taken) for product, _ in first[:clean]]
-    twins = []
-    for n in range(faults):
-        product, code = photographed(n)
-        again = Product(f"{n} again", n, "another title", "", None)
-        twins.append(_Seen(product.title, "second photo", bool(find_twins([first[n], (again, code)]))))
-    return twins, strangers
 
 
 def in_measured_half(name: str) -> bool:
@@ -270,12 +189,12 @@ ON_PHOTOS = {"product_photo": _graphic, "checkerboard": _board}
 
 def _held(rgb: np.ndarray, models: CutoutModels, title: str, alpha: np.ndarray | None = None) -> set[str]:
     """Return the checks that hold a photo; a rejected photo is held by all, as it is not published."""
+    photo = Photo(rgb, alpha)
     try:
-        result = cutout(Photo(rgb, alpha), models, title=title)
+        result = cutout(photo, models, title=title)
     except Rejected:
         return {"border", "single_product", "openings", "see_through", "certain"}
-    verdicts = [*step_doubts(result), *photo_checks(Photo(rgb, alpha), result, title)]
-    return {verdict.check for verdict, _ in verdicts if not verdict.passed}
+    return holding(photo, result, title)
 
 
 def _open_or_held(rgb: np.ndarray, opening: np.ndarray, models: CutoutModels) -> bool:
@@ -288,7 +207,7 @@ def _open_or_held(rgb: np.ndarray, opening: np.ndarray, models: CutoutModels) ->
     return held or float((result.matte > 0.5)[opening].mean()) <= 0.03
 
 
-def _figures(check: str, faults: Sequence[_Seen], clean: Sequence[_Seen], what: str) -> CheckMeasure:
+def _figures(check: str, faults: Sequence[Seen], clean: Sequence[Seen], what: str) -> CheckMeasure:
     kinds = sorted({one.kind for one in faults})
     by_kind = {kind: _share([one for one in faults if one.kind == kind]) for kind in kinds}
     intervals = [interval([one.product for one in seen], [one.held for one in seen]) for seen in (faults, clean)]
@@ -297,5 +216,5 @@ def _figures(check: str, faults: Sequence[_Seen], clean: Sequence[_Seen], what: 
     )
 
 
-def _share(seen: Sequence[_Seen]) -> float:
+def _share(seen: Sequence[Seen]) -> float:
     return float(np.mean([one.held for one in seen]))

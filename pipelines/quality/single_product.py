@@ -41,7 +41,8 @@ def names_several(title: str) -> bool:
 
 
 def measure_things(image: np.ndarray, product: np.ndarray, title: str) -> Measure:
-    """Count separate things in a mask; 1 if the title announces several, or if two are alike (shoes, earrings).
+    """Count separate things in a mask; 1 if the title announces several, if two are alike (shoes, earrings), or if all
+    have the same colours and the title is a plural (beans).
 
     Args:
         image: `(H, W, 3)` uint8 RGB.
@@ -56,7 +57,9 @@ def measure_things(image: np.ndarray, product: np.ndarray, title: str) -> Measur
     pieces = [product & (labels == piece) for piece in large]
     where = np.isin(labels, large) & product
     count = len(pieces)
-    if names_several(title) or (count == 2 and _alike(image, pieces[0], pieces[1])):
+    pair = count == 2 and _alike(image, pieces[0], pieces[1])
+    one_kind = _is_plural(title) and all(_same_colours(image, pieces[0], piece) for piece in pieces[1:])
+    if names_several(title) or pair or one_kind:
         count = 1
     reason = f"{count} separate things are in the photo, and the title names one"
     return Measure(float(count), where.astype(np.float32), reason if count > LIMIT else "")
@@ -64,7 +67,17 @@ def measure_things(image: np.ndarray, product: np.ndarray, title: str) -> Measur
 
 def _alike(image: np.ndarray, one: np.ndarray, other: np.ndarray) -> bool:
     small, large = sorted((one.sum(), other.sum()))
-    return bool(small >= ALIKE * large and np.minimum(_colours(image[one]), _colours(image[other])).sum() >= ALIKE)
+    return bool(small >= ALIKE * large) and _same_colours(image, one, other)
+
+
+def _same_colours(image: np.ndarray, one: np.ndarray, other: np.ndarray) -> bool:
+    return bool(np.minimum(_colours(image[one]), _colours(image[other])).sum() >= ALIKE)
+
+
+def _is_plural(title: str) -> bool:
+    """Return whether the last word of a title ends as a plural does."""
+    words = re.findall(r"[a-z]+", title.lower())
+    return bool(words) and re.search(r"[^su]s$", words[-1]) is not None
 
 
 def _colours(pixels: np.ndarray) -> np.ndarray:

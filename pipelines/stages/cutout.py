@@ -1,11 +1,11 @@
 """Stage 1: cut the product out of its photo (paper, section 3.1, step 1).
 
 There are three paths, tried in this order. A photo with alpha is used unchanged, also where it is see-through. On plain
-studio paper the product is cut out by colour. All other photos go to HQ-SAM, prompted by the salient-object net, with
-several prompts if the product is ambiguous. A part that the cutout seems to lack is segmented with one more prompt
-(`quality/completeness.py`). Paper inside the product is opened (`vision/openings.py`). The edge is refined to a soft
-matte at the photo's own resolution, and the old background's colour is removed from it. Checks of the photo and of the
-cutout hold what a person should see.
+studio paper the product is cut out by colour, and HQ-SAM is asked where colour can err. All other photos go to HQ-SAM,
+prompted by the salient-object net, with several prompts if the product is ambiguous. A part that the cutout seems to
+lack is segmented with one more prompt (`quality/completeness.py`). Paper inside the product is opened
+(`vision/openings.py`). The edge is refined to a soft matte at the photo's own resolution, and the old background's
+colour is removed from it. Checks of the photo and of the cutout hold what a person should see.
 """
 
 from __future__ import annotations
@@ -32,8 +32,17 @@ from pipelines.vision.matting import decontaminate, refine_matte
 from pipelines.vision.openings import find_openings, names_opening
 from pipelines.vision.people import covered_by_hands, find_skin, garment_prompt, is_worn
 from pipelines.vision.photos import Photo, png_bytes, read_photo
-from pipelines.vision.segmenters import STABLE, HQSamSegmenter, Prompt, SalientSegmenter, filled, main_pieces, stability
-from pipelines.vision.studio import Studio, clutter, cut_studio, find_studio
+from pipelines.vision.segmenters import (
+    STABLE,
+    HQSamSegmenter,
+    Prompt,
+    SalientSegmenter,
+    filled,
+    main_pieces,
+    prompt_from,
+    stability,
+)
+from pipelines.vision.studio import Studio, clutter, cut_studio, find_studio, without_paper
 from pipelines.vision.surfaces import is_sheet, lying_on, printed_on
 from pipelines.workflow import Recipe, Work
 
@@ -132,7 +141,7 @@ class CutoutResult:
         doubtful: `(h, w)` bool: the part that may be paper seen through an opening; None if there is no paper.
         unopened: Whether the title names a product with an opening and the cutout has none.
         see_through: `(H, W)` bool: the part whose alpha the shop made see-through; None if the photo has no alpha.
-        certain: Probability that HQ-SAM's mask is wrong, and where it is unsure; None on the other paths.
+        certain: Probability that the mask is wrong, and where; None if HQ-SAM was not asked.
     """
 
     matte: np.ndarray
@@ -154,7 +163,7 @@ class CutoutResult:
 class _Found:
     """A soft mask `(h, w)` of the working picture, its path, the segmenters' agreement, and the reason to hold it.
     `saliency`: the picture's map. `worn`: a person wears it and continues beyond it. `studio`: the paper, if any.
-    `off_person`: it was cut off a whole person."""
+    `off_person`: it was cut off a whole person. `opinion`: what HQ-SAM says of a cutout by colour, if it was asked."""
 
     mask: np.ndarray
     path: str
@@ -164,6 +173,7 @@ class _Found:
     worn: bool = False
     studio: Studio | None = None
     off_person: bool = False
+    opinion: Measure | None = None
 
 
 def cutout(
@@ -204,11 +214,11 @@ def _opened(photo: Photo, image: np.ndarray, found: _Found, mask: np.ndarray, ti
     """Return the result of a mask `(h, w)` of the working picture, with its openings removed."""
     doubtful, segmented = None, mask
     if found.studio is not None and not found.worn:
-        openings = find_openings(image, found.studio, mask > 0.5, title)
+        openings = find_openings(image, found.studio, mask > 0.5, found.saliency, title)
         mask, doubtful = np.where(openings.certain, 0, mask).astype(np.float32), openings.doubtful
     unopened = found.studio is None and names_opening(title) and not _has_hole(mask > 0.5)
     result = _finish(photo, _soft_matte(photo, mask), found.path, found.agreement, found.held)
-    certain = None
+    certain = found.opinion
     if found.path == "hqsam":
         certain = certainty.measure_certainty(image, segmented, found.off_person)
     return replace(result, doubtful=doubtful, unopened=unopened, certain=certain)
@@ -242,9 +252,11 @@ def _find(image: np.ndarray, models: CutoutModels, path: str, garment: str) -> _
         mask, held = _garment_alone(image, figure, skin, models.hqsam, garment)
         return _Found(mask, "hqsam", _iou(mask > 0.5, salient), saliency, held, worn=True, off_person=True)
     on_paper = studio is not None and figure is not None and clutter(image, studio, figure) <= MAX_CLUTTER
-    if path == "auto" and figure is not None and on_paper:
-        agreement = _iou(figure, salient)
-        return _Found(figure.astype(np.float32), "studio", agreement, saliency, studio=studio)
+    if path == "auto" and studio is not None and figure is not None and on_paper:
+        agreement, opinion = _iou(figure, salient), None
+        if certainty.colour_may_err(image, studio, figure, agreement):
+            figure, opinion = _second_opinion(image, studio, figure, models.hqsam)
+        return _Found(figure.astype(np.float32), "studio", agreement, saliency, studio=studio, opinion=opinion)
 
     mask, maps = _best_mask(image, saliency, models, on_paper)
     if is_sheet(mask > 0.5):
@@ -260,6 +272,24 @@ def _find(image: np.ndarray, models: CutoutModels, path: str, garment: str) -> _
         held = held or (f"a hand may cover {covered:.0%} of the product" if covered > MAX_HAND else "")
     worn = bool(garment) and _touches_skin(mask, skin)
     return _Found(mask, "hqsam", agreement, saliency, held, worn, studio if on_paper else None)
+
+
+def _second_opinion(
+    image: np.ndarray, studio: Studio, figure: np.ndarray, hqsam: HQSamSegmenter
+) -> tuple[np.ndarray, Measure | None]:
+    """Return a cutout by colour `(h, w)` bool, and what HQ-SAM says of it; None if it contains no product.
+
+    Shadow and paper that HQ-SAM leaves out are removed, if both then agree. Otherwise the cutout stays as it is.
+    """
+    prompt = prompt_from(figure.astype(np.float32), points=4)
+    if prompt is None:
+        return figure, None
+    opinion = hqsam.segment_prompted(image, prompt) > 0.5
+    cleared = without_paper(image, studio, figure, opinion)
+    agreed = certainty.measure_second_opinion(image, studio, cleared, opinion)
+    if cleared.any() and not agreed.reason:
+        return cleared, agreed
+    return figure, certainty.measure_second_opinion(image, studio, figure, opinion)
 
 
 def _best_mask(

@@ -27,6 +27,12 @@ UNMISTAKABLE_TINT = 48.0
 UNMISTAKABLE_SHADE = 0.25
 """Levels of tint, and share of the background's light, from which a pixel is not paper in any shadow."""
 
+THIN = 0.003
+"""Half the largest width of the difference of two outlines of one thing, as a share of the picture's longer side."""
+
+DARKEST, LIGHTEST = 0.15, 1.02
+"""Shares of the paper's light between which a colour may be the paper's, in a shadow."""
+
 
 @dataclass(frozen=True, slots=True)
 class Studio:
@@ -86,8 +92,7 @@ def cut_studio(image: np.ndarray, studio: Studio, saliency: np.ndarray) -> np.nd
     """
     side = max(image.shape[:2])
     pixels, tint, shade = _beside_paper(image, studio)
-    away = np.abs(pixels - studio.colour).max(axis=2)
-    plain = away < max(3.0, 2.5 * studio.spread)
+    plain = _is_plain(pixels, studio)
     distinct = _is_distinct(tint, shade, studio)
 
     product = main_pieces(saliency > 0.5)
@@ -101,6 +106,58 @@ def cut_studio(image: np.ndarray, studio: Studio, saliency: np.ndarray) -> np.nd
     product &= ~paper
     product &= ~_gaps(plain & product, saliency, side)
     return main_pieces(product, share=0.02)
+
+
+def paper_share(image: np.ndarray, studio: Studio, product: np.ndarray) -> float:
+    """Return the share of a product whose colour is the paper's, in light or in any shadow, 0..1.
+
+    It is large for a shadow or a piece of floor in a cutout, and for a white, grey or black product.
+
+    Args:
+        image: `(H, W, 3)` uint8 RGB.
+        studio: Its background.
+        product: `(H, W)` bool.
+    """
+    return float(_like_paper(image, studio)[product].mean()) if product.any() else 0.0
+
+
+def without_paper(image: np.ndarray, studio: Studio, product: np.ndarray, opinion: np.ndarray) -> np.ndarray:
+    """Remove what has the paper's colour, in light or in shadow, and is no product in another segmenter's opinion.
+
+    A shadow lies beside the product. Inside it, only plain paper is removed: grey there is the product's own.
+
+    Args:
+        image: `(H, W, 3)` uint8 RGB.
+        studio: Its background.
+        product: `(H, W)` bool, the cutout by colour.
+        opinion: `(H, W)` bool, the other segmenter's mask.
+
+    Returns:
+        `(H, W)` bool. Pieces thinner than the difference of two outlines stay.
+    """
+    disc = _thin_disc(product)
+    doubted = product & ~opinion
+    paper = doubted & _like_paper(image, studio)
+    beside = cv2.dilate(_outside(product).astype(np.uint8), disc) > 0
+    removed = _touching(paper, wide_parts(paper)) & (_touching(paper, beside) | plain_paper(image, studio))
+    return main_pieces(product & ~(doubted & (cv2.dilate(removed.astype(np.uint8), disc) > 0)), share=0.02)
+
+
+def _outside(product: np.ndarray) -> np.ndarray:
+    """Return what a product `(H, W)` bool does not enclose."""
+    _, regions = cv2.connectedComponents(np.pad(~product, 1, constant_values=True).astype(np.uint8), connectivity=4)
+    outside: np.ndarray = regions == regions[0, 0]
+    return outside[1:-1, 1:-1]
+
+
+def wide_parts(mask: np.ndarray) -> np.ndarray:
+    """Return the parts of a mask `(H, W)` bool that are wider than the difference of two outlines of one thing."""
+    return cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, _thin_disc(mask)) > 0
+
+
+def plain_paper(image: np.ndarray, studio: Studio) -> np.ndarray:
+    """Return where a picture `(H, W, 3)` uint8 RGB has the paper's colour without any shadow, `(H, W)` bool."""
+    return _is_plain(_beside_paper(image, studio)[0], studio)
 
 
 def clutter(image: np.ndarray, studio: Studio, product: np.ndarray) -> float:
@@ -123,6 +180,24 @@ def _beside_paper(image: np.ndarray, studio: Studio) -> tuple[np.ndarray, np.nda
     shade = (pixels * studio.colour).sum(axis=2) / (studio.colour**2).sum(axis=2)
     tint = np.abs(pixels - shade[..., None] * studio.colour).max(axis=2)
     return pixels, tint, shade
+
+
+def _thin_disc(mask: np.ndarray) -> np.ndarray:
+    radius = max(1, round(THIN * max(mask.shape)))
+    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
+
+
+def _like_paper(image: np.ndarray, studio: Studio) -> np.ndarray:
+    """Return where a picture has the paper's colour, in light or in any shadow, `(H, W)` bool."""
+    _, tint, shade = _beside_paper(image, studio)
+    tinted = max(6.0, 4 * studio.spread) + 10 * np.clip(1 - shade, 0, 1)
+    like: np.ndarray = (tint < tinted) & (shade > DARKEST) & (shade < LIGHTEST)
+    return like
+
+
+def _is_plain(pixels: np.ndarray, studio: Studio) -> np.ndarray:
+    near: np.ndarray = np.abs(pixels - studio.colour).max(axis=2) < max(3.0, 2.5 * studio.spread)
+    return near
 
 
 def _is_distinct(tint: np.ndarray, shade: np.ndarray, studio: Studio) -> np.ndarray:

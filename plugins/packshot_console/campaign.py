@@ -9,7 +9,6 @@ GET  /campaign/started/{run}       waits until the run is planned, then leads to
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from functools import lru_cache
@@ -24,10 +23,10 @@ from fastapi.responses import FileResponse, RedirectResponse
 from pydantic import Field
 from sqlalchemy import Connection, text
 
-from packshot_console import starting
+from packshot_console import airflow_runs
 from packshot_console.guards import START
 from packshot_console.pages import page, path_of
-from packshot_console.requests import Body, Words, as_json, may_start, read_body, refused
+from packshot_console.requests import Body, Words, may_cancel, may_start, read_body, reply
 from packshot_console.services import ledger, store
 from pipelines.catalogue.feed import within
 from pipelines.contracts import Shot
@@ -35,15 +34,16 @@ from pipelines.errors import UsageError
 from pipelines.models.profile import load_profile
 from pipelines.revisions.registry import install
 from pipelines.runs.cost import cost
-from pipelines.runs.forecast import forecast
+from pipelines.runs.forecast import Part, forecast
 from pipelines.scenes import Scene, check_scene, load_scene, picture_of, scene_files, scene_titles
 from pipelines.scenes.channels import channel_files
 from pipelines.settings import get_settings
 from pipelines.stages.keys import STAGES
+from pipelines.vision.credentials import find_credentials
 from pipelines.workflow import Recipe
 
 FOLLOWED = 2000
-"""Products whose steps a forecast looks up. The figures of a larger campaign are in proportion."""
+"""Shots whose steps a forecast looks up, over all channels. The figures of a larger campaign are in proportion."""
 
 MOST_DAYS = 366
 NAMED = 5
@@ -58,7 +58,7 @@ class Wanted(Body):
     """Body of a forecast and of a start: SKUs, or a category, or all; days as YYYY-MM-DD, or none."""
 
     scene: Words
-    channel: Words = ""
+    channels: Annotated[list[Words], Field(max_length=100)] = []  # noqa: RUF012  # pydantic copies it
     category: Words = ""
     skus: Annotated[list[Words], Field(max_length=1000)] = []  # noqa: RUF012  # pydantic copies it
     first: Words = ""
@@ -67,11 +67,11 @@ class Wanted(Body):
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What was chosen, checked. `channel` is "" for the scene's own. `days` are the first and the last one; None where
-    the products' days do not matter."""
+    """What was chosen, checked. `scenes` is the scene for each channel; `channels` is empty for the scene's own. `days`
+    are the first and the last one; None where the products' days do not matter."""
 
-    scene: Scene
-    channel: str
+    scenes: tuple[Scene, ...]
+    channels: tuple[str, ...]
     category: str
     skus: tuple[str, ...]
     days: tuple[date, date] | None
@@ -79,8 +79,8 @@ class Scope:
     def conf(self) -> dict[str, Any]:
         """Parameters of `campaign_backfill`."""
         return {
-            "scene": self.scene.name,
-            **({"channel": self.channel} if self.channel else {}),
+            "scene": self.scenes[0].name,
+            **({"channels": list(self.channels)} if self.channels else {}),
             "categories": [self.category] if self.category else [],
             "skus": list(self.skus),
         }
@@ -144,7 +144,7 @@ def scene_picture(scene: str) -> Response:
 async def foresee(request: Request) -> Response:
     """What the campaign would make. 409 with a sentence where it cannot be."""
     body = await read_body(request, Wanted)
-    return await run_in_threadpool(_answer, lambda: outlook(scope_of(body)))
+    return await run_in_threadpool(reply, lambda: outlook(scope_of(body)))
 
 
 @router.post("/starts", dependencies=START)
@@ -156,30 +156,31 @@ async def start(request: Request, user: GetUserDep) -> Response:
         scope = scope_of(body)
         if _first_products(scope, 1)[0] == 0:
             raise UsageError(NOTHING)
-        by = user.get_name()
-        run = starting.start_days(scope.conf(), *scope.days, by) if scope.days else starting.start_run(scope.conf(), by)
+        conf, by = scope.conf(), user.get_name()
+        run = airflow_runs.start_days(conf, *scope.days, by) if scope.days else airflow_runs.start_run(conf, by)
         return {"run": run, "page": path_of(request, "started", run=run)}
 
-    return await run_in_threadpool(_answer, act)
+    return await run_in_threadpool(reply, act)
 
 
 @router.get("/started/{run}")
-def started(request: Request, run: str) -> Response:
+def started(request: Request, user: GetUserDep, run: str) -> Response:
     """Leads to the run's page as soon as the ledger has the run."""
     with ledger().engine.connect() as connection:
         if connection.scalar(text("SELECT 1 FROM runs WHERE id = :run"), {"run": run}):
             return RedirectResponse(path_of(request, "run_page", run=run), HTTPStatus.SEE_OTHER)
-    state = starting.state_of(run)
+    state = airflow_runs.state_of(run)
     if state is None:
         raise HTTPException(HTTPStatus.NOT_FOUND, "Airflow knows no such campaign")
-    return page(request, "campaign_started.html", run=run, state=state)
+    return page(request, "campaign_started.html", run=run, state=state, may_cancel=may_cancel(user))
 
 
 def scope_of(wanted: Wanted) -> Scope:
     """Check what was asked for. Raises UsageError with one sentence for whoever chose it."""
     if not wanted.scene:
         raise UsageError("choose a scene")
-    scene = load_scene(wanted.scene, channel=wanted.channel)
+    channels = tuple(dict.fromkeys(name for name in wanted.channels if name))
+    scenes = tuple(load_scene(wanted.scene, channel=name) for name in channels or ("",))
     skus = tuple(dict.fromkeys(sku.strip() for sku in wanted.skus if sku.strip()))
     days = _days(wanted.first, wanted.last)
     if skus and wanted.category:
@@ -192,12 +193,12 @@ def scope_of(wanted: Wanted) -> Scope:
         if unknown:
             more = f" and {len(unknown) - NAMED} more" if len(unknown) > NAMED else ""
             raise UsageError(f"the catalogue has no product with SKU {', '.join(unknown[:NAMED])}{more}")
-    return Scope(scene, wanted.channel, wanted.category.strip(), skus, days)
+    return Scope(scenes, channels, wanted.category.strip(), skus, days)
 
 
 def outlook(scope: Scope) -> Outlook:
     """Count a campaign's products and follow the first of them through the stages; nothing is computed."""
-    products, skus = _first_products(scope, FOLLOWED)
+    products, skus = _first_products(scope, max(1, FOLLOWED // len(scope.scenes)))
     if not products:
         raise UsageError(NOTHING)
     now = datetime.now(UTC)
@@ -205,15 +206,22 @@ def outlook(scope: Scope) -> Outlook:
     settings = get_settings()
     install(ledger().engine, store(), settings.profile, settings.state_dir)
     profile = load_profile(settings.profile, settings.models_dir)
-    recipe = Recipe(profile, scope.scene, max_megapixels=settings.photo_max_megapixels)
-    shots = (Shot(product, scope.scene.name, scope.scene.channel.name) for product in chosen)
-    found = forecast(list(STAGES.values()), shots, recipe, ledger(), ledger().rates())
-    scale = products / found.shots
+    credentials = find_credentials(settings)
+    parts = [
+        Part(
+            Recipe(profile, scene, max_megapixels=settings.photo_max_megapixels, credentials=credentials),
+            [Shot(product, scene.name, scene.channel.name) for product in chosen],
+        )
+        for scene in scope.scenes
+    ]
+    found = forecast(list(STAGES.values()), parts, ledger(), ledger().rates())
+    followed = found.shots // len(parts)
+    scale = products / followed
     seconds = found.seconds_expected * scale
     return Outlook(
         products=products,
-        runs=(scope.days[1] - scope.days[0]).days + 1 if scope.days else 1,
-        followed=found.shots,
+        runs=len(parts) * ((scope.days[1] - scope.days[0]).days + 1 if scope.days else 1),
+        followed=followed,
         reused=round(found.reused * scale),
         computed=round(sum(found.computed_by_stage.values()) * scale),
         seconds=round(seconds, 1),
@@ -271,13 +279,6 @@ def _picture_of(file: Path, mtime_ns: int) -> Path | None:
         return picture_of(check_scene(file))
     except UsageError:  # whoever chooses this scene is told what is wrong with it
         return None
-
-
-def _answer(act: Callable[[], Any]) -> Response:
-    try:
-        return as_json(act())
-    except UsageError as refusal:
-        return refused(refusal)
 
 
 _CATEGORIES = """

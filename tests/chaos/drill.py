@@ -48,7 +48,7 @@ from tests.chaos.proxy import Proxy, proxy_before
 
 SCENE = "oak-window"
 DAG = "catalog_refresh"
-PHOTOS = ("smp-003", "smp-004")
+PHOTOS = ("smp-004", "smp-013")
 TASKS = ("plan", "cutout", "describe", "generate", "upscale", "inspect", "publish")
 SERVICES = ("postgres", "s3", "airflow-scheduler", "airflow-dag-processor", "airflow-api-server")
 STANDSTILL = 120.0

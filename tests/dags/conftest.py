@@ -17,7 +17,7 @@ from pipelines.services.airflow_client import Airflow
 from pipelines.settings import ROOT, Settings
 
 SAMPLE = ROOT / "pipelines" / "sample"
-PRODUCTS = ("SMP-003", "SMP-004")  # the checks pass them by a wide margin in every scene that these tests use
+PRODUCTS = ("SMP-004", "SMP-013")  # the checks pass them by a wide margin in every scene that these tests use
 
 
 @pytest.fixture(scope="session")

@@ -62,6 +62,18 @@ def test_the_run_went_through_pool_gpu(airflow: Airflow, refreshed) -> None:
     assert refreshed["failed"] == 0
 
 
+def test_a_run_for_two_channels_is_followed_through_both(refreshed, packshot, feed) -> None:
+    about = ("--scene", refreshed["scene"], "--channel", "shopify", "--channel", "google-merchant")
+    told = packshot("run", str(feed), *about, "--reprocess", "failed", "--wait")  # nothing did, so nothing is made
+    assert [(one["channel"], one["state"]) for one in told["channels"]] == [
+        ("shopify", "success"),
+        ("google-merchant", "success"),
+    ]
+    second = packshot("report", told["channels"][1]["run"])
+    assert (second["group"], second["channel"]) == (told["run"], "google-merchant")
+    assert (second["params"]["triggered_by"], second["products"]) == ("packshot run", 0)
+
+
 def test_a_dry_run_forecasts_and_computes_nothing(refreshed, campaign, packshot) -> None:
     told = campaign("--dry-run")
     assert len(told["runs"]) == 2
@@ -75,7 +87,7 @@ def test_a_dry_run_forecasts_and_computes_nothing(refreshed, campaign, packshot)
 def test_a_run_of_the_api_covers_the_named_products_whenever_they_changed(
     airflow: Airflow, refreshed, packshot
 ) -> None:
-    conf = {"scene": "studio-sage", "skus": ["SMP-003"], "dry_run": True, "triggered_by": "the shop's own system"}
+    conf = {"scene": "studio-sage", "skus": ["SMP-004"], "dry_run": True, "triggered_by": "the shop's own system"}
     run = airflow.trigger("campaign_backfill", conf)
     assert airflow.follow("campaign_backfill", run)
     told = packshot("report", run)

@@ -1,4 +1,4 @@
-"""A cutout that HQ-SAM is unsure of is held where its surroundings are varied; on plain paper it is not."""
+"""A cutout that HQ-SAM is unsure of, or contradicts, is held."""
 
 from __future__ import annotations
 
@@ -6,7 +6,14 @@ import cv2
 import numpy as np
 import pytest
 
-from pipelines.quality.certainty import LIMIT, measure_certainty, surrounding_spread
+from pipelines.quality.certainty import (
+    LIMIT,
+    colour_may_err,
+    measure_certainty,
+    measure_second_opinion,
+    surrounding_spread,
+)
+from pipelines.vision.studio import Studio, find_studio
 
 RNG = np.random.default_rng(3)
 SHELF = np.kron(RNG.integers(0, 256, (8, 8, 3)), np.ones((40, 40, 1))).astype(np.uint8)
@@ -44,3 +51,37 @@ def test_the_product_itself_is_no_part_of_its_surroundings() -> None:
     striped = np.where((mask > 0.02)[..., None], SHELF, PAPER)
     assert surrounding_spread(striped, mask) < 1 < surrounding_spread(SHELF, mask)
     assert surrounding_spread(SHELF, np.ones((320, 320))) == 0
+
+
+def red_on_paper(shadow: float) -> tuple[np.ndarray, Studio, np.ndarray, np.ndarray]:
+    """A red disc with a hard shadow of a strength on paper: picture, paper, disc, and disc with shadow."""
+    image = PAPER.copy()
+    disc, cast = (cv2.circle(np.zeros((320, 320), np.uint8), (x, 160), 80, 1, -1) > 0 for x in (160, 190))
+    image[cast] = np.rint(240 * (1 - shadow))
+    image[disc] = (200, 30, 40)
+    studio = find_studio(image)
+    assert studio is not None
+    return image, studio, disc, disc | cast
+
+
+def test_a_shadow_in_a_cutout_by_colour_is_asked_about_and_held_if_hq_sam_leaves_it_out() -> None:
+    image, studio, disc, both = red_on_paper(0.5)
+    assert colour_may_err(image, studio, both, 1.0)
+    assert not colour_may_err(image, studio, disc, 1.0)
+    assert colour_may_err(image, studio, disc, 0.9)
+    found = measure_second_opinion(image, studio, both, disc)
+    assert found.score > LIMIT
+    assert "19% may be a shadow" in found.reason
+    assert found.where[160, 260] == 1
+    assert found.where[disc].mean() < 0.01
+    wider = cv2.dilate(disc.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+    assert not measure_second_opinion(image, studio, disc, wider).reason
+
+
+def test_an_opening_that_hq_sam_fills_is_no_contradiction_and_a_lost_part_is() -> None:
+    image, studio, disc, _ = red_on_paper(0.5)
+    hole = cv2.circle(np.zeros((320, 320), np.uint8), (150, 160), 40, 1, -1) > 0
+    lost = measure_second_opinion(image, studio, disc & ~hole, disc)
+    assert "25% may be lost" in lost.reason
+    image[hole] = 240
+    assert not measure_second_opinion(image, studio, disc & ~hole, disc).reason

@@ -23,9 +23,12 @@ def product() -> np.ndarray:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_a_product_on_its_shadow_passes_and_one_without_is_held(seed: int) -> None:
-    found = {fault: measure_contact(*stood(product(), np.random.default_rng(seed), fault)) for fault in ("", *FAULTS)}
+    found = {}
+    for fault in ("", *FAULTS["contact"]):
+        final = stood(product(), np.random.default_rng(seed), fault)
+        found[fault] = measure_contact(final.image, final.backdrop, final.product.matte)
     assert found[""].score > 3 * LIMIT
-    for fault in FAULTS:
+    for fault in FAULTS["contact"]:
         assert found[fault].score < LIMIT, fault
         assert "no shadow where it stands" in found[fault].reason
     assert 0 < found[""].where.mean() < 0.05

@@ -41,6 +41,12 @@ def test_two_alike_are_a_pair_and_a_small_piece_is_a_part() -> None:
     assert not measure_things(*things(80, 20), "Lamp").reason
 
 
+def test_a_plural_names_several_of_one_kind_and_not_of_several() -> None:
+    assert not measure_things(*things(70, 66, 50, alike=True), "Kidney Beans").reason
+    assert measure_things(*things(70, 66, 50), "Kidney Beans").reason
+    assert measure_things(*things(70, 66, 50, alike=True), "Glass").reason
+
+
 def test_a_gap_as_wide_as_a_strap_divides_nothing() -> None:
     image, mask = things(90)
     mask[:, 97:103] = False

@@ -15,6 +15,7 @@ from pipelines import sample
 from pipelines.contracts import Job, Made, Product, Shot, Verdict
 from pipelines.errors import Rejected, UsageError
 from pipelines.evaluation.cutout import iou, measure_cutouts
+from pipelines.evaluation.planted_paper import hard_shadow
 from pipelines.models.profile import PROFILES, load_profile
 from pipelines.quality.overcompletion import ColourFinder, Overcompletion, OvercompletionDetector, SalientFinder
 from pipelines.stages.cutout import CutoutModels, _Found, _touches_skin, by_hand, cutout, redraw
@@ -22,6 +23,7 @@ from pipelines.stages.keys import STAGES
 from pipelines.vision.clicks import Click, answer_clicks
 from pipelines.vision.photos import Photo, png_bytes, read_photo
 from pipelines.vision.segmenters import Encoding, Prompt
+from pipelines.vision.studio import cut_studio, find_studio
 from pipelines.workflow import Work
 
 CATALOG = Path(__file__).parents[3] / ".." / "shared" / "catalog"
@@ -392,3 +394,23 @@ def _excerpt(folder: Path, skus: list[str]) -> Path:
         writer.writeheader()
         writer.writerows(rows)
     return folder / "catalog.csv"
+
+
+def bear() -> np.ndarray:
+    """The sample's teddy bear, `(h, w, 4)` uint8."""
+    photo = np.asarray(Image.open(SAMPLE / "images" / "smp-005-burlap-teddy-bear.jpg").convert("RGB"))
+    mask = np.asarray(Image.open(SAMPLE / "masks" / "smp-005.png").convert("L").resize(photo.shape[1::-1]))
+    rows, columns = np.nonzero(mask > 200)
+    return np.dstack([photo, mask])[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+
+
+def test_a_hard_shadow_that_colour_takes_for_product_is_removed(models: CutoutModels) -> None:
+    picture, truth = hard_shadow(bear(), np.random.default_rng(6))
+    studio = find_studio(picture)
+    assert studio is not None
+    assert iou(cut_studio(picture, studio, models.salient.segment(picture)), truth) < 0.9
+    result = cutout(Photo(picture, None), models)
+    assert result.path == "studio"
+    assert iou(result.matte > 0.5, truth) > 0.95
+    assert result.certain is not None
+    assert not result.certain.reason

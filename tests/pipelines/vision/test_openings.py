@@ -24,7 +24,7 @@ def openings(paper: int, inside: int, title: str = "", grain: float = 0.6) -> tu
     image, product, hole = ring(paper, inside, grain)
     studio = find_studio(image)
     assert studio is not None
-    return find_openings(image, studio, product, title), hole
+    return find_openings(image, studio, product, product.astype(np.float32), title), hole
 
 
 def test_paper_inside_a_ring_is_opened() -> None:
@@ -50,13 +50,33 @@ def test_on_overexposed_paper_a_person_decides_unless_the_title_does() -> None:
     assert not found.doubtful.any()
 
 
+def test_overexposed_white_of_which_a_part_is_open_is_paper() -> None:
+    image, product, hole = ring(255, 255, grain=0)
+    product[hole & (np.mgrid[:400, :400][0] < 120)] = False  # the net left out the top of the hole
+    studio = find_studio(image)
+    assert studio is not None
+    found = find_openings(image, studio, product, product.astype(np.float32), "Headphones")
+    assert found.certain[hole & product].mean() > 0.95
+    assert not found.doubtful.any()
+
+
+def test_overexposed_white_that_the_net_doubts_is_paper() -> None:
+    image, product, hole = ring(255, 255, grain=0)
+    saliency = np.where(hole & (np.mgrid[:400, :400][0] < 130), 0.6, product).astype(np.float32)
+    studio = find_studio(image)
+    assert studio is not None
+    found = find_openings(image, studio, product, saliency, "Tray")
+    assert found.certain.sum() > 0.95 * hole.sum()
+    assert not found.doubtful.any()
+
+
 def test_white_that_reaches_the_products_edge_is_the_product() -> None:
     image, _, _ = ring(246, 246)
     rows, columns = np.mgrid[:400, :400]
     product = np.hypot(rows - 200, columns - 200) < 100  # a white disc, cut out of the hole
     studio = find_studio(image)
     assert studio is not None
-    found = find_openings(image, studio, product)
+    found = find_openings(image, studio, product, product.astype(np.float32))
     assert not found.certain.any()
     assert not found.doubtful.any()
 
@@ -67,7 +87,8 @@ def test_an_opening_with_a_gap_to_the_outside_is_decided_by_a_person() -> None:
     gap = (np.abs(np.arctan2(rows - 200, columns - 200)) < np.radians(10)) & (np.hypot(rows - 200, columns - 200) > 106)
     studio = find_studio(image)
     assert studio is not None
-    found = find_openings(image, studio, product & ~gap)  # as between the cups and the band of headphones
+    saliency = product.astype(np.float32)
+    found = find_openings(image, studio, product & ~gap, saliency)  # as between the cups and the band of headphones
     assert not found.certain.any()
     assert found.doubtful.sum() > 0.95 * hole.sum()
 

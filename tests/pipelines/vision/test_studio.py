@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipelines.evaluation.cutout import iou
-from pipelines.vision.studio import clutter, cut_studio, find_studio
+from pipelines.vision.studio import clutter, cut_studio, find_studio, without_paper
 
 SIDE = 400
 
@@ -99,3 +99,22 @@ def test_paper_has_nothing_but_the_product_and_its_shadow_on_it() -> None:
     image[20:60, 20:60] = (30, 120, 40)
     assert clutter(image, studio, product) == pytest.approx(1600 / (SIDE**2 - product.sum()), rel=0.25)
     assert clutter(image, studio, np.ones_like(product)) == 0
+
+
+def test_a_shadow_is_removed_only_where_another_segmenter_leaves_it_out() -> None:
+    image = paper().astype(np.uint8)
+    disc, cast = (cv2.circle(np.zeros(image.shape[:2], np.uint8), (x, 200), 80, 1, -1) > 0 for x in (180, 220))
+    image[cast] = 110
+    image[disc] = (200, 40, 30)
+    studio = find_studio(image)
+    assert studio is not None
+    assert iou(without_paper(image, studio, disc | cast, disc), disc) > 0.97
+    assert np.array_equal(without_paper(image, studio, disc | cast, disc | cast), disc | cast)
+    inner = cv2.circle(np.zeros(image.shape[:2], np.uint8), (180, 200), 30, 1, -1) > 0
+    image[inner] = 110  # a grey glass
+    assert without_paper(image, studio, disc, disc & ~inner)[inner].all()
+    image[inner] = paper()[inner]  # an opening
+    assert without_paper(image, studio, disc, disc & ~inner)[inner].mean() < 0.1
+    image[disc] = (200, 40, 30)
+    image[cast & ~disc] = (60, 140, 60)  # no paper has this colour, in any shadow
+    assert np.array_equal(without_paper(image, studio, disc | cast, disc), disc | cast)

@@ -1,0 +1,192 @@
+"""What the checks say of faults: wrong cutouts, cutouts that lack a part, second photos, and finished images.
+
+`evaluation/planted*.py` make the pictures; here they go through the stage's own code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipelines.contracts import Product
+from pipelines.errors import Rejected
+from pipelines.evaluation import planted, planted_finals, planted_paper
+from pipelines.quality.contact import measure_contact
+from pipelines.quality.fidelity import background_quality, halo, product_fidelity
+from pipelines.quality.likeness import find_twins, likeness_code
+from pipelines.quality.overcompletion import OvercompletionDetector
+from pipelines.scenes import Checks
+from pipelines.stages.cutout import MAX_CLUTTER, CutoutModels, CutoutResult, cutout, photo_checks, step_doubts
+from pipelines.stages.keys import WHOLE
+from pipelines.vision.photos import Photo, read_photo
+from pipelines.vision.studio import clutter, cut_studio, find_studio
+
+COMPOSITES = 4
+"""Pictures that are cut out at most for each wrong cutout that is wanted; before scenes about a quarter are wrong."""
+
+WRONG_IOU, WRONG_PART = 0.95, 0.03
+"""A cutout is wrong if its IoU with the exact alpha is less, or if it lacks this share of the product."""
+
+Picked = Callable[[int], tuple[str, np.ndarray]]
+"""Maps a number to a product's name and its cutout `(h, w, 4)` uint8 RGBA."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One picture and whether a check holds it."""
+
+    product: str
+    kind: str
+    held: bool
+
+
+@dataclass(frozen=True, slots=True)
+class WrongCutouts:
+    """Wrong cutouts and what holds them: `certain` alone, and any check of photo and cutout."""
+
+    certain: list[Seen]
+    any_check: list[Seen]
+
+    def add(self, product: str, kind: str, held: set[str], mended: bool = False) -> None:
+        """Add a cutout with the checks that hold it; one that the stage mended counts as held."""
+        self.certain.append(Seen(product, kind, mended or "certain" in held))
+        self.any_check.append(Seen(product, kind, mended or bool(held)))
+
+
+def before_scenes(
+    picked: Picked, photos: Sequence[Path], models: CutoutModels, faults: int, rng: np.random.Generator
+) -> WrongCutouts:
+    """What the checks say of wrong cutouts of whole products before photos of shops, kitchens and people."""
+    found = WrongCutouts([], [])
+    for n in range(COMPOSITES * faults):
+        name, product = picked(n)
+        ground = read_photo(photos[int(rng.integers(len(photos)))].read_bytes()).rgb
+        picture, truth = planted.before_scene(product, ground, rng)
+        photo = Photo(picture, None)
+        try:
+            result = cutout(photo, models, title=name)
+        except Rejected:
+            continue
+        if wrong := _fault(result.matte > 0.5, truth):
+            found.add(name, wrong, holding(photo, result, name))
+        if len(found.certain) == faults:
+            break
+    return found
+
+
+def on_paper(picked: Picked, models: CutoutModels, faults: int, rng: np.random.Generator) -> WrongCutouts:
+    """What becomes of pictures whose colours alone give a wrong cutout: hard shadows, joints, a wall and its floor."""
+    kinds, found = list(planted_paper.PAPERS.items()), WrongCutouts([], [])
+    for n in range(COMPOSITES * faults):
+        name, product = picked(n)
+        kind, make = kinds[n % len(kinds)]
+        picture, truth = make(product, rng)
+        photo, studio = Photo(picture, None), find_studio(picture)
+        if studio is None:
+            continue
+        by_colour = cut_studio(picture, studio, models.salient.segment(picture))
+        if not _fault(by_colour, truth) or clutter(picture, studio, by_colour) > MAX_CLUTTER:
+            continue
+        try:
+            result = cutout(photo, models, title=name)
+        except Rejected:
+            continue
+        found.add(name, kind, holding(photo, result, name), mended=not _fault(result.matte > 0.5, truth))
+        if len(found.certain) == faults:
+            break
+    return found
+
+
+def _fault(mask: np.ndarray, truth: np.ndarray) -> str:
+    """Return what is wrong with a cutout, or ""; both `(H, W)` bool."""
+    lost, agreed = (truth & ~mask).sum() / truth.sum(), (truth & mask).sum() / (truth | mask).sum()
+    if lost > WRONG_PART:
+        return "part lost"
+    return "surroundings" if agreed < WRONG_IOU else ""
+
+
+def holding(photo: Photo, result: CutoutResult, title: str) -> set[str]:
+    """Return the checks of photo and cutout that hold a result; `cutout` is the segmenters' own doubt."""
+    verdicts = [*step_doubts(result), *photo_checks(photo, result, title)]
+    held = {verdict.check for verdict, _ in verdicts if not verdict.passed}
+    return held | ({"cutout"} if result.held else set()) | ({"whole"} if result.beyond > WHOLE else set())
+
+
+def lost_parts(
+    picked: Picked, detector: OvercompletionDetector, faults: int, clean: int, rng: np.random.Generator
+) -> tuple[list[Seen], list[Seen]]:
+    """What `whole` says of masks that lack an end of the product, and of whole ones; both on paper."""
+
+    def seen(n: int, fault: bool) -> Seen:
+        name, product = picked(n)
+        picture, truth = planted_paper.plain(product, rng)
+        mask = planted_paper.without_an_end(truth, rng) if fault else truth
+        e_plus = detector.measure(picture, mask.astype(np.uint8) * 255).e_plus
+        return Seen(name, "an end lost" if fault else "on paper", e_plus > WHOLE)
+
+    return [seen(n, True) for n in range(faults)], [seen(n, False) for n in range(clean)]
+
+
+def finals(
+    check: str, picked: Picked, faults: int, clean: int, rng: np.random.Generator
+) -> tuple[list[Seen], list[Seen]]:
+    """What a check of images says of planted finals, and of those without a fault.
+
+    Args:
+        check: One of `planted_finals.FAULTS`.
+        picked: The products.
+        faults: Number of images with a fault.
+        clean: Number of those without.
+        rng: Draws what varies.
+    """
+
+    def seen(n: int, fault: str) -> Seen:
+        name, product = picked(n)
+        return Seen(name, fault or "finals", _holds(check, planted_finals.stood(product, rng, fault)))
+
+    kinds = planted_finals.FAULTS[check]
+    return [seen(n, kinds[n % len(kinds)]) for n in range(faults)], [seen(n, "") for n in range(clean)]
+
+
+def _holds(check: str, final: planted_finals.Stood) -> bool:
+    limits = Checks()
+    if check == "contact":
+        found = measure_contact(final.image, final.backdrop, final.product.matte)
+        return found is not None and found.score < limits.contact
+    if check == "fidelity":
+        return product_fidelity(final.image, final.product).score < limits.fidelity
+    if check == "halo":
+        return halo(final.image, final.product.matte).score > limits.halo
+    return background_quality(final.image, final.product.matte).score < limits.background
+
+
+def likenesses(
+    picked: Picked,
+    models: CutoutModels,
+    faults: int,
+    clean: int,
+    rng: np.random.Generator,
+) -> tuple[list[Seen], list[Seen]]:
+    """Second photos of a product that are found among the first ones, and products that are taken for others."""
+
+    def photographed(n: int) -> tuple[Product, str]:
+        name, product = picked(n)
+        try:
+            result = cutout(Photo(planted.alone(product, rng), None), models, title=name)
+        except Rejected:
+            return Product(f"{n}", n, name, "", None), ""
+        rgba = np.dstack([result.colours, np.rint(result.matte * 255).astype(np.uint8)])
+        return Product(f"{n}", n, name, "", None), likeness_code(rgba)
+
+    first = [photographed(n) for n in range(max(clean, faults))]
+    taken = {sku for pair in find_twins(first[:clean]) for sku in pair}
+    strangers = [Seen(product.title, "on paper", product.sku in taken) for product, _ in first[:clean]]
+    twins = []
+    for n in range(faults):
+        product, code = photographed(n)
+        again = Product(f"{n} again", n, "another title", "", None)
+        twins.append(Seen(product.title, "second photo", bool(find_twins([first[n], (again, code)]))))
+    return twins, strangers
