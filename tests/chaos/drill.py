@@ -258,7 +258,8 @@ class Drill:
         ballast.unlink()
 
     def _clear(self, run: str, **which: object) -> None:
-        body = {"dry_run": False, "dag_run_id": run, "reset_dag_runs": True, "include_downstream": True, **which}
+        how = {"dry_run": False, "reset_dag_runs": True, "include_downstream": True, "only_failed": False}
+        body = {"dag_run_id": run, **how, **which}
         self.airflow._call("POST", f"/api/v2/dags/{DAG}/clearTaskInstances", json=body)
 
     def _to_the_end(self, run: str, outcome: Outcome) -> str:
