@@ -18,7 +18,7 @@ SEED ?= 1
 # What imports no diffusers and starts no service. A single test: make quick QUICK=tests/pipelines/test_scenes.py
 QUICK ?= $(addprefix tests/pipelines/,catalogue quality runs) $(wildcard tests/pipelines/test_*.py)
 
-.PHONY: help venv demo pictures test chaos exhaustive lint unit quick chromium bench bench-scale bench-photos bench-workers experiment down clean resolve-312
+.PHONY: help venv demo pictures test chaos exhaustive lint unit quick chromium fab bench bench-scale bench-photos bench-workers experiment down clean resolve-312
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 14
@@ -83,6 +83,12 @@ chromium:
 		{ $$root apt-get update -qq && $$root apt-get install -y -qq --no-install-recommends chromium >/dev/null; } \
 			|| echo "apt could not install chromium: the test of the run page will skip"; \
 	else echo "No chromium, and no right to install it through apt: the test of the run page will skip"; fi
+
+# An environment of its own: the provider wants an older python-dateutil than constraints.txt has.
+fab: $(INSTALLED)  ## build/fab: Airflow's FAB auth manager beside packshot, for the tests of who may do what
+	$(BIN)/python -m venv build/fab
+	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' > "$$(build/fab/bin/python -c 'import site; print(site.getsitepackages()[0])')/packshot.pth"
+	build/fab/bin/python -m pip install -qq --disable-pip-version-check apache-airflow==3.3.2 'apache-airflow-providers-fab==3.10.2'
 
 bench: $(INSTALLED)  ## what the sampler and `shoot` cost: tables, build/bench.json and build/shoot.svg
 	@$(BIN)/python -m benchmarks.sampler build/bench.json

@@ -75,7 +75,10 @@ def note_failure(context: Context) -> None:
     task, error = context["ti"], context.get("exception")
     shard = f"[{task.map_index}]" if task.map_index is not None and task.map_index >= 0 else ""
     cause = one_line(error) if isinstance(error, BaseException) else "its process was killed"
-    reason = f"task {task.task_id}{shard} failed ({cause}); mend it, then clear the task: finished steps are reused"
+    reason = (
+        f"task {task.task_id}{shard} failed ({cause}); mend it, then clear the task and what is downstream: finished "
+        "steps are reused"
+    )
     note(connect(get_settings().database_url), task.run_id, task.dag_id, reason, dict(context["params"]))
 
 

@@ -113,6 +113,11 @@ def _template(services: Settings) -> str:
     return "template_packshot"
 
 
+def create_database(name: str) -> None:
+    """An empty database beside the ledger's, of the superuser's."""
+    _as_superuser(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+
+
 _numbers = itertools.count(1)
 
 
@@ -168,7 +173,7 @@ def damage(settings: Settings) -> Callable[..., None]:
 @pytest.fixture(scope="session")
 def airflow_db(services: Settings) -> Settings:
     """Migrated metadata for Airflow in this process (`dag.test`, an api-server's app), apart from `airflow_up`'s."""
-    _as_superuser(sql.SQL("CREATE DATABASE airflow_in_process"))
+    create_database("airflow_in_process")
     argv = [sys.executable, "-m", "airflow", "db", "migrate"]
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

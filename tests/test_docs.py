@@ -44,6 +44,7 @@ from pipelines.runs.prune import Pruned, PrunedKind
 from pipelines.runs.verify import LostObject, Verified
 from pipelines.scenes import Backdrop, BackdropPicture, Checks, Control, Scene, ScenePlacement
 from pipelines.scenes.channels import Channel, ChannelFeed, Provenance
+from pipelines.services.airflow_history import History
 from pipelines.services.lifecycle import Service, Status
 from pipelines.settings import Settings
 
@@ -307,6 +308,7 @@ JSON = {
     "`measure scenes`": names_of(SceneMeasure, FinalMeasure, SceneFigure),
     "`verify`": names_of(Verified, LostObject),
     "`prune`": names_of(Pruned, PrunedKind),
+    "`prune-airflow`": names_of(History),
     "`backup`": names_of(Backup),
     "`restore`": names_of(Restored),
 }
@@ -328,6 +330,7 @@ WHOLE = (
         "`measure scenes`",
         "`verify`",
         "`prune`",
+        "`prune-airflow`",
         "`backup`",
         "`restore`",
     ),

@@ -78,7 +78,8 @@ def unknown_runs(engine: Engine, ids: Sequence[str]) -> set[str]:
 
 
 def end_run(engine: Engine, run: str, state: str, reason: str) -> bool:
-    """Closes a run that Airflow ended, as `success` or `failed`. Returns False if it was closed in the meantime.
+    """Closes a run that Airflow ended, as `success` or `failed`, or that a person `cancelled`, of which nobody is
+    notified. Returns False if it was closed in the meantime.
 
     Shots that are neither held, rejected nor published end as failed.
     """

@@ -43,7 +43,8 @@ class Queue:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """Shots that were inspected in the last day, and how many of them a check held. `check` "" means any check."""
+    """Shots that were inspected in the last day, and how many of them a check held. `check` "" means any check; a check
+    that held none is not there."""
 
     scene: str
     check: str
@@ -128,17 +129,22 @@ SELECT count(*), min(coalesce(r.finished_at, r.started_at)) FROM review_queue q 
 WHERE NOT q.spot
 """
 
+# Naming the runs keeps Postgres from reading the uses of all runs that there ever were.
 _CHECKED = """
-WITH inspected AS (
-    SELECT u.run, u.shot FROM steps s JOIN run_steps u USING (key)
-    WHERE s.stage = 'inspect' AND s.state = 'done' AND s.created_at > now() - interval '1 day'
-      AND u.chosen AND NOT u.reused
+WITH fresh AS MATERIALIZED (
+    SELECT key, run FROM steps
+    WHERE stage = 'inspect' AND state = 'done' AND created_at > now() - interval '1 day'
+), inspected AS (
+    SELECT u.run, u.shot FROM fresh JOIN run_steps u USING (key)
+    WHERE u.run = ANY(ARRAY(SELECT DISTINCT run FROM fresh)) AND u.stage = 'inspect' AND u.chosen AND NOT u.reused
+), of_scene AS MATERIALIZED (
+    SELECT r.scene, rs.checks FROM inspected i JOIN run_shots rs ON rs.run = i.run AND rs.shot = i.shot
+    JOIN runs r ON r.id = rs.run
 )
-SELECT sh.scene, coalesce(v."check", ''), count(DISTINCT (i.run, i.shot)),
-       count(DISTINCT (i.run, i.shot)) FILTER (WHERE NOT v.passed)
-FROM inspected i JOIN run_steps u ON u.run = i.run AND u.shot = i.shot AND u.chosen
-JOIN verdicts v USING (key) JOIN shots sh ON sh.id = i.shot
-GROUP BY GROUPING SETS ((sh.scene, v."check"), (sh.scene))
+SELECT scene, '', count(*), count(*) FILTER (WHERE checks <> '{}') FROM of_scene GROUP BY scene
+UNION ALL
+SELECT scene, name, (SELECT count(*) FROM of_scene every WHERE every.scene = held.scene), count(*)
+FROM of_scene held, unnest(checks) AS name GROUP BY scene, name
 """
 
 _WORK = """

@@ -124,7 +124,7 @@ runs = Table(
     Column("feed", Text, nullable=False, server_default="", comment="Digest of the manifest, where there is one."),
     Column("params", JSONB, nullable=False),
     Column("triggered_by", Text, nullable=False, server_default=""),
-    Column("state", Text, nullable=False, comment="running, success or failed."),
+    Column("state", Text, nullable=False, comment="running, success, failed or cancelled."),
     Column("started_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     Column("finished_at", DateTime(timezone=True)),
     Column("problem", JSONB, comment="What stopped publication: failed expectations and their rows."),
@@ -167,6 +167,7 @@ Index(
     postgresql_where=(run_shots.c.state == "held") & run_shots.c.final.is_not(None),
 )
 Index("run_shots_final_idx", run_shots.c.final, postgresql_where=run_shots.c.final.is_not(None))
+Index("run_shots_seen_idx", run_shots.c.shot, run_shots.c.run, postgresql_where=run_shots.c.final.is_not(None))
 Index("run_shots_standing_idx", run_shots.c.run, postgresql_where=run_shots.c.until.is_(None))
 
 artifacts = Table(

@@ -1,6 +1,7 @@
 """Cutouts that a person draws, for a process that has no torch in it: what computes is in a child process.
 
-The child (`pipelines.stages.drawing`) starts when an editor is opened, and ends when nobody has asked for some minutes.
+The child (`pipelines.stages.drawing`) starts when an editor or the review page is opened, and ends when nobody has
+asked for some minutes.
 Requests take turns. What the image encoder made of a photo is kept in the store, so that it is not computed again.
 """
 
@@ -93,6 +94,21 @@ class Editor:
         if self._child is not None:
             self._child.end()
         self._child = None
+
+    def start(self) -> None:
+        """Have the child, or a new one that loads its models meanwhile. Returns at once, also while it computes."""
+        if self._turn.acquire(blocking=False):  # whoever has the turn has a child
+            try:
+                if self._child is not None and self._child.process.poll() is not None:
+                    self.close()
+                self._child = self._child or _Child.start()
+            finally:
+                self._turn.release()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether there is a child."""
+        return self._child is not None and self._child.process.poll() is None
 
     def open(self, photo: str, model: str) -> None:
         """Have the encoding of a photo (sha256) by this model (sha256 of its weights) in the child.

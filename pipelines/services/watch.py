@@ -127,7 +127,7 @@ def why(airflow: Airflow, opened: OpenRun, ended: AirflowRun | None) -> str:
         name = failed[0].name
         return (
             f"task {name} ended without a message: it was killed, perhaps for lack of memory, or marked by hand; see "
-            "its log, then clear the task: finished steps are reused"
+            "its log, then clear the task and what is downstream: finished steps are reused"
         )
     return f"Airflow ended the run before a task failed; {AGAIN}"
 

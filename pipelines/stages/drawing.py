@@ -22,7 +22,7 @@ from pipelines.models.profile import active_profile
 from pipelines.stages.cutout import WORKING_SIDE, _fit, by_hand, redraw
 from pipelines.vision.child import receive, send
 from pipelines.vision.clicks import Click, answer_box, answer_clicks
-from pipelines.vision.photos import read_photo
+from pipelines.vision.photos import png_bytes, read_photo
 from pipelines.vision.segmenters import Encoding, HQSamSegmenter, SalientSegmenter
 
 IDLE_SECONDS = 300.0
@@ -106,6 +106,7 @@ def serve(descriptor: int) -> None:
     connection.settimeout(IDLE_SECONDS)
     profile = active_profile()
     drawing = Drawing(HQSamSegmenter.from_profile(profile, SalientSegmenter.from_profile(profile)))
+    read_photo(png_bytes(Image.new("RGB", (64, 64))))  # the decoder's process starts now, not with the first photo
     while True:
         try:
             head, bodies = receive(connection)

@@ -1,8 +1,7 @@
 """The web app: review, runs, and a run's shots as pictures, behind Airflow's login.
 
     GET /overview                  what needs a person now, what runs, the last days
-    GET /runs                      the last runs
-    GET /runs/{run}                every shot: photo → cutout → raw → final, verdicts, seconds, why it was held back
+    GET /runs, ...                 runs and their shots, cancelling, trying again: `packshot_console.runs`
     GET /compare                   two runs over the same products, their rates and their pictures
     GET /campaign, ...             choosing scene and products, a forecast, the start: `packshot_console.campaign`
     GET /live, ...                 what each channel shows, and taking it back: `packshot_console.live`
@@ -10,8 +9,8 @@
     GET /review, ...               `packshot_console.review`
     GET /editor/{final}, ...       correcting the cutout of a held image: `packshot_console.editor`
     GET /pictures/{digest}         a picture of the ledger as WebP, at most `size` px on its longer side
-    GET /public/...                what the channels show, without a login: `packshot_console.public`
-    GET /public/sheets/...         contact sheets by signed links that end: `packshot_console.sheets`
+    GET /public/...                what the channels show, without a login: `packshot_console.public.images`
+    GET /public/sheets/...         contact sheets by signed links that end: `packshot_console.public.sheets`
     GET /metrics                   metrics for Prometheus, behind a token of their own
     GET /artifacts/{digest}        an artifact byte for byte as it is stored, images and JSON only
 
@@ -35,7 +34,7 @@ from fastapi.responses import RedirectResponse
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.middleware import Middleware
-from starlette.routing import Mount, Route
+from starlette.routing import Mount, Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from packshot_console import (
@@ -48,16 +47,14 @@ from packshot_console import (
     pages,
     pictures,
     products,
-    public,
     review,
-    sheets,
+    runs,
     views,
 )
 from packshot_console.guards import LOOK
-from packshot_console.rate_limit import RateLimit
+from packshot_console.public import images, sheets
+from packshot_console.public.rate_limit import RateLimit
 
-PAGE_SIZE = 40
-RUNS_A_PAGE = 50
 FOREVER = "private, max-age=31536000, immutable"
 
 SECURITY_HEADERS = {
@@ -72,22 +69,23 @@ PUBLIC = [
     Route("/sheets/console.css", sheets.style),
     Route("/sheets/{token}", sheets.sheet_page),
     Route("/sheets/{token}/{picture}", sheets.picture),
-    Route("/{channel}/feed.{format}", public.feed),
-    Route("/{channel}/{scene}/{sku:path}", public.image),
+    Route("/{channel}/feed.{format}", images.feed),
+    Route("/{channel}/{scene}/{sku:path}", images.image),
 ]
 """Routes without a login: what the channels show, and signed links. Each address may make so many requests a minute."""
 
 Digest = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")]
-PageNumber = Annotated[int, Query(ge=1, le=100_000)]
 
 
 def create_app() -> FastAPI:
-    """The app. Its own documentation pages are off: they would answer without a login."""
-    app = FastAPI(dependencies=LOOK, docs_url=None, redoc_url=None, openapi_url=None)
+    """The app. Its own documentation pages are off: they would answer without a login. So are redirects to an address
+    with or without a slash: they would answer without one too, and name whatever host the request claims."""
+    app = FastAPI(dependencies=LOOK, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.add_middleware(_SecurityHeaders)
     app.exception_handler(StarletteHTTPException)(_to_login)
     app.include_router(pages.router)
     app.include_router(overview.router)
+    app.include_router(runs.router)
     app.include_router(comparison.router)
     app.include_router(campaign.router)
     app.include_router(live.router)
@@ -98,27 +96,12 @@ def create_app() -> FastAPI:
     app.state.one_preview = anyio.CapacityLimiter(1)
 
     app.add_route("/metrics", metrics.endpoint)  # for Prometheus: no login, a token of its own
-    app.router.routes.append(Mount("/public", routes=PUBLIC, middleware=[Middleware(RateLimit)]))
+    public_app = Router(PUBLIC, redirect_slashes=False)
+    app.router.routes.append(Mount("/public", public_app, middleware=[Middleware(RateLimit)]))
 
     @app.get("/")
     def index(request: Request) -> Response:
         return RedirectResponse(pages.path_of(request, "overview_page"), HTTPStatus.SEE_OTHER)
-
-    @app.get("/runs")
-    def run_list(request: Request, page: PageNumber = 1) -> Response:
-        return pages.page(request, "runs.html", runs=views.runs(page, RUNS_A_PAGE), number=page, size=RUNS_A_PAGE)
-
-    @app.get("/runs/{run}")
-    def run_page(
-        request: Request,
-        run: str,
-        state: Annotated[str, Query(pattern=r"^[a-z]*$")] = "",
-        page: PageNumber = 1,
-    ) -> Response:
-        found = views.run_page(run, state, page, PAGE_SIZE)
-        if found is None:
-            raise HTTPException(HTTPStatus.NOT_FOUND, "the ledger knows no such run")
-        return pages.page(request, "run.html", view=found)
 
     @app.get("/pictures/{digest}")
     async def picture(request: Request, digest: Digest, size: Annotated[int, Query(ge=16, le=1600)] = 360) -> Response:

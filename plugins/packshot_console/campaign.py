@@ -9,7 +9,6 @@ GET  /campaign/started/{run}       waits until the run is planned, then leads to
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from functools import lru_cache
@@ -24,10 +23,10 @@ from fastapi.responses import FileResponse, RedirectResponse
 from pydantic import Field
 from sqlalchemy import Connection, text
 
-from packshot_console import starting
+from packshot_console import airflow_runs
 from packshot_console.guards import START
 from packshot_console.pages import page, path_of
-from packshot_console.requests import Body, Words, as_json, may_start, read_body, refused
+from packshot_console.requests import Body, Words, may_cancel, may_start, read_body, reply
 from packshot_console.services import ledger, store
 from pipelines.catalogue.feed import within
 from pipelines.contracts import Shot
@@ -144,7 +143,7 @@ def scene_picture(scene: str) -> Response:
 async def foresee(request: Request) -> Response:
     """What the campaign would make. 409 with a sentence where it cannot be."""
     body = await read_body(request, Wanted)
-    return await run_in_threadpool(_answer, lambda: outlook(scope_of(body)))
+    return await run_in_threadpool(reply, lambda: outlook(scope_of(body)))
 
 
 @router.post("/starts", dependencies=START)
@@ -156,23 +155,23 @@ async def start(request: Request, user: GetUserDep) -> Response:
         scope = scope_of(body)
         if _first_products(scope, 1)[0] == 0:
             raise UsageError(NOTHING)
-        by = user.get_name()
-        run = starting.start_days(scope.conf(), *scope.days, by) if scope.days else starting.start_run(scope.conf(), by)
+        conf, by = scope.conf(), user.get_name()
+        run = airflow_runs.start_days(conf, *scope.days, by) if scope.days else airflow_runs.start_run(conf, by)
         return {"run": run, "page": path_of(request, "started", run=run)}
 
-    return await run_in_threadpool(_answer, act)
+    return await run_in_threadpool(reply, act)
 
 
 @router.get("/started/{run}")
-def started(request: Request, run: str) -> Response:
+def started(request: Request, user: GetUserDep, run: str) -> Response:
     """Leads to the run's page as soon as the ledger has the run."""
     with ledger().engine.connect() as connection:
         if connection.scalar(text("SELECT 1 FROM runs WHERE id = :run"), {"run": run}):
             return RedirectResponse(path_of(request, "run_page", run=run), HTTPStatus.SEE_OTHER)
-    state = starting.state_of(run)
+    state = airflow_runs.state_of(run)
     if state is None:
         raise HTTPException(HTTPStatus.NOT_FOUND, "Airflow knows no such campaign")
-    return page(request, "campaign_started.html", run=run, state=state)
+    return page(request, "campaign_started.html", run=run, state=state, may_cancel=may_cancel(user))
 
 
 def scope_of(wanted: Wanted) -> Scope:
@@ -271,13 +270,6 @@ def _picture_of(file: Path, mtime_ns: int) -> Path | None:
         return picture_of(check_scene(file))
     except UsageError:  # whoever chooses this scene is told what is wrong with it
         return None
-
-
-def _answer(act: Callable[[], Any]) -> Response:
-    try:
-        return as_json(act())
-    except UsageError as refusal:
-        return refused(refusal)
 
 
 _CATEGORIES = """

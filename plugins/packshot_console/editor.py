@@ -1,5 +1,6 @@
 """The cutout editor: a person corrects what is product by clicks, a box, brush and eraser; HQ-SAM answers.
 
+    POST /editor/process            has the process that answers, for a page on which the editor can be opened
     GET  /editor/{final}            the page, for a held image
     POST /editor/{final}/open       has the photo ready, so that the first click is answered at once
     POST /editor/{final}/answers    the mask after a click or a box
@@ -94,6 +95,12 @@ class Editing:
     job: Job
     bases: tuple[str, ...]
     model: str
+
+
+@router.post("/process", dependencies=DECIDE, status_code=HTTPStatus.NO_CONTENT)
+def start_process() -> None:
+    """Have the process that answers; its start takes seconds. It ends by itself if nobody needs it."""
+    editor().start()
 
 
 @router.get("/{final}")

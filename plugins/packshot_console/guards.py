@@ -17,6 +17,8 @@ from fastapi import Depends, HTTPException, Request
 
 CAMPAIGN = "campaign_backfill"
 DAGS = ("catalog_refresh", CAMPAIGN)
+"""The DAGs whose runs make images."""
+
 REVIEWED = "publish_reviewed"
 """The DAG that acts on decisions: whoever may answer for it may decide."""
 
@@ -24,6 +26,9 @@ reader = requires_access_dag("GET", DagAccessEntity.HITL_DETAIL, REVIEWED)
 editor = requires_access_dag("PUT", DagAccessEntity.HITL_DETAIL, REVIEWED)
 starter = requires_access_dag("POST", DagAccessEntity.RUN, CAMPAIGN)
 """The right that Airflow's own API demands of whoever starts a run or a backfill."""
+
+
+NOT_OURS = "this request does not come from a page of this server"
 
 
 def no_nul(request: Request) -> None:
@@ -38,15 +43,31 @@ def same_origin(request: Request) -> None:
     headers = request.headers
     if headers.get("authorization", "").lower().startswith("bearer ") and "cookie" not in headers:
         return
+    if "sec-fetch-site" not in headers and "origin" not in headers:
+        raise HTTPException(HTTPStatus.FORBIDDEN, NOT_OURS)
+    not_foreign(request)
+
+
+def not_foreign(request: Request) -> None:
+    """Refuses a request of which the browser says that another site's page made it. Enough where a request is a GET and
+    takes something for a while only: old browsers name no site there."""
+    headers = request.headers
     site, origin = headers.get("sec-fetch-site"), headers.get("origin")
-    ours = {headers.get("host"), urlsplit(conf.get("api", "base_url", fallback="")).netloc}
-    foreign = (site is not None and site != "same-origin") or (
-        origin is not None and urlsplit(origin).netloc not in ours
-    )
-    if foreign or (site is None and origin is None):
-        raise HTTPException(HTTPStatus.FORBIDDEN, "this request does not come from a page of this server")
+    ours = {headers.get("host"), _host(conf.get("api", "base_url", fallback=""))} - {None, ""}
+    if (site is not None and site != "same-origin") or (origin is not None and _host(origin) not in ours):
+        raise HTTPException(HTTPStatus.FORBIDDEN, NOT_OURS)
+
+
+def _host(address: str) -> str:
+    """Host and port; "" for what is no address, such as the origin `null` of a sandboxed page."""
+    try:
+        return urlsplit(address).netloc
+    except ValueError:
+        return ""
 
 
 LOOK = [*(Depends(requires_access_dag("GET", None, dag_id)) for dag_id in DAGS), Depends(reader), Depends(no_nul)]
 DECIDE = [Depends(editor), Depends(same_origin)]
 START = [Depends(starter), Depends(same_origin)]
+CANCEL = [*(Depends(requires_access_dag("PUT", DagAccessEntity.RUN, dag_id)) for dag_id in DAGS), Depends(same_origin)]
+"""The right that Airflow's own API demands of whoever marks a run as failed."""

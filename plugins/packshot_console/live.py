@@ -28,10 +28,13 @@ PAGE_SIZE = 24
 router = APIRouter(prefix="/live")
 
 
+Number = Annotated[int, Field(ge=1, lt=2**63)]
+
+
 class Rollback(Body):
     """Body of a rollback: numbers of publications, or a run."""
 
-    publications: Annotated[list[int], Field(max_length=PAGE_SIZE)] = []  # noqa: RUF012  # pydantic copies it
+    publications: Annotated[list[Number], Field(max_length=PAGE_SIZE)] = []  # noqa: RUF012  # pydantic copies it
     run: Words = ""
     reason: Words = ""
 

@@ -151,10 +151,10 @@ def _samples(found: LedgerMetrics, now: float) -> Iterator[tuple[str, float, tup
         else:
             yield "packshot_day_inspected", checked.inspected, (checked.scene,)
             yield "packshot_day_held", checked.held, (checked.scene,)
-    grown = [checked for checked in found.checked if checked.check == "overcompletion"]
-    if grown:
-        ratio = sum(checked.held for checked in grown) / sum(checked.inspected for checked in grown)
-        yield "packshot_day_overcompletion_ratio", ratio, ()
+    inspected = sum(checked.inspected for checked in found.checked if not checked.check)
+    if inspected:
+        grown = sum(checked.held for checked in found.checked if checked.check == "overcompletion")
+        yield "packshot_day_overcompletion_ratio", grown / inspected, ()
 
     for spot in found.false_passes:
         yield "packshot_spot_checked", spot.checked, (spot.scene,)

@@ -159,7 +159,10 @@ FROM (SELECT count(*) FILTER (WHERE NOT spot) AS images, count(*) FILTER (WHERE 
              min(started_at) FILTER (WHERE NOT spot) AS oldest FROM review_queue) queue,
      (SELECT count(*) FILTER (WHERE choice = 'approve') AS approved,
              count(*) FILTER (WHERE choice IN ('retry', 'edit')) AS retries
-      FROM decisions WHERE undone_at IS NULL AND acted_run IS NULL AND choice <> 'reject') open
+      FROM decisions d JOIN shots s ON s.id = d.shot JOIN products p ON p.sku = s.sku AND p.left_at IS NULL
+      WHERE d.undone_at IS NULL AND d.acted_run IS NULL
+        AND (d.choice IN ('retry', 'edit') OR d.choice = 'approve' AND EXISTS (
+             SELECT FROM run_shots rs WHERE rs.final = d.final AND rs.state = 'held'))) open
 """
 
 _ENDED = """

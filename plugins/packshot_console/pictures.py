@@ -23,13 +23,23 @@ SERVED_AS_STORED = frozenset({"image/png", "image/jpeg", "image/webp", "image/av
 """Media types of what the stages made themselves. A catalogue's photo is only ever shown as a preview."""
 
 
-@lru_cache(CACHED_PREVIEWS)
 def preview(digest: str, size: int) -> bytes | None:
-    """The picture as WebP, at most `size` px on its longer side; None where it is none, or too large to decode."""
+    """The picture as WebP, at most `size` px on its longer side; None where it is none, too large to decode, or not in
+    the store. Only what was made is remembered: the store may have the picture later, or another limit may hold."""
     try:
-        return photo_preview(store().get(digest), size, get_settings().photo_max_megapixels)
+        return _made(digest, size)
     except (Rejected, KeyError):
         return None
+
+
+@lru_cache(CACHED_PREVIEWS)
+def _made(digest: str, size: int) -> bytes:
+    return photo_preview(store().get(digest), size, get_settings().photo_max_megapixels)
+
+
+def forget() -> None:
+    """Remember no preview."""
+    _made.cache_clear()
 
 
 async def preview_in_turn(request: Request, digest: str, size: int) -> bytes | None:

@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from packshot_console import queue
-from packshot_console.guards import CAMPAIGN, REVIEWED
+from packshot_console.guards import CAMPAIGN, DAGS, REVIEWED
 from packshot_console.poke import poke
 from pipelines.errors import UsageError
 from pipelines.ledger.decisions import AlreadyDecided, Choice, SelectionChanged, Superseded
@@ -45,6 +45,15 @@ def may_start(user: BaseUser) -> bool:
     """Whether the user passes `guards.starter`."""
     return get_auth_manager().is_authorized_dag(
         method="POST", access_entity=DagAccessEntity.RUN, details=DagDetails(id=CAMPAIGN), user=user
+    )
+
+
+def may_cancel(user: BaseUser) -> bool:
+    """Whether the user passes `guards.CANCEL`."""
+    manager, entity = get_auth_manager(), DagAccessEntity.RUN
+    return all(
+        manager.is_authorized_dag(method="PUT", access_entity=entity, details=DagDetails(id=dag_id), user=user)
+        for dag_id in DAGS
     )
 
 
@@ -86,6 +95,14 @@ def answer(act: Callable[[], Any]) -> Response:
         return refused(refusal)
     poke()
     return as_json(done)
+
+
+def reply(act: Callable[[], Any]) -> Response:
+    """What `act` returns; a refusal as 409. Unlike `answer`, nothing was decided that Airflow has to know of."""
+    try:
+        return as_json(act())
+    except UsageError as refusal:
+        return refused(refusal)
 
 
 def as_json(document: Any, status: HTTPStatus = HTTPStatus.OK) -> Response:

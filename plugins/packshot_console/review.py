@@ -26,7 +26,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import StringConstraints
 
 from packshot_console import queue
-from packshot_console.guards import DECIDE, same_origin
+from packshot_console.guards import DECIDE, not_foreign, same_origin
 from packshot_console.pages import page
 from packshot_console.requests import Body, Words, answer, as_json, may_decide, read_body, read_choice
 from packshot_console.services import ledger
@@ -80,12 +80,15 @@ def review_page(request: Request, user: GetUserDep, selected: Selected) -> Respo
 
 @router.get("/queue")
 def next_images(
+    request: Request,
     selected: Selected,
     after: Annotated[str, Query(pattern=r"^([0-9a-f]{64})?$")] = "",
     seat: Annotated[str, Query(pattern=r"^[0-9a-f]{0,32}$")] = "",
     fresh: bool = False,
 ) -> Response:
-    """The next images, and how many the selection has."""
+    """The next images, and how many the selection has. With a seat they are handed to it."""
+    if seat:
+        not_foreign(request)
     if fresh and seat:
         queue.leave(seat)
     return as_json({"items": queue.items(selected, after, AT_ONCE, seat), "count": queue.count(selected)})

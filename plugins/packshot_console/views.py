@@ -11,7 +11,9 @@ from sqlalchemy import exists, or_, select, text
 
 from packshot_console.services import ledger
 from packshot_console.walks import Walk, read_walks
+from pipelines.ledger.outcomes import stage_progress
 from pipelines.ledger.reports import RunRow, StageCount, list_runs, stage_totals
+from pipelines.ledger.retries import Cause, count_states
 from pipelines.ledger.schema import artifacts, product_versions
 from pipelines.ledger.waves import next_wave
 
@@ -36,8 +38,8 @@ class ShotView:
 class RunView:
     """One run's page: `shots` are those of this page and state, `matching` how many there are of that state.
 
-    `documents` maps the role of a document of the run to its digest. `seconds` are of computed steps. `put_off` shots
-    wait for the run `next_wave`, "" until that is planned.
+    `documents` maps the role of a document of the run to its digest. `seconds` are of computed steps. `causes` say what
+    kept shots from being published. `put_off` shots wait for the run `next_wave`, "" until that is planned.
     """
 
     run: str
@@ -52,6 +54,7 @@ class RunView:
     steps: Mapping[str, StageCount]
     seconds: Mapping[str, float]
     counts: Mapping[str, int]
+    causes: tuple[Cause, ...]
     shots: tuple[ShotView, ...]
     state: str
     page: int
@@ -73,10 +76,11 @@ def run_page(run: str, state: str, page: int, size: int) -> RunView | None:
         about = connection.execute(text(_ABOUT), values).first()
         if about is None:
             return None
-        counted = dict(connection.execute(text(_COUNTS), values).tuples().all())
+        counted, causes = count_states(connection, run)
         rows = connection.execute(text(_PAGE), values).all()
         walks = read_walks(connection, {(row.made_by, row.shot): row.photo for row in rows})
-        steps, seconds = stage_totals(connection, run, about.totals)
+        totals = about.totals or {"stages": stage_progress(connection, run)}
+        steps, seconds = stage_totals(connection, run, totals)
     matching = counted.get(state, 0) if state else sum(counted.values())
     return RunView(
         run=run,
@@ -91,6 +95,7 @@ def run_page(run: str, state: str, page: int, size: int) -> RunView | None:
         steps=steps,
         seconds=seconds,
         counts={name: counted[name] for name in STATES if counted.get(name)},
+        causes=causes,
         shots=tuple(
             ShotView(
                 row.sku,
@@ -138,11 +143,18 @@ SELECT r.*, (SELECT json_object_agg(a.role, a.digest ORDER BY a.role)
 FROM runs r WHERE r.id = :run
 """
 
-_COUNTS = "SELECT state, count(*) FROM shots_of_runs WHERE run = :run GROUP BY state"
-
+# The page is chosen before anything is joined to it: first what the run worked on, in its feed's order, then what it
+# left as it was.
 _PAGE = """
-SELECT rs.made_by, rs.shot, rs.row, rs.state, rs.reason, v.sku, v.title, v.category, v.photo
-FROM shots_of_runs rs JOIN product_versions v ON v.id = rs.version
-WHERE rs.run = :run AND (CAST(:state AS text) = '' OR rs.state = :state)
-ORDER BY rs.row, rs.position LIMIT :limit OFFSET :offset
+SELECT chosen.made_by, chosen.shot, CASE WHEN chosen.made_by = :run THEN rs.row ELSE p.row END AS row, chosen.state,
+       chosen.reason, v.sku, v.title, v.category, v.photo
+FROM (
+    SELECT made_by, shot, version, position, state, reason FROM shots_of_runs
+    WHERE run = :run AND (CAST(:state AS text) = '' OR state = :state)
+    ORDER BY made_by <> :run, made_by, position LIMIT :limit OFFSET :offset
+) chosen
+JOIN run_shots rs ON rs.run = chosen.made_by AND rs.shot = chosen.shot
+JOIN product_versions v ON v.id = chosen.version
+LEFT JOIN products p ON p.sku = v.sku
+ORDER BY chosen.made_by <> :run, chosen.made_by, chosen.position
 """

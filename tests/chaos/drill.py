@@ -322,7 +322,8 @@ class Drill:
             return self.again(_feed_of(self.engine, closed.run), "missing")
         if "clear the task" in said:
             outcome.remedies.append("clear the task")
-            self._clear(closed.run, only_failed=True)
+            failed = {task["task_id"] for task in self.airflow.tasks(DAG, closed.run) if task["state"] == "failed"}
+            self._clear(closed.run, task_ids=sorted(failed))
             return closed.run
         if "start it again" in said:
             outcome.remedies.append("start it again")

@@ -11,14 +11,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 from sqlalchemy import create_engine, text
 
 from operators.policy import TICK
+from pipelines.ledger.postgres import connect
+from pipelines.ledger.reports import is_planned, report
 from pipelines.scenes import load_scene, scene_names
 from pipelines.services import Installation
-from pipelines.services.airflow_client import Airflow
+from pipelines.services.airflow_client import ENDED, Airflow
 from pipelines.settings import Settings
 from tests.dags.conftest import PRODUCTS
 
@@ -300,3 +303,37 @@ def test_the_ledger_names_who_asked(started, airflow_up: Settings) -> None:
         ("backfill", "admin"),
     ):
         assert {asked[run] for run in started[way]} == {who}, way
+
+
+def test_a_campaign_is_cancelled_in_progress_and_trying_again_makes_what_it_did_not(
+    people, airflow: Airflow, airflow_up: Settings, refreshed, packshot
+) -> None:
+    ledger, person = connect(airflow_up.database_url), people("merchandiser")
+    run = airflow.trigger(CAMPAIGN, {"scene": "studio-sage", "skus": [PRODUCTS[0]]})
+    person.until(lambda: is_planned(ledger, run))
+    person.page.goto(f"{person.url}/dags/{CAMPAIGN}/runs/{run}")
+    person.page.get_by_role("link", name="Pictures", exact=True).click()
+    frame = person.page.frame_locator("iframe")
+    frame.get_by_role("button", name="Cancel the run…").click()
+    frame.get_by_label("Reason").fill("the wrong scene")
+    frame.get_by_role("button", name="Cancel the run", exact=True).click()
+    frame.get_by_role("heading", name="The run was cancelled").wait_for()
+    person.rest()
+    found = report(ledger, run)
+    assert (found.state, found.pending, found.published) == ("cancelled", 0, 0)
+    assert found.problem == {"reason": "merchandiser cancelled the run: the wrong scene"}
+    person.until(lambda: all(task["state"] in ENDED for task in airflow.tasks(CAMPAIGN, run)))
+    assert airflow.run(CAMPAIGN, run).state == "failed"
+    assert airflow.marked_by(airflow.run(CAMPAIGN, run)) == "merchandiser"
+
+    person.page.goto(f"{person.url}/packshot/runs/{run}")
+    person.page.get_by_role("button", name="Try again…").click()
+    person.page.get_by_text("Try 1 product again?").wait_for()
+    person.page.get_by_role("button", name="Start").click()
+    person.page.wait_for_url("**/campaign/started/**")
+    person.page.wait_for_url("**/packshot/runs/**")
+    again = unquote(person.page.url.rsplit("/", 1)[1])
+    person.rest()
+    wait_for(airflow, CAMPAIGN, [again])
+    assert packshot("report", again)["published"] == 1
+    assert report(ledger, run).state == "cancelled", "nothing closed it anew"

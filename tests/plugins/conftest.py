@@ -187,7 +187,8 @@ def served(airflow_db: Settings, settings: Settings, tmp_path_factory) -> Iterat
     get_settings.cache_clear()
     from packshot_console import pictures, services
 
-    for cached in (services.ledger, services.store, pictures.preview):
+    pictures.forget()
+    for cached in (services.ledger, services.store):
         cached.cache_clear()
 
 

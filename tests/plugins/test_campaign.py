@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
-from pipelines.contracts import Product
+from pipelines.contracts import Product, Shot
+from pipelines.ledger.decisions import Choice, decide
 from pipelines.ledger.postgres import PostgresLedger
+from pipelines.ledger.reports import report
 from pipelines.settings import ROOT
-from tests.plugins.conftest import token
+from tests.plugins.conftest import GROWN, hold, token
 
 TODAY = datetime.now(UTC).date()
 WANTED = {"scene": "oak-window", "skus": ["CUP-1", "CUP-2"]}
+HALO = replace(GROWN, check="halo")
+PICTURES = ROOT / "build" / "pictures"
+PICTURES.mkdir(parents=True, exist_ok=True)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -108,6 +116,20 @@ def test_a_category_is_counted_with_those_below_it_and_started_day_by_day_by_who
 
 
 @pytest.mark.medium
+def test_a_campaign_is_cancelled_before_it_is_planned(client, viewer, campaign_dag) -> None:
+    started = client.post("/starts", json={**WANTED, "skus": ["CUP-3"]}).json()["run"]
+    page = f"/started/{quote(started)}"
+    assert "Cancel the campaign" in client.get(page).text
+    assert "Cancel the campaign" not in viewer.get(f"/campaign{page}").text
+    path = f"/../runs/{quote(started)}/cancel"
+    assert client.post(path, json={}).json() == {"run": started, "days": 0}
+    assert state_in_airflow(started) == "failed"
+    assert "ended before it was planned" in client.get(page).text
+    again = client.post(path, json={})
+    assert (again.status_code, again.json()["words"]) == (409, "the run ended before")
+
+
+@pytest.mark.medium
 def test_a_viewer_sees_the_page_and_may_not_start(served, viewer, campaign_dag) -> None:
     page = viewer.get("/campaign").text
     assert "Your account may not start campaigns." in page
@@ -156,3 +178,104 @@ def test_a_merchandiser_counts_a_campaign_for_two_skus_and_starts_it(
     page.wait_for_url("**/packshot/runs/**", timeout=15_000)
     assert complaints == []
     context.close()
+
+
+@pytest.fixture
+def look(browser, served) -> Iterator[Callable[..., Any]]:
+    """Opens a page as whoever may start campaigns; complaints of the browser fail the test."""
+    contexts, complaints = [], []
+
+    def open_page(path: str, **about: Any) -> Any:
+        context = browser.new_context(**{"viewport": {"width": 1440, "height": 900}, **about})
+        contexts.append(context)
+        context.add_cookies([{"name": "_token", "value": token(served, "merchandiser"), "url": served.url}])
+        page = context.new_page()
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("console", lambda m: complaints.append(m.text) if m.type == "error" and "415" not in m.text else None)
+        page.goto(f"{served.url}/packshot/{path}")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+def state_in_airflow(run: str) -> str:
+    from airflow.models.dagrun import DagRun
+    from airflow.utils.session import create_session
+
+    with create_session() as session:
+        return str(session.scalars(select(DagRun.state).where(DagRun.run_id == run)).one())
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_a_campaign_in_progress_is_cancelled_with_a_reason_and_its_days_with_it(
+    look, client, ledger, campaign_dag, store
+) -> None:
+    from packshot_console.airflow_runs import start_days
+
+    finish_backfills()
+    first = start_days({"scene": "studio-sage"}, TODAY - timedelta(days=9), TODAY - timedelta(days=7), "merchandiser")
+    days = [run for run, *_ in runs()[-3:]]
+    assert days[0] == first
+    ledger.start_run(first, "campaign_backfill", "studio-sage", "web")
+    ledger.select(first, [Shot(Product("CUP-1", 1, "Cup 1", "Home > Kitchen", "a" * 64), "studio-sage", "web")], 8)
+    page = look(f"runs/{quote(first)}")
+    page.get_by_role("button", name="Cancel the run…").click()
+    page.get_by_role("button", name="Back").click()
+    assert report(ledger.engine, first).state == "running"
+    page.get_by_role("button", name="Cancel the run…").click()
+    page.get_by_label("Reason").fill("the wrong scene")
+    page.get_by_role("button", name="Cancel the run", exact=True).click()
+    page.get_by_role("heading", name="The run was cancelled").wait_for()
+    assert page.get_by_text("merchandiser cancelled the run: the wrong scene").is_visible()
+    found = report(ledger.engine, first)
+    assert (found.state, found.pending, found.failed) == ("cancelled", 0, 1)
+    assert {state_in_airflow(run) for run in days} == {"failed"}
+    again = client.post(f"/../runs/{quote(first)}/cancel", json={})
+    assert (again.status_code, again.json()["words"]) == (409, "the run ended before")
+
+    page.get_by_role("button", name="Try again…").click()
+    page.get_by_text("goes on where these stopped").wait_for()
+    page.get_by_role("button", name="Start").click()
+    page.wait_for_url("**/campaign/started/**")
+    assert runs()[-1][3] == {"scene": "studio-sage", "skus": ["CUP-1"], "reprocess": "missing"}
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_held_products_are_tried_again_with_the_next_seed_once_their_count_was_shown(
+    look, ledger, campaign_dag, store, client
+) -> None:
+    hold(ledger, store, "r halo", {"HELD-1": "Cup", "HELD-2": "Mug", "HELD-3": "Pot"}, HALO, scene="oak-window")
+    finals = hold(ledger, store, "r held", {"HELD-4": "Cup", "HELD-5": "Mug", "HELD-6": "Pot"}, scene="oak-window")
+    decide(ledger.engine, finals["HELD-5"], Choice.APPROVE, "ada")
+    for width in (1440, 390):
+        for theme in ("light", "dark"):
+            page = look("runs/r held", viewport={"width": width, "height": 900}, color_scheme=theme)
+            page.get_by_role("row", name="overcompletion").get_by_role("button", name="Try again…").click()
+            page.locator("#again[open]").get_by_text("Try 2 products again?").wait_for()
+            assert page.get_by_text("with the next seed").is_visible()
+            assert page.get_by_text("Left out: 1,").is_visible()
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+            page.screenshot(path=PICTURES / f"console-retry-{width}-{theme}.png")
+    before = len(runs())
+    page.get_by_role("button", name="Start").click()
+    page.wait_for_url("**/campaign/started/**")
+    ((_, by, _, conf),) = runs()[before:]
+    assert by == "merchandiser"
+    assert conf == {"scene": "oak-window", "skus": ["HELD-4", "HELD-6"], "reprocess": "failed"}
+    stale = client.post("/../runs/r%20held/retries", json={"state": "held", "cause": "overcompletion", "shots": 3})
+    assert stale.status_code == 409
+    assert "it is 2 products now, not 3" in stale.json()["words"]
+
+
+def finish_backfills() -> None:
+    """No backfill of another test is in progress: Airflow runs one at a time."""
+    from airflow.models.backfill import Backfill
+    from airflow.utils.session import create_session
+
+    with create_session() as session:
+        session.execute(update(Backfill).values(completed_at=datetime.now(UTC)))

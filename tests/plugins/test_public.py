@@ -231,7 +231,7 @@ def test_an_address_that_asks_too_often_waits_and_others_do_not(public: TestClie
 
 
 def test_the_limit_refills_and_its_memory_does_not_grow(public: TestClient):
-    from packshot_console.rate_limit import REMEMBERED, RateLimit
+    from packshot_console.public.rate_limit import REMEMBERED, RateLimit
 
     with setting(PUBLIC_PER_MINUTE="60"):
         limit = RateLimit(public.app)

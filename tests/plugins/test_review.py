@@ -7,6 +7,7 @@ import io
 import re
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from sqlalchemy import event, text
@@ -16,7 +17,7 @@ from pipelines.ledger.decisions import Choice, approved_images, decide
 from pipelines.ledger.postgres import PostgresLedger
 from pipelines.ledger.spot_checks import draw
 from pipelines.settings import ROOT
-from tests.plugins.conftest import PRESERVED, hold, token
+from tests.plugins.conftest import GROWN, PRESERVED, hold, token
 from tests.plugins.stage import STAGED, staged
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -74,6 +75,19 @@ def shown(page) -> str:
 
 def wait_for(page, final: str) -> None:
     page.locator(f"#review[data-shown='{final}']").wait_for(timeout=20_000)
+
+
+def test_a_title_that_is_a_script_stays_text(log_in, ledger, store) -> None:
+    evil = "<img src=x onerror=alert(1)><script>alert(1)</script>"
+    hold(ledger, store, "r1", {"CUP-1": evil, "CUP-2": evil}, replace(GROWN, reason=evil))
+    page = log_in()
+    dialogs: list[str] = []
+    page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
+    page.get_by_text(evil).first.wait_for()
+    page.get_by_role("button", name="Decide all").click()
+    page.locator("#sample").get_by_text(evil).first.wait_for()
+    assert page.locator("img[src='x']").count() == 0
+    assert dialogs == []
 
 
 def test_a_queue_is_decided_with_one_key_an_image_and_no_image_is_shown_twice(log_in, ledger, store, served) -> None:

@@ -164,6 +164,7 @@ function show() {
   picture();
   preload();
   clearTimeout(warming);
+  startProcess();
   if (item.checks.some((check) => OF_CUTOUTS.includes(check))) warm(1500);
 }
 
@@ -258,8 +259,18 @@ async function send(entry, choice, reason) {
   return null;
 }
 
-// The editor's process takes seconds to start. So it starts when somebody looks for a while at an image whose cutout is
-// in doubt, or points at the button.
+// The editor's process takes seconds to start. So it starts with the first image whose cutout can be edited. It ends
+// after some idle minutes, so it is asked for anew from time to time.
+let started = -Infinity;
+function startProcess() {
+  const item = images[at]?.item;
+  if (!mayDecide || !item || item.spot || performance.now() - started < 60_000) return;
+  started = performance.now();
+  fetch(`${base}editor/process`, {method: "POST", credentials: "same-origin"}).catch(() => {});
+}
+
+// To open a photo takes as long again. So it is opened when somebody looks for a while at an image whose cutout is in
+// doubt, or points at the button.
 let warming = null;
 const warmed = new Set();
 function warm(wait) {

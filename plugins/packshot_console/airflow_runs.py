@@ -1,17 +1,20 @@
-"""Starts runs of `campaign_backfill` in Airflow's own process, in the name of the person who asked.
+"""Starts and stops runs in Airflow's own process, in the name of the person who asked.
 
-Airflow's REST API would do the same; this server has no login for it, and must not lend one. So the route demands the
-right that the API demands (`guards.START`), and the run names the person.
+Airflow's REST API would do the same; this server has no login for it, and must not lend one. So a route demands the
+right that the API demands (`guards.START`, `guards.CANCEL`), and Airflow's records name the person.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, date, datetime, time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from packshot_console.guards import CAMPAIGN
 from pipelines.errors import UsageError
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
 
 
 def start_run(conf: Mapping[str, Any], by: str) -> str:
@@ -60,6 +63,51 @@ def start_days(conf: Mapping[str, Any], first: date, last: date, by: str) -> str
     if found is None:
         raise UsageError("Airflow made no run of these days: a run of each is in progress")
     return found
+
+
+def stop_run(dag_id: str, run: str, by: str) -> int:
+    """End a run: its tasks in progress are ended, the others are skipped. Of a campaign over days, the days that have
+    not begun are taken back too; returns how many. A run that Airflow does not know, or that ended, stays as it is."""
+    from airflow.api.common.mark_tasks import set_dag_run_state_to_failed
+    from airflow.models.dagbag import DBDagBag
+    from airflow.models.dagrun import DagRun
+    from airflow.models.log import Log
+    from airflow.utils.session import create_session
+    from sqlalchemy import select
+
+    with create_session() as session:
+        found = session.scalar(select(DagRun).where(DagRun.dag_id == dag_id, DagRun.run_id == run))
+        if found is None or str(found.state) not in ("queued", "running"):
+            return 0
+        days = _take_back(session, found.backfill_id, found.id) if found.backfill_id is not None else 0
+        dag = DBDagBag().get_dag_for_run(found, session=session)
+        if dag is None:
+            raise UsageError(f"Airflow has no version of the DAG {dag_id} any more: mark the run in Airflow")
+        set_dag_run_state_to_failed(dag=dag, run_id=run, commit=True, session=session)
+        # the entry that Airflow's own page makes
+        extra = '{"state": "failed", "by": "packshot"}'
+        session.add(Log(event="patch_dag_run", dag_id=dag_id, run_id=run, owner=by, extra=extra))
+    return days
+
+
+def _take_back(session: Session, backfill: int, run: int) -> int:
+    """Fail the other runs of a backfill that are queued, and let it make no more."""
+    from airflow.models.backfill import Backfill, BackfillDagRun
+    from airflow.models.dagrun import DagRun
+    from sqlalchemy import func, select, update
+
+    session.execute(update(Backfill).where(Backfill.id == backfill).values(is_paused=True))
+    session.commit()  # the scheduler starts no other day from now on
+    days = select(BackfillDagRun.dag_run_id).where(BackfillDagRun.backfill_id == backfill)
+    taken = session.execute(
+        update(DagRun)
+        .where(DagRun.id.in_(days), DagRun.id != run, DagRun.state == "queued")
+        .values(state="failed")
+        .returning(DagRun.id)
+        .execution_options(synchronize_session=False)
+    ).all()
+    session.execute(update(Backfill).where(Backfill.id == backfill).values(completed_at=func.now()))
+    return len(taken)
 
 
 def state_of(run: str) -> str | None:
