@@ -16,6 +16,9 @@ create`.
 **Dry run.** Counts shots, steps that are there already and the seconds that the rest takes at measured rates; computes
 nothing. The numbers are in the XCom `forecast` of `plan` and in the run's record.
 
+**Several channels.** A run has one channel, the first that is named. `next_channel` starts the same run for the others;
+what the channels share is computed once. A dry run counts all channels.
+
 **Why it has a schedule.** Airflow backfills only DAGs with a periodic timetable. This one's is packshot's own: it has
 a day for every backfill, and proposes no run.
 """
@@ -27,12 +30,13 @@ from datetime import datetime, timedelta
 from airflow.sdk import Param, TriggerRule, dag
 from packshot_timetable import ByHandOrBackfill
 
+from operators.channels import NextChannelOperator
 from operators.plan import PlanCampaignOperator
 from operators.policy import (
     DEFAULT_ARGS,
     TICK,
     Tag,
-    channel_param,
+    channels_param,
     limit_param,
     most_tasks,
     scene_param,
@@ -56,7 +60,7 @@ from operators.shots import shots_of
     tags=[Tag.PACKSHOT, Tag.CAMPAIGN, Tag.GPU],
     params={
         "scene": scene_param(hint=f"In a backfill, tick '{TICK}' above, or Airflow does not send this form."),
-        "channel": channel_param(),
+        "channels": channels_param(),
         **selection_params(),
         "dry_run": Param(
             False,
@@ -77,6 +81,7 @@ def campaign_backfill() -> None:
         task_id="summary", checks=["plan", "check_scores", "publish"], trigger_rule=TriggerRule.ALL_DONE
     )
 
+    plan >> NextChannelOperator(task_id="next_channel", forecast_only="{{ params.dry_run }}") >> summary
     [plan, shots] >> check_scores >> publish >> summary
 
 

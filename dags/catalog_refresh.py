@@ -11,6 +11,9 @@ address that a worker can read, or empty: the feed that was named last; a file o
 the refresh of the last feed is scheduled daily, in scene `PACKSHOT_NIGHTLY_SCENE`. It is off until then. An unchanged
 product costs no computation. A nightly run that has not ended after `PACKSHOT_NIGHTLY_HOURS` is reported as late.
 
+**Several channels.** A run has one channel, the first that is named. `next_channel` starts the same run for the others,
+over the products that this one read; what the channels share is computed once.
+
 **Waves.** A refresh of more work than 128 full shards goes in waves: a run works on a part and publishes it, and
 `next_wave` starts a run for the rest, `…__wave_2` and so on. The first wave is small, so the first images are shown
 soon. A run that computes everything anew is one wave.
@@ -26,13 +29,14 @@ from datetime import datetime, timedelta
 
 from airflow.sdk import Param, TriggerRule, dag
 
+from operators.channels import NextChannelOperator
 from operators.deadline import nightly_deadline
 from operators.plan import WHO, PlanRefreshOperator
 from operators.policy import (
     DEFAULT_ARGS,
     SELDOM,
     Tag,
-    channel_param,
+    channels_param,
     limit_param,
     most_tasks,
     scene_param,
@@ -62,7 +66,7 @@ settings = get_settings()
     tags=[Tag.PACKSHOT, Tag.NIGHTLY, Tag.GPU],
     params={
         "scene": scene_param(settings.nightly_scene or scene_names()[0]),
-        "channel": channel_param(settings.nightly_channel or None),
+        "channels": channels_param(settings.nightly_channels.split(",")),
         **selection_params(),
         "feed": Param(
             None,
@@ -99,6 +103,7 @@ def catalog_refresh() -> None:
     next_wave = NextWaveOperator(task_id="next_wave", triggered_by=WHO)
 
     plan >> check_catalogue
+    plan >> NextChannelOperator(task_id="next_channel") >> summary
     [plan, shots] >> check_scores
     [check_catalogue, check_scores] >> publish >> [summary, next_wave]
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 from airflow.sdk import BaseOperator, BaseOperatorLink, ExceptionRetryPolicy, RetryAction, RetryRule, conf
+from airflow.sdk.exceptions import DagRunTriggerException
 
 from pipelines.contracts import Reprocess
 from pipelines.errors import IntegrityError, PackshotError, UsageError
@@ -37,8 +38,14 @@ GPU_QUEUE = "gpu"
 TRIGGERED_BY = "triggered_by"
 """A run's conf may have this key besides the form's fields: what a caller of the API says of itself."""
 
-CHANNEL = "{{ params.get('channel') or '' }}"
-"""Template: the channel that a run is for; empty means the scene's own."""
+GROUP = "group"
+"""Key of the conf of a run that another one started for its next channel: the id of the first run of them all."""
+
+DAY = "day"
+"""Key of the conf of such a run of a campaign: the first run's partition, which Airflow gives to no run of a task."""
+
+CHANNEL = "{{ (params.get('channels') or [''])[0] }}"
+"""Template: the channel that a run is for, the first of those named; empty means the scene's own."""
 
 PROBLEM = "problem"
 """XCom key under which a task says what stopped publication."""
@@ -113,17 +120,21 @@ class Services:
         """Profile of the settings, and this scene for its own channel or another. Raises UsageError for an unknown
         scene or channel. The device is not asked for.
 
-        A forced recomputation (`reprocess`) adds the run's id to every key of the run.
+        A forced recomputation (`reprocess`) adds the run's id to every key of the run. Runs for several channels add
+        that of the first: what they share is computed again once.
         """
         from pipelines.ledger.embeddings import Embeddings
+        from pipelines.ledger.reports import first_of_group
         from pipelines.scenes import load_scene
+        from pipelines.vision.credentials import find_credentials
         from pipelines.workflow import Recipe
 
         return Recipe(
             self.profile(),
             load_scene(scene, channel=channel),
-            attempt=Reprocess(reprocess).attempt(run),
+            attempt=Reprocess(reprocess).attempt(first_of_group(self.ledger.engine, run)),
             max_megapixels=self.settings.photo_max_megapixels,
+            credentials=find_credentials(self.settings),
             keep_encoding=Embeddings(self.ledger.engine, self.store).keep,
         )
 
@@ -143,12 +154,29 @@ def refuse_unknown(dag: Any, dag_run: Any) -> None:
 
     Airflow accepts such a key and nothing reads it, so a run with a misspelt `skus` would work on the whole feed.
     """
-    known = {*dag.params, TRIGGERED_BY}
+    known = {*dag.params, TRIGGERED_BY, GROUP, DAY}
     for key in dag_run.conf or {}:
         if key not in known:
             near = get_close_matches(key, known, n=1)
             remedy = f"is it {near[0]!r}?" if near else f"it has {', '.join(sorted(dag.params))}"
             raise UsageError(f"{dag.dag_id} has no parameter {key!r}: {remedy}")
+
+
+def start_run(dag_id: str, run: str, conf: dict[str, Any]) -> DagRunTriggerException:
+    """What a task raises to start a run of a DAG, unless it was started before. (The standard provider's operator
+    imports 200 modules.)"""
+    return DagRunTriggerException(
+        trigger_dag_id=dag_id,
+        dag_run_id=run,
+        conf=conf,
+        reset_dag_run=False,
+        skip_when_already_exists=True,
+        wait_for_completion=False,
+        allowed_states=[],
+        failed_states=[],
+        poke_interval=60,
+        deferrable=False,
+    )
 
 
 def listed(value: Sequence[str] | str | None) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from more_itertools import chunked
 
 from operators.base import (
-    CHANNEL,
+    DAY,
     PROBLEM,
     TRIGGERED_BY,
     PackshotOperator,
@@ -26,15 +26,15 @@ from operators.base import (
 )
 from operators.policy import TICK
 from operators.waves import is_taken_over
-from pipelines.contracts import Reprocess, canonical_json, sha256_hex
+from pipelines.contracts import FURTHER, Reprocess, canonical_json, sha256_hex
 from pipelines.errors import UsageError
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from pipelines.catalogue.manifest import Line
-    from pipelines.contracts import Shot
     from pipelines.scenes import Scene
+    from pipelines.workflow import Recipe
 
 MANIFEST = re.compile(r"[0-9a-f]{64}")
 FEED_SUFFIXES = (".csv", ".tsv", ".txt", ".xml")
@@ -45,6 +45,12 @@ FORECAST = "forecast"
 
 WHO = "{{ params.get('" + TRIGGERED_BY + "') or dag_run.triggering_user_name or dag_run.run_type.value }}"
 """Template: what a caller of the API says of itself (`packshot run` does), else who started the run."""
+
+CHANNELS = "{{ params.get('channels') | tojson }}"
+"""Template: the channels that were named, as JSON."""
+
+DAY_OF_RUN = "{{ params.get('" + DAY + "') or dag_run.partition_key or '' }}"
+"""Template: the day of a campaign's run; empty where it has none."""
 
 NO_SCENE = (
     f"no scene was chosen: start it again and choose one; Airflow's Backfill dialog sends the form only where '{TICK}' "
@@ -61,7 +67,7 @@ class PlanOperator(PackshotOperator):
     tell it.
 
     :param scene: the scene's name.
-    :param channel: the channel's name; empty means the scene's own.
+    :param channels: names of channels. The run is for the first, and a dry run counts all. The scene's own when empty.
     :param categories: product categories to keep: a whole category, or the beginning of its path. All when empty.
     :param skus: SKUs to keep. All when empty.
     :param limit: at most that many products, in feed order.
@@ -74,7 +80,7 @@ class PlanOperator(PackshotOperator):
     template_fields: Sequence[str] = (
         "run",
         "scene",
-        "channel",
+        "channels",
         "categories",
         "skus",
         "limit",
@@ -91,7 +97,7 @@ class PlanOperator(PackshotOperator):
         self,
         *,
         scene: str = "{{ params.scene or '' }}",
-        channel: str = CHANNEL,
+        channels: Sequence[str] | str = CHANNELS,
         categories: Sequence[str] | str = "{{ params.categories | tojson }}",
         skus: Sequence[str] | str = "{{ params.skus | tojson }}",
         limit: int | str | None = "{{ params.limit or '' }}",
@@ -103,7 +109,7 @@ class PlanOperator(PackshotOperator):
     ) -> None:
         super().__init__(execution_timeout=execution_timeout, **kwargs)
         self.scene = scene
-        self.channel = channel
+        self.channels = channels
         self.categories = categories
         self.skus = skus
         self.limit = limit
@@ -144,22 +150,20 @@ class PlanOperator(PackshotOperator):
         context["ti"].xcom_push(key=PROBLEM, value={"reason": reason})
 
     def _plan(self, services: Services, context: Context) -> list[int]:
-        from pipelines.contracts import Shot
         from pipelines.scenes import load_scene
 
         if not self.scene:
             raise UsageError(NO_SCENE)
-        scene = load_scene(self.scene, channel=self.channel)
-        feed, lines = self.lines(services, getattr(context["dag_run"], "start_date", None))
-        lines = choose(lines, listed(self.categories), listed(self.skus))
-        if self.reprocess == Reprocess.FAILED:
-            lines = self._unfinished(services, scene, lines)
-        lines = islice(lines, _number(self.limit))
+        # every channel's, so that a later one is not found to be wrong when the first is made
+        scenes = {name: load_scene(self.scene, channel=name) for name in listed(self.channels) or [""]}
+        channel, scene = next(iter(scenes.items()))
+        self._check_signing(services)
+        feed, known = self.lines(services, getattr(context["dag_run"], "start_date", None))
+        lines = self._selected(services, scene, known)
 
         forecast = None
         if str(self.forecast_only) == "True":
-            shots = (Shot(line.product, scene.name, scene.channel.name) for line in lines)
-            forecast, lines = self._forecast(services, shots), iter(())
+            forecast, lines = self._forecast(services, scenes, list(known)), iter(())
         dag_id = context["dag"].dag_id
         services.ledger.record_scene(scene.name, scene.model_dump(mode="json"))
         services.ledger.start_run(
@@ -174,16 +178,32 @@ class PlanOperator(PackshotOperator):
         if forecast is not None:
             context["ti"].xcom_push(key=FORECAST, value=forecast)
             self.log.info("dry run", **{name: forecast[name] for name in ("shots", "reused", "seconds_expected")})
-        shards = self._cut(services, lines, scene, "" if forecast else self.line(dag_id, scene))
-        return list(range(shards))
+        line = "" if forecast else self.line(dag_id, scene)
+        recipe = services.recipe(self.scene, self.reprocess, self.run, channel)
+        return list(range(self._cut(services, lines, scene, line, recipe)))
 
-    def _cut(self, services: Services, lines: Iterable[Line], scene: Scene, line: str) -> int:
+    def _selected(self, services: Services, scene: Scene, lines: Iterable[Line]) -> Iterator[Line]:
+        """What the run works on of the products to choose from."""
+        lines = choose(lines, listed(self.categories), listed(self.skus))
+        if self.reprocess == Reprocess.FAILED:
+            lines = self._unfinished(services, scene, lines)
+        return islice(lines, _number(self.limit))
+
+    def _check_signing(self, services: Services) -> None:
+        """Raise UsageError now where published files are to be signed and cannot be."""
+        from pipelines.vision.credentials import Signer, find_credentials
+
+        credentials = find_credentials(services.settings)
+        if credentials is not None:
+            Signer(credentials)
+
+    def _cut(self, services: Services, lines: Iterable[Line], scene: Scene, line: str, recipe: Recipe) -> int:
         """Select, find what needs a stage, and put that into shards; returns their number."""
         from pipelines.ledger.waves import wave_of
         from pipelines.runs.planning import find_work, most_shots, shard_size, usual_size
         from pipelines.stages.keys import STAGES, fingerprint
 
-        ledger, recipe = services.ledger, services.recipe(self.scene, self.reprocess, self.run, self.channel)
+        ledger = services.ledger
         if self.reprocess == Reprocess.FAILED:
             line = ""  # a selection of its own: no later run builds on it
         selected = ledger.refresh(
@@ -221,13 +241,20 @@ class PlanOperator(PackshotOperator):
             outcomes = services.ledger.last_outcomes(scene.name, scene.channel.name, skus, before=self.run)
             yield from (line for line in chunk if outcomes.get(line.sku) in again)
 
-    def _forecast(self, services: Services, shots: Iterable[Shot]) -> dict[str, Any]:
+    def _forecast(self, services: Services, scenes: Mapping[str, Scene], lines: Sequence[Line]) -> dict[str, Any]:
         """How many shots, how many of their steps are there already, and how long the rest takes at measured rates."""
-        from pipelines.runs.forecast import forecast
+        from pipelines.contracts import Shot
+        from pipelines.runs.forecast import Part, forecast
         from pipelines.stages.keys import STAGES
 
-        recipe = services.recipe(self.scene, self.reprocess, self.run, self.channel)
-        return asdict(forecast(list(STAGES.values()), shots, recipe, services.ledger, services.ledger.rates()))
+        parts = [
+            Part(
+                services.recipe(self.scene, self.reprocess, self.run, channel),
+                (Shot(o.product, scene.name, scene.channel.name) for o in self._selected(services, scene, lines)),
+            )
+            for channel, scene in scenes.items()
+        ]
+        return asdict(forecast(list(STAGES.values()), parts, services.ledger, services.ledger.rates()))
 
 
 class PlanRefreshOperator(PlanOperator):
@@ -271,6 +298,8 @@ class PlanRefreshOperator(PlanOperator):
             source = digest if "://" in digest else _feed_file(digest)
             memory = PhotoLinks(services.ledger.engine, since)
             digest = ingest(source, services.store, services.settings, memory=memory)
+        elif self.run.startswith(FURTHER):  # the first channel's run has read it: a newer reading stays in force
+            return digest, read_manifest(services.store, digest)
         manifest = read_manifest(services.store, digest)
         whole = "" if _number(self.limit) else manifest.source
         accepts = str(self.accept_loss) == "True"
@@ -296,7 +325,7 @@ class PlanCampaignOperator(PlanOperator):
 
     template_fields: Sequence[str] = ("day", *PlanOperator.template_fields)
 
-    def __init__(self, *, day: str = "{{ dag_run.partition_key or '' }}", **kwargs: Any) -> None:
+    def __init__(self, *, day: str = DAY_OF_RUN, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.day = day
 

@@ -6,6 +6,7 @@ error, marks it with a star, and does not let the run start.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from enum import StrEnum
 from typing import Any
@@ -77,15 +78,17 @@ def scene_param(default: str | None = None, hint: str = "") -> Param:
     return Param(default, title="Scene", description=description, **about)
 
 
-def channel_param(default: str | None = None) -> Param:
-    """A choice of the channels that there are. Empty means the channel that the scene describes."""
+def channels_param(default: Sequence[str] = ()) -> Param:
+    """Some of the channels that there are. Empty means the channel that the scene describes."""
+    names = list(channel_files())
     return Param(
-        default,
-        type=["null", "string"],
-        enum=[None, *channel_files()],
-        values_display={"null": "The scene's own"},
-        title="Channel",
-        description="Where the images are published: size, format, limits and background. Empty: the scene's own.",
+        [name.strip() for name in default if name.strip()] or None,
+        type=["null", "array"],
+        items={"type": "string", "enum": names},
+        examples=names,  # the choices that the form offers
+        title="Channels",
+        description="Where the images are published: size, format, limits and background. Empty: the scene's own. "
+        "Of several, this run is for the first, and starts another one for each of the others.",
     )
 
 

@@ -8,9 +8,9 @@ from datetime import timedelta
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk.exceptions import AirflowFailException, DagRunTriggerException
+from airflow.sdk.exceptions import AirflowFailException
 
-from operators.base import PackshotOperator, Services, open_services
+from operators.base import PackshotOperator, Services, open_services, start_run
 from operators.tables import attach_feed, images_of, publication_columns
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ class PlanRetriesOperator(PackshotOperator):
                 "campaign": retry.run,
                 "conf": {
                     "scene": retry.scene,
-                    "channel": retry.channel if retry.channel in channels else None,  # else the scene's own
+                    "channels": [retry.channel] if retry.channel in channels else None,  # else the scene's own
                     "skus": list(retry.skus),
                     # a corrected cutout is found by its key, so nothing is forced
                     "reprocess": (Reprocess.MISSING if retry.choice is Choice.EDIT else Reprocess.FAILED).value,
@@ -159,7 +159,7 @@ class PlanRetriesOperator(PackshotOperator):
 
 
 class TryAgainOperator(PackshotOperator):
-    """Starts a campaign, unless it was started before. (The standard provider's operator imports 200 modules.)
+    """Starts a campaign, unless it was started before.
 
     :param campaign: the id of the run of `campaign_backfill`.
     :param conf: its parameters.
@@ -183,15 +183,4 @@ class TryAgainOperator(PackshotOperator):
 
     def execute(self, context: Context) -> None:
         """Ask Airflow for the run."""
-        raise DagRunTriggerException(
-            trigger_dag_id="campaign_backfill",
-            dag_run_id=self.campaign,
-            conf=self.conf,
-            reset_dag_run=False,
-            skip_when_already_exists=True,
-            wait_for_completion=False,
-            allowed_states=[],
-            failed_states=[],
-            poke_interval=60,
-            deferrable=False,
-        )
+        raise start_run("campaign_backfill", self.campaign, self.conf)

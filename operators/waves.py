@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk.exceptions import DagRunTriggerException
-
-from operators.base import TRIGGERED_BY, PackshotOperator, Services, open_services
+from operators.base import TRIGGERED_BY, PackshotOperator, Services, open_services, start_run
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -47,19 +45,9 @@ class NextWaveOperator(PackshotOperator):
             self.log.info("a later run has read the feed anew: it does what this one left", shots=left)
             return
         self.log.info("starting the next wave", shots=left, run=next_wave(self.run))
-        raise DagRunTriggerException(
-            trigger_dag_id=context["dag"].dag_id,
-            dag_run_id=next_wave(self.run),
-            conf=dict(context["params"]) | {TRIGGERED_BY: self.triggered_by},
-            logical_date=None,
-            reset_dag_run=False,
-            skip_when_already_exists=True,
-            wait_for_completion=False,
-            allowed_states=[],
-            failed_states=[],
-            poke_interval=60,
-            deferrable=False,
-        )
+        params = dict(context["params"])
+        own = {"channels": params["channels"][:1]} if params.get("channels") else {}  # the others have their own waves
+        raise start_run(context["dag"].dag_id, next_wave(self.run), params | own | {TRIGGERED_BY: self.triggered_by})
 
 
 def is_taken_over(services: Services, run: str) -> bool:

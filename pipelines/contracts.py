@@ -42,6 +42,15 @@ class ShotState(StrEnum):
     PENDING = "pending"
 
 
+FURTHER = "channel__"
+"""Beginning of the ids of runs that another run started for a further channel. (Airflow reserves other beginnings.)"""
+
+
+def run_of_channel(first: str, channel: str) -> str:
+    """Id of the run for a further channel that the run `first` leads to."""
+    return f"{FURTHER}{channel}__{first}"
+
+
 class Reprocess(StrEnum):
     """Which shots a run selects, and which of their finished steps it computes again."""
 

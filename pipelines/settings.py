@@ -97,7 +97,9 @@ class Settings(BaseSettings):
         "", description="Cron of the nightly catalog_refresh, such as `0 3 * * *`. Empty: off."
     )
     nightly_scene: str = Field("", description="Scene of the nightly catalog_refresh. Empty: the first scene by name.")
-    nightly_channel: str = Field("", description="Channel of the nightly catalog_refresh. Empty: the scene's own.")
+    nightly_channels: str = Field(
+        "", description="Channels of the nightly catalog_refresh, separated by commas. Empty: the scene's own."
+    )
     nightly_hours: float = Field(
         6, gt=0, description="Hours after which a nightly catalog_refresh that has not ended is reported as late."
     )
@@ -115,6 +117,13 @@ class Settings(BaseSettings):
     sheet_key: SecretStr = Field(
         SecretStr(""),
         description="Key that signs links to contact sheets. `packshot up` draws one. Empty: there are no links.",
+    )
+
+    c2pa_key: Path | None = Field(
+        None, description="PEM file of the private key that published images are signed with (C2PA). Empty: unsigned."
+    )
+    c2pa_certificates: Path | None = Field(
+        None, description="PEM file of that key's certificate, followed by its issuers'."
     )
 
     # Monitoring and notifications
@@ -198,11 +207,11 @@ class Settings(BaseSettings):
         64, ge=1, le=256, description="Connections to one server that photos are fetched over, at most."
     )
 
-    @field_validator("scenes_dir", "channels_dir")
+    @field_validator("scenes_dir", "channels_dir", "c2pa_key", "c2pa_certificates")
     @classmethod
-    def _absolute(cls, folder: Path | None) -> Path | None:
+    def _absolute(cls, path: Path | None) -> Path | None:
         """Airflow's tasks work in another folder than the command that starts them."""
-        return folder and folder.absolute()
+        return path and path.absolute()
 
     @field_validator("device")
     @classmethod

@@ -26,6 +26,7 @@ from pipelines.settings import CPU, MAX_MEGAPIXELS, Compute
 if TYPE_CHECKING:
     from pipelines.models.profile import Profile
     from pipelines.scenes import Scene
+    from pipelines.vision.credentials import Credentials
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 class Recipe:
     """Everything besides the shot that decides the result. It enters the keys through the stages' parameters.
 
+    Published files are signed with `credentials`, where there are some.
     `keep_encoding(photo, model, bytes)` decides nothing: it keeps what HQ-SAM's encoder made of a held photo, by the
     sha256 of photo and weights.
     """
@@ -47,6 +49,7 @@ class Recipe:
     attempt: str = ""
     compute: Compute = CPU
     max_megapixels: float = MAX_MEGAPIXELS
+    credentials: Credentials | None = None
     keep_encoding: Callable[[str, str, bytes], None] | None = None
 
     @property

@@ -25,6 +25,14 @@ SceneName = Annotated[str, typer.Option("--scene", "-s", help="A scene: see `pac
 ChannelName = Annotated[
     str, typer.Option("--channel", help="A channel: see `packshot channels list`.", show_default="the scene's own")
 ]
+ChannelNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--channel",
+        help="A channel: see `packshot channels list`. May be repeated: each has a run of its own.",
+        show_default="the scene's own",
+    ),
+]
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or 'latest': the last that `run` triggered.")]
 
 

@@ -12,7 +12,7 @@ import typer
 
 from pipelines.cli.console import (
     AsJson,
-    ChannelName,
+    ChannelNames,
     RunId,
     SceneName,
     answer,
@@ -23,7 +23,7 @@ from pipelines.cli.console import (
     progress_bar,
     table,
 )
-from pipelines.contracts import Reprocess
+from pipelines.contracts import Reprocess, run_of_channel
 from pipelines.errors import PackshotError, UsageError
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def run(
         Path, typer.Argument(metavar="CATALOG", help="CSV, TSV or Merchant XML: id, title, image_link.")
     ],
     scene: SceneName,
-    channel: ChannelName = "",
+    channel: ChannelNames = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N products.")] = None,
     reprocess: ReprocessOption = Reprocess.MISSING,
     accept_loss: Annotated[
@@ -68,11 +68,12 @@ def run(
     from pipelines.store import S3Store
 
     settings = get_settings()
-    load_scene(scene, channel=channel)
+    for name in channel or [""]:
+        load_scene(scene, channel=name)
     with err.status("Putting feed and photos into the store"):
         feed = ingest(catalogue, S3Store(settings), settings, limit, PhotoLinks(connect(settings.database_url)))
     conf = {
-        "feed": feed, "scene": scene, "channel": channel or None, "limit": limit, "reprocess": reprocess,
+        "feed": feed, "scene": scene, "channels": channel, "limit": limit, "reprocess": reprocess,
         "accept_loss": accept_loss, "triggered_by": "packshot run",
     }  # fmt: skip
     with Airflow(settings) as airflow:
@@ -82,14 +83,34 @@ def run(
         except OSError as error:  # the run is under way all the same
             err.print(f"{settings.state_dir}: {error.strerror}: `latest` will not mean this run", soft_wrap=True)
         if not wait:
-            answer(as_json, {"run": run_id}, f"Run {run_id} was triggered.")
+            answer(as_json, {"run": run_id}, f"Run {run_id} was triggered.", *_to_follow(run_id, channel))
             return
-        success = _follow(airflow, "catalog_refresh", run_id)
+        success = _follow_all(airflow, "catalog_refresh", run_id, channel)
     if not _planned([run_id]):
         raise PackshotError(f"run {run_id} ended before it was planned: nothing was made")
-    found = _report(run_id)
-    _answer(as_json, found)
-    raise typer.Exit(exit_code([shot.state for shot in found.shots]) if success else 1)
+    found = [_report(one) for one in _planned(_runs_for(run_id, channel))]
+    _answer(as_json, *found)
+    raise typer.Exit(exit_code([shot.state for one in found for shot in one.shots]) if success else 1)
+
+
+def _runs_for(first: str, channels: Sequence[str] | None) -> list[str]:
+    """The run that was started, and those that it leads to, one for each further channel."""
+    return [first, *(run_of_channel(first, name) for name in list(dict.fromkeys(channels or []))[1:])]
+
+
+def _to_follow(first: str, channels: Sequence[str] | None) -> list[str]:
+    return [f"It starts run {run_id}." for run_id in _runs_for(first, channels)[1:]]
+
+
+def _follow_all(airflow: Airflow, dag_id: str, first: str, channels: Sequence[str] | None) -> bool:
+    """Follows a run and those for its further channels. Where one is not planned, the next is not started."""
+    success = _follow(airflow, dag_id, first)
+    for run_id in _runs_for(first, channels)[1:]:
+        if airflow.run(dag_id, run_id) is None:
+            err.print(f"run {run_id} was not started: the run before it was not planned", soft_wrap=True)
+            return False
+        success &= _follow(airflow, dag_id, run_id)
+    return success
 
 
 def _follow(airflow: Airflow, dag_id: str, run_id: str) -> bool:
@@ -116,7 +137,7 @@ def campaign(
     scene: SceneName,
     first: Annotated[datetime, typer.Option("--from", formats=["%Y-%m-%d"], help="First day.")],
     last: Annotated[datetime, typer.Option("--to", formats=["%Y-%m-%d"], help="Last day, included.")],
-    channel: ChannelName = "",
+    channel: ChannelNames = None,
     category: Annotated[list[str] | None, typer.Option(help="Only this category; may be repeated.")] = None,
     sku: Annotated[
         list[str] | None, typer.Option(help="Only this SKU, whenever it last changed; may be repeated.")
@@ -132,21 +153,25 @@ def campaign(
     from pipelines.services.airflow_client import Airflow
     from pipelines.settings import get_settings
 
-    load_scene(scene, channel=channel)
+    for name in channel or [""]:
+        load_scene(scene, channel=name)
     if last < first:
         raise UsageError(f"--to {last:%Y-%m-%d} is before --from {first:%Y-%m-%d}")
     conf = {
-        "scene": scene, "channel": channel or None, "categories": category or [], "skus": sku or [], "limit": limit,
+        "scene": scene, "channels": channel, "categories": category or [], "skus": sku or [], "limit": limit,
         "reprocess": reprocess, "dry_run": dry_run,
     }  # fmt: skip
     success, known = True, wait or dry_run
     with Airflow(get_settings()) as airflow:
         with err.status("Starting the backfill"):
             backfill = airflow.backfill("campaign_backfill", first.date(), last.date(), conf)
-        for run_id in backfill.runs if known else []:
-            success &= _follow(airflow, "campaign_backfill", run_id)
-    document = _campaign_document(backfill.runs, known)
-    answer(as_json, document, _campaign_total(document, success), *(f"  {run_id}" for run_id in backfill.runs))
+        # a dry run counts all channels, and starts no run for the others
+        of_days = [None if dry_run else channel for _ in backfill.runs]
+        for run_id, channels in zip(backfill.runs if known else [], of_days, strict=False):
+            success &= _follow_all(airflow, "campaign_backfill", run_id, channels)
+    runs = [one for run_id in backfill.runs for one in _runs_for(run_id, None if dry_run else channel)]
+    document = _campaign_document(runs, known)
+    answer(as_json, document, _campaign_total(document, success), *(f"  {run_id}" for run_id in runs))
     raise typer.Exit(0 if success else 1)
 
 
@@ -206,13 +231,15 @@ def _report(run_id: str, with_shots: bool = True) -> Report:
     return report(engine, _resolved(engine, run_id), with_shots)
 
 
-def _answer(as_json: bool, found: Report) -> None:
-    """A report as JSON or text, with the pairs of products that show nearly the same picture."""
+def _answer(as_json: bool, found: Report, *others: Report) -> None:
+    """A report as JSON or text, with the pairs of products that show nearly the same picture. Those of further channels
+    are text; the document names their runs."""
     from pipelines.ledger.reports import likenesses
     from pipelines.quality.likeness import find_twins
 
     alike = find_twins(likenesses(_engine(), found.run))
-    answer(as_json, {**found.to_json(), "alike": alike}, *_as_text(found), *as_warnings(alike))
+    further = [part for other in others for part in _as_text(other)]
+    answer(as_json, {**found.to_json(), "alike": alike}, *_as_text(found), *further, *as_warnings(alike))
 
 
 def _planned(run_ids: Sequence[str]) -> list[str]:
@@ -233,6 +260,9 @@ def _as_text(found: Report) -> list[Text | Table]:
             (f"{found.held} held", "yellow"), f", {found.rejected} rejected, ", (f"{found.failed} failed", "red"),
         )
     ]  # fmt: skip
+    if found.channels:
+        each = ", ".join(f"{one.channel or one.run} {one.state}" for one in found.channels)
+        parts.append(line(f"for {found.channel}, one of the channels of {found.group}: {each}"))
     if found.problem:
         parts.append(line(("the run was stopped", "red"), f": {found.problem['reason']}"))
     if found.put_off:

@@ -83,6 +83,7 @@ def _recipe(scene: str, method: str | None, channel: str = "", **overrides: Any)
     from pipelines.scenes import Scene, load_scene
     from pipelines.settings import get_settings
     from pipelines.stages.painter import painter_of
+    from pipelines.vision.credentials import Signer, find_credentials
     from pipelines.workflow import Recipe
 
     settings = get_settings()
@@ -91,7 +92,16 @@ def _recipe(scene: str, method: str | None, channel: str = "", **overrides: Any)
         raise UsageError(f"--method {method}: there are {', '.join(methods)}")
     profile, look = active_profile(), load_scene(scene, channel=channel)
     check_parts(profile, method or look.method)
-    limit = settings.photo_max_megapixels
-    recipe = Recipe(profile, look, method=method, compute=settings.compute(), max_megapixels=limit, **overrides)
+    recipe = Recipe(
+        profile,
+        look,
+        method=method,
+        compute=settings.compute(),
+        max_megapixels=settings.photo_max_megapixels,
+        credentials=find_credentials(settings),
+        **overrides,
+    )
     painter_of(recipe)  # before a model is loaded
+    if recipe.credentials is not None:
+        Signer(recipe.credentials)
     return recipe

@@ -71,18 +71,31 @@ class StageCount:
 
 
 @dataclass(frozen=True, slots=True)
+class ChannelRun:
+    """One of several runs that one start made, each for a channel."""
+
+    channel: str
+    run: str
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """The outcome of every product of a run. The five counts sum to `products`; `pending` is 0 after the run's end.
 
     `seconds` are per stage, of computed steps. `problem` says what stopped publication: a `reason` and, for a failed
-    expectation, its rows. `documents` maps the role of a document of the run to its digest. `put_off` are shots that
-    wait for the next wave (`pipelines.ledger.waves`); `products` does not count those of them that are new.
+    expectation, its rows. `documents` maps the role of a document of the run to its digest. `group` is the common word
+    of the runs that one start made for several channels, and `channels` are those; "" and () of a run that is alone.
+    `put_off` are shots that wait for the next wave (`pipelines.ledger.waves`); `products` does not count those of them
+    that are new.
     """
 
     run: str
     dag_id: str
     scene: str
     channel: str
+    group: str
+    channels: tuple[ChannelRun, ...]
     state: str
     products: int
     published: int
@@ -200,12 +213,14 @@ def feed_for(engine: Engine, run: str) -> str:
 
     A run that was planned before keeps its manifest. Another run takes the feed that was named last and could be read,
     and reads an address again. A manifest of `packshot run --limit` does not count: it has only a part of the products.
+    Neither does that of a run for a further channel, which nobody named.
     """
     own = select(runs.c.feed).where(runs.c.id == run)
     named, limit = func.btrim(runs.c.params["feed"].astext, " \t\r\n"), runs.c.params["limit"].astext
     last = (
         select(named)
         .where(named != "", runs.c.feed != "", or_(limit.is_(None), ~named.regexp_match("^[0-9a-f]{64}$")))
+        .where(runs.c.params["group"].astext.is_(None))
         .order_by(runs.c.started_at.desc())
         .limit(1)
     )
@@ -220,6 +235,23 @@ def run_params(engine: Engine, run: str) -> Mapping[str, Any]:
     if row is None:
         raise UsageError(f"no run {run!r} in the ledger")
     return row.params
+
+
+def first_of_group(engine: Engine, run: str) -> str:
+    """Of runs that one start made for several channels, the first one's id, which is their common word. `run` itself
+    where it is the first, stands alone, or is unknown."""
+    with engine.connect() as connection:
+        return connection.scalar(select(runs.c.params["group"].astext).where(runs.c.id == run)) or run
+
+
+def runs_of_group(connection: Connection, group: str) -> list[ChannelRun]:
+    """The runs for several channels that have `group` as their common word, the first one first. One alone is none."""
+    found = connection.execute(
+        select(runs.c.id, runs.c.channel, runs.c.state)
+        .where(or_(runs.c.id == group, runs.c.params["group"].astext == group))
+        .order_by(runs.c.started_at, runs.c.id)
+    ).all()
+    return [ChannelRun(row.channel, row.id, row.state) for row in found] if len(found) > 1 else []
 
 
 def report(engine: Engine, run: str, with_shots: bool = True) -> Report:
@@ -244,12 +276,16 @@ def report(engine: Engine, run: str, with_shots: bool = True) -> Report:
             .order_by(run_artifacts.c.role)
         ).all()
         counts, seconds = stage_totals(connection, run, about.totals)
+        group = about.params.get("group") or run
+        channels = tuple(runs_of_group(connection, group))
     counted = {state: states.get(state, 0) for state in ShotState}
     return Report(
         run=run,
         dag_id=about.dag_id,
         scene=about.scene,
         channel=about.channel,
+        group=group if channels else "",
+        channels=channels,
         state=about.state,
         products=sum(states.values()),
         published=counted[ShotState.PUBLISHED],

@@ -54,13 +54,12 @@ def count_shown(engine: Engine, choice: Mapping[str, str]) -> tuple[int, datetim
 
 def sheet_images(
     engine: Engine, choice: Mapping[str, str], made: datetime, limit: int, offset: int
-) -> tuple[int, list[SheetImage]]:
-    """How many images of a choice were shown at a time and not taken back since, and some of them."""
-    values = {**choice, "made": made}
+) -> list[SheetImage]:
+    """Some of the images of a choice that were shown at a time and not taken back since, in the order in which they
+    were published."""
+    values = {**choice, "made": made, "limit": limit, "offset": offset}
     with engine.connect() as connection:
-        count = connection.execute(text(f"SELECT count(*) {_ON_SHEET}"), values).scalar_one()
-        rows = connection.execute(text(_SHEET), {**values, "limit": limit, "offset": offset})
-        return count, [SheetImage(**row._asdict()) for row in rows]
+        return [SheetImage(**row._asdict()) for row in connection.execute(text(_SHEET), values)]
 
 
 def sheet_picture(engine: Engine, publication: int) -> str | None:
@@ -106,10 +105,9 @@ WHERE p.published_at <= :made AND (p.superseded_at IS NULL OR p.superseded_at > 
 
 _SHEET = f"""
 SELECT shown.id, shown.sku, v.title, shown.scene, shown.channel
-FROM (SELECT p.id, s.sku, s.scene, s.channel {_ON_SHEET} ORDER BY s.sku, s.scene, s.channel
-      LIMIT :limit OFFSET :offset) shown
+FROM (SELECT p.id, s.sku, s.scene, s.channel {_ON_SHEET} ORDER BY p.id LIMIT :limit OFFSET :offset) shown
 JOIN products pr ON pr.sku = shown.sku JOIN product_versions v ON v.id = pr.version
-ORDER BY shown.sku, shown.scene, shown.channel
+ORDER BY shown.id
 """  # noqa: S608  # no value from outside
 
 _SHOWN_OF_GONE = """

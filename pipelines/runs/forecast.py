@@ -10,6 +10,7 @@ from more_itertools import chunked
 
 from pipelines.contracts import Ledger, Shot, Step
 from pipelines.runs.planning import finished_candidates
+from pipelines.stages.keys import made_up_results
 from pipelines.workflow import Recipe, Stage, choose, is_ready
 
 CHUNK = 1000
@@ -32,24 +33,35 @@ class Forecast:
     unmeasured: tuple[str, ...]
 
 
-def forecast(
-    stages: Sequence[Stage],
-    shots: Iterable[Shot],
-    recipe: Recipe,
-    ledger: Ledger,
-    rates: Mapping[str, float],
-) -> Forecast:
-    """Follows the shots through the stages as `run_stage` would, along finished steps.
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The shots of one channel, with the recipe for it."""
+
+    recipe: Recipe
+    shots: Iterable[Shot]
+
+
+def forecast(stages: Sequence[Stage], parts: Sequence[Part], ledger: Ledger, rates: Mapping[str, float]) -> Forecast:
+    """Follows the shots of all channels through the stages as `run_stage` would, along finished steps.
 
     After a shot's first missing step all later steps count as missing, because their keys are not known yet. A shot
-    costs nothing after a finished step that was rejected or has a failed verdict.
+    costs nothing after a finished step that was rejected or has a failed verdict. What a stage makes for one channel
+    counts as reused for a later one, if the same steps serve both.
     """
     count = 0
     reused: Counter[str] = Counter()
     computed: Counter[str] = Counter()
-    for some in chunked(shots, CHUNK):
-        count += len(some)
-        _follow(stages, some, recipe, ledger, reused, computed)
+    made: set[str] = set()
+    for part in parts:
+        missing: Counter[str] = Counter()
+        for some in chunked(part.shots, CHUNK):
+            count += len(some)
+            _follow(stages, some, part.recipe, ledger, reused, missing)
+        results = made_up_results(part.recipe) if len(parts) > 1 else {}
+        shared = {name for name, result in results.items() if result in made}
+        made |= set(results.values())
+        for name, lacking in missing.items():
+            (reused if name in shared else computed)[name] += lacking
     return Forecast(
         shots=count,
         reused=reused.total(),
@@ -66,9 +78,9 @@ def _follow(
     recipe: Recipe,
     ledger: Ledger,
     reused: Counter[str],
-    computed: Counter[str],
+    lacking: Counter[str],
 ) -> None:
-    """Adds what these shots reuse and what is to be computed for them, by stage."""
+    """Adds what these shots reuse and what is missing for them, by stage."""
     known: dict[str, dict[str, Step]] = {shot.sku: {} for shot in shots}
     walking, missing = list(shots), 0
     for stage in stages:
@@ -80,7 +92,7 @@ def _follow(
             if complete:
                 known[shot.sku][stage.name] = choose(stage, steps, recipe)
         missing += sum(not complete for _, complete in tried.values())
-        computed[stage.name] += missing
+        lacking[stage.name] += missing
         walking = [shot for shot in walking if tried[shot.sku][1] and _passed(known[shot.sku][stage.name])]
 
 

@@ -28,10 +28,12 @@ class Expired(UsageError):
 @dataclass(frozen=True, slots=True)
 class Sheet:
     """What a link shows: the images of a choice that were shown at the time `made` and not taken back since, until the
-    time `ends`. Both are seconds since 1970. An empty field of the choice selects all."""
+    time `ends`. Both are seconds since 1970. There were `images` of them then. An empty field of the choice selects
+    all."""
 
     made: float
     ends: int
+    images: int
     scene: str = ""
     channel: str = ""
     run: str = ""

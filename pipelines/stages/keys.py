@@ -40,6 +40,9 @@ WHOLE = Checks().overcompletion
 DRAWN = 1
 """Version of what `pipelines.vision.backdrops` draws: it is in the keys of the steps that draw."""
 
+STATED = 1
+"""Version of what a signed file states (`pipelines.vision.credentials`): it is in the keys of signed files."""
+
 SEEN = ("plate", "placed", "saliency")
 """Outputs of `generate`: its picture without and with the product alone, and the salient net's map of both together."""
 
@@ -289,6 +292,12 @@ def publish_job(shot: Shot, upstream: Mapping[str, Step], recipe: Recipe, candid
     if channel.rules:
         placement = dict(upscaled.job.parameters["placement"])
         parameters |= {"channel": channel.name, "rules": channel.rules, "placement": placement}
+    if recipe.credentials is not None:
+        parameters["credentials"] = {
+            "version": STATED,
+            "certificate": recipe.credentials.digest,
+            "photo": shot.product.photo or "",
+        }
     if channel.background == "white":
         inputs["cutout"] = upscaled.job.inputs["cutout"]
     return Job(
@@ -357,6 +366,16 @@ def fingerprint(recipe: Recipe) -> str:
             }
         ).encode()
     )
+
+
+def made_up_results(recipe: Recipe) -> dict[str, str]:
+    """Stage → sha256 over all that decides its result for one made-up product, and what it stands on: where two recipes
+    have the same, one step serves both."""
+    decided: dict[str, str] = {}
+    for job in _made_up_jobs(recipe):
+        below = [decided[name] for name in STAGES[job.stage].needs]
+        decided[job.stage] = sha256_hex(canonical_json([job.key, below]).encode())
+    return decided
 
 
 def _made_up_jobs(recipe: Recipe) -> list[Job]:

@@ -34,15 +34,16 @@ from pipelines.errors import UsageError
 from pipelines.models.profile import load_profile
 from pipelines.revisions.registry import install
 from pipelines.runs.cost import cost
-from pipelines.runs.forecast import forecast
+from pipelines.runs.forecast import Part, forecast
 from pipelines.scenes import Scene, check_scene, load_scene, picture_of, scene_files, scene_titles
 from pipelines.scenes.channels import channel_files
 from pipelines.settings import get_settings
 from pipelines.stages.keys import STAGES
+from pipelines.vision.credentials import find_credentials
 from pipelines.workflow import Recipe
 
 FOLLOWED = 2000
-"""Products whose steps a forecast looks up. The figures of a larger campaign are in proportion."""
+"""Shots whose steps a forecast looks up, over all channels. The figures of a larger campaign are in proportion."""
 
 MOST_DAYS = 366
 NAMED = 5
@@ -57,7 +58,7 @@ class Wanted(Body):
     """Body of a forecast and of a start: SKUs, or a category, or all; days as YYYY-MM-DD, or none."""
 
     scene: Words
-    channel: Words = ""
+    channels: Annotated[list[Words], Field(max_length=100)] = []  # noqa: RUF012  # pydantic copies it
     category: Words = ""
     skus: Annotated[list[Words], Field(max_length=1000)] = []  # noqa: RUF012  # pydantic copies it
     first: Words = ""
@@ -66,11 +67,11 @@ class Wanted(Body):
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What was chosen, checked. `channel` is "" for the scene's own. `days` are the first and the last one; None where
-    the products' days do not matter."""
+    """What was chosen, checked. `scenes` is the scene for each channel; `channels` is empty for the scene's own. `days`
+    are the first and the last one; None where the products' days do not matter."""
 
-    scene: Scene
-    channel: str
+    scenes: tuple[Scene, ...]
+    channels: tuple[str, ...]
     category: str
     skus: tuple[str, ...]
     days: tuple[date, date] | None
@@ -78,8 +79,8 @@ class Scope:
     def conf(self) -> dict[str, Any]:
         """Parameters of `campaign_backfill`."""
         return {
-            "scene": self.scene.name,
-            **({"channel": self.channel} if self.channel else {}),
+            "scene": self.scenes[0].name,
+            **({"channels": list(self.channels)} if self.channels else {}),
             "categories": [self.category] if self.category else [],
             "skus": list(self.skus),
         }
@@ -178,7 +179,8 @@ def scope_of(wanted: Wanted) -> Scope:
     """Check what was asked for. Raises UsageError with one sentence for whoever chose it."""
     if not wanted.scene:
         raise UsageError("choose a scene")
-    scene = load_scene(wanted.scene, channel=wanted.channel)
+    channels = tuple(dict.fromkeys(name for name in wanted.channels if name))
+    scenes = tuple(load_scene(wanted.scene, channel=name) for name in channels or ("",))
     skus = tuple(dict.fromkeys(sku.strip() for sku in wanted.skus if sku.strip()))
     days = _days(wanted.first, wanted.last)
     if skus and wanted.category:
@@ -191,12 +193,12 @@ def scope_of(wanted: Wanted) -> Scope:
         if unknown:
             more = f" and {len(unknown) - NAMED} more" if len(unknown) > NAMED else ""
             raise UsageError(f"the catalogue has no product with SKU {', '.join(unknown[:NAMED])}{more}")
-    return Scope(scene, wanted.channel, wanted.category.strip(), skus, days)
+    return Scope(scenes, channels, wanted.category.strip(), skus, days)
 
 
 def outlook(scope: Scope) -> Outlook:
     """Count a campaign's products and follow the first of them through the stages; nothing is computed."""
-    products, skus = _first_products(scope, FOLLOWED)
+    products, skus = _first_products(scope, max(1, FOLLOWED // len(scope.scenes)))
     if not products:
         raise UsageError(NOTHING)
     now = datetime.now(UTC)
@@ -204,15 +206,22 @@ def outlook(scope: Scope) -> Outlook:
     settings = get_settings()
     install(ledger().engine, store(), settings.profile, settings.state_dir)
     profile = load_profile(settings.profile, settings.models_dir)
-    recipe = Recipe(profile, scope.scene, max_megapixels=settings.photo_max_megapixels)
-    shots = (Shot(product, scope.scene.name, scope.scene.channel.name) for product in chosen)
-    found = forecast(list(STAGES.values()), shots, recipe, ledger(), ledger().rates())
-    scale = products / found.shots
+    credentials = find_credentials(settings)
+    parts = [
+        Part(
+            Recipe(profile, scene, max_megapixels=settings.photo_max_megapixels, credentials=credentials),
+            [Shot(product, scene.name, scene.channel.name) for product in chosen],
+        )
+        for scene in scope.scenes
+    ]
+    found = forecast(list(STAGES.values()), parts, ledger(), ledger().rates())
+    followed = found.shots // len(parts)
+    scale = products / followed
     seconds = found.seconds_expected * scale
     return Outlook(
         products=products,
-        runs=(scope.days[1] - scope.days[0]).days + 1 if scope.days else 1,
-        followed=found.shots,
+        runs=len(parts) * ((scope.days[1] - scope.days[0]).days + 1 if scope.days else 1),
+        followed=followed,
         reused=round(found.reused * scale),
         computed=round(sum(found.computed_by_stage.values()) * scale),
         seconds=round(seconds, 1),

@@ -112,7 +112,7 @@ async def retry(request: Request, user: GetUserDep, run: str) -> Response:
         channel = found.channel if found.channel in channel_files() else ""  # else the scene's own
         load_scene(found.scene, channel=channel)
         conf = {"scene": found.scene, "skus": list(found.skus), "reprocess": found.reprocess.value}
-        started = airflow_runs.start_run(conf | ({"channel": channel} if channel else {}), user.get_name())
+        started = airflow_runs.start_run(conf | ({"channels": [channel]} if channel else {}), user.get_name())
         return {"run": started, "page": path_of(request, "started", run=started)}
 
     return await run_in_threadpool(reply, act)

@@ -12,7 +12,7 @@ from sqlalchemy import exists, or_, select, text
 from packshot_console.services import ledger
 from packshot_console.walks import Walk, read_walks
 from pipelines.ledger.outcomes import stage_progress
-from pipelines.ledger.reports import RunRow, StageCount, list_runs, stage_totals
+from pipelines.ledger.reports import ChannelRun, RunRow, StageCount, list_runs, runs_of_group, stage_totals
 from pipelines.ledger.retries import Cause, count_states
 from pipelines.ledger.schema import artifacts, product_versions
 from pipelines.ledger.waves import next_wave
@@ -38,14 +38,16 @@ class ShotView:
 class RunView:
     """One run's page: `shots` are those of this page and state, `matching` how many there are of that state.
 
-    `documents` maps the role of a document of the run to its digest. `seconds` are of computed steps. `causes` say what
-    kept shots from being published. `put_off` shots wait for the run `next_wave`, "" until that is planned.
+    `channels` are the runs that one start made for several channels, or (). `documents` maps the role of a document of
+    the run to its digest. `seconds` are of computed steps. `causes` say what kept shots from being published.
+    `put_off` shots wait for the run `next_wave`, "" until that is planned.
     """
 
     run: str
     dag_id: str
     scene: str
     channel: str
+    channels: tuple[ChannelRun, ...]
     run_state: str
     started_at: datetime
     finished_at: datetime | None
@@ -81,12 +83,14 @@ def run_page(run: str, state: str, page: int, size: int) -> RunView | None:
         walks = read_walks(connection, {(row.made_by, row.shot): row.photo for row in rows})
         totals = about.totals or {"stages": stage_progress(connection, run)}
         steps, seconds = stage_totals(connection, run, totals)
+        channels = tuple(runs_of_group(connection, about.params.get("group") or run))
     matching = counted.get(state, 0) if state else sum(counted.values())
     return RunView(
         run=run,
         dag_id=about.dag_id,
         scene=about.scene,
         channel=about.channel,
+        channels=channels,
         run_state=about.state,
         started_at=about.started_at,
         finished_at=about.finished_at,

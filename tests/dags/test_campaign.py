@@ -62,6 +62,18 @@ def test_the_run_went_through_pool_gpu(airflow: Airflow, refreshed) -> None:
     assert refreshed["failed"] == 0
 
 
+def test_a_run_for_two_channels_is_followed_through_both(refreshed, packshot, feed) -> None:
+    about = ("--scene", refreshed["scene"], "--channel", "shopify", "--channel", "google-merchant")
+    told = packshot("run", str(feed), *about, "--reprocess", "failed", "--wait")  # nothing did, so nothing is made
+    assert [(one["channel"], one["state"]) for one in told["channels"]] == [
+        ("shopify", "success"),
+        ("google-merchant", "success"),
+    ]
+    second = packshot("report", told["channels"][1]["run"])
+    assert (second["group"], second["channel"]) == (told["run"], "google-merchant")
+    assert (second["params"]["triggered_by"], second["products"]) == ("packshot run", 0)
+
+
 def test_a_dry_run_forecasts_and_computes_nothing(refreshed, campaign, packshot) -> None:
     told = campaign("--dry-run")
     assert len(told["runs"]) == 2

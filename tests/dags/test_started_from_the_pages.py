@@ -156,8 +156,8 @@ def test_every_light_of_the_home_page_is_green(people) -> None:
 @pytest.mark.parametrize(
     ("dag_id", "first"),
     [
-        (REFRESH, ["Scene", "Channel", "Categories", "SKUs", "Reprocess"]),
-        (CAMPAIGN, ["Scene", "Channel", "Categories", "SKUs", "Reprocess", "Dry run"]),
+        (REFRESH, ["Scene", "Channels", "Categories", "SKUs", "Reprocess"]),
+        (CAMPAIGN, ["Scene", "Channels", "Categories", "SKUs", "Reprocess", "Dry run"]),
         ("brushnet_finetune", ["Pictures of stage 2", "Folder", "Folder of stage 1", "Scenes", "Categories"]),
     ],
 )

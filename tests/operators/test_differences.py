@@ -98,7 +98,7 @@ class Shop:
         run = run or f"{self.name}-night-{next(self.nights)}"
         about = {
             "feed": self.manifest(), "categories": [], "skus": [],
-            "limit": None, "reprocess": "missing", "channel": "", "accept_loss": False,
+            "limit": None, "reprocess": "missing", "channels": [], "accept_loss": False,
         } | about  # fmt: skip
         plan = PlanRefreshOperator(task_id="plan", run=run, scene=SCENE.name, triggered_by="test", **about)
         self.looked_at = 0
@@ -108,7 +108,7 @@ class Shop:
             recipe = replace(RECIPE, attempt=run if about["reprocess"] != "missing" else "")
             for name in list(STAGES)[:-1]:
                 run_stage(STAGES[name], run, shots, recipe, self.ledger, self.store)
-        self.finish(run, about["reprocess"], about["channel"])
+        self.finish(run, about["reprocess"], next(iter(about["channels"]), ""))
         return report(self.ledger.engine, run)
 
     def finish(self, run: str, reprocess: str = "missing", channel: str = "") -> None:
@@ -316,7 +316,7 @@ def test_planning_a_run_again_keeps_what_later_runs_build_on(shop) -> None:
     shop.feed["cup"] = "another cup"
     second = shop.night()
     planned = {
-        "channel": "",
+        "channels": [],
         "accept_loss": False,
         "scene": SCENE.name,
         "categories": [],
@@ -334,7 +334,7 @@ def test_planning_a_run_again_keeps_what_later_runs_build_on(shop) -> None:
 def test_a_run_that_stands_alone_can_be_planned_again_after_a_later_one(shop) -> None:
     shop.night()
     again: dict[str, Any] = {
-        "channel": "",
+        "channels": [],
         "accept_loss": False,
         "scene": SCENE.name,
         "categories": [],
@@ -394,7 +394,7 @@ dag, dag_run = SimpleNamespace(dag_id="catalog_refresh", params={{}}), SimpleNam
 context = {{"ti": None, "dag": dag, "dag_run": dag_run, "params": {{}}}}
 def plan(run):
     task = PlanRefreshOperator(task_id="plan", run=run, feed={feed!r}, scene={SCENE.name!r}, categories=[], skus=[],
-                               limit=None, reprocess="missing", channel="", accept_loss=False, triggered_by="test")
+                               limit=None, reprocess="missing", channels=[], accept_loss=False, triggered_by="test")
     return task.execute(context)
 assert plan("plain-1") == [0]
 services = open_services()

@@ -70,7 +70,7 @@ def refresh(run: str, context: dict[str, Any], **about: Any) -> list[int]:
             "limit": None,
             "reprocess": "missing",
         }
-        | {"channel": ""}
+        | {"channels": []}
         | about
     )
     context["params"] |= {name: about[name] for name in ("feed", "limit")}
@@ -81,7 +81,7 @@ def campaign(run: str, context: dict[str, Any], **about: Any) -> list[int]:
     context["dag"].dag_id = "campaign_backfill"
     about = (
         {"day": "", "scene": SCENE, "categories": [], "skus": [], "limit": None, "reprocess": "missing"}
-        | {"channel": ""}
+        | {"channels": []}
         | about
     )
     return PlanCampaignOperator(task_id="plan", run=run, triggered_by="test", **about).execute(context)

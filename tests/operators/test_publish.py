@@ -209,7 +209,7 @@ def test_what_was_sent_back_becomes_one_campaign_of_its_scene(catalogue, context
     (again,) = PlanRetriesOperator(task_id="plan_retries", grace_seconds=0).execute(context)
     assert again["conf"] | {"skus": sorted(again["conf"]["skus"])} == {
         "scene": SCENE.name,
-        "channel": None,
+        "channels": None,
         "skus": sorted([cup.sku, pot.sku]),
         "reprocess": "failed",
         "triggered_by": "review",
@@ -227,7 +227,7 @@ def test_a_corrected_cutout_becomes_a_campaign_that_forces_nothing(catalogue, co
     assert again["campaign"].startswith(f"edit__{SCENE.name}__")
     assert again["conf"] == {
         "scene": SCENE.name,
-        "channel": None,
+        "channels": None,
         "skus": [cup.sku],
         "reprocess": "missing",
         "triggered_by": "review",

@@ -53,11 +53,11 @@ def test_channels_of_the_shops_folder_join_the_bundled_ones_and_replace_them_by_
 
 
 def test_a_form_offers_the_shops_channels(own: Path) -> None:
-    from operators.policy import channel_param
+    from operators.policy import channels_param
 
     written(own, "width: 640\nheight: 640")
-    assert "ours" in channel_param().schema["enum"]
-    assert channel_param().resolve() is None
+    assert "ours" in channels_param().schema["items"]["enum"]
+    assert channels_param().resolve() is None
 
 
 def test_a_scene_may_name_a_channel() -> None:

@@ -96,7 +96,7 @@ ROWS = [
             path,
             START,
             409,
-            {"scene": "no-such", "channel": "", "category": "", "skus": ["A"], "first": "", "last": ""},
+            {"scene": "no-such", "channels": [], "category": "", "skus": ["A"], "first": "", "last": ""},
         )
         for path in ("/campaign/forecasts", "/campaign/starts")
     ),

@@ -77,7 +77,7 @@ def runs() -> list[tuple[str, str, str, dict]]:
         ({"first": "2020-01-01", "last": "2020-01-02"}, "no product of the catalogue is in this choice"),
         ({"skus": ["CUP-1"], "first": f"{TODAY}"}, "choose days or SKUs, not both"),
         ({"scene": "no-such"}, "no scene 'no-such'"),
-        ({"channel": "tv"}, "no channel 'tv'"),
+        ({"channels": ["shopify", "tv"]}, "no channel 'tv'"),
     ],
 )
 def test_what_cannot_be_made_is_refused_in_a_sentence_and_starts_nothing(client, campaign_dag, wanted, words) -> None:
@@ -93,13 +93,13 @@ def test_what_cannot_be_made_is_refused_in_a_sentence_and_starts_nothing(client,
 def test_a_category_is_counted_with_those_below_it_and_started_day_by_day_by_who_asked(client, campaign_dag) -> None:
     wanted = {
         "scene": "oak-window",
-        "channel": "shopify",
+        "channels": ["shopify", "google-merchant"],
         "category": "home",
         "first": f"{TODAY - timedelta(days=1)}",
         "last": f"{TODAY}",
     }
     told = client.post("/forecasts", json=wanted).json()
-    assert (told["products"], told["runs"], told["reused"]) == (3, 2, 0)
+    assert (told["products"], told["runs"], told["reused"]) == (3, 4, 6)
     assert told["computed"] > 0
     assert "cutout" in told["unmeasured"]
     assert told["cost"] == "0.00 EUR", "of the seconds that are measured"
@@ -109,7 +109,12 @@ def test_a_category_is_counted_with_those_below_it_and_started_day_by_day_by_who
     made = runs()[before:]
     assert [day for _, _, day, _ in made] == [wanted["first"], wanted["last"]]
     assert {by for _, by, _, _ in made} == {"merchandiser"}
-    assert made[0][3] == {"scene": "oak-window", "channel": "shopify", "categories": ["home"], "skus": []}
+    assert made[0][3] == {
+        "scene": "oak-window",
+        "channels": ["shopify", "google-merchant"],
+        "categories": ["home"],
+        "skus": [],
+    }
     again = client.post("/starts", json=wanted)
     assert again.status_code == 409
     assert "another campaign over days is in progress" in again.json()["words"]
@@ -161,9 +166,13 @@ def test_a_merchandiser_counts_a_campaign_for_two_skus_and_starts_it(
     page.get_by_role("button", name="Forecast").click()
     page.get_by_text("the catalogue has no product with SKU NO-SUCH").wait_for()
     page.get_by_label("SKUs, one a line").fill("CUP-1\nCUP-2\n")
+    page.get_by_label("google-merchant").check()
+    page.get_by_label("shopify").check()
     page.get_by_role("button", name="Forecast").click()
     page.locator("#outlook").wait_for()
     assert page.locator("#products").inner_text() == "2"
+    assert page.locator("#runs").inner_text() == "in 2 runs, one for each channel"
+    assert page.locator("#reused").inner_text() == "4", "cutouts and descriptions serve both channels"
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     folder = ROOT / "build" / "pictures"
     folder.mkdir(parents=True, exist_ok=True)
@@ -174,6 +183,7 @@ def test_a_merchandiser_counts_a_campaign_for_two_skus_and_starts_it(
     run, by, _, conf = runs()[-1]
     assert page.get_by_text(run).is_visible()
     assert (by, conf["skus"], conf["scene"]) == ("merchandiser", ["CUP-1", "CUP-2"], "oak-window")
+    assert conf["channels"] == ["google-merchant", "shopify"]
     ledger.start_run(run, "campaign_backfill", "oak-window", "web")  # as its plan does
     page.wait_for_url("**/packshot/runs/**", timeout=15_000)
     assert complaints == []

@@ -18,7 +18,7 @@ from fastapi.routing import APIRoute
 from PIL import Image
 from sqlalchemy import text
 
-from pipelines.contracts import Product, Verdict
+from pipelines.contracts import Product, Verdict, run_of_channel
 from pipelines.ledger.decisions import Choice, decide, undo
 from pipelines.ledger.postgres import PostgresLedger
 from pipelines.settings import ROOT
@@ -135,6 +135,20 @@ def test_a_viewer_sees_the_runs_and_every_shot_with_its_pictures_and_reasons(vie
         shown = viewer.get(source.removeprefix("/packshot").replace("&amp;", "&"))
         assert shown.status_code == 200
         assert Image.open(io.BytesIO(shown.content)).format == "WEBP"
+
+
+def test_a_run_for_several_channels_leads_to_the_runs_of_the_others(viewer, run, ledger) -> None:
+    shopify = run_of_channel("for three", "shopify")
+    ledger.start_run("for three", "catalog_refresh", "oak", "google-merchant", params={"channels": ["", "shopify"]})
+    ledger.start_run(shopify, "catalog_refresh", "oak", "shopify", params={"group": "for three"})
+    for one in ("for three", shopify):
+        page = viewer.get(f"/runs/{one}").text
+        chips = page[page.index('aria-label="Channels"') :]
+        assert re.findall(r'class="chip (on)?"[^>]*>(\S+)', chips[: chips.index("</nav>")]) == [
+            ("on" if one == "for three" else "", "google-merchant"),
+            ("on" if one == shopify else "", "shopify"),
+        ]
+    assert 'aria-label="Channels"' not in viewer.get(f"/runs/{RUN}").text
 
 
 def test_a_run_that_found_nothing_changed_shows_the_shots_of_the_run_before_it(viewer, run, ledger) -> None:

@@ -71,7 +71,7 @@ def _make(body: WantedSheet, by: str) -> dict[str, Any]:
     if not images:
         raise UsageError("nothing is shown of this choice")
     ends = now + timedelta(days=body.days)
-    sheet = Sheet(made=now.timestamp(), ends=int(ends.timestamp()), **choice)
+    sheet = Sheet(made=now.timestamp(), ends=int(ends.timestamp()), images=images, **choice)
     base = get_settings().public_url or f"{conf.get('api', 'base_url', fallback='').rstrip('/')}/packshot/public"
     log.info("%s made a link to a contact sheet of %d images (%s) until %s", by, images, choice, sheet.until)
     link = f"{base.rstrip('/')}/sheets/{sheet_links.sign(sheet, key)}"
@@ -137,13 +137,12 @@ def _said(error: UsageError, status: HTTPStatus) -> Response:
 def _view(sheet: Sheet, token: str, key: str, page: int) -> dict[str, Any]:
     choice = {"scene": sheet.scene, "channel": sheet.channel, "run": sheet.run, "sku": sheet.sku}
     made = datetime.fromtimestamp(sheet.made, UTC)
-    count, images = sheet_images(ledger().engine, choice, made, PAGE_SIZE, (page - 1) * PAGE_SIZE)
+    images = sheet_images(ledger().engine, choice, made, PAGE_SIZE, (page - 1) * PAGE_SIZE)
     return {
         "sheet": sheet,
         "made": made,
         "token": token,
         "images": [(image, sheet_links.name_picture(image.id, token, key)) for image in images],
-        "count": count,
         "number": page,
-        "pages": max(1, -(-count // PAGE_SIZE)),
+        "pages": max(1, -(-sheet.images // PAGE_SIZE)),
     }

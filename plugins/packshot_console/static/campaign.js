@@ -14,7 +14,7 @@ function chosen() {
   const named = which === "skus";
   return {
     scene: values.get("scene") ?? "",
-    channel: values.get("channel"),
+    channels: values.getAll("channel"),
     category: which === "category" ? values.get("category") ?? "" : "",
     skus: named ? values.get("skus").split("\n").map((sku) => sku.trim()).filter(Boolean) : [],
     first: named ? "" : values.get("first"),
@@ -56,10 +56,16 @@ function duration(seconds) {
   return `${numbers.format(Math.ceil(seconds / 3600))} h`;
 }
 
+function manyRuns() {
+  const {channels, first, last} = chosen();
+  const days = first || last ? "day" : "";
+  return `one for each ${[days, channels.length > 1 ? "channel" : ""].filter(Boolean).join(" and ")}`;
+}
+
 function show(found) {
   const set = (id, words) => { document.getElementById(id).textContent = words; };
   set("products", numbers.format(found.products));
-  set("runs", found.runs > 1 ? `in ${found.runs} runs, one a day` : "in one run");
+  set("runs", found.runs > 1 ? `in ${numbers.format(found.runs)} runs, ${manyRuns()}` : "in one run");
   set("reused", numbers.format(found.reused));
   set("computed", numbers.format(found.computed));
   set("time", found.seconds || !found.computed ? duration(found.seconds) : "unknown");

@@ -24,7 +24,10 @@ from pipelines.contracts import (
 from pipelines.errors import Rejected, UsageError
 from pipelines.ledger.postgres import PostgresLedger
 from pipelines.ledger.reports import feed_for, latest_run, lineage, list_runs, remember_latest, report
-from pipelines.runs.forecast import forecast
+from pipelines.models.profile import load_profile
+from pipelines.runs.forecast import Part, forecast
+from pipelines.scenes import load_scene
+from pipelines.stages.keys import STAGES as REAL_STAGES
 from pipelines.store import FolderStore
 from pipelines.workflow import Recipe, Stage, run_stage
 
@@ -295,17 +298,17 @@ def test_lineage_of_nothing_is_a_usage_error(ledger, name):
 
 def test_a_forecast_counts_what_is_there_and_prices_the_rest(ledger, folder, shots, request):
     rates = {name: 10.0 for name in STAGES if name != "upscale"}
-    nothing = forecast(WALK, shots, RECIPE, ledger, rates)
+    nothing = forecast(WALK, [Part(RECIPE, shots)], ledger, rates)
     assert (nothing.shots, nothing.reused, nothing.seconds_expected) == (3, 0, 3 * 5 * 10.0)
     assert nothing.unmeasured == ("upscale",)
 
     refresh(ledger, folder, request.node.name, shots)
-    everything = forecast(WALK, shots, RECIPE, ledger, rates)
+    everything = forecast(WALK, [Part(RECIPE, shots)], ledger, rates)
     used = {s: c.computed for s, c in report(ledger.engine, request.node.name).steps.items()}
     assert everything.reused_by_stage == used
     assert (everything.reused, everything.seconds_expected) == (sum(used.values()), 0.0)
 
-    beach = forecast(WALK, [replace(shot, scene="beach") for shot in shots], RECIPE, ledger, rates)
+    beach = forecast(WALK, [Part(RECIPE, [replace(shot, scene="beach") for shot in shots])], ledger, rates)
     assert beach.reused_by_stage == {
         "cutout": 3,
         "describe": 2,
@@ -315,6 +318,22 @@ def test_a_forecast_counts_what_is_there_and_prices_the_rest(ledger, folder, sho
         "publish": 0,
     }
     assert beach.computed_by_stage["generate"] == 2
+
+
+@pytest.mark.parametrize("channels", [["google-merchant"], ["google-merchant", "shopify", ""]])
+def test_a_forecast_for_several_channels_counts_what_they_share_once(ledger, channels):
+    looks = [load_scene("oak-window", channel=name) for name in channels]
+    products = [Product(f"NEW-{n}", n, "Mug", "Kitchen", sha256_hex(b"%d" % n)) for n in range(3)]
+    parts = [
+        Part(Recipe(load_profile("mini", None), look), [Shot(one, look.name, look.channel.name) for one in products])
+        for look in looks
+    ]
+    found = forecast(list(REAL_STAGES.values()), parts, ledger, dict.fromkeys(STAGES, 1.0))
+    assert found.shots == 3 * len(channels)
+    made = {"cutout": 3, "describe": 3} | dict.fromkeys(STAGES[2:], 3 * len(channels))
+    assert found.computed_by_stage == made
+    assert found.seconds_expected == sum(made.values())
+    assert found.reused == len(STAGES) * 3 * len(channels) - sum(made.values())
 
 
 def test_the_views_count_shots_seconds_and_overcompletion(ledger, folder, shots, request):

@@ -398,7 +398,7 @@ class TestAirflow:
         state_dir = airflow_up.state_dir
 
         now = time.time()
-        token = sign(Sheet(now, int(now) + 3600), Installation.read(state_dir).sheet_key)
+        token = sign(Sheet(now, int(now) + 3600, 0), Installation.read(state_dir).sheet_key)
 
         def opened() -> int:
             return httpx.get(f"{airflow_up.airflow_url}/packshot/public/sheets/{token}", trust_env=False).status_code

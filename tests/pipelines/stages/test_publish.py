@@ -9,6 +9,7 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 
+import c2pa
 import numpy as np
 import pytest
 from PIL import Image
@@ -16,13 +17,14 @@ from PIL import Image
 from pipelines.contracts import Artifact, Job, Product, Shot, State, Step
 from pipelines.errors import Rejected
 from pipelines.models.profile import load_profile
-from pipelines.scenes import load_scene
+from pipelines.scenes import Scene, load_scene
 from pipelines.scenes.channels import Channel, Provenance
 from pipelines.stages.keys import publish_job
-from pipelines.stages.publish import compute
+from pipelines.stages.publish import compute, load
 from pipelines.vision.photos import png_bytes
 from pipelines.vision.placement import Placement
 from pipelines.workflow import Recipe, Work
+from tests.certificates import Files, write_certificates
 
 SIDE = 640
 IPTC = "http://cv.iptc.org/newscodes/digitalsourcetype/"
@@ -31,7 +33,9 @@ SHARP = Channel(name="sharp", width=SIDE, height=SIDE, provenance=Provenance())
 ALL = {"product_share": 0.8, "min_product_share": 0.8, "margin": 0.1, "background": "white"}
 
 
-def work_of(channel: Channel, side: int = SIDE, product: int = 512, ground: int = 255) -> Work:
+def work_of(
+    channel: Channel, side: int = SIDE, product: int = 512, ground: int = 255, signed_with: Files | None = None
+) -> Work:
     """A disc of `product` px in the middle of `side` px of grey level `ground`, about to be published."""
     margin = (side - product) // 2
     rows, columns = np.mgrid[:side, :side] - (side - 1) / 2
@@ -47,13 +51,19 @@ def work_of(channel: Channel, side: int = SIDE, product: int = 512, ground: int 
     }
     scene = load_scene("painted-sage").model_copy(update={"channel": channel})
     shot = Shot(Product("CUP/1", 2, TITLE, "Kitchen", "a" * 64), scene.name, channel.name)
-    job = publish_job(shot, steps, Recipe(load_profile("mini", None), scene), 0)
+    job = publish_job(shot, steps, recipe_of(scene, signed_with), 0)
     return Work(job, {role: inputs[role] for role in job.inputs})
 
 
-def published(work: Work) -> tuple[bytes, str]:
+def recipe_of(scene: Scene, signed_with: Files | None = None) -> Recipe:
+    credentials = signed_with.credentials() if signed_with else None
+    return Recipe(load_profile("mini", None), scene, credentials=credentials)
+
+
+def published(work: Work, signed_with: Files | None = None) -> tuple[bytes, str]:
     """The file, and its media type."""
-    [made] = compute([work], None, None)
+    recipe = recipe_of(load_scene("painted-sage"), signed_with)
+    [made] = compute([work], load(recipe), recipe)
     [output] = made.outputs
     return output.data, output.media_type
 
@@ -125,3 +135,73 @@ def test_one_grey_pixel_far_from_the_product_is_not_pure_white() -> None:
     pixels[4, 4] = 200
     with pytest.raises(Rejected, match="not pure white"):
         published(replace(work, inputs={**work.inputs, "final": png_bytes(Image.fromarray(pixels))}))
+
+
+# ------------------------------------------------------------------------------------------------------- signatures
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    """The key and the certificates of a shop."""
+    return write_certificates(tmp_path_factory.mktemp("shop"))
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png", "webp", "avif"])
+def test_a_signed_file_states_what_made_it_and_from_which_photo_in_every_format(
+    kind: str, shop: Files, tmp_path: Path
+) -> None:
+    channel = SHARP.model_copy(update={"format": kind})
+    data, media_type = published(work_of(channel, signed_with=shop), shop)
+    with c2pa.Context.from_dict({"trust": {"trust_anchors": shop.root.read_text()}}) as trusting:
+        reader = c2pa.Reader(media_type, io.BytesIO(data), context=trusting)
+    assert reader.get_validation_state() == "Trusted"
+    stated = reader.get_active_manifest()
+    assert stated["claim_generator_info"][0].items() >= {"name": "packshot", "version": "0.1.0"}.items()
+    assert stated["title"] == "CUP/1"
+    [actions] = [one["data"]["actions"] for one in stated["assertions"] if one["label"].startswith("c2pa.actions")]
+    assert [action["action"] for action in actions] == ["c2pa.created", "c2pa.placed"]
+    assert actions[0]["digitalSourceType"] == f"{IPTC}compositeWithTrainedAlgorithmicMedia"
+    [photo] = stated["ingredients"]
+    assert (photo["instance_id"], photo["relationship"]) == (f"sha256:{'a' * 64}", "componentOf")
+
+    unsigned, _ = published(work_of(channel))
+    pixels = [np.asarray(Image.open(io.BytesIO(file)).convert("RGB")) for file in (data, unsigned)]
+    assert np.array_equal(*pixels)
+    found = told(data, tmp_path)
+    assert found["XMP-dc:Identifier"] == "CUP/1"
+    if kind in ("jpeg", "png"):  # where Debian's exiftool reads it
+        assert found["CBOR:ActionsAction"] == ["c2pa.created", "c2pa.placed"]
+        assert found["CBOR:Claim_Generator_InfoName"] == "packshot"
+    spoilt = data.replace(b"CUP/1", b"CUP/2", 1)
+    state = c2pa.Reader(media_type, io.BytesIO(spoilt)).get_validation_state()
+    assert state == "Invalid", "a change of its XMP is noticed"
+
+
+@pytest.mark.parametrize("source_type", ["trainedAlgorithmicMedia", "compositeSynthetic", "algorithmicallyEnhanced"])
+def test_the_signature_states_the_origin_that_xmp_states(source_type: str, shop: Files, tmp_path: Path) -> None:
+    channel = SHARP.model_copy(update={"digital_source_type": source_type})
+    data, media_type = published(work_of(channel, signed_with=shop), shop)
+    stated = c2pa.Reader(media_type, io.BytesIO(data)).get_active_manifest()
+    [actions] = [one["data"]["actions"] for one in stated["assertions"] if one["label"].startswith("c2pa.actions")]
+    [origin] = [action["digitalSourceType"] for action in actions if "digitalSourceType" in action]
+    assert origin == told(data, tmp_path)["XMP-iptcExt:DigitalSourceType"] == f"{IPTC}{source_type}"
+    is_photo = source_type == "algorithmicallyEnhanced"
+    assert actions[0]["action"] == ("c2pa.opened" if is_photo else "c2pa.created")
+    assert stated["ingredients"][0]["relationship"] == ("parentOf" if is_photo else "componentOf")
+
+
+def test_the_signed_file_is_what_the_rules_are_held_to(shop: Files) -> None:
+    unsigned, _ = published(work_of(SHARP))
+    limited = Channel.model_validate(SHARP.model_dump() | {"max_bytes": len(unsigned)})
+    assert published(work_of(limited)) == (unsigned, "image/jpeg")
+    with pytest.raises(Rejected, match="bytes, and at most"):
+        published(work_of(limited, signed_with=shop), shop)
+
+
+def test_a_renewed_certificate_signs_again_and_no_certificate_leaves_the_key_as_it_was(
+    shop: Files, tmp_path: Path
+) -> None:
+    jobs = [work_of(SHARP, signed_with=one).job for one in (shop, shop, write_certificates(tmp_path), None)]
+    assert jobs[0].key == jobs[1].key
+    assert len({job.key for job in jobs}) == 3
+    assert "credentials" not in jobs[3].parameters
