@@ -90,6 +90,18 @@ def test_a_black_foot_that_the_net_overlooks_is_no_shadow():
     assert not product[164:174, 55:185].any()
 
 
+@pytest.mark.parametrize(("level", "is_product"), [(238, True), (250, False)])
+def test_a_hole_without_plain_paper_is_the_products_own(level: int, is_product: bool) -> None:
+    """A lid of nearly the paper's colour, of which the net is not sure; and the same with paper in it."""
+    lid = ring(thickness=-1) & ~ring()
+    image = scene(ring(), paper(), (180, 40, 40), shadow=0.0)
+    image[lid] = level
+    studio = find_studio(image)
+    assert studio is not None
+    found = cut_studio(image, studio, blurred(ring(), 3))
+    assert found[lid].mean() > 0.99 if is_product else found[lid].mean() < 0.1
+
+
 def test_paper_has_nothing_but_the_product_and_its_shadow_on_it() -> None:
     product = ring()
     image = scene(product, paper(fall_off=0.25), (40, 90, 180))
