@@ -33,6 +33,9 @@ NAMED = (*REQUIRED, "product_type", "item_group_id")
 MAX_ID = 200
 """Characters in an id. Google Merchant allows 50, the ledger's indexes a few hundred."""
 
+ROUNDED = re.compile(r"\d([.,]\d+)?E\+\d+")
+"""How a spreadsheet writes a long number, such as an EAN: its last digits are lost."""
+
 MAX_TITLE, MAX_CATEGORY = 150, 750
 """Characters that Google Merchant allows in a title and in a product_type. Longer values are cut, because the stages
 read them word by word. The feed in the store keeps them whole."""
@@ -139,6 +142,8 @@ def _product(record: Record, columns: Sequence[str]) -> Product:
         problem = f"row {number} has no id"
     elif len(values["id"]) > MAX_ID:
         problem = f"row {number} has an id of {len(values['id'])} characters: shorten it to {MAX_ID} at most"
+    elif ROUNDED.fullmatch(values["id"]):
+        problem = f"row {number} has the id {values['id']}, a number that a spreadsheet rounded: export it as text"
     elif not values["image_link"]:
         problem = f"row {number} names no photo: fill in image_link"
     return Product(

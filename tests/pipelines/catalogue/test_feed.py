@@ -126,6 +126,15 @@ def test_a_file_that_is_no_catalogue_is_not_repeated(secrets):
     assert "hunter2" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("written", "rounded"), [("4.00638E+12", True), ("4E+12", True), ("4E12", False), ("A4.1E+12", False)]
+)
+def test_an_id_that_a_spreadsheet_rounded_costs_its_row(written, rounded):
+    [row, other] = parse(f"id,title,image_link\n{written},Mug,i.jpg\n4006381333931,Cup,i.jpg\n")
+    assert ("a spreadsheet rounded: export it as text" in row.photo_problem) == rounded
+    assert not other.photo_problem
+
+
 def test_an_id_that_no_index_would_take_costs_its_row():
     rows = parse(f"id,title,image_link\n{'x' * 5000},Mug,i.jpg\n{'x' * 5001},Cup,i.jpg\n3,Jug,i.jpg\n")
     assert [bool(p.photo_problem) for p in rows] == [True, True, False]
