@@ -194,6 +194,8 @@ def cutout(
     """
     if path not in PATHS:
         raise UsageError(f"cutout path {path!r}: there are {', '.join(PATHS)}")
+    if photo.alpha is not None and (photo.alpha > 0.05).mean() <= MIN_AREA:
+        raise Rejected("no product found: the photo is transparent everywhere: export it with its picture visible")
     if path == "auto" and photo.alpha is not None and _is_cut_out(photo.alpha):
         return _by_alpha(photo, photo.alpha)
 

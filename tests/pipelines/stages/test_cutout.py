@@ -98,6 +98,14 @@ def test_alpha_that_clears_only_the_corners_is_believed(models: CutoutModels) ->
     assert np.array_equal(result.matte, photo.alpha)
 
 
+def test_a_photo_that_is_transparent_everywhere_has_no_product(models: CutoutModels) -> None:
+    """What a viewer shows of it is nothing; the hidden pixels are no product that a shop meant to show."""
+    image = np.full((300, 300, 3), 245, np.uint8)
+    image[100:200, 100:200] = (180, 40, 40)
+    with pytest.raises(Rejected, match="transparent everywhere"):
+        cutout(Photo(image, np.zeros((300, 300), np.float32)), models)
+
+
 def test_alpha_that_rounds_the_corners_of_a_studio_photo_is_held(models: CutoutModels) -> None:
     image, _ = block_on(white())
     alpha = np.ones(image.shape[:2], np.float32)
