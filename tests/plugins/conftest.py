@@ -188,7 +188,9 @@ def served(airflow_db: Settings, settings: Settings, tmp_path_factory) -> Iterat
     from packshot_console import pictures, services
 
     pictures.forget()
-    for cached in (services.ledger, services.store):
+    if services.editor.cache_info().currsize:  # the review page starts it too, with this module's ledger
+        services.editor().close()
+    for cached in (services.editor, services.ledger, services.store):
         cached.cache_clear()
 
 

@@ -97,7 +97,9 @@ def app(settings: Settings) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def client(app: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=f"http://{app}/packshot", trust_env=False) as client:
+    # the server ends a connection that was idle for five seconds, perhaps just when it is used again
+    afresh = httpx.Limits(max_keepalive_connections=0)
+    with httpx.Client(base_url=f"http://{app}/packshot", trust_env=False, limits=afresh) as client:
         yield client
 
 
