@@ -45,9 +45,12 @@ class NextWaveOperator(PackshotOperator):
             self.log.info("a later run has read the feed anew: it does what this one left", shots=left)
             return
         self.log.info("starting the next wave", shots=left, run=next_wave(self.run))
-        params = dict(context["params"])
-        own = {"channels": params["channels"][:1]} if params.get("channels") else {}  # the others have their own waves
-        raise start_run(context["dag"].dag_id, next_wave(self.run), params | own | {TRIGGERED_BY: self.triggered_by})
+        conf = dict(context["params"]) | {TRIGGERED_BY: self.triggered_by}
+        if conf.get("channels"):
+            conf["channels"] = conf["channels"][:1]  # the others have their own waves
+        if "feed" in conf:
+            conf["feed"] = None  # the wave knows its manifest; naming it would make it the feed that was named last
+        raise start_run(context["dag"].dag_id, next_wave(self.run), conf)
 
 
 def is_taken_over(services: Services, run: str) -> bool:

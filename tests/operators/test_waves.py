@@ -139,6 +139,13 @@ def _in_another_look(job: Callable[..., Job]) -> Callable[..., Job]:
     return other
 
 
+def test_a_wave_names_no_feed_and_only_its_own_channel(large: Shop) -> None:
+    """A feed that somebody named meanwhile stays the one that a nightly run refreshes."""
+    large.context["params"] = {"feed": "https://shop.example/feed.csv", "channels": ["web", "shopify"]}
+    following = started_by(large, large.night())
+    assert following["conf"] == {"feed": None, "channels": ["web"], "triggered_by": "ada"}
+
+
 def test_a_later_run_over_the_same_feed_takes_over(large: Shop) -> None:
     first = large.night()
     large.feed["cup"] = "another cup"
