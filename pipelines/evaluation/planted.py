@@ -144,10 +144,11 @@ def in_a_hand(cutout: np.ndarray, scene: np.ndarray, rng: Draw) -> np.ndarray:
         cv2.line(hand, (0, row), (tip, row + int(rng.integers(-12, 13))), 1.0, thick, cv2.LINE_AA)
         round_light = cv2.GaussianBlur(hand, (0, 0), 0.25 * thick)[..., None]
         hand = np.maximum(hand, palm if finger == 0 else 0)[..., None]
-        ground = ground * (1 - hand) + np.clip(skin * (0.6 + 0.45 * round_light), 0, 255) * hand
+        lit = np.clip(skin * (0.6 + 0.45 * round_light), 0, 255)
+        ground = (ground * (1 - hand) + lit * hand).astype(np.float32)
     if rng.random() < 0.5:
         ground = ground[:, ::-1]
-    return saved(np.ascontiguousarray(ground, np.float32), rng)
+    return saved(np.ascontiguousarray(ground), rng)
 
 
 def over_the_border(cutout: np.ndarray, rng: Draw) -> np.ndarray:

@@ -299,7 +299,8 @@ def _second_opinion(
     strict = None
     if certainly.sum() >= LEAST_UNMISTAKABLE * figure.sum():
         points = deepest_points(certainly, 4)
-        strict = hqsam.segment_prompted(image, Prompt(prompt.box, points, np.ones(len(points), np.int64))) > 0.5
+        on_product = Prompt(prompt.box, points, np.ones(len(points), np.int64))
+        strict = hqsam.segment_prompted(image, on_product, passes=1) > 0.5
     cleared = without_paper(image, studio, figure, opinion)
     if not cleared.any() or certainty.measure_second_opinion(image, studio, cleared, opinion).reason:
         cleared = figure
