@@ -53,6 +53,9 @@ def shoot(
     with progress_bar() as progress:
         bars: dict[str, Any] = {}
 
+        def note(sentence: str) -> None:
+            progress.console.print(visible(sentence), soft_wrap=True)
+
         def started(stage: str, shots: int) -> None:
             bars[stage] = progress.add_task(stage, total=shots, note="")
 
@@ -60,7 +63,9 @@ def shoot(
             note = f"{shot.sku}: {step.reason}" if step.reason else shot.sku
             progress.update(bars[stage], advance=1, note=" ".join(visible(note).split()))
 
-        outcomes = run_shoot(source, recipe, out_dir, get_settings(), limit=limit, progress=done, started=started)
+        outcomes = run_shoot(
+            source, recipe, out_dir, get_settings(), limit=limit, progress=done, started=started, noted=note
+        )
     sheet = out_dir / "contact_sheet.png"
     rows = [(outcome.sku, outcome.state.value, outcome.picture or outcome.reason) for outcome in outcomes]
     skus = {outcome.sku for outcome in outcomes}

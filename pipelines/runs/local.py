@@ -18,7 +18,7 @@ from PIL import Image
 
 from pipelines.catalogue import reading
 from pipelines.catalogue.feed import ingest
-from pipelines.catalogue.manifest import load_manifest
+from pipelines.catalogue.manifest import read_manifest
 from pipelines.contracts import (
     STAGES,
     Artifact,
@@ -73,17 +73,21 @@ def shoot(
     limit: int | None = None,
     progress: Callable[[str, Shot, Step], None] | None = None,
     started: Callable[[str, int], None] | None = None,
+    noted: Callable[[str], None] | None = None,
 ) -> list[Outcome]:
     """Takes an image or a catalogue through every stage. Writes images that pass, and a contact sheet, into `out`.
 
-    `started(stage, shots)` is called before each stage, `progress(stage, shot, step)` after each step. Raises
+    `started(stage, shots)` is called before each stage, `progress(stage, shot, step)` after each step, and
+    `noted(sentence)` where the catalogue is not in UTF-8. Raises
     UsageError for a missing source, one that is neither image nor catalogue, an `out` that cannot be a folder, and a
     scene that needs a model which the profile does not have.
     """
     _have_folder(source, out)
     fingerprint(recipe)  # what is missing is said before hundreds of photos are cut out
     store = FolderStore(out / ".packshot")
-    products = _products(source, store, settings, limit)
+    products, note = _products(source, store, settings, limit)
+    if note and noted is not None:
+        noted(note)
     shots = [Shot(product, recipe.scene.name, recipe.scene.channel.name) for product in products]
     ledger = MemoryLedger()
     limits = Limits(settings.batch_size, settings.shot_seconds)
@@ -185,11 +189,14 @@ def _photo(product: Product, steps: dict[str, Step], store: Store) -> Image.Imag
     return read_photo(store.get(product.photo), math.inf).image()  # the cutout held it to the limit
 
 
-def _products(source: Path, store: Store, settings: Settings, limit: int | None) -> Sequence[Product]:
+def _products(source: Path, store: Store, settings: Settings, limit: int | None) -> tuple[Sequence[Product], str]:
+    """The products of a catalogue or of one photo, and a note on the catalogue's encoding or ""."""
     if source.suffix.lower() in reading.SUFFIXES or reading.seems_a_table(source):
-        return load_manifest(store, ingest(source, store, settings, limit))
+        manifest = read_manifest(store, ingest(source, store, settings, limit))
+        return [line.product for line in manifest], manifest.encoding_note
     photo = store.put(source.read_bytes(), "application/octet-stream")
-    return [Product(source.stem, 1, source.stem.replace("_", " ").replace("-", " "), "", photo, image_link=source.name)]
+    title = source.stem.replace("_", " ").replace("-", " ")
+    return [Product(source.stem, 1, title, "", photo, image_link=source.name)], ""
 
 
 def _passed(steps: dict[str, Step]) -> bool:
