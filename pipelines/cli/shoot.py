@@ -89,6 +89,7 @@ def _recipe(scene: str, method: str | None, channel: str = "", **overrides: Any)
     from pipelines.settings import get_settings
     from pipelines.stages.painter import painter_of
     from pipelines.vision.credentials import Signer, find_credentials
+    from pipelines.vision.reader import find_reader
     from pipelines.workflow import Recipe
 
     settings = get_settings()
@@ -104,6 +105,7 @@ def _recipe(scene: str, method: str | None, channel: str = "", **overrides: Any)
         compute=settings.compute(),
         max_megapixels=settings.photo_max_megapixels,
         credentials=find_credentials(settings),
+        reader=find_reader(look.checks.read_text, settings),
         **overrides,
     )
     painter_of(recipe)  # before a model is loaded

@@ -194,13 +194,24 @@ class Backdrop(Part):
 
 
 class Checks(Part):
-    """Thresholds. An image is held when E⁺ is above `overcompletion`, or a score is on the wrong side of its own."""
+    """Thresholds. An image is held when E⁺ is above `overcompletion`, or a score is on the wrong side of its own.
+
+    read_text: whether the text of photo and image is read and compared; None: as `PACKSHOT_READ_TEXT` says. `text` is
+    the character error rate up to which a line of text is still the photo's.
+    """
 
     overcompletion: float = Field(0.006, ge=0, le=1)
     fidelity: Share = 1.0
     halo: float = Field(0.06, ge=0)
     background: Share = 0.5
+    text: Share = 0.2
+    read_text: bool | None = None
     contact: Share = 0.08
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """The thresholds of the checks that need no reader of text, by name."""
+        return self.model_dump(mode="json", exclude={"read_text", "text"})
 
 
 class Scene(Named):
