@@ -204,7 +204,7 @@ class Checks(Part):
     fidelity: Share = 1.0
     halo: float = Field(0.06, ge=0)
     background: Share = 0.5
-    text: Share = 0.2
+    text: Share = 0.25
     read_text: bool | None = None
     contact: Share = 0.08
 
