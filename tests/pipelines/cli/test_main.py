@@ -433,7 +433,7 @@ def test_the_exit_code_sums_up_what_became_of_the_products(states: list[str], co
 
 
 def test_training_into_a_folder_without_the_parts_below_says_which_are_missing(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="base_high_key builds on autoencoder, clip, unet, which .* lacks"):
+    with pytest.raises(UsageError, match=r"base_high_key builds on autoencoder, clip, unet, which .* lacks"):
         CliRunner().invoke(app, ["train", "base_high_key", "--out", str(tmp_path)], catch_exceptions=False)
 
 
