@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -136,13 +135,10 @@ class PublishOperator(PackshotOperator):
 
         with services.ledger.engine.connect() as connection:
             digests = checked.to_ask_for(connection, self.run, SAMPLE)
-        with ThreadPoolExecutor(8) as pool:
-            lost = [
-                digest for digest, has in zip(digests, pool.map(services.store.has, digests), strict=True) if not has
-            ]
-        for digest in lost:
+        lost = services.store.lacking(digests)
+        for digest in sorted(lost):
             self.log.warning("the store has lost an image; `packshot verify` looks for others", digest=digest)
-        return bool(services.ledger.withdraw(lost))
+        return bool(services.ledger.withdraw(sorted(lost)))
 
 
 class SummaryOperator(PackshotOperator):
