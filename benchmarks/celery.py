@@ -131,7 +131,6 @@ def main(shards: int, seconds: float) -> None:
             print(f"{'workers':>7} {'seconds':>8} {'shards/h':>9}")
             found = {}
             with Airflow(settings) as api:
-                refresh(api, settings, "warm-up", len(WORKERS))
                 for count in (2, 1):
                     if count < len(WORKERS):
                         stop(settings, WORKERS[-1])
