@@ -80,7 +80,7 @@ def test_a_run_whose_next_channel_is_not_started_fails_and_names_it_until_the_ta
 ) -> None:
     """Of a run over no product, so that no stage runs."""
     ledger = connect(airflow_up.database_url)
-    conf = {"feed": str(feed), "skus": ["none"], "channels": ["web", "shopify"]}
+    conf = {"feed": str(feed), "skus": ["none"], "channels": ["google-merchant", "shopify"]}
     run = airflow.trigger("catalog_refresh", conf)
     path = f"/api/v2/dags/catalog_refresh/dagRuns/{run}/taskInstances/next_channel"
     airflow._call("PATCH", path, json={"new_state": "failed"})
