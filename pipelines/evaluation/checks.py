@@ -20,15 +20,12 @@ from pipelines.evaluation.faults import Seen, before_scenes, finals, holding, li
 from pipelines.models.profile import Profile
 from pipelines.quality.checkerboard import LIMIT as CHECKERBOARD
 from pipelines.quality.checkerboard import measure_checkerboard
-from pipelines.quality.evidence import Evidence
 from pipelines.quality.intervals import Interval, interval
-from pipelines.quality.overcompletion import ColourFinder, OvercompletionDetector, SalientFinder
 from pipelines.quality.product_photo import LIMIT as GRAPHIC
 from pipelines.quality.product_photo import measure_graphic
 from pipelines.stages.cutout import CutoutModels, cutout, step_doubts
 from pipelines.vision.photos import Photo, read_photo
 from pipelines.vision.reader import installed_reader, load_reader
-from pipelines.vision.segmenters import HQSamSegmenter, SalientSegmenter
 
 FAULTS, CLEAN = 60, 100
 """Planted faults a check, and clean photos a source, if no limit is given."""
@@ -82,7 +79,7 @@ def measure_checks(training: Path, profile: Profile, limit: int | None = None, d
 
     Args:
         training: The training folder with `index.csv`, `cutouts` and `photos`.
-        profile: Whose salient-object net finds the products.
+        profile: Whose models cut the products out.
         limit: Number of planted faults a check, and of clean photos in all; None: 60 and 100.
         device: torch device.
 
@@ -96,9 +93,8 @@ def measure_checks(training: Path, profile: Profile, limit: int | None = None, d
     rng = np.random.default_rng(2)
     cutouts = [cutouts[n] for n in rng.permutation(len(cutouts))]
     photos = [photos[n] for n in rng.permutation(len(photos))[:clean]]
-    salient = SalientSegmenter.from_profile(profile, device)
-    detector = OvercompletionDetector([SalientFinder(salient), ColourFinder()], Evidence.read())
-    models = CutoutModels(salient, HQSamSegmenter.from_profile(profile, salient, device), detector)
+    models = CutoutModels.from_profile(profile, device)
+    assert models.detector is not None
 
     def picked(n: int) -> tuple[str, np.ndarray]:
         name, path = cutouts[n % len(cutouts)]
@@ -125,7 +121,7 @@ def measure_checks(training: Path, profile: Profile, limit: int | None = None, d
         glass.append(Seen(name, "see-through", "see_through" in held))
     wrong = before_scenes(picked, [path for _, path in photos], models, faults, rng)
     by_colour = on_paper(picked, models, faults, rng)
-    ends, wholes = lost_parts(picked, detector, faults, clean, rng)
+    ends, wholes = lost_parts(picked, models.detector, faults, clean, rng)
     twins, strangers = likenesses(picked, models, faults, clean, rng)
     held_whole = []
     for n in range(clean):

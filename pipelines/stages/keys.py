@@ -77,7 +77,7 @@ def cutout_job(shot: Shot, upstream: Mapping[str, Step], recipe: Recipe, candida
         version=VERSIONS["cutout"],
         inputs={"photo": product.photo} if product.photo is not None else {},
         parameters=parameters,
-        models=(recipe.profile.ref("hqsam"), recipe.profile.ref("salient"), weights_ref()),
+        models=(*(recipe.profile.ref(name) for name in recipe.profile.cutout_parts), weights_ref()),
         attempt=recipe.attempt,
     )
 

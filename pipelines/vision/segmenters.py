@@ -24,6 +24,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from pipelines.models.profile import BUNDLED_NET
 from pipelines.models.weights import read_weights, reading
 from pipelines.vision.salient_checkpoints import SalientModel, load_salient
 
@@ -55,7 +56,7 @@ class Segmenter(Protocol):
 
 
 class SalientSegmenter:
-    """A salient net, as a rule U²-Net-P at 320 px, which needs a tenth of HQ-SAM's time."""
+    """A net for salient objects: the bundled U²-Net-P at 320 px, a tenth of HQ-SAM's time, or a published one."""
 
     def __init__(self, model: SalientModel, device: str = "cpu") -> None:
         # channels last is 25 % faster on a CPU
@@ -64,26 +65,23 @@ class SalientSegmenter:
         self._device = device
 
     @classmethod
-    def from_file(cls, path: Path, device: str = "cpu") -> SalientSegmenter:
-        """Load the bundled weights or a published checkpoint; half precision is converted to float32.
-
-        Raises IntegrityError, which names the file.
-        """
-        return cls(load_salient(path), device)
+    def from_file(cls, path: Path, kind: str = BUNDLED_NET, device: str = "cpu") -> SalientSegmenter:
+        """Load weights in the bundled format, or a published checkpoint of a `kind`; see `load_salient`."""
+        return cls(load_salient(path, kind), device)
 
     @classmethod
-    def from_profile(cls, profile: Profile, device: str = "cpu") -> SalientSegmenter:
-        """Load the profile's part `salient` and check its digest."""
-        return cls.from_file(profile.part("salient").check().weights[0], device)
+    def from_profile(cls, profile: Profile, device: str = "cpu", part: str = "salient") -> SalientSegmenter:
+        """Load a part of the profile and check its digest."""
+        found = profile.part(part).check()
+        return cls.from_file(found.weights[0], found.kind, device)
 
     def segment(self, image: np.ndarray) -> np.ndarray:
-        """See `Segmenter.segment`."""
+        """See `Segmenter.segment`.
+
+        Publishers stretch each map to 0..1. It is left as it is here, so that a picture of nothing stays empty.
+        """
         height, width = image.shape[:2]
-        side = self._model.side
-        small = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
-        small = (small - np.array(self._model.mean, np.float32)) / np.array(self._model.std, np.float32)
-        batch = torch.from_numpy(small).permute(2, 0, 1)[None].to(self._device)
-        batch = batch.contiguous(memory_format=torch.channels_last)
+        batch = self._model.prepare(image).to(self._device).contiguous(memory_format=torch.channels_last)
         with torch.inference_mode():
             saliency = self._net(batch)[0].sigmoid()[0, 0].cpu().numpy()
         return cv2.resize(saliency, (width, height), interpolation=cv2.INTER_LINEAR)
