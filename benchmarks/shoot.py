@@ -37,7 +37,7 @@ from typing import Any
 import psutil
 
 from pipelines.contracts import STAGES
-from pipelines.memory import importing
+from pipelines.processors import importing
 from pipelines.settings import ROOT
 
 CAUSES = {

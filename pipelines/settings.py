@@ -18,7 +18,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pipelines.errors import UsageError
-from pipelines.memory import importing
+from pipelines.processors import importing
 
 ROOT = Path(__file__).resolve().parents[1]
 """The checkout: where dags/, plugins/ and sql/ are."""

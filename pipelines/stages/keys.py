@@ -16,7 +16,7 @@ from pipelines import scenes
 from pipelines.contracts import Artifact, Job, Made, Product, Shot, State, Step, canonical_json, sha256_hex
 from pipelines.diffusion.methods import parts_of
 from pipelines.errors import Rejected
-from pipelines.memory import importing, keep_pages
+from pipelines.processors import importing, keep_pages
 from pipelines.quality.detector import SURE, weights_ref
 from pipelines.scenes import BackdropPicture, Checks
 from pipelines.stages.painter import painter_of
