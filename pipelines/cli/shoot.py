@@ -22,6 +22,7 @@ from pipelines.errors import UsageError
 
 if TYPE_CHECKING:
     from pipelines.contracts import Shot, Step
+    from pipelines.runs.local import Outcome
     from pipelines.workflow import Recipe
 
 app = typer.Typer()
@@ -57,14 +58,28 @@ def shoot(
             progress.console.print(visible(sentence), soft_wrap=True)
 
         def started(stage: str, shots: int) -> None:
-            bars[stage] = progress.add_task(stage, total=shots, note="")
+            if stage not in bars:
+                bars[stage] = progress.add_task(stage, total=0, note="")
+            progress.update(bars[stage], total=(progress.tasks[bars[stage]].total or 0) + shots)
 
         def done(stage: str, shot: Shot, step: Step) -> None:
             note = f"{shot.sku}: {step.reason}" if step.reason else shot.sku
             progress.update(bars[stage], advance=1, note=" ".join(visible(note).split()))
 
+        def written(outcome: Outcome) -> None:
+            if outcome.picture and not as_json:
+                progress.console.print(visible(str(outcome.picture)), markup=False, highlight=False, soft_wrap=True)
+
         outcomes = run_shoot(
-            source, recipe, out_dir, get_settings(), limit=limit, progress=done, started=started, noted=note
+            source,
+            recipe,
+            out_dir,
+            get_settings(),
+            limit=limit,
+            progress=done,
+            started=started,
+            finished=written,
+            noted=note,
         )
     sheet = out_dir / "contact_sheet.png"
     rows = [(outcome.sku, outcome.state.value, outcome.picture or outcome.reason) for outcome in outcomes]

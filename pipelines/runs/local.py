@@ -42,7 +42,7 @@ from pipelines.settings import Settings
 from pipelines.stages import stage
 from pipelines.stages.keys import fingerprint
 from pipelines.store import FolderStore
-from pipelines.workflow import Limits, Recipe, run_stage
+from pipelines.workflow import Limits, Recipe, StageModels, run_stage
 
 RECORD = "steps.json"
 """In the output folder's `.packshot`: what was computed, for `packshot measure scenes`."""
@@ -73,14 +73,17 @@ def shoot(
     limit: int | None = None,
     progress: Callable[[str, Shot, Step], None] | None = None,
     started: Callable[[str, int], None] | None = None,
+    finished: Callable[[Outcome], None] | None = None,
     noted: Callable[[str], None] | None = None,
 ) -> list[Outcome]:
     """Takes an image or a catalogue through every stage. Writes images that pass, and a contact sheet, into `out`.
 
-    `started(stage, shots)` is called before each stage, `progress(stage, shot, step)` after each step, and
-    `noted(sentence)` where the catalogue is not in UTF-8. Raises
-    UsageError for a missing source, one that is neither image nor catalogue, an `out` that cannot be a folder, and a
-    scene that needs a model which the profile does not have.
+    The first shot goes through all stages alone, so that its image is there early; the others go stage by stage.
+    That holds the models of all stages at once: with `offload`, which saves memory, all shots go stage by stage.
+    `started(stage, shots)` is called before each stage of either, `progress(stage, shot, step)` after each step,
+    `finished(outcome)` once a shot's image is written, and `noted(sentence)` where the catalogue is not in UTF-8.
+    Raises UsageError for a missing source, one that is neither image nor catalogue, an `out` that cannot be a folder,
+    and a scene that needs a model which the profile does not have.
     """
     _have_folder(source, out)
     fingerprint(recipe)  # what is missing is said before hundreds of photos are cut out
@@ -92,16 +95,25 @@ def shoot(
     ledger = MemoryLedger()
     limits = Limits(settings.batch_size, settings.shot_seconds)
     run = f"shoot/{recipe.scene.name}"
-    for name in STAGES:
-        ready = shots if name != "publish" else [s for s in shots if _passed(ledger.chosen(run, [s])[s.sku])]
-        if started is not None:
-            started(name, len(ready))
-        report = (lambda shot, step, name=name: progress(name, shot, step)) if progress is not None else None
-        run_stage(stage(name), run, ready, recipe, ledger, store, limits, report)
+    models = {name: StageModels(stage(name), recipe) for name in STAGES}
+    outcomes: list[Outcome] = []
+    parts = [part for part in (shots[:1], shots[1:]) if part] if not recipe.compute.offload else [shots]
+    for part in parts:
+        for name in STAGES:
+            loaded = models[name] if part is not parts[-1] else models.pop(name)  # the last part frees them
+            ready = part if name != "publish" else [s for s in part if _passed(ledger.chosen(run, [s])[s.sku])]
+            if started is not None:
+                started(name, len(ready))
+            report = (lambda shot, step, name=name: progress(name, shot, step)) if progress is not None else None
+            run_stage(stage(name), run, ready, recipe, ledger, store, limits, report, models=loaded)
+        steps = ledger.chosen(run, part)
+        _remove_former(part, out)
+        for shot in part:
+            outcomes.append(_write(shot, steps[shot.sku], store, out))
+            if finished is not None:
+                finished(outcomes[-1])
+        write_record(out, [(shot, steps[shot.sku]) for shot in part])
     steps = ledger.chosen(run, shots)
-    _remove_former(shots, out)
-    outcomes = [_write(shot, steps[shot.sku], store, out) for shot in shots]
-    write_record(out, [(shot, steps[shot.sku]) for shot in shots])
     rows = (sheet_row(shot, steps[shot.sku], o.state, o.reason, store) for shot, o in zip(shots, outcomes, strict=True))
     contact_sheet(rows, [outcome.state for outcome in outcomes], out / "contact_sheet.png")
     return outcomes
