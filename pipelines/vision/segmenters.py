@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 
     from pipelines.models.profile import Profile
 
+WORKING_SIDE = 1024
+"""Longer side of the picture for segmentation, px; HQ-SAM uses no more. Only the edge is refined at full resolution."""
+
 MASK_SIDE = 256
 """Side of SAM's input and output masks: a quarter of the 1,024 px of its encoder."""
 
@@ -45,6 +49,15 @@ STABLE = 0.85
 
 SPECK = 0.002
 """Holes below this share of a mask are uncertainty about print and seams, not gaps."""
+
+
+def working_picture(image: np.ndarray) -> np.ndarray:
+    """Return a picture `(H, W, 3)` uint8 with its longer side at most WORKING_SIDE."""
+    scale = WORKING_SIDE / max(image.shape[:2])
+    if scale >= 1:
+        return image
+    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 
 
 class Segmenter(Protocol):
@@ -200,10 +213,11 @@ class Encoding:
 class HQSamSegmenter:
     """HQ-SAM (Ke et al. 2023, "Segment Anything in High Quality"), prompted by a salient-object segmenter or a caller.
 
-    The slow image encoding is cached, so further prompts for the same picture are fast.
+    The slow image encoding is cached, so further prompts for the same picture are fast. Without `salient`, only a
+    caller prompts it.
     """
 
-    def __init__(self, sam: Sam, salient: Segmenter, device: str = "cpu") -> None:
+    def __init__(self, sam: Sam, salient: Segmenter | None, device: str = "cpu") -> None:
         predictor_class = _segment_anything().SamPredictor
         _speed_up(sam.eval().requires_grad_(False))
         self._predictor: SamPredictor = predictor_class(sam.to(device))
@@ -216,13 +230,15 @@ class HQSamSegmenter:
         return cls(build_sam(path), salient, device)
 
     @classmethod
-    def from_profile(cls, profile: Profile, salient: Segmenter, device: str = "cpu") -> HQSamSegmenter:
+    def from_profile(cls, profile: Profile, salient: Segmenter | None, device: str = "cpu") -> HQSamSegmenter:
         """Load the profile's part `hqsam` and check its digest."""
         part = profile.part("hqsam").check()
         return cls(build_sam(part.weights[0], part.kind.removeprefix("sam_hq_")), salient, device)
 
     def segment(self, image: np.ndarray) -> np.ndarray:
         """See `Segmenter.segment`. Returns zeros if nothing in the picture is salient."""
+        if self._salient is None:
+            raise TypeError("this HQ-SAM has no salient-object segmenter: prompt it")
         prompt = prompt_from(self._salient.segment(image))
         if prompt is None:
             return np.zeros(image.shape[:2], np.float32)
@@ -388,12 +404,12 @@ def _build_vit(weights: Mapping[str, Tensor], width: int) -> Sam:
 
 
 def _segment_anything():  # type: ignore[no-untyped-def]
-    """Import the library without timm's models, 0.5 s of modules that it does not use.
+    """Import the library without timm's models and torch's compiler, 1.5 s of modules that it does not use.
 
     Its TinyViT takes three functions from `timm.models.layers`, which are those of `timm.layers`, and adds itself to a
     registry. During the import these names stand for `timm.models`; afterwards timm can be imported as usual.
     """
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _without_compiler():
         warnings.simplefilter("ignore")
         if "timm" in sys.modules or "segment_anything_hq" in sys.modules:
             import segment_anything_hq
@@ -412,3 +428,26 @@ def _segment_anything():  # type: ignore[no-untyped-def]
             for name in [name for name in sys.modules if name.partition(".")[0] == "timm"]:
                 del sys.modules[name]
     return segment_anything_hq
+
+
+@contextmanager
+def _without_compiler() -> Iterator[None]:
+    """Let torchvision be imported without torch's compiler, of which it takes one function, for `roi_align`.
+
+    During the import a module with that function alone stands for the compiler. The function asks the real one.
+    """
+    if "torch._dynamo" in sys.modules or "torchvision" in sys.modules:
+        yield
+        return
+    compiler, stand_in = ModuleType("torch._dynamo"), ModuleType("torch._dynamo.utils")
+    stand_in.is_compile_supported = _is_compile_supported  # type: ignore[attr-defined]
+    sys.modules |= {"torch._dynamo": compiler, "torch._dynamo.utils": stand_in}
+    try:
+        import_module("torchvision")
+    finally:
+        del sys.modules["torch._dynamo"], sys.modules["torch._dynamo.utils"]
+    yield
+
+
+def _is_compile_supported(device_type: str) -> bool:
+    return import_module("torch._dynamo.utils").is_compile_supported(device_type)
