@@ -13,6 +13,7 @@ from pipelines.cli.console import (
     SceneName,
     answer,
     as_warnings,
+    err,
     exit_code,
     progress_bar,
     table,
@@ -43,7 +44,10 @@ def shoot(
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N products.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Take a photo or a catalogue through every stage in this process, without services."""
+    """Take a photo or a catalogue through every stage in this process, without services.
+
+    After an interrupt, the same command goes on: it reuses the finished steps in the output folder.
+    """
     from pipelines.quality.likeness import find_twins
     from pipelines.runs.local import read_record
     from pipelines.runs.local import shoot as run_shoot
@@ -60,7 +64,17 @@ def shoot(
             note = f"{shot.sku}: {step.reason}" if step.reason else shot.sku
             progress.update(bars[stage], advance=1, note=" ".join(visible(note).split()))
 
-        outcomes = run_shoot(source, recipe, out_dir, get_settings(), limit=limit, progress=done, started=started)
+        def took_up(steps: int, shots: int) -> None:
+            err.print(
+                f"reused {steps} finished steps of {shots} products, which an interrupted run left", soft_wrap=True
+            )
+
+        try:
+            outcomes = run_shoot(source, recipe, out_dir, get_settings(), limit, done, started, took_up)
+        except KeyboardInterrupt:
+            goes_on = f"what is finished is kept in {out_dir}: give the same command again, and it goes on from there"
+            err.print(goes_on, soft_wrap=True)
+            raise
     sheet = out_dir / "contact_sheet.png"
     rows = [(outcome.sku, outcome.state.value, outcome.picture or outcome.reason) for outcome in outcomes]
     skus = {outcome.sku for outcome in outcomes}
