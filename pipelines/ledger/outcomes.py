@@ -34,8 +34,18 @@ def settle(connection: Connection, run: str, shard: int | None = None, shots: Se
     """
     from sqlalchemy import text
 
+    some = {"shard": shard, "shots": None if shots is None else list(shots)}
+    connection.execute(text(_SETTLE), {"run": run, "stages": list(STAGES), **some})
+    note_superseded(connection, run, shard, shots)
+
+
+def note_superseded(
+    connection: Connection, run: str, shard: int | None = None, shots: Sequence[int] | None = None
+) -> None:
+    """Notes which held images, of any run, of these shots have a later image."""
+    from sqlalchemy import text
+
     some = {"run": run, "shard": shard, "shots": None if shots is None else list(shots)}
-    connection.execute(text(_SETTLE), {"stages": list(STAGES), **some})
     connection.execute(text(_SUPERSEDED), some)
 
 
