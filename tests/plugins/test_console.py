@@ -195,6 +195,21 @@ def test_a_state_can_be_picked(viewer, run) -> None:
     assert viewer.get(f"/runs/{RUN}?state=<b>").status_code == 422
 
 
+def test_a_runs_page_leads_to_its_images_that_wait_for_review(viewer, ledger: PostgresLedger, store: S3Store) -> None:
+    finals = hold(ledger, store, "r waits", {"WAIT-1": "Cup", "WAIT-2": "Mug"})
+
+    def link() -> tuple[str, str] | None:
+        found = re.search(r'href="(/packshot/review[^"]*)">review ([^<]*)<', viewer.get("/runs/r%20waits").text)
+        return found and found.groups()
+
+    assert link() == ("/packshot/review?run=r+waits", "2 images")
+    assert {one["final"] for one in viewer.get("/review/queue?run=r+waits").json()["items"]} == set(finals.values())
+    decide(ledger.engine, finals["WAIT-1"], Choice.REJECT, "ada")
+    assert link() == ("/packshot/review?run=r+waits", "1 image")
+    decide(ledger.engine, finals["WAIT-2"], Choice.REJECT, "ada")
+    assert link() is None
+
+
 def test_what_a_catalogue_says_is_text_and_scripts_are_forbidden(viewer, run) -> None:
     answer = viewer.get(f"/runs/{RUN}")
     own = [f'<script type="module" src="/packshot/static/{name}.js">' for name in ("console", "run")]
