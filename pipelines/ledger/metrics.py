@@ -64,7 +64,7 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class ImageSeconds:
     """Runs of a scene that began in the last 14 days and ended: their seconds of computing, and the images that they
     published first."""
 
@@ -93,7 +93,7 @@ class LedgerMetrics:
     queue: Queue
     checked: Sequence[Checked]
     work: Sequence[Work]
-    made: Sequence[Made]
+    image_seconds: Sequence[ImageSeconds]
     runs: Sequence[Runs]
     false_passes: Sequence[FalsePasses]
     bytes: int
@@ -108,7 +108,7 @@ def read_metrics(engine: Engine) -> LedgerMetrics:
             queue=Queue(*connection.execute(text(_QUEUE)).one()),
             checked=[Checked(*row) for row in _rows(connection, _CHECKED)],
             work=[Work(*row) for row in _rows(connection, _WORK, stages=list(STAGES))],
-            made=[Made(*row) for row in _rows(connection, _MADE)],
+            image_seconds=[ImageSeconds(*row) for row in _rows(connection, _MADE)],
             runs=[Runs(*row) for row in _rows(connection, _RUNS, scheduled=SCHEDULED)],
             false_passes=false_passes(connection),
             bytes=connection.scalar(text("SELECT pg_database_size(current_database())")) or 0,

@@ -144,7 +144,7 @@ class LedgerCollector(Collector):
         if found is not None:
             for name, value, labels in _samples(found, time.time()):
                 add(name, value, *labels)
-            for made in found.made:
+            for made in found.image_seconds:
                 add("packshot_image_seconds", made.seconds / made.images, made.scene)
                 price = price_of(made.seconds / made.images, settings)
                 if price is not None:
