@@ -41,15 +41,13 @@ from pipelines.vision.segmenters import (
     main_pieces,
     prompt_from,
     stability,
+    working_picture,
 )
 from pipelines.vision.studio import Studio, clutter, cut_studio, find_studio, without_paper
 from pipelines.vision.surfaces import is_sheet, lying_on, printed_on
 from pipelines.workflow import Recipe, Work
 
 PATHS = ("auto", "hqsam")
-WORKING_SIDE = 1024
-"""Longer side of the picture for segmentation, px; HQ-SAM uses no more. Only the edge is refined at full resolution."""
-
 MIN_AREA = 0.003
 MAX_AREA = 0.93
 """Shares of the picture below which there is no product, and above which there is no background."""
@@ -210,7 +208,7 @@ def cutout(
     if path == "auto" and photo.alpha is not None and _is_cut_out(photo.alpha):
         return _by_alpha(photo, photo.alpha)
 
-    image = _fit(photo.rgb, WORKING_SIDE)
+    image = working_picture(photo.rgb)
     found = _find(image, models, path, garment)
     if models.detector is None or not MIN_AREA <= (found.mask > 0.5).mean() <= MAX_AREA:  # `_finish` refuses it
         return _opened(photo, image, found, found.mask, title)
@@ -480,15 +478,6 @@ def _finish(
     return CutoutResult(matte, photo.rgb if by_shop else decontaminate(photo.rgb, matte), path, box, score, held)
 
 
-def _fit(image: np.ndarray, side: int) -> np.ndarray:
-    """Return the image with its longer side at most `side`."""
-    scale = side / max(image.shape[:2])
-    if scale >= 1:
-        return image
-    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-
-
 def _iou(a: np.ndarray, b: np.ndarray) -> float:
     return float((a & b).sum() / max(1, (a | b).sum()))
 
@@ -527,7 +516,7 @@ def _compute_one(work: Work, models: CutoutModels, recipe: Recipe) -> Made | Rej
         outputs.append(heat_picture(verdict.check, photo.rgb, where))
     if recipe.keep_encoding is not None and not all(verdict.passed for verdict in verdicts):
         # a person may correct it: their first click is answered sooner
-        encoding = models.hqsam.encode(_fit(photo.rgb, WORKING_SIDE))
+        encoding = models.hqsam.encode(working_picture(photo.rgb))
         recipe.keep_encoding(work.job.inputs["photo"], recipe.profile.ref("hqsam").sha256, encoding.to_bytes())
     return Made(
         outputs=tuple(outputs),
@@ -554,7 +543,7 @@ def photo_checks(photo: Photo, result: CutoutResult, title: str) -> list[tuple[V
 
     A shop crops its own cutouts to the product, so contact with the border means nothing there.
     """
-    image = _fit(photo.rgb, WORKING_SIDE)
+    image = working_picture(photo.rgb)
     matte = cv2.resize(result.matte, (image.shape[1], image.shape[0]), interpolation=cv2.INTER_AREA)
     by_shop = result.path == "alpha"
     measures = [
