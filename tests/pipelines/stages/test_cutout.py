@@ -335,10 +335,7 @@ def test_a_speck_is_rejected_before_anyone_asks_whether_it_is_whole(
 
 
 def test_a_product_without_a_photo_is_rejected_with_the_catalogues_reason(models: CutoutModels) -> None:
-    reference = SimpleNamespace(name="m", revision="1", sha256="0")
-    recipe = SimpleNamespace(
-        path="auto", attempt="", max_megapixels=50, profile=SimpleNamespace(ref=lambda name: reference)
-    )
+    recipe = SimpleNamespace(path="auto", attempt="", max_megapixels=50, profile=load_profile("mini"))
     shot = Shot(Product("A1", 1, "Mug", "", None, "row 1: images/a.jpg is not there"), "oak", "square")
     job = STAGES["cutout"].job(shot, {}, recipe, 0)
     assert job.inputs == {}
