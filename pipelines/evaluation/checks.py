@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.errors import Rejected, UsageError
-from pipelines.evaluation import planted, planted_finals
-from pipelines.evaluation.faults import Seen, before_scenes, finals, holding, likenesses, lost_parts, on_paper
+from pipelines.evaluation import planted, planted_finals, planted_text
+from pipelines.evaluation.faults import Seen, before_scenes, finals, holding, likenesses, lost_parts, on_paper, texts
 from pipelines.models.profile import Profile
 from pipelines.quality.checkerboard import LIMIT as CHECKERBOARD
 from pipelines.quality.checkerboard import measure_checkerboard
@@ -25,9 +25,13 @@ from pipelines.quality.product_photo import LIMIT as GRAPHIC
 from pipelines.quality.product_photo import measure_graphic
 from pipelines.stages.cutout import CutoutModels, cutout, step_doubts
 from pipelines.vision.photos import Photo, read_photo
+from pipelines.vision.reader import installed_reader, load_reader
 
 FAULTS, CLEAN = 60, 100
 """Planted faults a check, and clean photos a source, if no limit is given."""
+
+TEXT_SOURCES = ("saleor", "solidus", "grocery-store")
+"""Sources of products with text."""
 
 CLEAN_SOURCES = ("clothing-dataset", "grocery-store", "magento2", "vendure")
 
@@ -144,9 +148,23 @@ def measure_checks(training: Path, profile: Profile, limit: int | None = None, d
             _figures("whole", ends, wholes, "on paper"),
             _figures("likeness", twins, strangers, "on paper"),
             *(_figures(name, *finals(name, picked, faults, clean, rng), "finals") for name in planted_finals.FAULTS),
+            *(measure_texts(training, faults, clean) if installed_reader() else ()),
         ),
         float(np.mean(held_by_any)),
         float(np.mean([bool(held) for _, held in held_whole])),
+    )
+
+
+def measure_texts(training: Path, faults: int = FAULTS, clean: int = CLEAN) -> tuple[CheckMeasure, ...]:
+    """Measure the checks of text, which need the extra `ocr`. Raises UsageError as `measure_checks` does."""
+    reader, rng = load_reader(), np.random.default_rng(3)
+    cutouts, photos = _measured_half(training, TEXT_SOURCES)
+    photos = [photos[n] for n in rng.permutation(len(photos))]
+    products = list(planted_text.read_products(cutouts, photos, reader, max(faults, clean)))
+    if not products:
+        raise UsageError(f"{training}: no product with text to measure on")
+    return tuple(
+        _figures(check, *texts(check, products, reader, faults, clean, rng), "finals") for check in planted_text.FAULTS
     )
 
 
@@ -155,13 +173,16 @@ def in_measured_half(name: str) -> bool:
     return hashlib.sha256(name.encode()).digest()[0] % 2 == 1
 
 
-def _measured_half(training: Path) -> tuple[list[tuple[str, Path]], list[tuple[str, Path]]]:
-    """Return name and file of the cutouts and of the photos of the measured half."""
+def _measured_half(
+    training: Path, sources: Sequence[str] = ()
+) -> tuple[list[tuple[str, Path]], list[tuple[str, Path]]]:
+    """Return name and file of the cutouts and of the photos of the measured half, of all sources or of these alone."""
     try:
         with (training / "index.csv").open(encoding="utf-8", newline="") as file:
             rows = [row for row in csv.DictReader(file) if in_measured_half(row["name"])]
     except (OSError, KeyError) as error:
         raise UsageError(f"{training}: no index.csv with the columns file, name and source ({error})") from error
+    rows = [row for row in rows if not sources or row["source"] in sources]
     cutouts = [(row["name"], training / row["file"]) for row in rows if row["file"].startswith("cutouts/")]
     photos = [
         (row["name"], training / row["file"])

@@ -13,15 +13,17 @@ import numpy as np
 
 from pipelines.contracts import Product
 from pipelines.errors import Rejected
-from pipelines.evaluation import planted, planted_finals, planted_paper
+from pipelines.evaluation import planted, planted_finals, planted_paper, planted_text
 from pipelines.quality.contact import measure_contact
 from pipelines.quality.fidelity import background_quality, halo, product_fidelity
+from pipelines.quality.lettering import measure_lettering, measure_text
 from pipelines.quality.likeness import find_twins, likeness_code
 from pipelines.quality.overcompletion import OvercompletionDetector
 from pipelines.scenes import Checks
 from pipelines.stages.cutout import MAX_CLUTTER, CutoutModels, CutoutResult, cutout, photo_checks, step_doubts
 from pipelines.stages.keys import WHOLE
 from pipelines.vision.photos import Photo, read_photo
+from pipelines.vision.reader import TextLine, TextReader
 from pipelines.vision.studio import clutter, cut_studio, find_studio
 
 COMPOSITES = 4
@@ -161,6 +163,43 @@ def _holds(check: str, final: planted_finals.Stood) -> bool:
     if check == "halo":
         return halo(final.image, final.product.matte).score > limits.halo
     return background_quality(final.image, final.product.matte).score < limits.background
+
+
+def texts(
+    check: str,
+    products: Sequence[planted_text.Labelled],
+    reader: TextReader,
+    faults: int,
+    clean: int,
+    rng: np.random.Generator,
+) -> tuple[list[Seen], list[Seen]]:
+    """What a check of text says of images with planted faults, and of those without; `check`: one of
+    `planted_text.FAULTS`. A product whose text is too small on the backdrop that is drawn is left out."""
+
+    def seen(wanted: int, kinds: Sequence[str]) -> list[Seen]:
+        found: list[Seen] = []
+        for n in range(4 * wanted):
+            product, fault = products[n % len(products)], kinds[len(found) % len(kinds)]
+            if made := planted_text.stood_with_text(product, rng, fault):
+                found.append(Seen(product.name, fault or "finals", _other_text(check, *made, product, reader)))
+            if len(found) == wanted:
+                break
+        return found
+
+    return seen(faults, planted_text.FAULTS[check]), seen(clean, ("",))
+
+
+def _other_text(
+    check: str,
+    final: planted_finals.Stood,
+    compared: Sequence[TextLine],
+    product: planted_text.Labelled,
+    reader: TextReader,
+) -> bool:
+    if check == "text":
+        return measure_text(final.image, compared, reader).score > Checks().text
+    known = [line.text for line in product.lines]
+    return measure_lettering(final.image, final.product.matte, known, reader).score > 0
 
 
 def likenesses(

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import cv2
 import numpy as np
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
@@ -386,27 +387,45 @@ def _build_vit(weights: Mapping[str, Tensor], width: int) -> Sam:
 
 
 def _segment_anything():  # type: ignore[no-untyped-def]
-    """Import the library without timm's models, 0.5 s of modules that it does not use.
+    """Import the library without timm and torchvision, a second of modules of which it uses five functions.
 
     Its TinyViT takes three functions from `timm.models.layers`, which are those of `timm.layers`, and adds itself to a
-    registry. During the import these names stand for `timm.models`; afterwards timm can be imported as usual.
+    registry. Its predictor resizes by Pillow through torchvision; the rest of torchvision is for its mask generator.
+    During the import stand-ins have these names; afterwards both libraries can be imported as usual.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        if "timm" in sys.modules or "segment_anything_hq" in sys.modules:
-            import segment_anything_hq
-
-            return segment_anything_hq
-        timm, registry = ModuleType("timm"), ModuleType("timm.models.registry")
-        timm.__path__ = list(find_spec("timm").submodule_search_locations or ())  # type: ignore[union-attr]
-        registry.register_model = lambda build: build  # type: ignore[attr-defined]
-        sys.modules["timm"] = timm
+    if "segment_anything_hq" not in sys.modules:
+        stand_ins = {} if "timm" in sys.modules else _timm_functions()
+        stand_ins |= {} if "torchvision" in sys.modules else _torchvision_functions()
+        sys.modules |= stand_ins
         try:
-            layers = import_module("timm.layers")
-            sys.modules |= {"timm.models": ModuleType("timm.models"), "timm.models.layers": layers}
-            sys.modules["timm.models.registry"] = registry
-            import segment_anything_hq
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                import_module("segment_anything_hq")
         finally:
-            for name in [name for name in sys.modules if name.partition(".")[0] == "timm"]:
+            for name in stand_ins:
                 del sys.modules[name]
-    return segment_anything_hq
+    return sys.modules["segment_anything_hq"]
+
+
+def _timm_functions() -> dict[str, ModuleType]:
+    """Return stand-ins of timm's modules by name, without the models that `import timm` loads."""
+    (folder,) = find_spec("timm").submodule_search_locations or ()  # type: ignore[union-attr]
+    layers, registry = ModuleType("timm.models.layers"), ModuleType("timm.models.registry")
+    for name in ("drop", "helpers", "weight_init"):  # these import torch alone
+        spec = spec_from_file_location(f"timm.layers.{name}", Path(folder, "layers", f"{name}.py"))
+        module = module_from_spec(spec)  # type: ignore[arg-type]
+        spec.loader.exec_module(module)  # type: ignore[union-attr]
+        vars(layers).update({name: value for name, value in vars(module).items() if not name.startswith("__")})
+    registry.register_model = lambda build: build  # type: ignore[attr-defined]
+    names = ("timm", "timm.models")
+    return {name: ModuleType(name) for name in names} | {layers.__name__: layers, registry.__name__: registry}
+
+
+def _torchvision_functions() -> dict[str, ModuleType]:
+    """Return stand-ins of torchvision's modules by name. To a picture of Pillow they do what torchvision does."""
+    functional, boxes = ModuleType("torchvision.transforms.functional"), ModuleType("torchvision.ops.boxes")
+    functional.to_pil_image = Image.fromarray  # type: ignore[attr-defined]
+    functional.resize = lambda image, size: image.resize(size[::-1], Image.Resampling.BILINEAR)  # type: ignore[attr-defined]
+    boxes.batched_nms = boxes.box_area = None  # type: ignore[attr-defined]
+    names = ("torchvision", "torchvision.transforms", "torchvision.ops")
+    return {name: ModuleType(name) for name in names} | {functional.__name__: functional, boxes.__name__: boxes}

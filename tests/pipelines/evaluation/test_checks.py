@@ -9,6 +9,7 @@ import pytest
 from pipelines.errors import UsageError
 from pipelines.evaluation.checks import in_measured_half, measure_checks
 from pipelines.models.profile import PROFILES, load_profile
+from pipelines.vision.reader import installed_reader
 
 TRAINING = Path(__file__).parents[3] / ".." / "shared" / "training"
 
@@ -46,6 +47,7 @@ def test_planted_faults_are_held_and_clean_photos_are_not() -> None:
         "fidelity",
         "halo",
         "background",
+        *(("text", "lettering") if installed_reader() else ()),
     ]
     assert [one.check for one in found.checks] == names
     for one in found.checks:

@@ -9,9 +9,9 @@ import pytest
 from pipelines.contracts import Artifact, Job, Product, Shot, ShotState, State, Step, sha256_hex
 from pipelines.errors import UsageError
 from pipelines.models.profile import load_profile
-from pipelines.runs.local import file_name, shoot, write_record
+from pipelines.runs.local import file_name, read_record, shoot, write_record
 from pipelines.scenes import SceneLora, load_scene
-from pipelines.settings import Settings
+from pipelines.settings import ROOT, Settings
 from pipelines.workflow import Recipe
 
 SKUS = ("a/b", "a_b", "a b", "../a_b", ".", "", "contact_sheet", "Ü" * 130, "Ü" * 131, "x" * 200, "x" * 199 + "y")
@@ -101,3 +101,24 @@ def test_an_image_that_is_no_longer_published_does_not_stay(tmp_path: Path, edit
     (outcome,) = shoot(tmp_path / "mug.jpg", recipe, tmp_path / "out", Settings())
     assert outcome.state is ShotState.REJECTED
     assert image.exists() == edited
+
+
+@pytest.mark.slow
+def test_the_first_image_is_there_before_the_next_photo_is_cut_out(tmp_path: Path) -> None:
+    catalogue = ROOT / "pipelines/sample/catalog.csv"
+    recipe = Recipe(load_profile("mini"), load_scene("white-plain"))
+    order: list[tuple[str, str]] = []
+    outcomes = shoot(
+        catalogue,
+        recipe,
+        tmp_path,
+        Settings(),
+        limit=2,
+        progress=lambda stage, shot, step: order.append((stage, shot.sku)),
+        finished=lambda one: order.append((f"written {one.picture and one.picture.is_file()}", one.sku)),
+    )
+    first, second = (outcome.sku for outcome in outcomes)
+    stages = ["cutout", "describe", "generate", "upscale", "inspect", "publish", "written True"]
+    order = [at for number, at in enumerate(order) if at not in order[:number]]  # a stage may try several seeds
+    assert order == [(stage, sku) for sku in (first, second) for stage in stages]
+    assert [shot.sku for shot, _ in read_record(tmp_path)] == [first, second]
