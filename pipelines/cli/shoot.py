@@ -44,7 +44,10 @@ def shoot(
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N products.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Take a photo or a catalogue through every stage in this process, without services."""
+    """Take a photo or a catalogue through every stage in this process, without services.
+
+    After an interrupt, the same command goes on: it reuses the finished steps in the output folder.
+    """
     from pipelines.quality.likeness import find_twins
     from pipelines.runs.local import read_record
     from pipelines.runs.local import shoot as run_shoot
@@ -70,17 +73,25 @@ def shoot(
             if outcome.picture and not as_json:
                 progress.console.print(visible(str(outcome.picture)), markup=False, highlight=False, soft_wrap=True)
 
-        outcomes = run_shoot(
-            source,
-            recipe,
-            out_dir,
-            get_settings(),
-            limit=limit,
-            progress=done,
-            started=started,
-            finished=written,
-            noted=note,
-        )
+        def took_up(steps: int, shots: int) -> None:
+            note(f"reused {steps} finished steps of {shots} products, which an interrupted run left")
+
+        try:
+            outcomes = run_shoot(
+                source,
+                recipe,
+                out_dir,
+                get_settings(),
+                limit=limit,
+                progress=done,
+                started=started,
+                finished=written,
+                noted=note,
+                resumed=took_up,
+            )
+        except KeyboardInterrupt:
+            note(f"what is finished is kept in {out_dir}: give the same command again, and it goes on from there")
+            raise
     sheet = out_dir / "contact_sheet.png"
     rows = [(outcome.sku, outcome.state.value, outcome.picture or outcome.reason) for outcome in outcomes]
     skus = {outcome.sku for outcome in outcomes}

@@ -37,19 +37,18 @@ from pipelines.vision.segmenters import (
     HQSamSegmenter,
     Prompt,
     SalientSegmenter,
+    deepest_points,
     filled,
     main_pieces,
     prompt_from,
     stability,
+    working_picture,
 )
-from pipelines.vision.studio import Studio, clutter, cut_studio, find_studio, without_paper
+from pipelines.vision.studio import Studio, clutter, cut_studio, find_studio, unmistakable, without_paper
 from pipelines.vision.surfaces import is_sheet, lying_on, printed_on
 from pipelines.workflow import Recipe, Work
 
 PATHS = ("auto", "hqsam")
-WORKING_SIDE = 1024
-"""Longer side of the picture for segmentation, px; HQ-SAM uses no more. Only the edge is refined at full resolution."""
-
 MIN_AREA = 0.003
 MAX_AREA = 0.93
 """Shares of the picture below which there is no product, and above which there is no background."""
@@ -75,6 +74,10 @@ SETTLED = 0.88
 WITHIN, AGREED = 0.95, 0.97
 """A mask with this share inside another is a part of it. Two segmenters with this IoU agree. In five photos with a
 correct whole mask it is 0.971 to 0.987, in one composite with a wrong one 0.954."""
+
+LEAST_UNMISTAKABLE = 0.2
+"""Share of a cutout by colour that no paper can be, from which HQ-SAM is asked with points on it alone. With less it
+finds a part of the product, such as a clock's hands."""
 
 MAX_SKIN = 0.25
 """More skin colour than this is a wooden floor: 0.27 to 0.53 of the picture in four photos of clothes."""
@@ -210,7 +213,7 @@ def cutout(
     if path == "auto" and photo.alpha is not None and _is_cut_out(photo.alpha):
         return _by_alpha(photo, photo.alpha)
 
-    image = _fit(photo.rgb, WORKING_SIDE)
+    image = working_picture(photo.rgb)
     found = _find(image, models, path, garment)
     if models.detector is None or not MIN_AREA <= (found.mask > 0.5).mean() <= MAX_AREA:  # `_finish` refuses it
         return _opened(photo, image, found, found.mask, title)
@@ -267,6 +270,9 @@ def _find(image: np.ndarray, models: CutoutModels, path: str, garment: str) -> _
         agreement, opinion = _iou(figure, salient), None
         if certainty.colour_may_err(image, studio, figure, agreement):
             figure, opinion = _second_opinion(image, studio, figure, models.hqsam)
+        lines = certainty.measure_lines(image, studio, figure)
+        if lines.reason and (opinion is None or opinion.score < lines.score):
+            opinion = lines
         return _Found(figure.astype(np.float32), "studio", agreement, saliency, studio=studio, opinion=opinion)
 
     foreground = saliency if models.foreground is None else models.foreground.segment(image)
@@ -302,11 +308,16 @@ def _second_opinion(
     if prompt is None:
         return figure, None
     opinion = hqsam.segment_prompted(image, prompt) > 0.5
+    certainly = unmistakable(image, studio, figure)
+    strict = None
+    if certainly.sum() >= LEAST_UNMISTAKABLE * figure.sum():
+        points = deepest_points(certainly, 4)
+        on_product = Prompt(prompt.box, points, np.ones(len(points), np.int64))
+        strict = hqsam.segment_prompted(image, on_product, passes=1) > 0.5
     cleared = without_paper(image, studio, figure, opinion)
-    agreed = certainty.measure_second_opinion(image, studio, cleared, opinion)
-    if cleared.any() and not agreed.reason:
-        return cleared, agreed
-    return figure, certainty.measure_second_opinion(image, studio, figure, opinion)
+    if not cleared.any() or certainty.measure_second_opinion(image, studio, cleared, opinion).reason:
+        cleared = figure
+    return cleared, certainty.measure_second_opinion(image, studio, cleared, opinion, strict)
 
 
 def _best_mask(
@@ -480,15 +491,6 @@ def _finish(
     return CutoutResult(matte, photo.rgb if by_shop else decontaminate(photo.rgb, matte), path, box, score, held)
 
 
-def _fit(image: np.ndarray, side: int) -> np.ndarray:
-    """Return the image with its longer side at most `side`."""
-    scale = side / max(image.shape[:2])
-    if scale >= 1:
-        return image
-    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-
-
 def _iou(a: np.ndarray, b: np.ndarray) -> float:
     return float((a & b).sum() / max(1, (a | b).sum()))
 
@@ -527,7 +529,7 @@ def _compute_one(work: Work, models: CutoutModels, recipe: Recipe) -> Made | Rej
         outputs.append(heat_picture(verdict.check, photo.rgb, where))
     if recipe.keep_encoding is not None and not all(verdict.passed for verdict in verdicts):
         # a person may correct it: their first click is answered sooner
-        encoding = models.hqsam.encode(_fit(photo.rgb, WORKING_SIDE))
+        encoding = models.hqsam.encode(working_picture(photo.rgb))
         recipe.keep_encoding(work.job.inputs["photo"], recipe.profile.ref("hqsam").sha256, encoding.to_bytes())
     return Made(
         outputs=tuple(outputs),
@@ -554,7 +556,7 @@ def photo_checks(photo: Photo, result: CutoutResult, title: str) -> list[tuple[V
 
     A shop crops its own cutouts to the product, so contact with the border means nothing there.
     """
-    image = _fit(photo.rgb, WORKING_SIDE)
+    image = working_picture(photo.rgb)
     matte = cv2.resize(result.matte, (image.shape[1], image.shape[0]), interpolation=cv2.INTER_AREA)
     by_shop = result.path == "alpha"
     measures = [

@@ -26,7 +26,7 @@ from pipelines.vision.vocabulary import load_vocabulary
 from pipelines.workflow import Recipe, Stage, Work
 
 VERSIONS = {
-    "cutout": 14,
+    "cutout": 15,
     "describe": 2,
     "generate": 7,
     "upscale": 3,

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from pipelines.models.profile import BUNDLED_NET
 from pipelines.models.weights import read_weights, reading
-from pipelines.vision.birefnet import BiRefNet
 from pipelines.vision.salient_net import MEAN, SIDE, STD, SalientNet, SalientShape, U2NetP, Widths
 
 LARGE_SIDE = 1024
@@ -101,6 +100,8 @@ def _isnet(tensors: Mapping[str, Tensor]) -> SalientModel:
 
 
 def _birefnet(tensors: Mapping[str, Tensor]) -> SalientModel:
+    from pipelines.vision.birefnet import BiRefNet  # it needs torchvision, a second to import
+
     return SalientModel("birefnet", BiRefNet.from_tensors(tensors), LARGE_SIDE)
 
 

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
     from pipelines.models.profile import Profile
 
+WORKING_SIDE = 1024
+"""Longer side of the picture for segmentation, px; HQ-SAM uses no more. Only the edge is refined at full resolution."""
+
 MASK_SIDE = 256
 """Side of SAM's input and output masks: a quarter of the 1,024 px of its encoder."""
 
@@ -47,6 +50,15 @@ STABLE = 0.85
 
 SPECK = 0.002
 """Holes below this share of a mask are uncertainty about print and seams, not gaps."""
+
+
+def working_picture(image: np.ndarray) -> np.ndarray:
+    """Return a picture `(H, W, 3)` uint8 with its longer side at most WORKING_SIDE."""
+    scale = WORKING_SIDE / max(image.shape[:2])
+    if scale >= 1:
+        return image
+    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 
 
 class Segmenter(Protocol):
@@ -199,10 +211,11 @@ class Encoding:
 class HQSamSegmenter:
     """HQ-SAM (Ke et al. 2023, "Segment Anything in High Quality"), prompted by a salient-object segmenter or a caller.
 
-    The slow image encoding is cached, so further prompts for the same picture are fast.
+    The slow image encoding is cached, so further prompts for the same picture are fast. Without `salient`, only a
+    caller prompts it.
     """
 
-    def __init__(self, sam: Sam, salient: Segmenter, device: str = "cpu") -> None:
+    def __init__(self, sam: Sam, salient: Segmenter | None, device: str = "cpu") -> None:
         predictor_class = _segment_anything().SamPredictor
         _speed_up(sam.eval().requires_grad_(False))
         self._predictor: SamPredictor = predictor_class(sam.to(device))
@@ -215,13 +228,15 @@ class HQSamSegmenter:
         return cls(build_sam(path), salient, device)
 
     @classmethod
-    def from_profile(cls, profile: Profile, salient: Segmenter, device: str = "cpu") -> HQSamSegmenter:
+    def from_profile(cls, profile: Profile, salient: Segmenter | None, device: str = "cpu") -> HQSamSegmenter:
         """Load the profile's part `hqsam` and check its digest."""
         part = profile.part("hqsam").check()
         return cls(build_sam(part.weights[0], part.kind.removeprefix("sam_hq_")), salient, device)
 
     def segment(self, image: np.ndarray) -> np.ndarray:
         """See `Segmenter.segment`. Returns zeros if nothing in the picture is salient."""
+        if self._salient is None:
+            raise TypeError("this HQ-SAM has no salient-object segmenter: prompt it")
         prompt = prompt_from(self._salient.segment(image))
         if prompt is None:
             return np.zeros(image.shape[:2], np.float32)

@@ -410,7 +410,7 @@ def bear() -> np.ndarray:
 
 
 def test_a_hard_shadow_that_colour_takes_for_product_is_removed(models: CutoutModels) -> None:
-    picture, truth = hard_shadow(bear(), np.random.default_rng(6))
+    picture, truth = hard_shadow(bear(), np.random.default_rng(9))
     studio = find_studio(picture)
     assert studio is not None
     assert iou(cut_studio(picture, studio, models.salient.segment(picture)), truth) < 0.9
@@ -419,3 +419,11 @@ def test_a_hard_shadow_that_colour_takes_for_product_is_removed(models: CutoutMo
     assert iou(result.matte > 0.5, truth) > 0.95
     assert result.certain is not None
     assert not result.certain.reason
+
+
+def test_a_hard_shadow_that_is_not_removed_whole_is_held(models: CutoutModels) -> None:
+    picture, truth = hard_shadow(bear(), np.random.default_rng(6))  # a piece lies between an arm and a leg
+    result = cutout(Photo(picture, None), models)
+    assert iou(result.matte > 0.5, truth) < 0.9
+    assert result.certain is not None
+    assert "may be a shadow or the floor" in result.certain.reason
