@@ -110,6 +110,27 @@ def test_an_image_that_is_no_longer_published_does_not_stay(tmp_path: Path, edit
     assert image.exists() == edited
 
 
+@pytest.mark.slow
+def test_the_first_image_is_there_before_the_next_photo_is_cut_out(tmp_path: Path) -> None:
+    catalogue = ROOT / "pipelines/sample/catalog.csv"
+    recipe = Recipe(load_profile("mini"), load_scene("white-plain"))
+    order: list[tuple[str, str]] = []
+    outcomes = shoot(
+        catalogue,
+        recipe,
+        tmp_path,
+        Settings(),
+        limit=2,
+        progress=lambda stage, shot, step: order.append((stage, shot.sku)),
+        finished=lambda one: order.append((f"written {one.picture and one.picture.is_file()}", one.sku)),
+    )
+    first, second = (outcome.sku for outcome in outcomes)
+    stages = ["cutout", "describe", "generate", "upscale", "inspect", "publish", "written True"]
+    order = [at for number, at in enumerate(order) if at not in order[:number]]  # a stage may try several seeds
+    assert order == [(stage, sku) for sku in (first, second) for stage in stages]
+    assert [shot.sku for shot, _ in read_record(tmp_path)] == [first, second]
+
+
 def test_an_interrupted_run_goes_on_where_it_was_and_another_run_does_not(tmp_path: Path) -> None:
     (tmp_path / "feed.csv").write_text("id,title,image_link\n" + "".join(f"{n},Mug,{n}.jpg\n" for n in range(3)))
     for n in range(3):
