@@ -424,7 +424,7 @@ def _segment_anything():  # type: ignore[no-untyped-def]
 
 def _timm_functions() -> dict[str, ModuleType]:
     """Return stand-ins of timm's modules by name, without the models that `import timm` loads."""
-    (folder,) = find_spec("timm").submodule_search_locations or ()  # type: ignore[union-attr]
+    (folder,) = find_spec("timm").submodule_search_locations  # type: ignore[union-attr, misc]
     layers, registry = ModuleType("timm.models.layers"), ModuleType("timm.models.registry")
     for name in ("drop", "helpers", "weight_init"):  # these import torch alone
         spec = spec_from_file_location(f"timm.layers.{name}", Path(folder, "layers", f"{name}.py"))
