@@ -69,9 +69,10 @@ def run(
 
     settings = get_settings()
     for name in channel or [""]:
-        load_scene(scene, channel=name)
+        look = load_scene(scene, channel=name)
     with err.status("Putting feed and photos into the store"):
-        feed = ingest(catalogue, S3Store(settings), settings, limit, PhotoLinks(connect(settings.database_url)))
+        memory = PhotoLinks(connect(settings.database_url))
+        feed = ingest(catalogue, S3Store(settings), settings, limit, memory, look.additional_photos)
     conf = {
         "feed": feed, "scene": scene, "channels": channel, "limit": limit, "reprocess": reprocess,
         "accept_loss": accept_loss, "triggered_by": "packshot run",

@@ -10,6 +10,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection, Row, text
 
+from packshot_console.photos import PHOTOS, photo_words
 from packshot_console.services import ledger
 from packshot_console.walks import Walk, read_walks
 from pipelines.ledger.decisions import IN_BATCH, IN_SELECTION, Selection
@@ -20,7 +21,8 @@ SEAT_SECONDS = 120.0
 
 @dataclass(frozen=True, slots=True)
 class QueueItem:
-    """An image with all that a person needs to decide it. `spot`: it passed, and was drawn for a spot check."""
+    """An image with all that a person needs to decide it. `spot`: it passed, and was drawn for a spot check. `photo`
+    says which of its product's photos it is of, "" where there is one."""
 
     final: str
     run: str
@@ -30,6 +32,7 @@ class QueueItem:
     scene: str
     channel: str
     row: int
+    photo: str
     reason: str
     checks: tuple[str, ...]
     spot: bool
@@ -99,6 +102,7 @@ def _read(connection: Connection, rows: Sequence[Row]) -> list[QueueItem]:
             scene=row.scene,
             channel=row.channel,
             row=row.row,
+            photo=photo_words(row.photo_number, row.photos),
             reason=row.reason,
             checks=tuple(row.checks),
             spot=row.spot,
@@ -139,7 +143,7 @@ def leave(seat: str) -> None:
 
 
 _NEXT = f"""
-SELECT q.*, v.sku, v.title, v.category, v.photo
+SELECT q.*, v.sku, v.title, v.category, v.photo, v.photo_number, {PHOTOS} AS photos
 FROM review_queue q JOIN product_versions v ON v.id = q.version
 WHERE {IN_SELECTION}
   AND q.final <> ALL(CAST(:taken AS text[]))
@@ -154,16 +158,16 @@ SELECT count(*) FROM review_queue q
 WHERE {IN_SELECTION}
 """  # noqa: S608  # no value from outside
 
-_ONE = """
+_ONE = f"""
 SELECT r.started_at, rs.run, rs.shot, rs.row, rs.final, rs.reason, rs.checks, r.scene, r.channel, v.sku, v.title,
-       v.category, v.photo,
+       v.category, v.photo, v.photo_number, {PHOTOS} AS photos,
        rs.state = 'published' AND EXISTS (SELECT FROM spot_checks c WHERE c.final = rs.final) AS spot
 FROM run_shots rs
 JOIN runs r ON r.id = rs.run
 JOIN product_versions v ON v.id = rs.version
 WHERE rs.final = :final
 ORDER BY rs.state = 'held' DESC, r.started_at DESC, r.id DESC LIMIT 1
-"""
+"""  # noqa: S608  # no value from outside
 
 _SAMPLE = f"""
 SELECT q.final, v.title, q.reason FROM review_queue q JOIN product_versions v ON v.id = q.version
