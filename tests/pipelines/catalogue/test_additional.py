@@ -66,7 +66,7 @@ def test_a_feed_is_read_as_before_where_nobody_asks_for_additional_photos(folder
     assert [p.sku for p in load_manifest(store, digest)] == ["CUP", "POT", "JUG"]
     assert b"additional_photos" not in store.get(digest)
     text = next(iter(read_manifest(store, digest))).text
-    assert b"photo_of" not in text and b"photo_number" not in text, "its content, and so its version, is what it was"
+    assert b"photo_" not in text.replace(b"photo_problem", b""), "its content, and so its version, is what it was"
     read = read_manifest(store, ingest(feed, store, Settings(), additional_photos=2))
     assert read.additional_photos == 2
     assert [line.sku for line in read][-1] == "JUG~3"
