@@ -97,7 +97,7 @@ def write_manifest(
         lines = map(Line.of, products_of_part)
         data = b"".join(b"%d\t%s\t%s\n" % (line.row, json.dumps(line.sku).encode(), line.text) for line in lines)
         parts.append(store.put(data, "text/plain"))
-    document = {"kind": MANIFEST, "source": source, "feed": feed, "parts": parts}
+    document: dict[str, object] = {"kind": MANIFEST, "source": source, "feed": feed, "parts": parts}
     if additional_photos:
         document["additional_photos"] = additional_photos
     return store.put(canonical_json(document).encode(), "application/json")
