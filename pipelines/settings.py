@@ -18,6 +18,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pipelines.errors import UsageError
+from pipelines.processors import importing
 
 ROOT = Path(__file__).resolve().parents[1]
 """The checkout: where dags/, plugins/ and sql/ are."""
@@ -103,6 +104,10 @@ class Settings(BaseSettings):
     nightly_hours: float = Field(
         6, gt=0, description="Hours after which a nightly catalog_refresh that has not ended is reported as late."
     )
+    housekeeping_schedule: str = Field(
+        "", description="Cron on which DAG housekeeping removes Airflow's old history, such as `0 6 * * 0`. Empty: off."
+    )
+    airflow_history_days: int = Field(90, ge=7, description="Days of Airflow's history that housekeeping keeps.")
 
     # Publication
     public_url: str = Field(
@@ -164,6 +169,11 @@ class Settings(BaseSettings):
     )
     spot_checks: int = Field(
         2, ge=0, description="Passed images of each run that are drawn for a person's spot check. 0: none."
+    )
+    read_text: bool = Field(
+        False,
+        description="Read the text of photos and images, and hold images with other text. Needs the extra `ocr`. "
+        "A scene's `checks.read_text` decides for that scene.",
     )
     threads: int | None = Field(
         None,
@@ -235,7 +245,8 @@ class Settings(BaseSettings):
 
         Raises UsageError if the machine does not have the device.
         """
-        import torch
+        with importing():
+            import torch
 
         device, why = self.device, "PACKSHOT_DEVICE"
         if device.startswith("cuda"):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from more_itertools import chunked
 
+from pipelines.catalogue.encodings import UTF_8
 from pipelines.contracts import Product, canonical_json
 from pipelines.errors import UsageError
 
@@ -69,8 +70,8 @@ class Line:
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """The products of a feed, in its order; each pass reads the parts anew. `digest` is the index's, `source` the file
-    name of the feed. An additional photo follows its product; `additional_photos` is how many of a product were read
-    at most."""
+    name of the feed, `encoding` what its bytes were read in. An additional photo follows its product;
+    `additional_photos` is how many of a product were read at most."""
 
     digest: str
     store: Store
@@ -78,6 +79,12 @@ class Manifest:
     source: str = ""
     whole: tuple[Product, ...] = ()
     additional_photos: int = 0
+    encoding: str = UTF_8
+
+    @property
+    def encoding_note(self) -> str:
+        """A sentence that names an encoding other than UTF-8, else ""."""
+        return "" if self.encoding == UTF_8 else f"{self.source} is not in UTF-8: it was read as {self.encoding}"
 
     def __iter__(self) -> Iterator[Line]:
         yield from map(Line.of, self.whole)
@@ -88,7 +95,12 @@ class Manifest:
 
 
 def write_manifest(
-    store: Store, source: str, feed: str, products: Iterable[Product], additional_photos: int = 0
+    store: Store,
+    source: str,
+    feed: str,
+    products: Iterable[Product],
+    encoding: str = UTF_8,
+    additional_photos: int = 0,
 ) -> str:
     """Puts these products into the store; returns the manifest's digest. `feed` is the digest of the feed itself, and
     `additional_photos` how many of a product were read at most."""
@@ -98,6 +110,8 @@ def write_manifest(
         data = b"".join(b"%d\t%s\t%s\n" % (line.row, json.dumps(line.sku).encode(), line.text) for line in lines)
         parts.append(store.put(data, "text/plain"))
     document: dict[str, object] = {"kind": MANIFEST, "source": source, "feed": feed, "parts": parts}
+    if encoding != UTF_8:  # a feed in UTF-8 keeps the digest that it had
+        document["encoding"] = encoding
     if additional_photos:
         document["additional_photos"] = additional_photos
     return store.put(canonical_json(document).encode(), "application/json")
@@ -125,6 +139,7 @@ def read_manifest(store: Store, digest: str) -> Manifest:
         store,
         tuple(document["parts"]),
         str(document["source"]),
+        encoding=str(document.get("encoding", UTF_8)),
         additional_photos=int(document.get("additional_photos", 0)),
     )
 

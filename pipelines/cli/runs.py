@@ -59,6 +59,7 @@ def run(
 ) -> None:
     """Put a catalogue into the store and trigger `catalog_refresh` through Airflow's API."""
     from pipelines.catalogue.feed import ingest
+    from pipelines.catalogue.manifest import read_manifest
     from pipelines.ledger.photo_links import PhotoLinks
     from pipelines.ledger.postgres import connect
     from pipelines.ledger.reports import remember_latest
@@ -70,9 +71,12 @@ def run(
     settings = get_settings()
     for name in channel or [""]:
         look = load_scene(scene, channel=name)
+    store = S3Store(settings)
     with err.status("Putting feed and photos into the store"):
         memory = PhotoLinks(connect(settings.database_url))
-        feed = ingest(catalogue, S3Store(settings), settings, limit, memory, look.additional_photos)
+        feed = ingest(catalogue, store, settings, limit, memory, look.additional_photos)
+    if note := read_manifest(store, feed).encoding_note:
+        err.print(note, soft_wrap=True)
     conf = {
         "feed": feed, "scene": scene, "channels": channel, "limit": limit, "reprocess": reprocess,
         "accept_loss": accept_loss, "triggered_by": "packshot run",
@@ -265,7 +269,7 @@ def _as_text(found: Report) -> list[Text | Table]:
         each = ", ".join(f"{one.channel or one.run} {one.state}" for one in found.channels)
         parts.append(line(f"for {found.channel}, one of the channels of {found.group}: {each}"))
     if found.problem:
-        parts.append(line(("the run was stopped", "red"), f": {found.problem['reason']}"))
+        parts.append(line(("what went wrong", "red"), f": {found.problem['reason']}"))
     if found.put_off:
         parts.append(line(f"left to the next wave, run {next_wave(found.run)}: {found.put_off}"))
     stages = [

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Literal, Self
@@ -19,7 +20,6 @@ from urllib.parse import quote
 
 import httpx
 from pydantic import TypeAdapter
-from tenacity import Retrying, retry_if_exception_type, retry_if_result, stop_after_delay, wait_fixed
 
 from pipelines.errors import Unavailable, UsageError
 from pipelines.settings import Settings
@@ -42,6 +42,9 @@ MOST_DAYS = 366
 
 BACKFILL_LAG = 60.0
 """Seconds: Airflow notices a backfill's end up to half a minute late, and refuses another one until then."""
+
+WARM_UP = 120.0
+"""Seconds that the Execution API has for its first answer."""
 
 PATIENCE = 300.0
 """Seconds for which the API may be away while a run is followed."""
@@ -138,8 +141,12 @@ class Airflow:
         return {name: datetime.fromisoformat(beat) for name, beat in beats.items() if beat}
 
     def warm_up(self) -> None:
-        """Calls the Execution API once: its first call takes seconds, which would delay the first task."""
-        self._request("GET", "/execution/health", authenticated=False)
+        """Calls the Execution API once: its first call takes seconds, which would delay the first task.
+
+        On a busy machine it takes minutes, and nobody needs the answer.
+        """
+        with suppress(httpx.TimeoutException):
+            self._request("GET", "/execution/health", authenticated=False, timeout=WARM_UP)
 
     def import_errors(self) -> list[str]:
         """DAG files that do not parse: `file: last line of the trace`. Empty is good."""
@@ -250,6 +257,8 @@ class Airflow:
         for STANDSTILL seconds, `warn` gets one line with the cause and the remedy, where one is known. Raises
         TimeoutError if the run is not over after `timeout_seconds`.
         """
+        from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+
         deadline = time.monotonic() + timeout_seconds
         patiently = Retrying(
             retry=retry_if_exception_type((Unavailable, httpx.HTTPError)),  # the run itself goes on
@@ -287,6 +296,8 @@ class Airflow:
         A day whose last run is still active gets none. Raises UsageError while another backfill of the DAG is active,
         for a range that ends in the future or has more than MOST_DAYS, and for bad Params.
         """
+        from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
+
         today = datetime.now(UTC).date()
         if last > today:
             # Airflow would accept it, delay the future days, and refuse every other backfill until then
