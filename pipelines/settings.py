@@ -170,6 +170,11 @@ class Settings(BaseSettings):
     spot_checks: int = Field(
         2, ge=0, description="Passed images of each run that are drawn for a person's spot check. 0: none."
     )
+    read_text: bool = Field(
+        False,
+        description="Read the text of photos and images, and hold images with other text. Needs the extra `ocr`. "
+        "A scene's `checks.read_text` decides for that scene.",
+    )
     threads: int | None = Field(
         None,
         ge=1,

@@ -24,6 +24,7 @@ from pipelines.errors import IntegrityError, OutOfMemory, Rejected, ShotTimeout
 from pipelines.settings import CPU, MAX_MEGAPIXELS, Compute
 
 if TYPE_CHECKING:
+    from pipelines.contracts import ModelRef
     from pipelines.models.profile import Profile
     from pipelines.scenes import Scene
     from pipelines.vision.credentials import Credentials
@@ -35,7 +36,7 @@ log = logging.getLogger(__name__)
 class Recipe:
     """Everything besides the shot that decides the result. It enters the keys through the stages' parameters.
 
-    Published files are signed with `credentials`, where there are some.
+    Published files are signed with `credentials`, where there are some. Text is read by `reader`, where there is one.
     `keep_encoding(photo, model, bytes)` decides nothing: it keeps what HQ-SAM's encoder made of a held photo, by the
     sha256 of photo and weights.
     """
@@ -50,6 +51,7 @@ class Recipe:
     compute: Compute = CPU
     max_megapixels: float = MAX_MEGAPIXELS
     credentials: Credentials | None = None
+    reader: ModelRef | None = None
     keep_encoding: Callable[[str, str, bytes], None] | None = None
 
     @property

@@ -44,7 +44,10 @@ def shoot(
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N products.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Take a photo or a catalogue through every stage in this process, without services."""
+    """Take a photo or a catalogue through every stage in this process, without services.
+
+    After an interrupt, the same command goes on: it reuses the finished steps in the output folder.
+    """
     from pipelines.quality.likeness import find_twins
     from pipelines.runs.local import read_record
     from pipelines.runs.local import shoot as run_shoot
@@ -53,6 +56,9 @@ def shoot(
     recipe = _recipe(scene, channel=channel, seed=seed, method=method, mask_guidance=mask_guidance)
     with progress_bar() as progress:
         bars: dict[str, Any] = {}
+
+        def note(sentence: str) -> None:
+            progress.console.print(visible(sentence), soft_wrap=True)
 
         def started(stage: str, shots: int) -> None:
             if stage not in bars:
@@ -67,7 +73,25 @@ def shoot(
             if outcome.picture and not as_json:
                 progress.console.print(visible(str(outcome.picture)), markup=False, highlight=False, soft_wrap=True)
 
-        outcomes = run_shoot(source, recipe, out_dir, get_settings(), limit, done, started, written)
+        def took_up(steps: int, shots: int) -> None:
+            note(f"reused {steps} finished steps of {shots} products, which an interrupted run left")
+
+        try:
+            outcomes = run_shoot(
+                source,
+                recipe,
+                out_dir,
+                get_settings(),
+                limit=limit,
+                progress=done,
+                started=started,
+                finished=written,
+                noted=note,
+                resumed=took_up,
+            )
+        except KeyboardInterrupt:
+            note(f"what is finished is kept in {out_dir}: give the same command again, and it goes on from there")
+            raise
     sheet = out_dir / "contact_sheet.png"
     rows = [(outcome.sku, outcome.state.value, outcome.picture or outcome.reason) for outcome in outcomes]
     skus = {outcome.sku for outcome in outcomes}
@@ -91,6 +115,7 @@ def _recipe(scene: str, method: str | None, channel: str = "", **overrides: Any)
     from pipelines.settings import get_settings
     from pipelines.stages.painter import painter_of
     from pipelines.vision.credentials import Signer, find_credentials
+    from pipelines.vision.reader import find_reader
     from pipelines.workflow import Recipe
 
     settings = get_settings()
@@ -106,6 +131,7 @@ def _recipe(scene: str, method: str | None, channel: str = "", **overrides: Any)
         compute=settings.compute(),
         max_megapixels=settings.photo_max_megapixels,
         credentials=find_credentials(settings),
+        reader=find_reader(look.checks.read_text, settings),
         **overrides,
     )
     painter_of(recipe)  # before a model is loaded
