@@ -18,6 +18,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pipelines.errors import UsageError
+from pipelines.processors import importing
 
 ROOT = Path(__file__).resolve().parents[1]
 """The checkout: where dags/, plugins/ and sql/ are."""
@@ -244,7 +245,8 @@ class Settings(BaseSettings):
 
         Raises UsageError if the machine does not have the device.
         """
-        import torch
+        with importing():
+            import torch
 
         device, why = self.device, "PACKSHOT_DEVICE"
         if device.startswith("cuda"):

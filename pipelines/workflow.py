@@ -136,11 +136,13 @@ def run_stage(
     limits: Limits = Limits(),
     progress: Callable[[Shot, Step], None] | None = None,
     hardware: Callable[[], Compute] | None = None,
+    models: StageModels | None = None,
 ) -> StageSummary:
     """Brings every shot of a shard through one stage.
 
     `hardware` is asked for the device when the first shot is to be computed, because the answer needs torch; without
-    it the recipe's device is used.
+    it the recipe's device is used. `models` are given by who runs the stage more than once, so that they are loaded
+    once.
 
     A shot whose upstream step is not `done` is skipped. Finished steps are reused. The others are claimed, computed
     and recorded batch by batch, so that a killed task loses one batch at most.
@@ -152,7 +154,7 @@ def run_stage(
     upstream = ledger.chosen(run, shots, stage.needs)
     live = [shot for shot in shots if is_ready(stage, upstream.get(shot.sku, {}))]
     summary.skipped = len(shots) - len(live)
-    models = _Models(stage, recipe, hardware)
+    models = models or StageModels(stage, recipe, hardware)
     tried: dict[str, list[ShotStep]] = {shot.sku: [] for shot in live}
 
     searching = live
@@ -209,7 +211,7 @@ def _resolve(
     stage: Stage,
     run: str,
     jobs: Sequence[tuple[Shot, Job]],
-    models: _Models,
+    models: StageModels,
     ledger: Ledger,
     store: Store,
     limits: Limits,
@@ -259,7 +261,7 @@ def find_steps(
     return again, known | ledger.find([job.key for _, job in again])
 
 
-def _compute(stage: Stage, jobs: Sequence[Job], models: _Models, store: Store, limits: Limits) -> list[Step]:
+def _compute(stage: Stage, jobs: Sequence[Job], models: StageModels, store: Store, limits: Limits) -> list[Step]:
     """Computes jobs as one batch; if that fails, as two halves. A single job that fails is a failed step."""
     if not jobs:
         return []
@@ -351,10 +353,10 @@ def _rejected(job: Job, rejection: Rejected, seconds: float, device: str) -> Ste
     return Step(job.key, job, State.REJECTED, facts=facts, reason=reason, seconds=seconds, device=device)
 
 
-class _Models:
+class StageModels:
     """A stage's models, loaded at first use: a shard that reuses every step loads none, and asks for no device."""
 
-    def __init__(self, stage: Stage, recipe: Recipe, hardware: Callable[[], Compute] | None):
+    def __init__(self, stage: Stage, recipe: Recipe, hardware: Callable[[], Compute] | None = None):
         self.recipe = recipe
         self._stage, self._hardware = stage, hardware
         self._loaded: list[tuple[Recipe, Any]] = []

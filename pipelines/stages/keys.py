@@ -16,6 +16,7 @@ from pipelines import scenes
 from pipelines.contracts import Artifact, Job, Made, Product, Shot, State, Step, canonical_json, sha256_hex
 from pipelines.diffusion.methods import parts_of
 from pipelines.errors import Rejected
+from pipelines.processors import importing, keep_pages
 from pipelines.quality.detector import SURE, weights_ref
 from pipelines.scenes import BackdropPicture, Checks
 from pipelines.stages.painter import painter_of
@@ -25,7 +26,7 @@ from pipelines.vision.vocabulary import load_vocabulary
 from pipelines.workflow import Recipe, Stage, Work
 
 VERSIONS = {
-    "cutout": 14,
+    "cutout": 15,
     "describe": 2,
     "generate": 7,
     "upscale": 3,
@@ -77,7 +78,7 @@ def cutout_job(shot: Shot, upstream: Mapping[str, Step], recipe: Recipe, candida
         version=VERSIONS["cutout"],
         inputs={"photo": product.photo} if product.photo is not None else {},
         parameters=parameters,
-        models=(recipe.profile.ref("hqsam"), recipe.profile.ref("salient"), weights_ref()),
+        models=(*(recipe.profile.ref(name) for name in recipe.profile.cutout_parts), weights_ref()),
         attempt=recipe.attempt,
     )
 
@@ -338,7 +339,10 @@ def _stage(name: str, needs: tuple[str, ...], job: Any, **how: Any) -> Stage:
     """A stage by its key. The module that computes, and with it torch, is imported when it first loads its models."""
 
     def load(recipe: Recipe) -> Any:
-        return import_module(f"pipelines.stages.{name}").load(recipe)
+        keep_pages()
+        with importing():
+            module = import_module(f"pipelines.stages.{name}")
+        return module.load(recipe)
 
     def compute(works: Sequence[Work], models: Any, recipe: Recipe) -> Sequence[Made | Rejected]:
         return import_module(f"pipelines.stages.{name}").compute(works, models, recipe)
