@@ -1,7 +1,8 @@
-"""`packshot experiment overcompletion`: the table of the paper's claims, with pictures."""
+"""`packshot experiment`: the table of the paper's claims, and what of growth reaches images over backdrops."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -70,6 +71,52 @@ def overcompletion(
         for cell, why in found.missing.items():
             err.print(f"{cell} was not painted: {why}")
     answer(as_json, to_json(found), _cells(found), *_comparisons(found), f"The page: {page}")
+
+
+@app.command("backdrops", epilog="Example: packshot experiment backdrops --products 20 --out build/experiment")
+def backdrops(
+    products: Annotated[int | None, typer.Option(min=1, help="The first so many products; by default all.")] = None,
+    folder: Annotated[Path, typer.Option("--out", help="Where measures are stored.")] = Path("build/experiment"),
+    shared: Annotated[Path, typer.Option(help="Folder of the photos that nothing was trained on.")] = Path("../shared"),
+    as_json: AsJson = False,
+) -> None:
+    """How much of what the model grows over a backdrop reaches the final image?
+
+    Makes every product in every bundled scene whose light is generated, with the baseline's BrushNet and with the
+    method. A measure is stored at once: you may stop at any time, and the same command continues.
+    """
+    from pipelines.evaluation.experiment.backdrops import rows_of, run
+    from pipelines.evaluation.processes import keep_freed_memory
+    from pipelines.models.profile import active_profile
+    from pipelines.scenes import Checks
+    from pipelines.settings import get_settings
+
+    folder.mkdir(parents=True, exist_ok=True)
+    keep_freed_memory()
+    with progress_bar() as progress:
+        bar = progress.add_task("loading", total=None, note="")
+        measured = run(
+            active_profile(),
+            shared,
+            folder,
+            products,
+            compute=get_settings().compute(),
+            progress=lambda cell, done, total: progress.update(bar, description=cell, completed=done, total=total),
+        )
+    rows = rows_of(measured, Checks().overcompletion)
+    shown = [
+        (
+            row.arm,
+            row.n,
+            row.products,
+            f"{row.generated.value:.1%} ({row.generated.interval[0]:.1%} to {row.generated.interval[1]:.1%})",
+            f"{row.final.value:.1%} ({row.final.interval[0]:.1%} to {row.final.interval[1]:.1%})",
+            f"{row.over_products[0]:.1%} to {row.over_products[1]:.1%}",
+        )
+        for row in rows
+    ]
+    headings = ("arm", "n", "products", "generated overcompleted", "finals overcompleted", "products with one (Wilson)")
+    answer(as_json, [asdict(row) for row in rows], table(*headings, rows=shown))
 
 
 def _cells(found: Results) -> Table:

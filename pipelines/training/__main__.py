@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from pipelines.errors import UsageError
 from pipelines.training.loop import PROFILE, ROOT, TrainOptions
 
 TRAINERS: dict[str, str] = {
@@ -29,6 +30,18 @@ TRAINERS: dict[str, str] = {
     "salient": "pipelines.training.salient:train",
     "hqsam": "pipelines.training.hqsam:train",
 }
+
+PAINTS = ("autoencoder", "clip", "unet")
+NEEDS: dict[str, tuple[str, ...]] = {
+    "unet": ("autoencoder",),
+    "brushnet_random": PAINTS,
+    "controlnet_canny": PAINTS,
+    "unet_inpaint9": PAINTS,
+    "controlnet_inpaint": PAINTS,
+    "lora_oak_window": PAINTS,
+    "base_high_key": PAINTS,
+}
+"""Parts that must stand in the folder of models before a part is trained; BrushNet's fine-tunes ask for their start."""
 
 
 def trainer(part: str) -> Callable[[TrainOptions], Any]:
@@ -52,12 +65,17 @@ def main(
     out: Path = PROFILE,
     work: Path = ROOT / "build" / "training",
 ) -> None:
-    """Train PART within a time budget and export it into the bundled profile."""
+    """Train PART within a time budget and export it into the bundled profile.
+
+    Raises UsageError if `out` lacks a part that PART builds on.
+    """
     if part not in TRAINERS:
         raise typer.BadParameter(f"no trainer {part!r}; there are {', '.join(TRAINERS)}")
     options = TrainOptions(
         part, minutes, steps, device, dtype, batch, lr, resume, size=size, data=data, out=out, work=work
     )
+    if missing := [need for need in NEEDS.get(part, ()) if not (out / need / "config.json").exists()]:
+        raise UsageError(f"{part} builds on {', '.join(missing)}, which {out} lacks; copy or train that first")
     typer.echo(trainer(part)(options))
 
 

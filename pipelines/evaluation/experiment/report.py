@@ -16,6 +16,7 @@ from PIL import Image
 
 from pipelines.evaluation.experiment.making import Result
 from pipelines.evaluation.experiment.overcompletion import CellComparison, Row, Table
+from pipelines.evaluation.experiment.plot import draw_rates
 from pipelines.evaluation.statistics import Figure
 
 SHOWN = 8
@@ -44,9 +45,14 @@ COLUMNS = {
 
 
 def write_report(table: Table, results: dict[str, list[Result]], out: Path) -> Path:
-    """Write `index.html` with its pictures, `results.csv` and `results.json` into `out`; return the page's path."""
+    """Write `index.html` with its pictures, `rates.svg`, `results.csv` and `results.json` into `out`.
+
+    Returns the page's path.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    (out / "results.json").write_text(json.dumps(as_json(table), indent=1), encoding="utf-8")
+    document = as_json(table)
+    (out / "results.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
+    (out / "rates.svg").write_text(draw_rates(document["rows"]), encoding="utf-8")
     _write_csv(table.rows, out / "results.csv")
     strips = {}
     for name, made in results.items():
@@ -109,6 +115,7 @@ def _page(table: Table, strips: dict[str, str]) -> str:
 <p>The same pairs of product and scene, and the same noise, in every cell: {table.pairs} pairs at most, of
 {table.subjects} products that nothing which paints was trained on. Small print: 95 % bootstrap intervals over products.
 A picture is overcompleted when E⁺ &gt; {table.tau:g}. Agreement with prompts is by CLIP {html.escape(table.clip)}.</p>
+<p><img src="rates.svg" alt="Rate of overcompletion in each cell, with intervals"></p>
 <h2>Comparisons</h2>{_comparisons(table.comparisons)}
 {_labelled(table)}<h2>Cells</h2>{_rows(table)}
 {f"<h3>Not painted</h3><ul>{missing}</ul>" if missing else ""}

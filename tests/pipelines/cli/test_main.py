@@ -21,6 +21,7 @@ from pipelines.cli.console import exit_code
 from pipelines.cli.main import app, main
 from pipelines.cli.runs import _campaign_total
 from pipelines.contracts import Artifact, Job, Product, Shot, ShotState, ShotStep, State, Step, sha256_hex
+from pipelines.errors import UsageError
 from pipelines.quality.likeness import likeness_code
 from pipelines.services import airflow_client as airflow_api
 from pipelines.services.airflow_client import Airflow
@@ -429,6 +430,11 @@ def test_an_unusable_photo_is_wrong_input(tmp_path: Path) -> None:
 )
 def test_the_exit_code_sums_up_what_became_of_the_products(states: list[str], code: int) -> None:
     assert exit_code([ShotState(state) for state in states]) == code
+
+
+def test_training_into_a_folder_without_the_parts_below_says_which_are_missing(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"base_high_key builds on autoencoder, clip, unet, which .* lacks"):
+        CliRunner().invoke(app, ["train", "base_high_key", "--out", str(tmp_path)], catch_exceptions=False)
 
 
 def test_the_parts_that_the_help_of_train_names_can_be_trained() -> None:

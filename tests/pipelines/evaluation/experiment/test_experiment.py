@@ -6,6 +6,7 @@ import csv
 import json
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import cv2
 import numpy as np
@@ -21,10 +22,12 @@ from pipelines.evaluation.experiment.cells import ARMS, BASELINE, CELLS, CLAIM, 
 from pipelines.evaluation.experiment.making import picture_key
 from pipelines.evaluation.experiment.painting import Painter, edges_of
 from pipelines.evaluation.experiment.pairs import catalogue_subjects, load_pairs, load_subjects
+from pipelines.evaluation.experiment.plot import draw_rates
 from pipelines.evaluation.experiment.report import as_json, write_report
 from pipelines.evaluation.experiment.scoring import PromptAgreement, Scorer
 from pipelines.evaluation.products import CALIBRATION, read_products
 from pipelines.models.profile import Profile, load_profile
+from pipelines.settings import ROOT
 from pipelines.training.brushnet import ARMS as TRAINED
 from pipelines.training.composer import COLOURS, MATERIALS
 from pipelines.training.data import LAST_COLOUR, clean_name, is_held_out, product_of, read_index
@@ -118,6 +121,15 @@ def test_a_shorter_run_keeps_the_proportions_of_a_full_one():
     assert overcompletion.pair_counts(1, ["claim", "ablations"]) == {"claim": 1, "ablations": 1}
     assert overcompletion.pair_counts(1000, ["claim"]) == {"claim": 300}
     assert overcompletion.pair_counts(50, ["methods"]) == {"methods": 50}
+
+
+def test_the_plot_in_the_docs_is_of_the_results_beside_it():
+    folder = ROOT / "docs" / "research" / "experiment"
+    document = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    drawn = draw_rates(document["rows"])
+    assert drawn == (folder / "rates.svg").read_text(encoding="utf-8")
+    marks = ElementTree.fromstring(drawn).findall("{http://www.w3.org/2000/svg}circle")
+    assert len(marks) == 2 * len(document["rows"]) + 2  # the rate and that on the plate; and the legend
 
 
 def test_an_unknown_part_of_the_table_is_refused(tmp_path):
