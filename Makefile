@@ -18,7 +18,7 @@ SEED ?= 1
 # What imports no diffusers and starts no service. A single test: make quick QUICK=tests/pipelines/test_scenes.py
 QUICK ?= $(addprefix tests/pipelines/,catalogue quality runs) $(wildcard tests/pipelines/test_*.py)
 
-.PHONY: help venv demo pictures test chaos exhaustive lint unit quick chromium fab bench bench-scale bench-photos experiment down clean resolve-312
+.PHONY: help venv demo pictures test chaos exhaustive lint unit quick chromium fab bench bench-scale bench-photos bench-celery experiment down clean resolve-312
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 14
@@ -99,6 +99,9 @@ bench-scale: $(INSTALLED)  ## what a large catalogue costs beside its images; PR
 
 bench-photos: $(INSTALLED)  ## photos a second from a server that answers after 100 ms; PHOTOS=n, 20,000 by default
 	@$(BIN)/python -m benchmarks.photos $(PHOTOS)
+
+bench-celery: $(INSTALLED)  ## throughput of two Celery workers against one, stages simulated by sleep; SHARDS=n SECONDS=n
+	@$(BIN)/python -m benchmarks.celery $(SHARDS) $(SECONDS)
 
 bench-memory: $(INSTALLED)  ## the demo, and the peak memory of all its processes; CATALOG=, SCENE=, LIMIT= as there
 	@$(BIN)/python benchmarks/peak_memory.py $(MAKE) --no-print-directory demo

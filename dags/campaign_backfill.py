@@ -17,7 +17,8 @@ create`.
 nothing. The numbers are in the XCom `forecast` of `plan` and in the run's record.
 
 **Several channels.** A run has one channel, the first that is named. `next_channel` starts the same run for the others;
-what the channels share is computed once. A dry run counts all channels.
+what the channels share is computed once. A dry run counts all channels. If `next_channel` fails, the run's report names
+the channels that were not started.
 
 **Why it has a schedule.** Airflow backfills only DAGs with a periodic timetable. This one's is packshot's own: it has
 a day for every backfill, and proposes no run.
@@ -78,7 +79,10 @@ def campaign_backfill() -> None:
     check_scores = CheckTableOperator(task_id="check_scores", table="scores", trigger_rule=TriggerRule.ALL_DONE)
     publish = PublishOperator(task_id="publish")
     summary = SummaryOperator(
-        task_id="summary", checks=["plan", "check_scores", "publish"], trigger_rule=TriggerRule.ALL_DONE
+        task_id="summary",
+        checks=["plan", "check_scores", "publish"],
+        starts=["next_channel"],
+        trigger_rule=TriggerRule.ALL_DONE,
     )
 
     plan >> NextChannelOperator(task_id="next_channel", forecast_only="{{ params.dry_run }}") >> summary

@@ -20,7 +20,8 @@ soon. A run that computes everything anew is one wave.
 
 **When something is red.** A bad photo never fails the run: its product is `rejected` with a reason (*Pictures of this
 run* in any task). `publish` fails when the table checks found the set to be defective: nothing of it is published, the
-problem is in the run's report; once it is mended, clear `publish` and what follows. Clearing any task is always safe.
+problem is in the run's report; once it is mended, clear `publish` and what follows. If `next_channel` or `next_wave`
+fails, this run's images are shown, and the report names what was not started. Clearing any task is always safe.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ settings = get_settings()
     },
 )
 def catalog_refresh() -> None:
-    """Plan, make, check, publish, sum up; go on with the next wave."""
+    """Plan, make, check, publish, start what comes next, sum up."""
     plan = PlanRefreshOperator(task_id="plan")
     shots = shots_of(plan.output)
     check_catalogue = CheckTableOperator(task_id="check_catalogue", table="catalogue")
@@ -97,15 +98,15 @@ def catalog_refresh() -> None:
     summary = SummaryOperator(
         task_id="summary",
         checks=["plan", "check_catalogue", "check_scores", "publish"],
+        starts=["next_channel", "next_wave"],
         trigger_rule=TriggerRule.ALL_DONE,
     )
-
-    next_wave = NextWaveOperator(task_id="next_wave", triggered_by=WHO)
 
     plan >> check_catalogue
     plan >> NextChannelOperator(task_id="next_channel") >> summary
     [plan, shots] >> check_scores
-    [check_catalogue, check_scores] >> publish >> [summary, next_wave]
+    [check_catalogue, check_scores] >> publish >> NextWaveOperator(task_id="next_wave", triggered_by=WHO) >> summary
+    publish >> summary
 
 
 catalog_refresh()

@@ -44,11 +44,17 @@ GROUP = "group"
 DAY = "day"
 """Key of the conf of such a run of a campaign: the first run's partition, which Airflow gives to no run of a task."""
 
+CHANNELS = "{{ params.get('channels') | tojson }}"
+"""Template: the channels that were named, as JSON."""
+
 CHANNEL = "{{ (params.get('channels') or [''])[0] }}"
 """Template: the channel that a run is for, the first of those named; empty means the scene's own."""
 
 PROBLEM = "problem"
 """XCom key under which a task says what stopped publication."""
+
+REMEDY = "mend it, then clear the task and what is downstream: finished steps are reused"
+"""What to do about a task that failed for good."""
 
 MOST_OF_AN_ERROR = 300
 """Characters of an error's first line that are kept."""
@@ -82,10 +88,7 @@ def note_failure(context: Context) -> None:
     task, error = context["ti"], context.get("exception")
     shard = f"[{task.map_index}]" if task.map_index is not None and task.map_index >= 0 else ""
     cause = one_line(error) if isinstance(error, BaseException) else "its process was killed"
-    reason = (
-        f"task {task.task_id}{shard} failed ({cause}); mend it, then clear the task and what is downstream: finished "
-        "steps are reused"
-    )
+    reason = f"task {task.task_id}{shard} failed ({cause}); {REMEDY}"
     note(connect(get_settings().database_url), task.run_id, task.dag_id, reason, dict(context["params"]))
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.exceptions import AirflowSkipException
 
-from operators.base import DAY, GROUP, TRIGGERED_BY, PackshotOperator, listed, open_services, start_run
-from operators.plan import CHANNELS, DAY_OF_RUN, WHO
+from operators.base import CHANNELS, DAY, GROUP, TRIGGERED_BY, PackshotOperator, listed, open_services, start_run
+from operators.plan import DAY_OF_RUN, WHO
 from pipelines.contracts import run_of_channel
 
 if TYPE_CHECKING:

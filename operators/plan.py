@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 from more_itertools import chunked
 
 from operators.base import (
+    CHANNELS,
     DAY,
+    GROUP,
     PROBLEM,
     TRIGGERED_BY,
     PackshotOperator,
@@ -45,9 +47,6 @@ FORECAST = "forecast"
 
 WHO = "{{ params.get('" + TRIGGERED_BY + "') or dag_run.triggering_user_name or dag_run.run_type.value }}"
 """Template: what a caller of the API says of itself (`packshot run` does), else who started the run."""
-
-CHANNELS = "{{ params.get('channels') | tojson }}"
-"""Template: the channels that were named, as JSON."""
 
 DAY_OF_RUN = "{{ params.get('" + DAY + "') or dag_run.partition_key or '' }}"
 """Template: the day of a campaign's run; empty where it has none."""
@@ -150,6 +149,7 @@ class PlanOperator(PackshotOperator):
         context["ti"].xcom_push(key=PROBLEM, value={"reason": reason})
 
     def _plan(self, services: Services, context: Context) -> list[int]:
+        from pipelines.ledger.waves import cancelled_before
         from pipelines.scenes import load_scene
 
         if not self.scene:
@@ -157,6 +157,9 @@ class PlanOperator(PackshotOperator):
         # every channel's, so that a later one is not found to be wrong when the first is made
         scenes = {name: load_scene(self.scene, channel=name) for name in listed(self.channels) or [""]}
         channel, scene = next(iter(scenes.items()))
+        group = str((context["dag_run"].conf or {}).get(GROUP) or "")
+        if before := cancelled_before(services.ledger.engine, self.run, group, channel):
+            raise UsageError(f"run {before} was cancelled, and this one comes after it: start it again if it is wanted")
         self._check_signing(services)
         feed, known = self.lines(services, getattr(context["dag_run"], "start_date", None))
         lines = self._selected(services, scene, known)

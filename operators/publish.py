@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 from more_itertools import chunked
 
-from operators.base import CHANNEL, PROBLEM, PackshotOperator, Services, open_services
+from operators.base import CHANNEL, CHANNELS, PROBLEM, REMEDY, PackshotOperator, Services, listed, open_services
 from operators.tables import attach_feed, check_table, images_of, publication_columns
 
 if TYPE_CHECKING:
@@ -21,6 +20,9 @@ if TYPE_CHECKING:
 
 SHOTS_AT_ONCE = 500
 """Shots whose images are encoded before the next are read from the ledger."""
+
+NEXT_CHANNEL, NEXT_WAVE = "next_channel", "next_wave"
+"""Ids of the tasks that start the runs after a run."""
 
 SAMPLE = 200
 """Unchanged images that are looked for in the store."""
@@ -133,31 +135,39 @@ class PublishOperator(PackshotOperator):
 
         with services.ledger.engine.connect() as connection:
             digests = checked.to_ask_for(connection, self.run, SAMPLE)
-        with ThreadPoolExecutor(8) as pool:
-            lost = [
-                digest for digest, has in zip(digests, pool.map(services.store.has, digests), strict=True) if not has
-            ]
-        for digest in lost:
+        lost = services.store.lacking(digests)
+        for digest in sorted(lost):
             self.log.warning("the store has lost an image; `packshot verify` looks for others", digest=digest)
-        return bool(services.ledger.withdraw(lost))
+        return bool(services.ledger.withdraw(sorted(lost)))
 
 
 class SummaryOperator(PackshotOperator):
     """Closes the run in the ledger and logs what became of it, with the shots that were not published.
 
-    The task, and with it the run, fails if a shot failed or something stopped the run. Rejected and held shots are
-    ordinary outcomes.
+    The task, and with it the run, fails if a shot failed, something stopped the run, or a run after it was not started.
+    Rejected and held shots are ordinary outcomes.
 
     :param checks: ids of the tasks that may have stopped the run or its publication.
+    :param starts: ids of the tasks that start the runs after this one: of other channels, of the next wave.
     """
+
+    template_fields: Sequence[str] = ("run", "channels")
 
     ui_color = "#f4ecd8"
 
     def __init__(
-        self, *, checks: Sequence[str], execution_timeout: timedelta | None = timedelta(minutes=10), **kwargs: Any
+        self,
+        *,
+        checks: Sequence[str],
+        starts: Sequence[str] = (),
+        channels: Sequence[str] | str = CHANNELS,
+        execution_timeout: timedelta | None = timedelta(minutes=10),
+        **kwargs: Any,
     ) -> None:
         super().__init__(execution_timeout=execution_timeout, **kwargs)
         self.checks = checks
+        self.starts = starts
+        self.channels = channels
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Sum up; returns the report without its rows."""
@@ -171,6 +181,9 @@ class SummaryOperator(PackshotOperator):
         problem = next((problem for problem in told if problem), None)
         ledger.settle(self.run)
         so_far = report(ledger.engine, self.run, with_shots=False)
+        noted = (so_far.problem or {}).get("reason", "")
+        if missing := self._not_started(services, context, noted):
+            problem = (problem or {}) | {"reason": "; ".join([*([problem["reason"]] if problem else []), *missing])}
         planned = bool(so_far.channel)  # `plan` names it; what opens a run in its place does not
         failed = bool(problem or so_far.failed or so_far.pending or not planned)
         ledger.finish_run(self.run, "failed" if failed else "success", problem)
@@ -180,12 +193,42 @@ class SummaryOperator(PackshotOperator):
         others = reported_shots(ledger.engine, self.run, [s for s in ShotState if s != "published"], SHOTS_LOGGED)
         self.log.info("what became of run %s\n%s", self.run, as_table(found, others))
         if problem:
-            raise AirflowFailException(f"the run was stopped: {problem['reason']}")
+            raise AirflowFailException(f"the run failed: {problem['reason']}")
         if not planned:
             raise AirflowFailException("the run was not planned: see the log of `plan`")
         if failed:
             raise AirflowFailException(f"{found.failed} of {found.products} shots failed; the log has a table of them")
         return {name: value for name, value in found.to_json().items() if name not in ("shots", "params")}
+
+    def _not_started(self, services: Services, context: Context, noted: str) -> list[str]:
+        """What should have been started after this run and was not, each with the cause and the remedy. `noted` is the
+        failure that the ledger knows of."""
+        from pipelines.ledger.waves import waiting
+
+        if not self.starts:
+            return []
+        states = context["ti"].get_task_states(
+            dag_id=context["dag"].dag_id, task_ids=list(self.starts), run_ids=[self.run]
+        )
+        further = list(dict.fromkeys(listed(self.channels)))[1:]
+        left = waiting(services.ledger.engine, self.run)
+        awaited = {
+            NEXT_CHANNEL: f"the runs for {', '.join(further)} were not started" if further else "",
+            NEXT_WAVE: f"{left} shots were left to a next wave, and it was not started" if left else "",
+        }
+        missing = []
+        for task_id in self.starts:
+            state = states.get(self.run, {}).get(task_id)
+            if not awaited[task_id] or state not in ("failed", "upstream_failed"):
+                continue
+            cause = f"task {task_id} failed"
+            if state == "upstream_failed":
+                missing.append(awaited[task_id])  # the remedy of what failed before starts it too
+            elif noted.startswith(cause):
+                missing.append(f"{awaited[task_id]}: {noted}")
+            else:
+                missing.append(f"{awaited[task_id]}: {cause}, see its log; {REMEDY}")
+        return missing
 
 
 def as_table(report: Report, shots: Sequence[ReportedShot]) -> str:

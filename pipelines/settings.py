@@ -103,6 +103,10 @@ class Settings(BaseSettings):
     nightly_hours: float = Field(
         6, gt=0, description="Hours after which a nightly catalog_refresh that has not ended is reported as late."
     )
+    housekeeping_schedule: str = Field(
+        "", description="Cron on which DAG housekeeping removes Airflow's old history, such as `0 6 * * 0`. Empty: off."
+    )
+    airflow_history_days: int = Field(90, ge=7, description="Days of Airflow's history that housekeeping keeps.")
 
     # Publication
     public_url: str = Field(

@@ -13,9 +13,11 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +31,15 @@ if TYPE_CHECKING:
 
 ONE_PART = 5 * 2**30
 """Bytes that S3 takes in one request: of an object sent in several, the ETag is not the MD5."""
+
+ASKED_AT_ONCE = 8
+"""Requests on their way at the same time, as many as the client keeps connections."""
+
+FEW_IN_A_FOLDER = 4
+"""Digests in a folder up to which each is asked for: listing it costs a few requests' time."""
+
+LISTED_FOR_ONE = 10
+"""Names in a listing that cost as much as asking for one object."""
 
 PREFIX = "sha256/"
 DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -89,7 +100,7 @@ class S3Store:
             region=settings.s3_region,
             # the SDK's own pool retries a dead endpoint for minutes and has no read timeout to speak of
             http_client=urllib3.PoolManager(
-                maxsize=8,
+                maxsize=ASKED_AT_ONCE,
                 timeout=urllib3.Timeout(connect=5, read=60),
                 retries=urllib3.Retry(total=3, backoff_factor=0.2, status_forcelist=[500, 502, 503, 504]),
                 cert_reqs="CERT_REQUIRED",
@@ -149,6 +160,28 @@ class S3Store:
         if found is None:
             raise KeyError(digest)
         return Stat(digest, found.content_type or "application/octet-stream", found.size or 0)
+
+    def lacking(self, digests: Sequence[str]) -> set[str]:
+        """Those of `digests` that no object is named after; no object is read.
+
+        Many digests are looked up in listings of their folders, a thousand names a request. A few digests, or few of
+        what the store has, are asked for one by one. ASKED_AT_ONCE requests are on their way at the same time.
+        """
+        wanted = set(digests)
+        folders = sorted({object_name(digest).removesuffix(digest) for digest in wanted})
+        with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
+            if len(wanted) > FEW_IN_A_FOLDER * len(folders):
+                most = LISTED_FOR_ONE * len(wanted) // len(folders)
+                first = set(islice(self._names(folders[0]), most + 1))
+                if len(first) <= most:  # digests are spread evenly, so the other folders are about as full
+                    return wanted.difference(first, *pool.map(lambda folder: set(self._names(folder)), folders[1:]))
+            has = dict(zip(wanted, pool.map(self.has, wanted), strict=True))
+        return {digest for digest in wanted if not has[digest]}
+
+    def _names(self, folder: str) -> Iterator[str]:
+        """Names of the objects in a folder of the fan-out, without it."""
+        for item in self._client.list_objects(bucket_name=self.bucket, prefix=folder):
+            yield item.object_name.removeprefix(folder)
 
     def objects(self) -> Iterator[tuple[str, int]]:
         """Digest and size, bytes, of every object."""

@@ -61,8 +61,13 @@ def pytest_sessionstart() -> None:
     signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
 
 
-def pytest_sessionfinish() -> None:
-    shutil.rmtree(STATE_DIR, ignore_errors=True)
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish() -> Iterator[None]:
+    """Where an error stops the session (`-x`), fixtures end in this hook: the state goes once services are down."""
+    try:
+        return (yield)
+    finally:
+        shutil.rmtree(STATE_DIR, ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

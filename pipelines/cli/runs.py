@@ -264,7 +264,7 @@ def _as_text(found: Report) -> list[Text | Table]:
         each = ", ".join(f"{one.channel or one.run} {one.state}" for one in found.channels)
         parts.append(line(f"for {found.channel}, one of the channels of {found.group}: {each}"))
     if found.problem:
-        parts.append(line(("the run was stopped", "red"), f": {found.problem['reason']}"))
+        parts.append(line(("what went wrong", "red"), f": {found.problem['reason']}"))
     if found.put_off:
         parts.append(line(f"left to the next wave, run {next_wave(found.run)}: {found.put_off}"))
     stages = [

@@ -29,6 +29,7 @@ from pipelines.ledger.schema import (
     step_outputs,
     steps,
 )
+from pipelines.ledger.waves import wave_of
 from pipelines.store import DIGEST
 
 LATEST = "latest_run"
@@ -245,13 +246,17 @@ def first_of_group(engine: Engine, run: str) -> str:
 
 
 def runs_of_group(connection: Connection, group: str) -> list[ChannelRun]:
-    """The runs for several channels that have `group` as their common word, the first one first. One alone is none."""
+    """The runs for several channels that have `group` as their common word, the first one first. One alone is none.
+
+    A channel whose refresh goes in waves is listed once, with its first wave.
+    """
     found = connection.execute(
         select(runs.c.id, runs.c.channel, runs.c.state)
         .where(or_(runs.c.id == group, runs.c.params["group"].astext == group))
         .order_by(runs.c.started_at, runs.c.id)
     ).all()
-    return [ChannelRun(row.channel, row.id, row.state) for row in found] if len(found) > 1 else []
+    first = [ChannelRun(row.channel, row.id, row.state) for row in found if wave_of(row.id) == 1 or row.id == group]
+    return first if len(first) > 1 else []
 
 
 def report(engine: Engine, run: str, with_shots: bool = True) -> Report:

@@ -52,6 +52,14 @@ def put_off(connection: Connection, run: str, positions: Sequence[int]) -> int:
     return len(positions)
 
 
+def cancelled_before(engine: Engine, run: str, group: str, channel: str) -> str:
+    """The run that a person cancelled and that leads to `run`: the wave before it, or, in a group of runs for several
+    channels, one for which `channel` came later. "" if there is none."""
+    values = {"wave": wave_before(run), "group": group, "channel": channel}
+    with engine.connect() as connection:
+        return connection.scalar(text(_CANCELLED_BEFORE), values) or ""
+
+
 def waiting(engine: Engine, run: str) -> int:
     """Shots that the run left to its next wave."""
     with engine.connect() as connection:
@@ -83,6 +91,14 @@ WHERE n.id = :run AND n.line <> '' AND run_shots.run = r.id AND run_shots.until 
 _COUNT = """
 UPDATE runs SET put_off = :put_off, selected = (SELECT count(*) FROM shots_of_runs s WHERE s.run = :run)
 WHERE id = :run
+"""
+
+_CANCELLED_BEFORE = """
+SELECT id FROM runs
+WHERE state = 'cancelled'
+  AND (id = :wave OR :group <> '' AND (id = :group OR params ->> 'group' = :group)
+                     AND CAST(params -> 'channels' AS jsonb) - 0 ? :channel)
+ORDER BY started_at LIMIT 1
 """
 
 _LATER = """

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Literal, Self
@@ -42,6 +43,9 @@ MOST_DAYS = 366
 
 BACKFILL_LAG = 60.0
 """Seconds: Airflow notices a backfill's end up to half a minute late, and refuses another one until then."""
+
+WARM_UP = 120.0
+"""Seconds that the Execution API has for its first answer."""
 
 PATIENCE = 300.0
 """Seconds for which the API may be away while a run is followed."""
@@ -138,8 +142,12 @@ class Airflow:
         return {name: datetime.fromisoformat(beat) for name, beat in beats.items() if beat}
 
     def warm_up(self) -> None:
-        """Calls the Execution API once: its first call takes seconds, which would delay the first task."""
-        self._request("GET", "/execution/health", authenticated=False)
+        """Calls the Execution API once: its first call takes seconds, which would delay the first task.
+
+        On a busy machine it takes minutes, and nobody needs the answer.
+        """
+        with suppress(httpx.TimeoutException):
+            self._request("GET", "/execution/health", authenticated=False, timeout=WARM_UP)
 
     def import_errors(self) -> list[str]:
         """DAG files that do not parse: `file: last line of the trace`. Empty is good."""

@@ -110,14 +110,27 @@ def _take_back(session: Session, backfill: int, run: int) -> int:
     return len(taken)
 
 
-def state_of(run: str) -> str | None:
-    """Airflow's state of a campaign's run; None for a run that it does not know."""
+def days_of(dag_id: str, run: str) -> list[str]:
+    """The runs of a campaign over days that a run belongs to, itself too; a run that is none has only itself."""
+    from airflow.models.backfill import BackfillDagRun
+    from airflow.models.dagrun import DagRun
+    from airflow.utils.session import create_session
+    from sqlalchemy import select
+
+    own = select(DagRun.backfill_id).where(DagRun.dag_id == dag_id, DagRun.run_id == run).scalar_subquery()
+    days = select(BackfillDagRun.dag_run_id).where(BackfillDagRun.backfill_id == own)
+    with create_session() as session:
+        return list(session.scalars(select(DagRun.run_id).where(DagRun.id.in_(days)))) or [run]
+
+
+def state_of(run: str, dag_id: str = CAMPAIGN) -> str | None:
+    """Airflow's state of a run; None for a run that it does not know."""
     from airflow.models.dagrun import DagRun
     from airflow.utils.session import create_session
     from sqlalchemy import select
 
     with create_session() as session:
-        state = session.scalar(select(DagRun.state).where(DagRun.dag_id == CAMPAIGN, DagRun.run_id == run))
+        state = session.scalar(select(DagRun.state).where(DagRun.dag_id == dag_id, DagRun.run_id == run))
     return None if state is None else str(getattr(state, "value", state))
 
 

@@ -2,13 +2,14 @@
 
 GET  /runs                         the last runs
 GET  /runs/{run}                   every shot: photo → cutout → raw → final, verdicts, seconds, why it was held back
-POST /runs/{run}/cancel            ends the run; what is finished is kept
+POST /runs/{run}/cancel            ends the run and those that come after it; what is finished is kept
 GET  /runs/{run}/retries           how many shots of a cause can be tried again
 POST /runs/{run}/retries           starts a campaign over these
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from typing import Annotated, Any
 
@@ -24,10 +25,11 @@ from packshot_console.pages import page as render
 from packshot_console.pages import path_of
 from packshot_console.requests import Body, Words, may_cancel, may_start, read_body, reply
 from packshot_console.services import ledger
-from pipelines.contracts import ShotState
+from pipelines.contracts import ShotState, run_of_channel
 from pipelines.errors import UsageError
-from pipelines.ledger.endings import end_run
+from pipelines.ledger.endings import end_run, open_unplanned
 from pipelines.ledger.retries import RETRIED, Retry, find_retry
+from pipelines.ledger.waves import next_wave
 from pipelines.scenes import load_scene
 from pipelines.scenes.channels import channel_files
 
@@ -85,9 +87,10 @@ def run_page(
 
 @router.post("/{run}/cancel", dependencies=CANCEL)
 async def cancel(request: Request, user: GetUserDep, run: str) -> Response:
-    """End a run that is in progress. 409 for one that ended; the answer has the number of days that were taken back."""
+    """End a run that is in progress, and what would come after it. 409 for one that ended; the answer has the number of
+    days that were taken back, and the further runs that were ended."""
     body = await read_body(request, Cancellation)
-    return await run_in_threadpool(reply, lambda: {"run": run, "days": _cancel(run, user.get_name(), body.reason)})
+    return await run_in_threadpool(reply, lambda: {"run": run, **_cancel(run, user.get_name(), body.reason)})
 
 
 @router.get("/{run}/retries", dependencies=START[:1])
@@ -118,10 +121,11 @@ async def retry(request: Request, user: GetUserDep, run: str) -> Response:
     return await run_in_threadpool(reply, act)
 
 
-def _cancel(run: str, by: str, reason: str) -> int:
-    """Airflow first: as long as it runs tasks, the run is not over."""
+def _cancel(run: str, by: str, reason: str) -> dict[str, Any]:
+    """Airflow first: as long as it runs tasks, the run is not over. Then what it has started, in the same order."""
+    about = text("SELECT dag_id, state, params FROM runs WHERE id = :run")
     with ledger().engine.connect() as connection:
-        found = connection.execute(text("SELECT dag_id, state FROM runs WHERE id = :run"), {"run": run}).first()
+        found = connection.execute(about, {"run": run}).first()
     state = found.state if found is not None else airflow_runs.state_of(run)
     if state is None:
         raise UsageError(NO_SUCH_RUN)
@@ -129,11 +133,45 @@ def _cancel(run: str, by: str, reason: str) -> int:
         raise UsageError("only a run that makes images is cancelled")
     if state not in ("queued", "running"):
         raise UsageError("the run ended before")
-    days = airflow_runs.stop_run(found.dag_id if found else CAMPAIGN, run, by)
+    dag_id = found.dag_id if found else CAMPAIGN
+    days = airflow_runs.stop_run(dag_id, run, by)
     words = f"{by} cancelled the run{f': {reason.strip()}' if reason.strip() else ''}"
     if found is not None and not end_run(ledger().engine, run, "cancelled", words):
         raise UsageError("the run ended meanwhile")
-    return days
+    further = _cancel_what_follows(dag_id, run, found.params, by) if found is not None else []
+    return {"days": days, "further": further}
+
+
+def _cancel_what_follows(dag_id: str, run: str, params: Mapping[str, Any], by: str) -> list[str]:
+    """End the runs that a run, or another day of its campaign, has started: for further channels, and next waves.
+
+    Returns their ids. `plan` refuses what is started all the same.
+    """
+    channels = list(dict.fromkeys(params.get("channels") or []))[1:]
+    ended = []
+    for day in airflow_runs.days_of(dag_id, run):
+        first = params.get("group") or day
+        for start in (run_of_channel(first, channel) for channel in channels):
+            ended += [one for one in (start, *_waves(dag_id, start)) if _cancel_one(dag_id, one, run, by)]
+    return ended + [one for one in _waves(dag_id, run) if _cancel_one(dag_id, one, run, by)]
+
+
+def _waves(dag_id: str, run: str) -> Iterator[str]:
+    """The waves after a run that Airflow knows."""
+    while airflow_runs.state_of(run := next_wave(run), dag_id) is not None:
+        yield run
+
+
+def _cancel_one(dag_id: str, run: str, before: str, by: str) -> bool:
+    """End a run because one before it was cancelled; False if it was not in progress."""
+    state = airflow_runs.state_of(run, dag_id)
+    if state not in ("queued", "running"):
+        return False
+    airflow_runs.stop_run(dag_id, run, by)
+    if state == "running":
+        open_unplanned(ledger().engine, run, dag_id)  # else its end is a failure that people are notified of
+    end_run(ledger().engine, run, "cancelled", f"{by} cancelled run {before}, which started this one")
+    return True
 
 
 def _found(run: str, state: str, cause: str) -> Retry:

@@ -28,8 +28,9 @@ from pathlib import Path
 
 import httpx
 import psutil
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import NullPool
 
 from pipelines.catalogue.manifest import write_manifest
 from pipelines.contracts import Product
@@ -43,7 +44,7 @@ from pipelines.services.daemons import process
 from pipelines.services.installation import free_port
 from pipelines.settings import ROOT, Settings, get_settings, read_settings
 from pipelines.store import S3Store
-from tests.chaos.hooks import PLACES
+from tests.chaos.hooks import PLACES, WAIT
 from tests.chaos.proxy import Proxy, proxy_before
 
 SCENE = "oak-window"
@@ -137,6 +138,11 @@ class Drill:
         """A new one: the server may have been killed."""
         return connect(self.settings.database_url)
 
+    @property
+    def metadata(self) -> Engine:
+        """Airflow's database."""
+        return create_engine(self.direct.airflow_database_url, poolclass=NullPool)
+
     def up(self) -> None:
         """`packshot up`, whose store is behind the proxy."""
         up(self.direct, airflow=False)
@@ -229,7 +235,10 @@ class Drill:
             first = process(self.direct.state_dir, "airflow-scheduler")
             assert first is not None
             quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
+            with self.metadata.connect() as connection:
+                began = connection.scalar(text("SELECT now()"))
             self.second = subprocess.Popen(first.cmdline(), env=first.environ(), cwd=ROOT, **quiet)
+            self._wait_for_the_second(began)
         elif moment.fault == "disk full":
             self._fill_the_disk()
         elif moment.fault == "mark failed":
@@ -246,6 +255,16 @@ class Drill:
         else:
             kind, _, times = rest.partition(", ")
             self.proxy.arm(kind, {"reading": "GET", "writing": "PUT"}[moment.where], int(times))
+
+    def _wait_for_the_second(self, began: object) -> None:
+        """Returns when two schedulers beat: the task waits at its moment meanwhile, so the run has them both."""
+        until = time.monotonic() + WAIT
+        while time.monotonic() < until:
+            with self.metadata.connect() as connection:
+                if connection.scalar(text(_BEATING), {"began": began}) > 1:
+                    return
+            time.sleep(1)
+        raise TimeoutError(f"the second scheduler does not beat after {WAIT:.0f} s")
 
     def _fill_the_disk(self) -> None:
         """No byte of the disk is free, while the run goes on; then somebody makes room."""
@@ -354,6 +373,10 @@ class Drill:
 _OF_CUTOUT = """
 SELECT o.digest FROM run_steps u JOIN step_outputs o USING (key) WHERE u.run = :run AND u.stage = 'cutout'
 ORDER BY o.role LIMIT 1
+"""
+
+_BEATING = """
+SELECT count(*) FROM job WHERE job_type = 'SchedulerJob' AND state = 'running' AND latest_heartbeat > :began
 """
 
 _ORPHANS = """

@@ -33,7 +33,7 @@ from pipelines.store import S3Store
 from pipelines.workflow import Recipe, Stage, Work
 
 PLACES = ("computing", "reading", "writing", "committing")
-WAIT = 60.0
+WAIT = 240.0
 """Seconds that a process waits for its fault at most."""
 
 HEAVY = (

@@ -35,7 +35,13 @@ def campaign(packshot) -> Callable[..., dict[str, Any]]:
 
 def test_airflow_reads_the_dags_and_has_the_pool(airflow: Airflow) -> None:
     assert airflow.import_errors() == []
-    assert airflow.dag_ids() == ["brushnet_finetune", "campaign_backfill", "catalog_refresh", "publish_reviewed"]
+    assert airflow.dag_ids() == [
+        "brushnet_finetune",
+        "campaign_backfill",
+        "catalog_refresh",
+        "housekeeping",
+        "publish_reviewed",
+    ]
     assert airflow.pools()["gpu"] == 1
     assert airflow.health()["scheduler"] == "healthy"
 

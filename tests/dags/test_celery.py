@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, text
 
+from pipelines.contracts import State
 from pipelines.ledger.postgres import PostgresLedger, connect
+from pipelines.ledger.reports import report
 from pipelines.models.profile import load_profile
 from pipelines.runs.local import read_record, shoot
 from pipelines.scenes import load_scene, scene_names
@@ -18,7 +20,7 @@ from pipelines.services import down, up
 from pipelines.services.airflow_client import Airflow
 from pipelines.services.celery_workers import WORKERS
 from pipelines.services.daemons import process
-from pipelines.settings import Settings, get_settings, read_settings
+from pipelines.settings import ROOT, Settings, get_settings, read_settings
 from pipelines.workflow import Recipe
 
 pytestmark = [
@@ -74,12 +76,40 @@ def kill_worker_of(pid: int, settings: Settings) -> None:
     raise AssertionError(f"process {pid} is no worker's")
 
 
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The feed of the whole sample, with its photos."""
+    folder = tmp_path_factory.mktemp("sample") / "feed"
+    shutil.copytree(ROOT / "pipelines" / "sample", folder)
+    return folder / "catalog.csv"
+
+
+def local_bytes(feed: Path, folder: Path, settings: Settings) -> dict[str, str]:
+    """SKU → digest of the published image, as one process makes it, of what is published."""
+    recipe = Recipe(load_profile(settings.profile, settings.models_dir), load_scene(SCENE))
+    shoot(feed, recipe, folder, settings)
+    return {
+        shot.sku: steps["publish"].output("published")
+        for shot, steps in read_record(folder)
+        if "publish" in steps and steps["publish"].state is State.DONE
+    }
+
+
+def run_bytes(engine: Engine, run: str) -> dict[str, str]:
+    """The same of a run."""
+    ledger = PostgresLedger(engine)
+    chosen = ledger.chosen(run, ledger.shots(run), ["publish"])
+    return {
+        sku: steps["publish"].output("published")
+        for sku, steps in chosen.items()
+        if "publish" in steps and steps["publish"].state is State.DONE
+    }
+
+
 def test_a_killed_workers_shard_is_ended_by_the_other_with_the_bytes_of_a_local_run(
     celery: Settings, feed: Path, tmp_path: Path
 ) -> None:
-    recipe = Recipe(load_profile(celery.profile, celery.models_dir), load_scene(SCENE))
-    shoot(feed, recipe, tmp_path, celery)
-    local = {shot.sku: steps["publish"].output("published") for shot, steps in read_record(tmp_path)}
+    local = local_bytes(feed, tmp_path, celery)
     assert len(local) == 2
 
     engine = connect(celery.database_url)
@@ -103,7 +133,18 @@ def test_a_killed_workers_shard_is_ended_by_the_other_with_the_bytes_of_a_local_
 
     assert counted["computed"] == len(local) - there, "what was recorded is not computed again"
     assert {*cut_out(engine).values()} > {before}, "the other worker made the rest"
-    ledger = PostgresLedger(engine)
-    shots = ledger.shots(run)
-    made = {sku: steps["publish"].output("published") for sku, steps in ledger.chosen(run, shots, ["publish"]).items()}
-    assert made == local
+    assert run_bytes(engine, run) == local
+
+
+def test_the_whole_sample_has_the_same_bytes_on_two_workers_and_in_one_process(
+    celery: Settings, sample: Path, tmp_path: Path
+) -> None:
+    up(celery)  # the worker that another test killed
+    local = local_bytes(sample, tmp_path, celery)
+    engine = connect(celery.database_url)
+    with Airflow(celery) as airflow:
+        run = airflow.trigger(DAG, {"feed": str(sample), "scene": SCENE})
+        assert airflow.follow(DAG, run, timeout_seconds=3600), airflow.failed(DAG, run)
+    assert report(engine, run, with_shots=False).products == 16
+    assert len(local) >= 8, "most of the sample is published"
+    assert run_bytes(engine, run) == local

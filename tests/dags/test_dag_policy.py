@@ -32,7 +32,11 @@ from tests.receivers import webhook
 MAKING = {"catalog_refresh": "catalog_refresh.py", "campaign_backfill": "campaign_backfill.py"}
 """DAGs that make images."""
 
-DAGS = MAKING | {"brushnet_finetune": "brushnet_finetune.py", "publish_reviewed": "publish_reviewed.py"}
+DAGS = MAKING | {
+    "brushnet_finetune": "brushnet_finetune.py",
+    "housekeeping": "housekeeping.py",
+    "publish_reviewed": "publish_reviewed.py",
+}
 STAGES = ["cutout", "describe", "generate", "upscale", "inspect"]
 POOLS = {"default_pool": 128, "gpu": Settings.model_fields["gpu_slots"].default}
 HEAVY = ["torch", "torchvision", "diffusers", "transformers", "PIL", "numpy", "pandas", "cv2", "scipy"]
@@ -172,8 +176,12 @@ def test_nothing_is_published_before_every_check(bag: DagBag) -> None:
         assert dag.get_task("check_scores").upstream_task_ids == {"plan", "shots.inspect"}
         # with any other rule, publication is skipped where every shot is known and there is no shard
         assert dag.get_task("check_scores").trigger_rule == "all_done"
-        goes_on = {"next_wave"} if dag.dag_id == "catalog_refresh" else set()  # red where the rest is not started
-        assert {task.task_id for task in dag.leaves} == {"summary"} | goes_on, "the run's state must be the summary's"
+        assert [task.task_id for task in dag.leaves] == ["summary"], "the run's state must be the summary's"
+        summary = dag.get_task("summary")
+        starts = {name for name in dag.task_ids if name.startswith("next_")}
+        assert set(summary.starts) == starts, "a run is whole only if what comes after it was started"
+        assert starts | {"publish"} <= summary.upstream_task_ids
+        assert summary.trigger_rule == "all_done"
 
 
 def test_forms_have_valid_defaults(bag: DagBag) -> None:
@@ -212,6 +220,16 @@ def test_the_nightly_refresh_is_off_until_it_is_turned_on(schedule: str) -> None
     env = {"PACKSHOT_NIGHTLY_SCHEDULE": schedule}
     told = _python(code, env).rsplit("TIMETABLE ", 1)[1].strip()
     assert told == (schedule or "None")
+
+
+def test_housekeeping_is_off_until_it_is_turned_on_and_lists_before_it_removes(bag: DagBag) -> None:
+    dag = bag.dags["housekeeping"]
+    assert dag.schedule is None
+    assert dag.params["remove"] is False
+    assert dag.params["days"] == 90
+    [listing, removing] = dag.topological_sort()
+    assert (listing.task_id, listing.apply) == ("list_history", None)
+    assert (removing.task_id, removing.upstream_task_ids) == ("remove_history", {"list_history"})
 
 
 def test_a_campaign_is_never_scheduled_but_can_be_backfilled(bag: DagBag) -> None:

@@ -9,16 +9,20 @@ import pytest
 
 
 class TaskInstance:
-    """Keeps what is pushed; pulls it again."""
+    """Keeps what is pushed, and pulls it again. `states` are those of a run's other tasks."""
 
     def __init__(self) -> None:
         self.pushed: dict[str, Any] = {}
+        self.states: dict[str, str] = {}
 
     def xcom_push(self, key: str, value: Any) -> None:
         self.pushed[key] = value
 
     def xcom_pull(self, task_ids: str, key: str) -> Any:
         return self.pushed.get(key)
+
+    def get_task_states(self, dag_id: str, task_ids: list[str], run_ids: list[str]) -> dict[str, dict[str, str]]:
+        return {run: {name: self.states[name] for name in task_ids if name in self.states} for run in run_ids}
 
 
 @pytest.fixture

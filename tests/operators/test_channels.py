@@ -22,8 +22,10 @@ from operators.reviewed import PlanRetriesOperator, PublishApprovedOperator
 from pipelines.contracts import ShotStep, run_of_channel
 from pipelines.errors import UsageError
 from pipelines.ledger.decisions import Choice, decide, held_image, roll_back, undo
+from pipelines.ledger.endings import note_failure
 from pipelines.ledger.reports import feed_for, report
 from pipelines.ledger.shown import current_image, shown_images
+from pipelines.ledger.waves import next_wave
 from pipelines.runs.channel_feed import channel_feed
 from pipelines.scenes.channels import load_channel
 from pipelines.settings import get_settings
@@ -234,6 +236,38 @@ def test_each_run_starts_the_next_channels_over_what_the_first_one_read(shop: Sh
     alone = report(shop.ledger.engine, shop.night().run)
     assert (alone.group, alone.channels) == ("", ())
     assert feed_for(shop.ledger.engine, "tomorrow") == "https://shop.example/feed.csv", "an address is read again"
+
+
+def test_channels_that_were_not_started_fail_the_run_and_are_named(shop: Shop, context) -> None:
+    shop.further = ["shopify", MERCHANT.name]
+    why = "task next_channel failed (Unavailable: Airflow is away); mend it, then clear the task"
+    run = f"{shop.name}-alone"
+    context["ti"].states = {"next_channel": "success"}
+    shop.night(run)
+    plan(shop, run, [])  # and what is downstream of it
+    note_failure(shop.ledger.engine, run, "catalog_refresh", why, {})
+    context["ti"].states = {"next_channel": "failed"}
+    with pytest.raises(AirflowFailException, match="the runs for shopify, google-merchant were not started"):
+        shop.finish(run)
+    found = report(shop.ledger.engine, run)
+    assert (found.state, found.published) == ("failed", 2)
+    assert found.problem["reason"].startswith("the runs for shopify, google-merchant were not started: task next_ch")
+    assert "mend it, then clear the task" in found.problem["reason"]
+
+    context["ti"].states = {"next_channel": "success"}
+    shop.finish(run)
+    assert report(shop.ledger.engine, run).state == "success"
+
+
+def test_a_channel_in_waves_is_one_of_its_group(shop: Shop) -> None:
+    first = shop.night().run
+    further = run_of_channel(first, "shopify")
+    for run in (further, next_wave(further)):
+        shop.ledger.start_run(run, "catalog_refresh", SCENE.name, "shopify", params={"group": first})
+        shop.ledger.finish_run(run, "success")
+    found = report(shop.ledger.engine, further)
+    assert [one.run for one in found.channels] == [first, further]
+    assert [one.run for one in report(shop.ledger.engine, next_wave(further)).channels] == [first, further]
 
 
 def test_a_campaigns_next_channel_has_its_day(shop: Shop, context) -> None:

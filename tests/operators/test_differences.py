@@ -80,6 +80,8 @@ class Shop:
         self.name = f"shop-{next(_shops)}"
         self.nights = itertools.count(1)
         self.killed = False
+        self.further: list[str] = []
+        self.checks: list[str] = []
         self.feed = {name: name for name in ("cup", "pot", "grown-vase")}
 
     def sku(self, name: str) -> str:
@@ -118,7 +120,10 @@ class Shop:
         if self.killed:  # before its summary: the watch over the runs closes it
             assert end_run(self.ledger.engine, run, "failed", "somebody marked it")
         else:
-            SummaryOperator(task_id="summary", run=run, checks=[]).execute(self.context)
+            channels = ["the scene's own", *self.further]
+            starts = ["next_channel", "next_wave"]
+            summary = SummaryOperator(task_id="summary", run=run, checks=self.checks, starts=starts, channels=channels)
+            summary.execute(self.context)
 
     def shown(self, found: Report) -> dict[str, str]:
         """Name → digest of its image, by the run's feed."""

@@ -336,7 +336,7 @@ def test_a_defective_set_is_stopped_and_the_mended_one_published_without_a_step(
 
     with pytest.raises(AirflowFailException, match="publication"):
         catalogue.publish(context)
-    with pytest.raises(AirflowFailException, match="the run was stopped"):
+    with pytest.raises(AirflowFailException, match="the run failed"):
         catalogue.summary(context)
     found = report(catalogue.ledger.engine, catalogue.run)
     assert catalogue.published() == 0, "nothing of the set is published, the sound rows neither"

@@ -13,6 +13,7 @@ from operators.waves import NextWaveOperator
 from pipelines.contracts import Job, Made, sha256_hex
 from pipelines.errors import UsageError
 from pipelines.ledger.decisions import Choice
+from pipelines.ledger.endings import end_run, open_runs
 from pipelines.ledger.reports import Report, report
 from pipelines.ledger.waves import next_wave, wave_before, wave_of
 from pipelines.runs import planning
@@ -146,6 +147,28 @@ def test_a_wave_names_no_feed_and_only_its_own_channel(large: Shop) -> None:
     assert following["conf"] == {"feed": None, "channels": ["web"], "triggered_by": "ada"}
 
 
+def test_a_wave_that_was_not_started_fails_the_run_whose_images_are_shown(large: Shop) -> None:
+    large.context["ti"].states = {"next_channel": "skipped", "next_wave": "failed"}
+    with pytest.raises(AirflowFailException, match="7 shots were left to a next wave, and it was not started"):
+        large.night("large-night")
+    found = report(large.ledger.engine, "large-night")
+    assert (found.state, large.states(found)) == ("failed", {"cup": "published"})
+    assert "task next_wave failed, see its log; mend it, then clear the task" in found.problem["reason"]
+    assert "large-night" in {run.run for run in open_runs(large.ledger.engine)}, "people are notified"
+
+    large.context["ti"].states = {"next_channel": "skipped", "next_wave": "success"}
+    large.finish("large-night")  # the task was cleared, and what is downstream
+    assert report(large.ledger.engine, "large-night").problem is None
+
+
+def test_a_wave_after_a_publication_that_failed_waits_for_the_same_remedy(large: Shop) -> None:
+    large.context["ti"].states = {"next_wave": "upstream_failed"}
+    large.checks = ["publish"]
+    large.context["ti"].pushed["problem"] = {"reason": "an image has no address; clear publish", "failures": []}
+    with pytest.raises(AirflowFailException, match="clear publish; 7 shots were left to a next wave, and it was not"):
+        large.night()
+
+
 def test_a_later_run_over_the_same_feed_takes_over(large: Shop) -> None:
     first = large.night()
     large.feed["cup"] = "another cup"
@@ -156,6 +179,14 @@ def test_a_later_run_over_the_same_feed_takes_over(large: Shop) -> None:
         large.night(next_wave(first.run))
     *_, last = waves(large, later)
     assert large.states(last).keys() == set(NAMES)
+
+
+def test_what_comes_after_a_cancelled_run_is_not_planned(large: Shop) -> None:
+    first = large.night()
+    large.ledger.start_run(first.run, "catalog_refresh", first.scene, first.channel)
+    assert end_run(large.ledger.engine, first.run, "cancelled", "ada cancelled the run")
+    with pytest.raises(UsageError, match="was cancelled, and this one comes after it: start it again"):
+        large.night(next_wave(first.run))
 
 
 def test_a_wave_that_is_planned_again_keeps_what_it_selected(large: Shop) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 from pathlib import Path
 
 import pytest
 from minio import Minio
 
+import pipelines.store
 from pipelines.errors import IntegrityError
 from pipelines.settings import Settings
 from pipelines.store import FolderStore, S3Store, object_name
@@ -104,6 +106,32 @@ def test_what_the_server_has_is_not_sent_again(store, monkeypatch, size):
     store.put(data, PNG)
     monkeypatch.setattr(Minio, "put_object", lambda *_, **__: pytest.fail("sent again"))
     assert store.get(store.put(data, PNG)) == data
+
+
+@pytest.mark.parametrize(
+    ("wanted", "listed_for_one", "asked"),
+    [(30, 10, 0), (30, 1, 30), (3, 10, 3)],
+    ids=["many are listed", "few of a full store are asked for", "few are asked for"],
+)
+def test_what_the_store_lacks_is_found_however_it_is_looked_for(store, monkeypatch, wanted, listed_for_one, asked):
+    monkeypatch.setattr(pipelines.store, "LISTED_FOR_ONE", listed_for_one)
+    ask, found = S3Store.has, []
+    monkeypatch.setattr(S3Store, "has", lambda self, digest: found.append(digest) or ask(self, digest))
+    folders = {f"{name:02x}": [] for name in (7, 91, 200)}
+    for number in itertools.count():
+        data = f"{wanted} {listed_for_one} {number}".encode()
+        digest = hashlib.sha256(data).hexdigest()
+        if len(folders.get(digest[:2], range(99))) < 25:
+            folders[digest[:2]].append(store.put(data, PNG, new=True))
+        if all(len(digests) == 25 for digests in folders.values()):
+            break
+    chosen = [digests[n // 3] for n, digests in zip(range(wanted), itertools.cycle(folders.values()), strict=False)]
+    gone = {chosen[0], chosen[-1]}
+    for digest in gone:
+        store.remove(digest)
+    assert store.lacking([*chosen, *chosen]) == gone
+    assert len(found) == asked
+    assert store.lacking([]) == set()
 
 
 def test_preparing_a_bucket_twice_is_harmless(store):

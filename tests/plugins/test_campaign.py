@@ -12,10 +12,11 @@ import httpx
 import pytest
 from sqlalchemy import select, update
 
-from pipelines.contracts import Product, Shot
+from pipelines.contracts import Product, Shot, run_of_channel
 from pipelines.ledger.decisions import Choice, decide
 from pipelines.ledger.postgres import PostgresLedger
 from pipelines.ledger.reports import report
+from pipelines.ledger.waves import cancelled_before, next_wave
 from pipelines.settings import ROOT
 from tests.plugins.conftest import GROWN, hold, token
 
@@ -127,11 +128,46 @@ def test_a_campaign_is_cancelled_before_it_is_planned(client, viewer, campaign_d
     assert "Cancel the campaign" in client.get(page).text
     assert "Cancel the campaign" not in viewer.get(f"/campaign{page}").text
     path = f"/../runs/{quote(started)}/cancel"
-    assert client.post(path, json={}).json() == {"run": started, "days": 0}
+    assert client.post(path, json={}).json() == {"run": started, "days": 0, "further": []}
     assert state_in_airflow(started) == "failed"
     assert "ended before it was planned" in client.get(page).text
     again = client.post(path, json={})
     assert (again.status_code, again.json()["words"]) == (409, "the run ended before")
+
+
+@pytest.mark.medium
+def test_a_cancel_ends_the_runs_for_further_channels_and_their_waves_too(client, ledger, campaign_dag, store) -> None:
+    from airflow.api.common.trigger_dag import trigger_dag
+    from airflow.models.dagrun import DagRun
+    from airflow.utils.session import create_session
+    from airflow.utils.types import DagRunTriggeredByType
+
+    channels = ["web", "shopify", "google-merchant"]
+    first = client.post("/starts", json={**WANTED, "channels": channels[1:]}).json()["run"]
+    ledger.start_run(first, "campaign_backfill", "oak-window", "web", params={"channels": channels})
+    waiting, planned = run_of_channel(first, "shopify"), run_of_channel(first, "google-merchant")
+    wave, done, other = next_wave(planned), next_wave(first), run_of_channel("another", "shopify")
+    for run in (waiting, planned, wave, done, other):
+        trigger_dag(
+            "campaign_backfill", triggered_by=DagRunTriggeredByType.UI, run_id=run, conf={"scene": "oak-window"}
+        )
+    with create_session() as session:
+        for run, state in ((planned, "running"), (wave, "running"), (done, "success")):
+            session.execute(update(DagRun).where(DagRun.run_id == run).values(state=state))
+    ledger.start_run(planned, "campaign_backfill", "oak-window", "google-merchant", params={"group": first})
+
+    told = client.post(f"/../runs/{quote(first)}/cancel", json={"reason": "the wrong scene"}).json()
+    assert told == {"run": first, "days": 0, "further": [waiting, planned, wave]}
+    assert [state_in_airflow(run) for run in (first, waiting, planned, wave)] == ["failed"] * 4
+    assert [state_in_airflow(run) for run in (done, other)] == ["success", "queued"]
+    assert [report(ledger.engine, run).state for run in (first, planned, wave)] == ["cancelled"] * 3
+    assert report(ledger.engine, planned).problem["reason"] == (
+        f"merchandiser cancelled run {first}, which started this one"
+    )
+    assert cancelled_before(ledger.engine, waiting, first, "shopify") == first, "what is not started is never planned"
+    assert cancelled_before(ledger.engine, "alone", "", "shopify") == ""
+    assert cancelled_before(ledger.engine, first, first, "web") == "", "the cancelled run itself may be cleared"
+    assert client.post(f"/../runs/{quote(other)}/cancel", json={}).json()["further"] == []
 
 
 @pytest.mark.medium

@@ -171,7 +171,7 @@ def test_a_run_that_found_nothing_changed_shows_the_shots_of_the_run_before_it(v
 
 def test_a_run_whose_publication_was_stopped_says_why_and_for_which_rows(viewer, run) -> None:
     page = viewer.get(f"/runs/{STOPPED}").text
-    for words in ("The run was stopped", "a shot has one image", "to_be_unique", "CUP-1/oak/web", "No shot"):
+    for words in ("What went wrong", "a shot has one image", "to_be_unique", "CUP-1/oak/web", "No shot"):
         assert words in page
     link = f'/packshot/artifacts/{run["validation"]}"'
     assert link in page
