@@ -33,7 +33,7 @@ $(INSTALLED): constraints.txt pyproject.toml
 	[ -n "$$python" ] || { echo "packshot needs Python 3.11 or 3.12: apt-get install python3 python3-venv"; exit 1; }; \
 	[ -x $(BIN)/python ] || "$$python" -m venv .venv || { rm -rf .venv; echo "apt-get install python3-venv"; exit 1; }; \
 	echo "Installing packshot and its models' libraries into .venv (minutes, once)"; \
-	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev,celery,c2pa]'; \
+	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev,celery,c2pa,ocr]'; \
 	$(BIN)/python -m pip check --disable-pip-version-check; \
 	touch $@
 

@@ -22,10 +22,10 @@ from PIL import Image
 
 from pipelines.evaluation.cutout import PRODUCT_ALPHA
 from pipelines.models.profile import active_profile
-from pipelines.stages.cutout import WORKING_SIDE, _fit, _iou
+from pipelines.stages.cutout import _iou
 from pipelines.vision.clicks import Click, answer_clicks
 from pipelines.vision.photos import read_photo
-from pipelines.vision.segmenters import Encoding, HQSamSegmenter, SalientSegmenter
+from pipelines.vision.segmenters import Encoding, HQSamSegmenter, SalientSegmenter, working_picture
 
 CLICKS = 4
 HARD = 10
@@ -75,7 +75,7 @@ def main(catalog: Path) -> None:
         rows = [row for row in csv.DictReader(file) if row["ground_truth_alpha"]]
     found = []
     for row in rows:
-        image = _fit(read_photo((catalog / row["image_link"]).read_bytes()).rgb, WORKING_SIDE)
+        image = working_picture(read_photo((catalog / row["image_link"]).read_bytes()).rgb)
         alpha = Image.open(catalog / row["ground_truth_alpha"]).convert("L").resize((image.shape[1], image.shape[0]))
         found.append(click_through(row["id"], image, np.asarray(alpha) > 255 * PRODUCT_ALPHA, hqsam))
         print(row["id"], *(f"{iou:.3f}" for iou in found[-1].ious), flush=True)

@@ -37,6 +37,7 @@ from typing import Any
 import psutil
 
 from pipelines.contracts import STAGES
+from pipelines.processors import importing
 from pipelines.settings import ROOT
 
 CAUSES = {
@@ -92,8 +93,9 @@ def shoot_here(products: int, scene: str) -> dict[str, float]:
         if name == "publish":
             images.append(_age())
 
-    for name in STAGES:
-        import_module(f"pipelines.stages.{name}")
+    with importing():
+        for name in STAGES:
+            import_module(f"pipelines.stages.{name}")
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         for cause, (module, path) in CAUSES.items():
             stack.callback(_time_calls(module, path, cause, causes, calls))

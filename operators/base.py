@@ -130,14 +130,17 @@ class Services:
         from pipelines.ledger.reports import first_of_group
         from pipelines.scenes import load_scene
         from pipelines.vision.credentials import find_credentials
+        from pipelines.vision.reader import find_reader
         from pipelines.workflow import Recipe
 
+        look = load_scene(scene, channel=channel)
         return Recipe(
             self.profile(),
-            load_scene(scene, channel=channel),
+            look,
             attempt=Reprocess(reprocess).attempt(first_of_group(self.ledger.engine, run)),
             max_megapixels=self.settings.photo_max_megapixels,
             credentials=find_credentials(self.settings),
+            reader=find_reader(look.checks.read_text, self.settings),
             keep_encoding=Embeddings(self.ledger.engine, self.store).keep,
         )
 

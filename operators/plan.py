@@ -307,7 +307,7 @@ class PlanRefreshOperator(PlanOperator):
         whole = "" if _number(self.limit) else manifest.source
         accepts = str(self.accept_loss) == "True"
         changes = services.ledger.upsert_products(manifest, feed=whole, accept_loss=accepts)
-        self.log.info("feed", manifest=digest, **asdict(changes))
+        self.log.info("feed", manifest=digest, encoding=manifest.encoding, **asdict(changes))
         return digest, manifest
 
     def _feed_named_last(self, services: Services) -> str:

@@ -18,6 +18,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pipelines.errors import UsageError
+from pipelines.processors import importing
 
 ROOT = Path(__file__).resolve().parents[1]
 """The checkout: where dags/, plugins/ and sql/ are."""
@@ -169,6 +170,11 @@ class Settings(BaseSettings):
     spot_checks: int = Field(
         2, ge=0, description="Passed images of each run that are drawn for a person's spot check. 0: none."
     )
+    read_text: bool = Field(
+        False,
+        description="Read the text of photos and images, and hold images with other text. Needs the extra `ocr`. "
+        "A scene's `checks.read_text` decides for that scene.",
+    )
     threads: int | None = Field(
         None,
         ge=1,
@@ -239,7 +245,8 @@ class Settings(BaseSettings):
 
         Raises UsageError if the machine does not have the device.
         """
-        import torch
+        with importing():
+            import torch
 
         device, why = self.device, "PACKSHOT_DEVICE"
         if device.startswith("cuda"):

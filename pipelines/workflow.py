@@ -24,6 +24,7 @@ from pipelines.errors import IntegrityError, OutOfMemory, Rejected, ShotTimeout
 from pipelines.settings import CPU, MAX_MEGAPIXELS, Compute
 
 if TYPE_CHECKING:
+    from pipelines.contracts import ModelRef
     from pipelines.models.profile import Profile
     from pipelines.scenes import Scene
     from pipelines.vision.credentials import Credentials
@@ -35,7 +36,7 @@ log = logging.getLogger(__name__)
 class Recipe:
     """Everything besides the shot that decides the result. It enters the keys through the stages' parameters.
 
-    Published files are signed with `credentials`, where there are some.
+    Published files are signed with `credentials`, where there are some. Text is read by `reader`, where there is one.
     `keep_encoding(photo, model, bytes)` decides nothing: it keeps what HQ-SAM's encoder made of a held photo, by the
     sha256 of photo and weights.
     """
@@ -50,6 +51,7 @@ class Recipe:
     compute: Compute = CPU
     max_megapixels: float = MAX_MEGAPIXELS
     credentials: Credentials | None = None
+    reader: ModelRef | None = None
     keep_encoding: Callable[[str, str, bytes], None] | None = None
 
     @property
@@ -134,11 +136,13 @@ def run_stage(
     limits: Limits = Limits(),
     progress: Callable[[Shot, Step], None] | None = None,
     hardware: Callable[[], Compute] | None = None,
+    models: StageModels | None = None,
 ) -> StageSummary:
     """Brings every shot of a shard through one stage.
 
     `hardware` is asked for the device when the first shot is to be computed, because the answer needs torch; without
-    it the recipe's device is used.
+    it the recipe's device is used. `models` are given by who runs the stage more than once, so that they are loaded
+    once.
 
     A shot whose upstream step is not `done` is skipped. Finished steps are reused. The others are claimed, computed
     and recorded batch by batch, so that a killed task loses one batch at most.
@@ -150,7 +154,7 @@ def run_stage(
     upstream = ledger.chosen(run, shots, stage.needs)
     live = [shot for shot in shots if is_ready(stage, upstream.get(shot.sku, {}))]
     summary.skipped = len(shots) - len(live)
-    models = _Models(stage, recipe, hardware)
+    models = models or StageModels(stage, recipe, hardware)
     tried: dict[str, list[ShotStep]] = {shot.sku: [] for shot in live}
 
     searching = live
@@ -207,7 +211,7 @@ def _resolve(
     stage: Stage,
     run: str,
     jobs: Sequence[tuple[Shot, Job]],
-    models: _Models,
+    models: StageModels,
     ledger: Ledger,
     store: Store,
     limits: Limits,
@@ -257,7 +261,7 @@ def find_steps(
     return again, known | ledger.find([job.key for _, job in again])
 
 
-def _compute(stage: Stage, jobs: Sequence[Job], models: _Models, store: Store, limits: Limits) -> list[Step]:
+def _compute(stage: Stage, jobs: Sequence[Job], models: StageModels, store: Store, limits: Limits) -> list[Step]:
     """Computes jobs as one batch; if that fails, as two halves. A single job that fails is a failed step."""
     if not jobs:
         return []
@@ -349,10 +353,10 @@ def _rejected(job: Job, rejection: Rejected, seconds: float, device: str) -> Ste
     return Step(job.key, job, State.REJECTED, facts=facts, reason=reason, seconds=seconds, device=device)
 
 
-class _Models:
+class StageModels:
     """A stage's models, loaded at first use: a shard that reuses every step loads none, and asks for no device."""
 
-    def __init__(self, stage: Stage, recipe: Recipe, hardware: Callable[[], Compute] | None):
+    def __init__(self, stage: Stage, recipe: Recipe, hardware: Callable[[], Compute] | None = None):
         self.recipe = recipe
         self._stage, self._hardware = stage, hardware
         self._loaded: list[tuple[Recipe, Any]] = []

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.catalogue.downloads import fetch
+from pipelines.catalogue.encodings import UTF_8
 from pipelines.catalogue.links import Unreachable, is_web
 from pipelines.catalogue.manifest import write_manifest
 from pipelines.catalogue.photos import Memory, Source, fetch_photos
@@ -54,10 +55,11 @@ def _path(category: str) -> list[str]:
 @dataclass(frozen=True, slots=True)
 class Catalogue:
     """A catalogue as read: one product a row, without photos. `row` counts as in a spreadsheet: the header is row 1.
-    `photo_problem` says why a row cannot be used."""
+    `photo_problem` says why a row cannot be used. `encoding` is what the bytes were read in."""
 
     source: str
     rows: tuple[Product, ...]
+    encoding: str = UTF_8
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -76,7 +78,7 @@ def parse_catalogue(source: str, data: bytes) -> Catalogue:
     products = [_product(record, table.columns) for record in table.records]
     if not products:
         raise UsageError(f"{source}: no product below its header")
-    return Catalogue(source, tuple(_unique(products)))
+    return Catalogue(source, tuple(_unique(products)), table.encoding)
 
 
 def ingest(
@@ -195,7 +197,8 @@ async def _ingest(
     links = dict.fromkeys(product.image_link for product in products if not product.photo_problem)
     photos = await fetch_photos(links, Source(folder, settings), store, memory)
     feed = store.put(data, "text/csv")
-    return write_manifest(store, Path(str(source)).name, feed, (_with_photo(product, photos) for product in products))
+    with_photos = (_with_photo(product, photos) for product in products)
+    return write_manifest(store, Path(str(source)).name, feed, with_photos, catalogue.encoding)
 
 
 async def _feed(source: Path | str, settings: Settings) -> bytes:

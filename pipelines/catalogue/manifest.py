@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from more_itertools import chunked
 
+from pipelines.catalogue.encodings import UTF_8
 from pipelines.contracts import Product, canonical_json
 from pipelines.errors import UsageError
 
@@ -58,13 +59,19 @@ class Line:
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """The products of a feed, in its order; each pass reads the parts anew. `digest` is the index's, `source` the file
-    name of the feed."""
+    name of the feed, `encoding` what its bytes were read in."""
 
     digest: str
     store: Store
     parts: tuple[str, ...]
     source: str = ""
     whole: tuple[Product, ...] = ()
+    encoding: str = UTF_8
+
+    @property
+    def encoding_note(self) -> str:
+        """A sentence that names an encoding other than UTF-8, else ""."""
+        return "" if self.encoding == UTF_8 else f"{self.source} is not in UTF-8: it was read as {self.encoding}"
 
     def __iter__(self) -> Iterator[Line]:
         yield from map(Line.of, self.whole)
@@ -74,7 +81,7 @@ class Manifest:
                 yield Line(json.loads(sku) if b"\\" in sku else sku[1:-1].decode(), int(row), text)
 
 
-def write_manifest(store: Store, source: str, feed: str, products: Iterable[Product]) -> str:
+def write_manifest(store: Store, source: str, feed: str, products: Iterable[Product], encoding: str = UTF_8) -> str:
     """Puts these products into the store; returns the manifest's digest. `feed` is the digest of the feed itself."""
     parts = []
     for products_of_part in chunked(products, PART):
@@ -82,6 +89,8 @@ def write_manifest(store: Store, source: str, feed: str, products: Iterable[Prod
         data = b"".join(b"%d\t%s\t%s\n" % (line.row, json.dumps(line.sku).encode(), line.text) for line in lines)
         parts.append(store.put(data, "text/plain"))
     document = {"kind": MANIFEST, "source": source, "feed": feed, "parts": parts}
+    if encoding != UTF_8:  # a feed in UTF-8 keeps the digest that it had
+        document["encoding"] = encoding
     return store.put(canonical_json(document).encode(), "application/json")
 
 
@@ -102,7 +111,8 @@ def read_manifest(store: Store, digest: str) -> Manifest:
         )
     if kind != MANIFEST:
         raise UsageError(f"the object {digest} is no feed that `packshot run` put there")
-    return Manifest(digest, store, tuple(document["parts"]), str(document["source"]))
+    encoding = str(document.get("encoding", UTF_8))
+    return Manifest(digest, store, tuple(document["parts"]), str(document["source"]), encoding=encoding)
 
 
 def load_manifest(store: Store, digest: str) -> list[Product]:

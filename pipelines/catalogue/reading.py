@@ -14,10 +14,11 @@ import io
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 
+from pipelines.catalogue.encodings import EXPORT, UTF_8, Decoded, decode
 from pipelines.errors import UsageError
 
 REQUIRED = ("id", "title", "image_link")
@@ -62,6 +63,12 @@ _KINDS = (
     (b"\xff\xd8\xff", "a JPEG picture: give the catalogue that names it"),
 )
 
+_MARKS = (
+    ((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE), "utf-32"),  # before UTF-16, whose mark begins this one
+    ((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE), "utf-16"),
+)
+"""Byte order marks, and the encodings that they say."""
+
 
 @dataclass(frozen=True, slots=True)
 class Record:
@@ -74,10 +81,11 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A feed's column names, normalised, and its rows."""
+    """A feed's column names, normalised, its rows, and the encoding that its bytes were read in."""
 
     columns: tuple[str, ...]
     records: tuple[Record, ...]
+    encoding: str = UTF_8
 
 
 def read_table(source: str, data: bytes) -> Table:
@@ -86,7 +94,11 @@ def read_table(source: str, data: bytes) -> Table:
     Every line that is not blank is part of exactly one record. Raises UsageError, one sentence that says what the file
     is and how to export it, where it is no CSV, TSV or Merchant XML.
     """
-    text = _decode(source, data)
+    decoded = _decode(source, data)
+    return replace(_read(source, decoded.text), encoding=decoded.encoding)
+
+
+def _read(source: str, text: str) -> Table:
     start = text.lstrip()[:200].lower()
     if not start:
         raise UsageError(f"{source}: the file is empty: give a CSV or TSV with the columns {', '.join(REQUIRED)}")
@@ -126,25 +138,20 @@ def column_name(field: str) -> str:
     return "_".join(clean_name(field).strip('"').lower().split()).removeprefix("g:")
 
 
-def _decode(source: str, data: bytes) -> str:
-    """UTF-8 or UTF-16 by its mark, else UTF-8, else what spreadsheets in Europe write."""
+def _decode(source: str, data: bytes) -> Decoded:
+    """The text by its byte order mark, else as `encodings.decode` finds it."""
     for magic, kind in _KINDS:
         if data.startswith(magic):
             raise UsageError(f"{source}: {kind}")
-    if data.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
-        encodings = ["utf-32"]  # before UTF-16, whose mark begins this one
-    elif data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        encodings = ["utf-16"]
-    elif len(data) > 3 and 0 in (data[0], data[1]) and data[:400].count(0) * 3 > len(data[:400]):
+    for marks, encoding in _MARKS:
+        if data.startswith(marks):
+            try:
+                return Decoded(data.decode(encoding), encoding.upper())
+            except UnicodeDecodeError as error:
+                raise UsageError(f"{source}: {encoding.upper()} that is damaged: {EXPORT}") from error
+    if len(data) > 3 and 0 in (data[0], data[1]) and data[:400].count(0) * 3 > len(data[:400]):
         raise UsageError(f"{source}: UTF-16 without a byte order mark: save it as CSV in UTF-8")
-    else:
-        encodings = ["utf-8", "cp1252", "latin-1"]
-    for encoding in encodings:
-        try:
-            return data.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-    raise UsageError(f"{source}: not readable as text: save it as CSV in UTF-8")
+    return decode(source, data)
 
 
 # ------------------------------------------------------------------------------------------------------ CSV and TSV

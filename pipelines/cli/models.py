@@ -27,6 +27,8 @@ def verify(as_json: AsJson = False) -> None:
 def _models(*, check: bool, as_json: bool) -> None:
     from pipelines.models.profile import active_profile
     from pipelines.models.profile import verify as verify_profile
+    from pipelines.settings import get_settings
+    from pipelines.vision.reader import reading_state
 
     profile = active_profile()
     problems = {checked.name: checked.problem for checked in verify_profile(profile)} if check else {}
@@ -43,7 +45,7 @@ def _models(*, check: bool, as_json: bool) -> None:
         for one in document
     ]
     headings = ["name", "source", "revision", "sha256", "licence"] + (["problem"] if check else [])
-    answer(as_json, document, table(*headings, rows=rows))
+    answer(as_json, document, table(*headings, rows=rows), reading_state(get_settings()))
     raise typer.Exit(1 if any(problems.values()) else 0)
 
 

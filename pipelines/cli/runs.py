@@ -59,6 +59,7 @@ def run(
 ) -> None:
     """Put a catalogue into the store and trigger `catalog_refresh` through Airflow's API."""
     from pipelines.catalogue.feed import ingest
+    from pipelines.catalogue.manifest import read_manifest
     from pipelines.ledger.photo_links import PhotoLinks
     from pipelines.ledger.postgres import connect
     from pipelines.ledger.reports import remember_latest
@@ -70,8 +71,11 @@ def run(
     settings = get_settings()
     for name in channel or [""]:
         load_scene(scene, channel=name)
+    store = S3Store(settings)
     with err.status("Putting feed and photos into the store"):
-        feed = ingest(catalogue, S3Store(settings), settings, limit, PhotoLinks(connect(settings.database_url)))
+        feed = ingest(catalogue, store, settings, limit, PhotoLinks(connect(settings.database_url)))
+    if note := read_manifest(store, feed).encoding_note:
+        err.print(note, soft_wrap=True)
     conf = {
         "feed": feed, "scene": scene, "channels": channel, "limit": limit, "reprocess": reprocess,
         "accept_loss": accept_loss, "triggered_by": "packshot run",

@@ -80,11 +80,13 @@ def status(as_json: AsJson = False) -> None:
     """Show which services answer, and where they log. The exit code is 1 if one does not."""
     from pipelines import services
     from pipelines.settings import get_settings
+    from pipelines.vision.reader import reading_state
 
-    _show(services.status(get_settings()), as_json)
+    settings = get_settings()
+    _show(services.status(settings), as_json, reading_state(settings))
 
 
-def _show(now: Status, as_json: bool) -> None:
+def _show(now: Status, as_json: bool, *more: str) -> None:
     rows = [
         (one.name, line((one.state, "green" if one.state == "up" else "red")), one.address,
          one.detail if one.embedded else "not ours")
@@ -97,6 +99,7 @@ def _show(now: Status, as_json: bool) -> None:
         table("service", "state", "address", "", rows=rows),
         *([f"Airflow: {now.ui}  log in as {_logins(now)}"] if with_airflow and now.ui else []),
         *_remedies(now),
+        *more,
     )
     if not now.healthy:
         raise typer.Exit(1)

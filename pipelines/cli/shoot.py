@@ -22,6 +22,7 @@ from pipelines.errors import UsageError
 
 if TYPE_CHECKING:
     from pipelines.contracts import Shot, Step
+    from pipelines.runs.local import Outcome
     from pipelines.workflow import Recipe
 
 app = typer.Typer()
@@ -43,7 +44,10 @@ def shoot(
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N products.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Take a photo or a catalogue through every stage in this process, without services."""
+    """Take a photo or a catalogue through every stage in this process, without services.
+
+    After an interrupt, the same command goes on: it reuses the finished steps in the output folder.
+    """
     from pipelines.quality.likeness import find_twins
     from pipelines.runs.local import read_record
     from pipelines.runs.local import shoot as run_shoot
@@ -53,14 +57,41 @@ def shoot(
     with progress_bar() as progress:
         bars: dict[str, Any] = {}
 
+        def note(sentence: str) -> None:
+            progress.console.print(visible(sentence), soft_wrap=True)
+
         def started(stage: str, shots: int) -> None:
-            bars[stage] = progress.add_task(stage, total=shots, note="")
+            if stage not in bars:
+                bars[stage] = progress.add_task(stage, total=0, note="")
+            progress.update(bars[stage], total=(progress.tasks[bars[stage]].total or 0) + shots)
 
         def done(stage: str, shot: Shot, step: Step) -> None:
             note = f"{shot.sku}: {step.reason}" if step.reason else shot.sku
             progress.update(bars[stage], advance=1, note=" ".join(visible(note).split()))
 
-        outcomes = run_shoot(source, recipe, out_dir, get_settings(), limit=limit, progress=done, started=started)
+        def written(outcome: Outcome) -> None:
+            if outcome.picture and not as_json:
+                progress.console.print(visible(str(outcome.picture)), markup=False, highlight=False, soft_wrap=True)
+
+        def took_up(steps: int, shots: int) -> None:
+            note(f"reused {steps} finished steps of {shots} products, which an interrupted run left")
+
+        try:
+            outcomes = run_shoot(
+                source,
+                recipe,
+                out_dir,
+                get_settings(),
+                limit=limit,
+                progress=done,
+                started=started,
+                finished=written,
+                noted=note,
+                resumed=took_up,
+            )
+        except KeyboardInterrupt:
+            note(f"what is finished is kept in {out_dir}: give the same command again, and it goes on from there")
+            raise
     sheet = out_dir / "contact_sheet.png"
     rows = [(outcome.sku, outcome.state.value, outcome.picture or outcome.reason) for outcome in outcomes]
     skus = {outcome.sku for outcome in outcomes}
@@ -84,6 +115,7 @@ def _recipe(scene: str, method: str | None, channel: str = "", **overrides: Any)
     from pipelines.settings import get_settings
     from pipelines.stages.painter import painter_of
     from pipelines.vision.credentials import Signer, find_credentials
+    from pipelines.vision.reader import find_reader
     from pipelines.workflow import Recipe
 
     settings = get_settings()
@@ -99,6 +131,7 @@ def _recipe(scene: str, method: str | None, channel: str = "", **overrides: Any)
         compute=settings.compute(),
         max_megapixels=settings.photo_max_megapixels,
         credentials=find_credentials(settings),
+        reader=find_reader(look.checks.read_text, settings),
         **overrides,
     )
     painter_of(recipe)  # before a model is loaded

@@ -15,22 +15,33 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.errors import Rejected, UsageError
-from pipelines.evaluation import planted, planted_finals
-from pipelines.evaluation.faults import Seen, before_scenes, finals, holding, likenesses, lost_parts, on_paper
+from pipelines.evaluation import planted, planted_finals, planted_paper, planted_text
+from pipelines.evaluation.faults import (
+    Seen,
+    before_scenes,
+    disputed,
+    finals,
+    holding,
+    likenesses,
+    lost_parts,
+    on_paper,
+    texts,
+)
 from pipelines.models.profile import Profile
 from pipelines.quality.checkerboard import LIMIT as CHECKERBOARD
 from pipelines.quality.checkerboard import measure_checkerboard
-from pipelines.quality.evidence import Evidence
 from pipelines.quality.intervals import Interval, interval
-from pipelines.quality.overcompletion import ColourFinder, OvercompletionDetector, SalientFinder
 from pipelines.quality.product_photo import LIMIT as GRAPHIC
 from pipelines.quality.product_photo import measure_graphic
 from pipelines.stages.cutout import CutoutModels, cutout, step_doubts
 from pipelines.vision.photos import Photo, read_photo
-from pipelines.vision.segmenters import HQSamSegmenter, SalientSegmenter
+from pipelines.vision.reader import installed_reader, load_reader
 
 FAULTS, CLEAN = 60, 100
 """Planted faults a check, and clean photos a source, if no limit is given."""
+
+TEXT_SOURCES = ("saleor", "solidus", "grocery-store")
+"""Sources of products with text."""
 
 CLEAN_SOURCES = ("clothing-dataset", "grocery-store", "magento2", "vendure")
 
@@ -78,7 +89,7 @@ def measure_checks(training: Path, profile: Profile, limit: int | None = None, d
 
     Args:
         training: The training folder with `index.csv`, `cutouts` and `photos`.
-        profile: Whose salient-object net finds the products.
+        profile: Whose models cut the products out.
         limit: Number of planted faults a check, and of clean photos in all; None: 60 and 100.
         device: torch device.
 
@@ -92,9 +103,8 @@ def measure_checks(training: Path, profile: Profile, limit: int | None = None, d
     rng = np.random.default_rng(2)
     cutouts = [cutouts[n] for n in rng.permutation(len(cutouts))]
     photos = [photos[n] for n in rng.permutation(len(photos))[:clean]]
-    salient = SalientSegmenter.from_profile(profile, device)
-    detector = OvercompletionDetector([SalientFinder(salient), ColourFinder()], Evidence.read())
-    models = CutoutModels(salient, HQSamSegmenter.from_profile(profile, salient, device), detector)
+    models = CutoutModels.from_profile(profile, device)
+    assert models.detector is not None
 
     def picked(n: int) -> tuple[str, np.ndarray]:
         name, path = cutouts[n % len(cutouts)]
@@ -120,16 +130,19 @@ def measure_checks(training: Path, profile: Profile, limit: int | None = None, d
         held = _held(rgb, models, name, alpha)
         glass.append(Seen(name, "see-through", "see_through" in held))
     wrong = before_scenes(picked, [path for _, path in photos], models, faults, rng)
-    by_colour = on_paper(picked, models, faults, rng)
-    ends, wholes = lost_parts(picked, detector, faults, clean, rng)
+    unsure = disputed(picked, [path for _, path in photos], models, faults, rng)
+    by_colour = on_paper(picked, planted_paper.PAPERS, models, faults, rng)
+    gaps = on_paper(picked, planted_paper.GAPS, models, faults, rng)
+    ends, wholes = lost_parts(picked, models.detector, faults, clean, rng)
     twins, strangers = likenesses(picked, models, faults, clean, rng)
     held_whole = []
     for n in range(clean):
         name, product = picked(n)
         held_whole.append((name, _held(planted.alone(product, rng), models, name)))
-    for check in ("border", "single_product", "openings", "see_through", "certain"):
+    for check in ("border", "single_product", "openings", "see_through", "certain", "cutout"):
         whole.append([Seen(name, "on paper", check in held) for name, held in held_whole])
     whole.append([Seen(name, "on paper", bool(held)) for name, held in held_whole])
+    by_any = whole[-1]
     pictures = [(name, read_photo(path.read_bytes()).rgb) for name, path in photos]
     shown = {check: [Seen(name, "photos", held(rgb)) for name, rgb in pictures] for check, held in ON_PHOTOS.items()}
     held_by_any = [any(one.held for one in seen) for seen in zip(*shown.values(), strict=True)]
@@ -143,14 +156,30 @@ def measure_checks(training: Path, profile: Profile, limit: int | None = None, d
             _figures("see_through", glass, whole[3], "on paper"),
             _figures("certain", wrong.certain, whole[4], "on paper"),
             _figures("certain, by colour", by_colour.certain, whole[4], "on paper"),
-            _figures("all, before scenes", wrong.any_check, whole[5], "on paper"),
-            _figures("all, by colour", by_colour.any_check, whole[5], "on paper"),
+            _figures("cutout", unsure, whole[5], "on paper"),
+            _figures("all, before scenes", wrong.any_check, by_any, "on paper"),
+            _figures("all, by colour", by_colour.any_check, by_any, "on paper"),
+            _figures("all, small gaps", gaps.any_check, by_any, "on paper"),
             _figures("whole", ends, wholes, "on paper"),
             _figures("likeness", twins, strangers, "on paper"),
             *(_figures(name, *finals(name, picked, faults, clean, rng), "finals") for name in planted_finals.FAULTS),
+            *(measure_texts(training, faults, clean) if installed_reader() else ()),
         ),
         float(np.mean(held_by_any)),
         float(np.mean([bool(held) for _, held in held_whole])),
+    )
+
+
+def measure_texts(training: Path, faults: int = FAULTS, clean: int = CLEAN) -> tuple[CheckMeasure, ...]:
+    """Measure the checks of text, which need the extra `ocr`. Raises UsageError as `measure_checks` does."""
+    reader, rng = load_reader(), np.random.default_rng(3)
+    cutouts, photos = _measured_half(training, TEXT_SOURCES)
+    photos = [photos[n] for n in rng.permutation(len(photos))]
+    products = list(planted_text.read_products(cutouts, photos, reader, max(faults, clean)))
+    if not products:
+        raise UsageError(f"{training}: no product with text to measure on")
+    return tuple(
+        _figures(check, *texts(check, products, reader, faults, clean, rng), "finals") for check in planted_text.FAULTS
     )
 
 
@@ -159,13 +188,16 @@ def in_measured_half(name: str) -> bool:
     return hashlib.sha256(name.encode()).digest()[0] % 2 == 1
 
 
-def _measured_half(training: Path) -> tuple[list[tuple[str, Path]], list[tuple[str, Path]]]:
-    """Return name and file of the cutouts and of the photos of the measured half."""
+def _measured_half(
+    training: Path, sources: Sequence[str] = ()
+) -> tuple[list[tuple[str, Path]], list[tuple[str, Path]]]:
+    """Return name and file of the cutouts and of the photos of the measured half, of all sources or of these alone."""
     try:
         with (training / "index.csv").open(encoding="utf-8", newline="") as file:
             rows = [row for row in csv.DictReader(file) if in_measured_half(row["name"])]
     except (OSError, KeyError) as error:
         raise UsageError(f"{training}: no index.csv with the columns file, name and source ({error})") from error
+    rows = [row for row in rows if not sources or row["source"] in sources]
     cutouts = [(row["name"], training / row["file"]) for row in rows if row["file"].startswith("cutouts/")]
     photos = [
         (row["name"], training / row["file"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import html
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -116,7 +116,7 @@ def measure_cutouts(
     if baselines is not None:
         ways["u2netp"] = _alone(PublishedU2NetP(baselines / U2NETP))
         sam = HQSamSegmenter(build_mobile_sam(baselines / MOBILE_SAM), models.salient, device)
-        ways["mobile_sam"] = _stage(CutoutModels(models.salient, sam, models.detector), "hqsam")
+        ways["mobile_sam"] = _stage(replace(models, hqsam=sam), "hqsam")
 
     found: dict[str, list[ProductCutout]] = {name: [] for name in ways}
     for item in _items(catalogue, rows, backgrounds):

@@ -9,19 +9,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from pipelines.contracts import Product
 from pipelines.errors import Rejected
-from pipelines.evaluation import planted, planted_finals, planted_paper
+from pipelines.evaluation import planted, planted_finals, planted_paper, planted_text
 from pipelines.quality.contact import measure_contact
 from pipelines.quality.fidelity import background_quality, halo, product_fidelity
+from pipelines.quality.lettering import measure_lettering, measure_text
 from pipelines.quality.likeness import find_twins, likeness_code
 from pipelines.quality.overcompletion import OvercompletionDetector
 from pipelines.scenes import Checks
 from pipelines.stages.cutout import MAX_CLUTTER, CutoutModels, CutoutResult, cutout, photo_checks, step_doubts
 from pipelines.stages.keys import WHOLE
 from pipelines.vision.photos import Photo, read_photo
+from pipelines.vision.reader import TextLine, TextReader
 from pipelines.vision.studio import clutter, cut_studio, find_studio
 
 COMPOSITES = 4
@@ -29,6 +32,9 @@ COMPOSITES = 4
 
 WRONG_IOU, WRONG_PART = 0.95, 0.03
 """A cutout is wrong if its IoU with the exact alpha is less, or if it lacks this share of the product."""
+
+WRONG_WIDTH = 0.016
+"""On paper, a wrong piece of this width, as a share of the longer side, makes a cutout wrong too."""
 
 Picked = Callable[[int], tuple[str, np.ndarray]]
 """Maps a number to a product's name and its cutout `(h, w, 4)` uint8 RGBA."""
@@ -77,24 +83,62 @@ def before_scenes(
     return found
 
 
-def on_paper(picked: Picked, models: CutoutModels, faults: int, rng: np.random.Generator) -> WrongCutouts:
-    """What becomes of pictures whose colours alone give a wrong cutout: hard shadows, joints, a wall and its floor."""
-    kinds, found = list(planted_paper.PAPERS.items()), WrongCutouts([], [])
+def disputed(
+    picked: Picked, photos: Sequence[Path], models: CutoutModels, faults: int, rng: np.random.Generator
+) -> list[Seen]:
+    """What `cutout` says where it is disputed what the product is: wrong cutouts of one of several things that touch,
+    and products that a hand covers."""
+    found: list[Seen] = []
     for n in range(COMPOSITES * faults):
         name, product = picked(n)
-        kind, make = kinds[n % len(kinds)]
+        ground = read_photo(photos[int(rng.integers(len(photos)))].read_bytes()).rgb
+        hand = n % 2 == 0
+        if hand:
+            picture = planted.in_a_hand(product, ground, rng)
+        else:
+            others = [picked(n + 7 * k)[1] for k in range(1, int(rng.integers(3, 6)))]
+            picture, truth = planted.among_others([product, *others], ground, rng)
+        photo = Photo(picture, None)
+        try:
+            result = cutout(photo, models, title=name)
+        except Rejected:
+            continue
+        if hand or _fault(result.matte > 0.5, truth):
+            found.append(Seen(name, "a hand" if hand else "a heap", "cutout" in holding(photo, result, name)))
+        if len(found) == faults:
+            break
+    return found
+
+
+def on_paper(
+    picked: Picked, kinds: planted_paper.Kinds, models: CutoutModels, faults: int, rng: np.random.Generator
+) -> WrongCutouts:
+    """What becomes of pictures whose colours alone give a wrong cutout, or one with a foreign or lost piece that is
+    wide enough to be seen.
+
+    Args:
+        picked: The products.
+        kinds: Of pictures, `planted_paper.PAPERS` or `planted_paper.GAPS`.
+        models: The segmenters.
+        faults: Number of wrong cutouts by colour.
+        rng: Draws what varies.
+    """
+    makers, found = list(kinds.items()), WrongCutouts([], [])
+    for n in range(COMPOSITES * faults):
+        name, product = picked(n)
+        kind, make = makers[n % len(makers)]
         picture, truth = make(product, rng)
         photo, studio = Photo(picture, None), find_studio(picture)
         if studio is None:
             continue
         by_colour = cut_studio(picture, studio, models.salient.segment(picture))
-        if not _fault(by_colour, truth) or clutter(picture, studio, by_colour) > MAX_CLUTTER:
+        if not _seen_fault(by_colour, truth) or clutter(picture, studio, by_colour) > MAX_CLUTTER:
             continue
         try:
             result = cutout(photo, models, title=name)
         except Rejected:
             continue
-        found.add(name, kind, holding(photo, result, name), mended=not _fault(result.matte > 0.5, truth))
+        found.add(name, kind, holding(photo, result, name), mended=not _seen_fault(result.matte > 0.5, truth))
         if len(found.certain) == faults:
             break
     return found
@@ -106,6 +150,13 @@ def _fault(mask: np.ndarray, truth: np.ndarray) -> str:
     if lost > WRONG_PART:
         return "part lost"
     return "surroundings" if agreed < WRONG_IOU else ""
+
+
+def _seen_fault(mask: np.ndarray, truth: np.ndarray) -> str:
+    """Return what is wrong with a cutout, a small piece among it, or ""; both `(H, W)` bool."""
+    wrong = np.pad(mask ^ truth, 1).astype(np.uint8)
+    width = 2 * float(cv2.distanceTransform(wrong, cv2.DIST_L2, 5).max())
+    return _fault(mask, truth) or ("piece" if width > WRONG_WIDTH * max(mask.shape) else "")
 
 
 def holding(photo: Photo, result: CutoutResult, title: str) -> set[str]:
@@ -161,6 +212,43 @@ def _holds(check: str, final: planted_finals.Stood) -> bool:
     if check == "halo":
         return halo(final.image, final.product.matte).score > limits.halo
     return background_quality(final.image, final.product.matte).score < limits.background
+
+
+def texts(
+    check: str,
+    products: Sequence[planted_text.Labelled],
+    reader: TextReader,
+    faults: int,
+    clean: int,
+    rng: np.random.Generator,
+) -> tuple[list[Seen], list[Seen]]:
+    """What a check of text says of images with planted faults, and of those without; `check`: one of
+    `planted_text.FAULTS`. A product whose text is too small on the backdrop that is drawn is left out."""
+
+    def seen(wanted: int, kinds: Sequence[str]) -> list[Seen]:
+        found: list[Seen] = []
+        for n in range(4 * wanted):
+            product, fault = products[n % len(products)], kinds[len(found) % len(kinds)]
+            if made := planted_text.stood_with_text(product, rng, fault):
+                found.append(Seen(product.name, fault or "finals", _other_text(check, *made, product, reader)))
+            if len(found) == wanted:
+                break
+        return found
+
+    return seen(faults, planted_text.FAULTS[check]), seen(clean, ("",))
+
+
+def _other_text(
+    check: str,
+    final: planted_finals.Stood,
+    compared: Sequence[TextLine],
+    product: planted_text.Labelled,
+    reader: TextReader,
+) -> bool:
+    if check == "text":
+        return measure_text(final.image, compared, reader).score > Checks().text
+    known = [line.text for line in product.lines]
+    return measure_lettering(final.image, final.product.matte, known, reader).score > 0
 
 
 def likenesses(

@@ -106,6 +106,51 @@ def before_scene(cutout: np.ndarray, scene: np.ndarray, rng: Draw) -> tuple[np.n
     return saved(ground, rng), alpha > 0.5
 
 
+def among_others(cutouts: list[np.ndarray], scene: np.ndarray, rng: Draw) -> tuple[np.ndarray, np.ndarray]:
+    """A product, the first one, in a heap of others before a scene; returns the picture and the product `(H, W)` bool.
+
+    The others are as large as the product, touch it, and may cover a part of it.
+    """
+    ground = cv2.resize(scene, (640, 640), interpolation=cv2.INTER_AREA).astype(np.float32)
+    truth = np.zeros((640, 640, 3), np.float32)
+    product, *others = cutouts
+    for cutout in [*others, product, others[0]]:
+        width, height = fitted(cutout, rng.uniform(220, 340))
+        middle, away = np.array([320.0, 320.0]), 0.0 if cutout is product else rng.uniform(110, 230)
+        turn = rng.uniform(0, 2 * np.pi)
+        left, top = (middle + away * np.array([np.cos(turn), np.sin(turn)]) - np.array([width, height]) / 2).astype(int)
+        box = (int(left), int(top), width, height)
+        lay(ground, cutout, box)
+        flat = cutout.copy()
+        flat[..., :3] = 255 if cutout is product else 0
+        lay(truth, flat, box)
+    return saved(ground, rng), truth[..., 0] > 127
+
+
+def in_a_hand(cutout: np.ndarray, scene: np.ndarray, rng: Draw) -> np.ndarray:
+    """A product before a scene, held by a hand that covers a part of it: three or four fingers from one side."""
+    ground = cv2.resize(scene, (640, 640), interpolation=cv2.INTER_AREA).astype(np.float32)
+    width, height = fitted(cutout, rng.uniform(300, 460))
+    left, top = (640 - width) // 2, (640 - height) // 2
+    lay(ground, cutout, (left, top, width, height))
+    skin = np.array([224, 172, 140]) * rng.uniform(0.55, 1.05) + rng.uniform(-8, 8, 3)
+    thick = round(rng.uniform(0.11, 0.16) * height) + 8
+    palm = np.zeros((640, 640), np.float32)
+    cv2.ellipse(palm, (0, 320), (max(30, left), round(2.4 * thick)), 0, 0, 360, 1.0, -1)
+    for finger in range(int(rng.integers(3, 5))):
+        row = 320 + round((finger - 1.5) * 1.15 * thick)
+        tip = round(left + rng.uniform(0.35, 0.6) * width)
+        hand = np.zeros((640, 640), np.float32)
+        cv2.line(hand, (0, row), (tip, row + int(rng.integers(-12, 13))), 1.0, thick, cv2.LINE_AA)
+        round_light = cv2.GaussianBlur(hand, (0, 0), 0.25 * thick)[..., None]
+        hand = np.maximum(hand, palm if finger == 0 else 0)[..., None]
+        lit = np.clip(skin * (0.6 + 0.45 * round_light), 0, 255)
+        ground = (ground * (1 - hand) + lit * hand).astype(np.float32)
+    if rng.random() < 0.5:
+        ground = ground[:, ::-1]
+    return saved(np.ascontiguousarray(ground), rng)
+
+
 def over_the_border(cutout: np.ndarray, rng: Draw) -> np.ndarray:
     """A product of which 15 to 45 % of the width or height lies beyond one side of the photo."""
     ground = paper(rng)

@@ -17,7 +17,7 @@ from pipelines.evaluation.planted import Draw
 from pipelines.scenes import FOLDER, BackdropPicture, list_scenes
 from pipelines.vision.backdrops import BackdropSettings, LaidBackdrop, lay_backdrop
 from pipelines.vision.light import relight
-from pipelines.vision.placement import OPAQUE, LaidProduct, lay_product, place
+from pipelines.vision.placement import OPAQUE, LaidProduct, Placement, lay_product, place
 
 SIDE = 640
 """Width and height of the images, px."""
@@ -38,6 +38,7 @@ class Stood:
     image: np.ndarray
     backdrop: np.ndarray
     product: LaidProduct
+    placement: Placement
 
 
 def stood(cutout: np.ndarray, rng: Draw, fault: str = "") -> Stood:
@@ -69,7 +70,7 @@ def stood(cutout: np.ndarray, rng: Draw, fault: str = "") -> Stood:
         final = _altered(final, product.matte, fault, rng)
     if fault in FAULTS["halo"]:
         final = _rimmed(final, product.matte, fault, rng)
-    return Stood(final, backdrop.pixels, product)
+    return Stood(final, backdrop.pixels, product, placed)
 
 
 def _broken(scene: np.ndarray, fault: str, rng: Draw) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Photos on paper or on a plain floor that a cutout by colour gets wrong: hard shadows, tiles, boards and edges.
+"""Photos on paper or on a plain floor that a cutout by colour gets wrong: shadows, tiles, edges, leaves and cords.
 
 Each function returns a picture and the product in it, so that a cutout can be compared with the truth.
 """
@@ -57,6 +57,46 @@ def wall_and_floor(cutout: np.ndarray, rng: Draw) -> Planted:
     return _laid(_soft_shadow(ground.astype(np.float32), alpha, rng), cutout, box, alpha, rng)
 
 
+def shadow_on_white(cutout: np.ndarray, rng: Draw) -> Planted:
+    """A product on pure white, as shops clear their photos, with its old shadow: dark at the foot, and fading out."""
+    ground, alpha, box = _standing(cutout, rng, np.full((SIDE, SIDE, 3), 255, np.float32))
+    flat = _cast(alpha, box, rng)
+    dark = np.maximum(*(cv2.GaussianBlur(flat, (0, 0), rng.uniform(*blur)) for blur in ((1.5, 4), (5, 14))))
+    return _laid(_shaded(ground, dark, rng.uniform(0.2, 0.6), rng), cutout, box, alpha, rng)
+
+
+def foliage(cutout: np.ndarray, rng: Draw) -> Planted:
+    """A product of leaves or of lace: the ground, a little darker, is seen through many small gaps."""
+    height, width = cutout.shape[:2]
+    leaves = np.zeros((height, width), np.uint8)
+    side = max(height, width)
+    for _ in range(int(rng.integers(120, 400))):
+        middle = (int(rng.integers(width)), int(rng.integers(height)))
+        axes = (max(2, round(side * rng.uniform(0.025, 0.07))), max(1, round(side * rng.uniform(0.008, 0.022))))
+        cv2.ellipse(leaves, middle, axes, rng.uniform(0, 180), 0, 360, 255, -1, cv2.LINE_AA)
+    cut = cutout.copy()
+    cut[..., 3] = np.minimum(cutout[..., 3], leaves)
+    ground, alpha, box = _standing(cut, rng, paper(rng))
+    inside = cv2.GaussianBlur(alpha, (0, 0), 8)
+    return _laid(_shaded(ground, inside, rng.uniform(0, 0.15), rng), cut, box, alpha, rng)
+
+
+def corded(cutout: np.ndarray, rng: Draw) -> Planted:
+    """A product with two to four loops of a thin cord, on paper or on pure white."""
+    ground = paper(rng) if rng.random() < 0.5 else np.full((SIDE, SIDE, 3), 255, np.float32)
+    ground, alpha, box = _standing(cutout, rng, ground)
+    cord, grey = np.zeros((SIDE, SIDE), np.float32), rng.uniform(20, 130) + rng.uniform(-10, 10, 3)
+    wide = int(rng.integers(3, 9))
+    for _ in range(int(rng.integers(2, 5))):
+        rows, columns = np.nonzero(alpha > 0.5)
+        at = int(rng.integers(len(rows)))
+        axes = (int(rng.integers(25, 110)), int(rng.integers(8, 45)))
+        cv2.ellipse(cord, (int(columns[at]), int(rows[at])), axes, rng.uniform(0, 180), 0, 360, 1.0, wide, cv2.LINE_AA)
+    lay(ground, cutout, box)
+    picture = ground * (1 - cord[..., None]) + grey * cord[..., None]
+    return saved(picture, rng), np.maximum(alpha, cord) > 0.5
+
+
 def plain(cutout: np.ndarray, rng: Draw) -> Planted:
     """A product on even paper: no fault."""
     ground, alpha, box = _standing(cutout, rng, paper(rng))
@@ -74,11 +114,19 @@ def without_an_end(product: np.ndarray, rng: Draw) -> np.ndarray:
     return kept
 
 
-PAPERS: dict[str, Callable[[np.ndarray, Draw], Planted]] = {
+Kinds = dict[str, Callable[[np.ndarray, Draw], Planted]]
+"""Functions that plant, by the name of what they plant."""
+
+PAPERS: Kinds = {
     "hard shadow": hard_shadow,
     "tiles": tiled_floor,
     "wall and floor": wall_and_floor,
+    "shadow on white": shadow_on_white,
 }
+"""What colour takes for product."""
+
+GAPS: Kinds = {"foliage": foliage, "cords": corded}
+"""Paper that is seen through a product."""
 
 
 def _standing(

@@ -169,15 +169,15 @@ def decide_selection(
 ) -> int:
     """Records one decision about every image of a part of the queue; returns how many it decided.
 
-    `fingerprint` is the selection's as `counted` returned it; `batch` names the decisions, so that `undo_batch` takes
+    `fingerprint` is the selection's as `counted` returns it; `batch` names the decisions, so that `undo_batch` takes
     them back as one. Raises SelectionChanged if the part of the queue is another one meanwhile.
     """
     with engine.begin() as connection:
         # whoever decides a selection waits for the others who do; single decisions show in the fingerprint
         connection.execute(text("SELECT pg_advisory_xact_lock(hashtextextended('packshot batch', 0))"))
-        count, now = _count(connection, selection)
-        if now != fingerprint:
-            raise SelectionChanged(f"the queue changed meanwhile: the selection has {count} images now")
+        now = _count(connection, selection)
+        if now.fingerprint != fingerprint:
+            raise SelectionChanged(f"the queue changed meanwhile: the selection has {now.count} images now")
         values = {**selection.values(), "choice": choice, "by": by, "reason": reason, "batch": batch}
         decided = connection.scalars(text(_DECIDE_ALL), values).all()
         outcomes.unsettle_images(connection, decided)
@@ -214,10 +214,20 @@ def affected(engine: Engine, bases: Sequence[str]) -> tuple[int, int]:
         return row.images, row.scenes
 
 
-def counted(engine: Engine, selection: Selection) -> tuple[int, str]:
-    """How many images a part of the queue has, and a fingerprint of which they are."""
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What a decision about a part of the queue would decide: how many images, a fingerprint of which they are, and
+    sha256 of some of them, spread over the whole and the same ones for the same images."""
+
+    count: int
+    fingerprint: str
+    sample: tuple[str, ...]
+
+
+def counted(engine: Engine, selection: Selection, sample: int = 0) -> Batch:
+    """Counts a part of the queue without its spot checks, and takes a sample of it, in one pass."""
     with engine.connect() as connection:
-        return _count(connection, selection)
+        return _count(connection, selection, sample)
 
 
 def undo(engine: Engine, decision: int, by: str) -> Decision:
@@ -443,9 +453,9 @@ def withdraw(connection: Connection, shots: Sequence[int], finals: Sequence[str]
     return len(withdrawn)
 
 
-def _count(connection: Connection, selection: Selection) -> tuple[int, str]:
-    row = connection.execute(text(_COUNT), selection.values()).one()
-    return row.images, row.fingerprint
+def _count(connection: Connection, selection: Selection, sample: int = 0) -> Batch:
+    row = connection.execute(text(_COUNT), {**selection.values(), "sample": sample}).one()
+    return Batch(row.images, row.fingerprint, tuple(row.sample))
 
 
 _OF_SKU = """
@@ -498,9 +508,10 @@ WHERE st.base = ANY(:bases) AND st.stage = 'cutout'
 """
 
 _COUNT = f"""
-SELECT count(DISTINCT q.final) AS images,
-       md5(coalesce(string_agg(DISTINCT q.final, '' ORDER BY q.final), '')) AS fingerprint
-FROM review_queue q WHERE {IN_BATCH}
+WITH q AS MATERIALIZED (SELECT DISTINCT q.final FROM review_queue q WHERE {IN_BATCH})
+SELECT count(*) AS images, md5(coalesce(string_agg(final, '' ORDER BY final), '')) AS fingerprint,
+       ARRAY(SELECT final FROM q ORDER BY md5(final) LIMIT :sample) AS sample
+FROM q
 """  # noqa: S608  # no value from outside
 
 _LOCK = "SELECT d.id FROM decisions d WHERE {where} ORDER BY d.id FOR UPDATE"

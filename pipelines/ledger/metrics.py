@@ -1,4 +1,4 @@
-"""Metrics of the whole ledger for a monitoring system: seven queries, whatever the number of runs.
+"""Metrics of the whole ledger for a monitoring system: eight queries, whatever the number of runs.
 
 What concerns the work of the last day is found by the index on the steps' times. Only the images' states need every
 row of `run_shots`.
@@ -64,6 +64,16 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
+class ImageSeconds:
+    """Runs of a scene that began in the last 14 days and ended: their seconds of computing, and the images that they
+    published first."""
+
+    scene: str
+    seconds: float
+    images: int
+
+
+@dataclass(frozen=True, slots=True)
 class Runs:
     """Runs of a DAG in one state. `oldest` is when the first began, `ended` when the last ended."""
 
@@ -83,6 +93,7 @@ class LedgerMetrics:
     queue: Queue
     checked: Sequence[Checked]
     work: Sequence[Work]
+    image_seconds: Sequence[ImageSeconds]
     runs: Sequence[Runs]
     false_passes: Sequence[FalsePasses]
     bytes: int
@@ -97,6 +108,7 @@ def read_metrics(engine: Engine) -> LedgerMetrics:
             queue=Queue(*connection.execute(text(_QUEUE)).one()),
             checked=[Checked(*row) for row in _rows(connection, _CHECKED)],
             work=[Work(*row) for row in _rows(connection, _WORK, stages=list(STAGES))],
+            image_seconds=[ImageSeconds(*row) for row in _rows(connection, _MADE)],
             runs=[Runs(*row) for row in _rows(connection, _RUNS, scheduled=SCHEDULED)],
             false_passes=false_passes(connection),
             bytes=connection.scalar(text("SELECT pg_database_size(current_database())")) or 0,
@@ -129,27 +141,51 @@ SELECT count(*), min(coalesce(r.finished_at, r.started_at)) FROM review_queue q 
 WHERE NOT q.spot
 """
 
-# Naming the runs keeps Postgres from reading the uses of all runs that there ever were.
+# Every finished inspection of the last day counts, and of each shot with a failed check the one that held it is looked
+# up. `OFFSET 0` has Postgres read the shots of these runs alone.
 _CHECKED = """
 WITH fresh AS MATERIALIZED (
     SELECT key, run FROM steps
     WHERE stage = 'inspect' AND state = 'done' AND created_at > now() - interval '1 day'
-), inspected AS (
-    SELECT u.run, u.shot FROM fresh JOIN run_steps u USING (key)
-    WHERE u.run = ANY(ARRAY(SELECT DISTINCT run FROM fresh)) AND u.stage = 'inspect' AND u.chosen AND NOT u.reused
-), of_scene AS MATERIALIZED (
-    SELECT r.scene, rs.checks FROM inspected i JOIN run_shots rs ON rs.run = i.run AND rs.shot = i.shot
-    JOIN runs r ON r.id = rs.run
+), of_run AS MATERIALIZED (
+    SELECT run, count(*) AS inspected FROM fresh GROUP BY run
+), failing AS MATERIALIZED (
+    SELECT rs.* FROM of_run CROSS JOIN LATERAL (
+        SELECT run, shot, checks FROM run_shots WHERE run = of_run.run AND checks <> '{}' OFFSET 0) rs
+), held AS MATERIALIZED (
+    SELECT failing.run, failing.checks FROM failing CROSS JOIN LATERAL (
+        SELECT u.key FROM run_steps u
+        WHERE u.run = failing.run AND u.shot = failing.shot AND u.stage = 'inspect' AND u.chosen AND NOT u.reused
+        LIMIT 1) used
+    WHERE used.key IN (SELECT key FROM fresh)
+), of_scene AS (
+    SELECT r.scene, CAST(sum(inspected) AS bigint) AS inspected FROM of_run JOIN runs r ON r.id = run GROUP BY r.scene
+), held_by AS (
+    SELECT r.scene, name, count(*) AS held
+    FROM (SELECT run, '' AS name FROM held UNION ALL SELECT run, unnest(checks) FROM held) named
+    JOIN runs r ON r.id = named.run GROUP BY r.scene, name
 )
-SELECT scene, '', count(*), count(*) FILTER (WHERE checks <> '{}') FROM of_scene GROUP BY scene
+SELECT scene, '', inspected, coalesce((SELECT held FROM held_by h WHERE h.scene = of_scene.scene AND h.name = ''), 0)
+FROM of_scene
 UNION ALL
-SELECT scene, name, (SELECT count(*) FROM of_scene every WHERE every.scene = held.scene), count(*)
-FROM of_scene held, unnest(checks) AS name GROUP BY scene, name
+SELECT scene, name, inspected, held FROM held_by JOIN of_scene USING (scene) WHERE name <> ''
 """
 
 _WORK = """
 SELECT stage, state, count(*), sum(seconds), max(created_at) FROM steps
 WHERE stage = ANY(:stages) AND created_at > now() - interval '1 day' GROUP BY stage, state
+"""
+
+# The totals of a run are in its row. Without images there is nothing that the seconds were spent on.
+_MADE = """
+SELECT scene, sum(seconds) AS seconds, CAST(sum(images) AS bigint) AS images
+FROM (
+    SELECT scene, coalesce(CAST(totals ->> 'images' AS int), 0) AS images,
+           coalesce((SELECT sum(CAST(value ->> 2 AS double precision)) FROM jsonb_each(totals -> 'stages')), 0)
+               AS seconds
+    FROM runs WHERE totals IS NOT NULL AND started_at > now() - interval '14 days'
+) ended
+GROUP BY scene HAVING sum(images) > 0
 """
 
 _RUNS = """

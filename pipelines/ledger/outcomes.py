@@ -30,11 +30,30 @@ def outcome_of(steps: Mapping[str, Step]) -> tuple[ShotState, str]:
 
 def settle(connection: Connection, run: str, shard: int | None = None, shots: Sequence[int] | None = None) -> None:
     """Sets state, reason, image and failed checks of a run's shots from its steps, verdicts and publications so far: of
-    all shots, of one shard, or of the shots with these numbers."""
+    all shots, of one shard, or of the shots with these numbers. Notes which held images of these shots are superseded.
+    """
     from sqlalchemy import text
 
     some = {"shard": shard, "shots": None if shots is None else list(shots)}
     connection.execute(text(_SETTLE), {"run": run, "stages": list(STAGES), **some})
+    note_superseded(connection, run, shard, shots)
+
+
+def note_superseded(
+    connection: Connection, run: str, shard: int | None = None, shots: Sequence[int] | None = None
+) -> None:
+    """Notes which held images, of any run, of these shots have a later image."""
+    from sqlalchemy import text
+
+    some = {"run": run, "shard": shard, "shots": None if shots is None else list(shots)}
+    connection.execute(text(_SUPERSEDED), some)
+
+
+def remove_shots(connection: Connection, run: str) -> None:
+    """Removes all shots of a run, which is planned anew. What its images superseded is looked at again."""
+    from sqlalchemy import text
+
+    connection.execute(text(_REMOVE), {"run": run})
 
 
 def close(connection: Connection, run: str, problem: str | None) -> None:
@@ -162,6 +181,29 @@ WHERE run_shots.run = :run AND run_shots.position = outcome.position
            AND EXISTS (SELECT FROM runs r WHERE r.id = :run AND r.state <> 'running'))
   AND (run_shots.state, run_shots.reason, run_shots.final, run_shots.checks)
       IS DISTINCT FROM (outcome.state, outcome.reason, outcome.final, outcome.checks)
+"""
+
+# The queue needs no look at a superseded image, and it looks for a later one of every other. So a row that another
+# transaction holds may be left for the next time: runs do not wait for each other here.
+_SUPERSEDED = """
+UPDATE run_shots SET superseded = NOT superseded WHERE (run, position) IN (
+    SELECT held.run, held.position
+    FROM run_shots rs JOIN run_shots held ON held.shot = rs.shot JOIN runs r ON r.id = held.run
+    WHERE rs.run = :run
+      AND (CAST(:shard AS int) IS NULL OR rs.shard = :shard)
+      AND (CAST(:shots AS bigint[]) IS NULL OR rs.shot = ANY(CAST(:shots AS bigint[])))
+      AND held.state = 'held' AND held.final IS NOT NULL
+      AND held.superseded <> EXISTS (
+          SELECT FROM run_shots later JOIN runs later_run ON later_run.id = later.run
+          WHERE later.shot = held.shot AND later.final IS NOT NULL
+            AND (later_run.started_at, later_run.id) > (r.started_at, r.id))
+    FOR UPDATE OF held SKIP LOCKED)
+"""
+
+_REMOVE = """
+WITH gone AS (DELETE FROM run_shots WHERE run = :run RETURNING shot, final)
+UPDATE run_shots SET superseded = false FROM gone
+WHERE gone.final IS NOT NULL AND run_shots.shot = gone.shot AND run_shots.run <> :run AND run_shots.superseded
 """
 
 _CLOSE = """

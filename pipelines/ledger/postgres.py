@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import psycopg2.errors
 from more_itertools import chunked
-from sqlalchemy import Connection, Engine, bindparam, create_engine, delete, exists, func, or_, select, text, update
+from sqlalchemy import Connection, Engine, bindparam, create_engine, exists, func, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, OperationalError
@@ -316,7 +316,7 @@ class PostgresLedger:
         Raises IntegrityError for a product that was not upserted. A second call replaces the first.
         """
         with self.engine.begin() as connection:
-            connection.execute(delete(run_shots).where(run_shots.c.run == run))
+            outcomes.remove_shots(connection, run)
             rows.add_shots(connection, selected)
             rows.place_shots(connection, run, selected, shard_size)
             # without fresh statistics Postgres expects one row for this run, and settles it with nested loops

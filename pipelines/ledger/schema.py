@@ -157,14 +157,22 @@ run_shots = Table(
     ),
     Column("settled", Boolean, nullable=False, server_default="false", comment="Nothing is left to be tried."),
     Column("until", BigInteger, comment="Number of the run of this line from which on it no longer counts."),
+    Column(
+        "superseded",
+        Boolean,
+        nullable=False,
+        server_default="false",
+        comment="Of a held image: a later run made another one. False where nobody looked yet.",
+    ),
     UniqueConstraint("run", "shot"),
     Index(None, "shot"),
 )
 Index(
-    "run_shots_held_idx",
+    "run_shots_queue_idx",
     run_shots.c.run,
     run_shots.c.position,
-    postgresql_where=(run_shots.c.state == "held") & run_shots.c.final.is_not(None),
+    postgresql_include=["shot", "final", "checks"],
+    postgresql_where=(run_shots.c.state == "held") & run_shots.c.final.is_not(None) & ~run_shots.c.superseded,
 )
 Index("run_shots_final_idx", run_shots.c.final, postgresql_where=run_shots.c.final.is_not(None))
 Index("run_shots_seen_idx", run_shots.c.shot, run_shots.c.run, postgresql_where=run_shots.c.final.is_not(None))
@@ -260,6 +268,7 @@ run_steps = Table(
     Column("reused", Boolean, nullable=False),
     Column("chosen", Boolean, nullable=False),
     Index(None, "key"),
+    Index("run_steps_counted_idx", "run", "stage", "reused", "chosen"),
 )
 
 run_artifacts = Table(

@@ -23,7 +23,7 @@ from sqlalchemy import Connection, text
 from pipelines.catalogue.manifest import Line
 from pipelines.contracts import Changes
 from pipelines.errors import IntegrityError, UsageError
-from pipelines.ledger import rows
+from pipelines.ledger import outcomes, rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ def refresh(
     if before.is_built_on:
         about["line"] = ""
     about["number"] = before.number
-    connection.execute(text("DELETE FROM run_shots WHERE run = :run"), about)
+    outcomes.remove_shots(connection, run)
     connection.execute(text(_REOPEN), about)
     connection.execute(text("UPDATE runs SET line = :line, recipe = :recipe, put_off = 0 WHERE id = :run"), about)
 

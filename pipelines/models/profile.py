@@ -38,6 +38,15 @@ _CONFIG_ONLY = frozenset({"scheduler"})
 """Kinds without weights: the digest is that of their configuration."""
 
 
+BUNDLED_NET = "salient"
+"""Kind of a net for salient objects in the bundled format. The check of overcompletion is fitted to the bundled one."""
+
+FOREGROUND = "foreground"
+"""Part that finds the product in a photo without plain paper. A profile without it uses its part `salient`."""
+
+FOREGROUND_NETS = (BUNDLED_NET, "u2net", "isnet", "birefnet")
+"""Kinds that this part may have."""
+
 UNPINNED = "unpinned"
 """A profile's entry for sha256 if none is published."""
 
@@ -220,6 +229,11 @@ class Profile:
         return any(part.name == name for part in self.parts)
 
     @property
+    def cutout_parts(self) -> tuple[str, ...]:
+        """The parts that cut a product out of its photo."""
+        return ("hqsam", "salient", *([FOREGROUND] if self.has(FOREGROUND) else []))
+
+    @property
     def sampler_parts(self) -> tuple[str, ...]:
         """The parts that every inpainting method needs: a whole `base`, or its pieces."""
         return tuple(name for name in ("base", "autoencoder", "clip", "unet", "scheduler") if self.has(name))
@@ -271,6 +285,8 @@ def load_profile(name: str, models_dir: Path | None = None, promoted: bool = Tru
             file = own
         entries = _entries_of(name, document, root)
         parts = tuple(_read_part(name, part, entries, root) for part in entries)
+        for part in parts:
+            _check_net(part)
         return Profile(
             name=name,
             title=document["title"],
@@ -527,6 +543,17 @@ def _read_part(
         pipeline=entry.get("pipeline", ""),
         arguments=check_arguments(name, entry["kind"], entry.get("arguments", {})),
     )
+
+
+def _check_net(part: ModelPart) -> None:
+    """Raise ValueError if a part that finds products is of a kind that cannot take its place."""
+    if part.name == "salient" and part.kind != BUNDLED_NET:
+        raise ValueError(
+            f"salient: its kind must be {BUNDLED_NET}, not {part.kind!r}, as the check of overcompletion is fitted to "
+            f"that net; name the other one {FOREGROUND}"
+        )
+    if part.name == FOREGROUND and part.kind not in FOREGROUND_NETS:
+        raise ValueError(f"{FOREGROUND}: its kind must be one of {', '.join(FOREGROUND_NETS)}, not {part.kind!r}")
 
 
 def _check_painter(name: str, entry: Mapping[str, Any]) -> None:

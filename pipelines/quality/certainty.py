@@ -9,7 +9,9 @@ cutouts a person judged, and to composites with a known truth, all of the half o
 
 On plain paper the cutout is made by colour. A hard shadow, a joint of the floor or a crease passes for product there,
 and a light part for paper. HQ-SAM segments the same product once more. It costs a second, so it is asked only where
-colour can err: a part of the cutout has the paper's colour, or the salient-object net sees another outline.
+colour can err: a part of the cutout has the paper's colour, or the salient-object net sees another outline. A second
+prompt has points only on what no shadow can be. Where its answer leaves out more, only a person can tell shadow from
+product. A thin line that continues beside the cutout needs no model: it is a joint of the floor, or a cord's end.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import numpy as np
 
 from pipelines.quality.fidelity import Measure
 from pipelines.vision.segmenters import stability
-from pipelines.vision.studio import Studio, paper_share, plain_paper, wide_parts
+from pipelines.vision.studio import Studio, like_paper, lines_beyond, paper_share, plain_paper, wide_parts
 
 LIMIT = 0.15
 """Probability of a wrong cutout above which it is held."""
@@ -51,6 +53,15 @@ MIDDLE, STEEP = 0.02, 0.0046
 """Share of a cutout by colour on which both outlines differ at which it is wrong as often as right, and how fast that
 changes. Of 33 planted pictures without the paper that HQ-SAM leaves out, 27 right ones have up to 0.002, and four wrong
 ones 0.033 to 0.127. Two with an IoU of 0.941 have 0. The limit is at 0.012."""
+
+
+SEEN = 0.016
+"""Width of a difference between both outlines, as a share of the longer side, from which it is seen in the image. Of a
+piece that one of its answers leaves out it counts where it has the paper's colour, and of one that both add where it
+has not."""
+
+CONTINUED = 0.5
+"""Probability for a cutout that a line of the floor touches."""
 
 
 def measure_certainty(image: np.ndarray, mask: np.ndarray, off_person: bool = False) -> Measure:
@@ -94,28 +105,54 @@ def colour_may_err(image: np.ndarray, studio: Studio, product: np.ndarray, agree
     return agreement < ALIKE or paper_share(small, paper, inside) > PAPER
 
 
-def measure_second_opinion(image: np.ndarray, studio: Studio, product: np.ndarray, opinion: np.ndarray) -> Measure:
+def measure_second_opinion(
+    image: np.ndarray, studio: Studio, product: np.ndarray, opinion: np.ndarray, strict: np.ndarray | None = None
+) -> Measure:
     """Return the probability that a cutout by colour is wrong; `where` marks where HQ-SAM's outline differs.
 
     HQ-SAM fills openings, so what it adds counts only where it is no plain paper. No two outlines are equal, so thin
-    differences do not count.
+    differences do not count. A small difference counts if it is wide enough to be seen.
 
     Args:
         image: `(H, W, 3)` uint8 RGB.
         studio: Its paper.
         product: `(H, W)` bool, the cutout.
         opinion: `(H, W)` bool, HQ-SAM's mask of the same product.
+        strict: `(H, W)` bool, its mask with points on unmistakable product alone; None if there is too little of it.
     """
     opinion = opinion & (product | ~plain_paper(image, studio))
-    union = max(1, (product | opinion).sum())
-    taken, lost = (wide_parts(part) for part in (product & ~opinion, opinion & ~product))
+    both = opinion if strict is None else opinion & strict
+    union, like = max(1, (product | opinion).sum()), like_paper(image, studio)
+    taken, lost = wide_parts(product & ~opinion), wide_parts(both & ~product)
+    seen = max(_width(product & ~both & like), _width(both & ~product & ~like)) / max(image.shape[:2])
+    score = float(1 / (1 + np.exp(np.clip((MIDDLE - (taken | lost).sum() / union) / STEEP, -30, 30))))
+    if seen > SEEN:
+        score, taken = max(score, 0.5), taken | wide_parts(product & ~both & like)
     where = taken | lost
-    score = float(1 / (1 + np.exp(np.clip((MIDDLE - where.sum() / union) / STEEP, -30, 30))))
     reason = (
         f"HQ-SAM draws another outline than the cutout by colour: {taken.sum() / union:.0%} may be a shadow or the "
         f"floor, and {lost.sum() / union:.0%} may be lost"
     )
     return Measure(score, where.astype(np.float32), reason if score > LIMIT else "")
+
+
+def measure_lines(image: np.ndarray, studio: Studio, product: np.ndarray) -> Measure:
+    """Return the probability that a cutout by colour contains a joint of the floor, or lacks a cord's end.
+
+    Args:
+        image: `(H, W, 3)` uint8 RGB.
+        studio: Its paper.
+        product: `(H, W)` bool, the cutout.
+    """
+    lines = lines_beyond(image, studio, product)
+    reason = "a line continues beside the cutout: a joint of the floor is in it, or the end of a cord is not"
+    found = bool(lines.any())
+    return Measure(CONTINUED if found else 0.0, lines.astype(np.float32), reason if found else "")
+
+
+def _width(part: np.ndarray) -> float:
+    """Return the largest width of a mask `(H, W)` bool, px."""
+    return 2 * float(cv2.distanceTransform(np.pad(part, 1).astype(np.uint8), cv2.DIST_L2, 5).max())
 
 
 def surrounding_spread(image: np.ndarray, mask: np.ndarray) -> float:

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import TYPE_CHECKING, Protocol
 
 import cv2
@@ -159,8 +160,8 @@ class SamFinder:
 
     name = "sam"
 
-    def __init__(self, segmenter: HQSamSegmenter, margin: float = 0.1):
-        self._segmenter = segmenter
+    def __init__(self, segmenter: Callable[[], HQSamSegmenter], margin: float = 0.1):
+        self._segmenter = segmenter  # called when first needed
         self._margin = margin
 
     def find(self, image: np.ndarray, placed: np.ndarray) -> np.ndarray:
@@ -175,7 +176,7 @@ class SamFinder:
         box = np.array(
             [max(0, left - dx), max(0, top - dy), min(width, right + dx), min(height, bottom + dy)], np.float32
         )
-        return self._segmenter.segment_prompted(image, Prompt(box, prompt.points, prompt.labels)) > 0.5
+        return self._segmenter().segment_prompted(image, Prompt(box, prompt.points, prompt.labels)) > 0.5
 
 
 class OvercompletionDetector:
@@ -193,7 +194,10 @@ class OvercompletionDetector:
     def from_profile(cls, profile: Profile, thorough: bool = False, device: str = "cpu") -> OvercompletionDetector:
         """Load the finders of a profile and the evidence's weights; `thorough` adds HQ-SAM as second opinion."""
         salient = SalientSegmenter.from_profile(profile, device)
-        sam = SamFinder(HQSamSegmenter.from_profile(profile, salient, device)) if thorough else None
+        hqsam = cache(partial(HQSamSegmenter.from_profile, profile, salient, device))  # seldom asked
+        if thorough:
+            profile.part("hqsam").check()
+        sam = SamFinder(hqsam) if thorough else None
         return cls([SalientFinder(salient), ColourFinder()], Evidence.read(), sam)
 
     def measure(

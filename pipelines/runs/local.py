@@ -1,7 +1,8 @@
 """`packshot shoot`: a catalogue through every stage in one process, with a folder as its store and no services.
 
 For a designer who tries a photo, and for tests. Steps are kept in memory, artifacts in `.packshot` of the output
-folder. There is no lineage across runs: that needs the services.
+folder. There is no lineage across runs: that needs the services. Until a run ends, its finished steps are kept in
+`.packshot` too, so that the same command goes on where it was interrupted.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from PIL import Image
 
 from pipelines.catalogue import reading
 from pipelines.catalogue.feed import ingest
-from pipelines.catalogue.manifest import load_manifest
+from pipelines.catalogue.manifest import read_manifest
 from pipelines.contracts import (
+    FINISHED,
     STAGES,
     Artifact,
     Job,
@@ -42,7 +44,7 @@ from pipelines.settings import Settings
 from pipelines.stages import stage
 from pipelines.stages.keys import fingerprint
 from pipelines.store import FolderStore
-from pipelines.workflow import Limits, Recipe, run_stage
+from pipelines.workflow import Limits, Recipe, StageModels, run_stage
 
 RECORD = "steps.json"
 """In the output folder's `.packshot`: what was computed, for `packshot measure scenes`."""
@@ -73,34 +75,93 @@ def shoot(
     limit: int | None = None,
     progress: Callable[[str, Shot, Step], None] | None = None,
     started: Callable[[str, int], None] | None = None,
+    finished: Callable[[Outcome], None] | None = None,
+    noted: Callable[[str], None] | None = None,
+    resumed: Callable[[int, int], None] | None = None,
 ) -> list[Outcome]:
     """Takes an image or a catalogue through every stage. Writes images that pass, and a contact sheet, into `out`.
 
-    `started(stage, shots)` is called before each stage, `progress(stage, shot, step)` after each step. Raises
-    UsageError for a missing source, one that is neither image nor catalogue, an `out` that cannot be a folder, and a
-    scene that needs a model which the profile does not have.
+    The first shot goes through all stages alone, so that its image is there early; the others go stage by stage.
+    That holds the models of all stages at once: with `offload`, which saves memory, all shots go stage by stage.
+    A run of these scene and channel that was interrupted in this folder is taken up: its finished steps are reused.
+
+    `started(stage, shots)` is called before each stage of either, `progress(stage, shot, step)` after each step,
+    `finished(outcome)` once a shot's image is written, `noted(sentence)` where the catalogue is not in UTF-8, and
+    `resumed(steps, shots)` at the end with how many steps were reused, and of how many shots.
+    Raises UsageError for a missing source, one that is neither image nor catalogue, an `out` that cannot be a folder,
+    and a scene that needs a model which the profile does not have.
     """
     _have_folder(source, out)
     fingerprint(recipe)  # what is missing is said before hundreds of photos are cut out
     store = FolderStore(out / ".packshot")
-    products = _products(source, store, settings, limit)
+    products, note = _products(source, store, settings, limit)
+    if note and noted is not None:
+        noted(note)
     shots = [Shot(product, recipe.scene.name, recipe.scene.channel.name) for product in products]
-    ledger = MemoryLedger()
+    ledger = _Kept(out / ".packshot" / f"unfinished-{recipe.scene.name}-{recipe.scene.channel.name}.jsonl", store)
     limits = Limits(settings.batch_size, settings.shot_seconds)
     run = f"shoot/{recipe.scene.name}"
-    for name in STAGES:
-        ready = shots if name != "publish" else [s for s in shots if _passed(ledger.chosen(run, [s])[s.sku])]
-        if started is not None:
-            started(name, len(ready))
-        report = (lambda shot, step, name=name: progress(name, shot, step)) if progress is not None else None
-        run_stage(stage(name), run, ready, recipe, ledger, store, limits, report)
+    models = {name: StageModels(stage(name), recipe) for name in STAGES}
+    outcomes: list[Outcome] = []
+    parts = [part for part in (shots[:1], shots[1:]) if part] if not recipe.compute.offload else [shots]
+    for part in parts:
+        for name in STAGES:
+            loaded = models[name] if part is not parts[-1] else models.pop(name)  # the last part frees them
+            ready = part if name != "publish" else [s for s in part if _passed(ledger.chosen(run, [s])[s.sku])]
+            if started is not None:
+                started(name, len(ready))
+            report = (lambda shot, step, name=name: progress(name, shot, step)) if progress is not None else None
+            run_stage(stage(name), run, ready, recipe, ledger, store, limits, report, models=loaded)
+        steps = ledger.chosen(run, part)
+        _remove_former(part, out)
+        for shot in part:
+            outcomes.append(_write(shot, steps[shot.sku], store, out))
+            if finished is not None:
+                finished(outcomes[-1])
+        write_record(out, [(shot, steps[shot.sku]) for shot in part])
     steps = ledger.chosen(run, shots)
-    _remove_former(shots, out)
-    outcomes = [_write(shot, steps[shot.sku], store, out) for shot in shots]
-    write_record(out, [(shot, steps[shot.sku]) for shot in shots])
     rows = (sheet_row(shot, steps[shot.sku], o.state, o.reason, store) for shot, o in zip(shots, outcomes, strict=True))
     contact_sheet(rows, [outcome.state for outcome in outcomes], out / "contact_sheet.png")
+    reused = [sum(step.key in ledger.found for step in steps[shot.sku].values()) for shot in shots]
+    if resumed is not None and any(reused):
+        resumed(sum(reused), sum(count > 0 for count in reused))
+    ledger.end()
     return outcomes
+
+
+class _Kept(MemoryLedger):
+    """The ledger of a run, with its finished steps in a file, one a line, until the run ends. `found` has the keys of
+    those that an interrupted run left there."""
+
+    def __init__(self, path: Path, store: FolderStore) -> None:
+        super().__init__()
+        self._path = path
+        self.found: set[str] = set()
+        for line in path.read_text("utf-8").splitlines() if path.is_file() else ():
+            try:
+                step = _step(json.loads(line))
+            except ValueError:  # the machine stopped in the middle of this line
+                continue
+            if all(store.has(output.sha256) for output in step.outputs):
+                self.found.add(super().record(step).key)
+        if path.is_file():
+            path.write_text("".join(_line(self._steps[key]) for key in self._steps), "utf-8")
+
+    def record(self, step: Step, run: str = "") -> Step:
+        """See `MemoryLedger.record`."""
+        if step.state in FINISHED:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(_line(step))
+        return super().record(step, run)
+
+    def end(self) -> None:
+        """The run is through: nothing is left to go on with."""
+        self._path.unlink(missing_ok=True)
+
+
+def _line(step: Step) -> str:
+    return json.dumps(asdict(step)) + "\n"
 
 
 def write_record(out: Path, walked: Sequence[tuple[Shot, dict[str, Step]]]) -> None:
@@ -185,11 +246,14 @@ def _photo(product: Product, steps: dict[str, Step], store: Store) -> Image.Imag
     return read_photo(store.get(product.photo), math.inf).image()  # the cutout held it to the limit
 
 
-def _products(source: Path, store: Store, settings: Settings, limit: int | None) -> Sequence[Product]:
+def _products(source: Path, store: Store, settings: Settings, limit: int | None) -> tuple[Sequence[Product], str]:
+    """The products of a catalogue or of one photo, and a note on the catalogue's encoding or ""."""
     if source.suffix.lower() in reading.SUFFIXES or reading.seems_a_table(source):
-        return load_manifest(store, ingest(source, store, settings, limit))
+        manifest = read_manifest(store, ingest(source, store, settings, limit))
+        return [line.product for line in manifest], manifest.encoding_note
     photo = store.put(source.read_bytes(), "application/octet-stream")
-    return [Product(source.stem, 1, source.stem.replace("_", " ").replace("-", " "), "", photo, image_link=source.name)]
+    title = source.stem.replace("_", " ").replace("-", " ")
+    return [Product(source.stem, 1, title, "", photo, image_link=source.name)], ""
 
 
 def _passed(steps: dict[str, Step]) -> bool:

@@ -21,7 +21,7 @@ from pipelines.contracts import canonical_json, sha256_hex
 from pipelines.diffusion.control_kinds import REFUSED_KINDS, Kind
 from pipelines.errors import UsageError
 from pipelines.scenes.channels import Channel, channel_files, load_channel
-from pipelines.scenes.strict_yaml import Name, Named, Part, read_model
+from pipelines.scenes.strict_yaml import Name, Named, Part, read_model, yaml_files
 from pipelines.settings import MAX_MEGAPIXELS, get_settings
 
 FOLDER = Path(__file__).resolve().parent
@@ -194,13 +194,24 @@ class Backdrop(Part):
 
 
 class Checks(Part):
-    """Thresholds. An image is held when E⁺ is above `overcompletion`, or a score is on the wrong side of its own."""
+    """Thresholds. An image is held when E⁺ is above `overcompletion`, or a score is on the wrong side of its own.
+
+    read_text: whether the text of photo and image is read and compared; None: as `PACKSHOT_READ_TEXT` says. `text` is
+    the character error rate up to which a line of text is still the photo's.
+    """
 
     overcompletion: float = Field(0.006, ge=0, le=1)
     fidelity: Share = 1.0
     halo: float = Field(0.06, ge=0)
     background: Share = 0.5
+    text: Share = 0.25
+    read_text: bool | None = None
     contact: Share = 0.08
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """The thresholds of the checks that need no reader of text, by name."""
+        return self.model_dump(mode="json", exclude={"read_text", "text"})
 
 
 class Scene(Named):
@@ -350,14 +361,13 @@ def _file_digest(path: Path, mtime_ns: int, size: int) -> str:
 def scene_files(folder: Path | None = None) -> dict[str, Path]:
     """Name → file of every scene, by name: those of `folder`, else the bundled ones and those of PACKSHOT_SCENES_DIR.
 
-    Reads file names only. Raises UsageError where PACKSHOT_SCENES_DIR is no folder.
+    Reads file names only. Raises UsageError where PACKSHOT_SCENES_DIR is no folder, or has two files of one name.
     """
     own = get_settings().scenes_dir if folder is None else None
     if own is not None and not own.is_dir():
         raise UsageError(f"PACKSHOT_SCENES_DIR: {own} is not a folder")
     folders = [folder] if folder is not None else [FOLDER, *([own] if own is not None else [])]
-    found = {path.stem: path for one in folders for path in one.glob("*.yaml")}
-    return dict(sorted(found.items()))
+    return yaml_files(folders)
 
 
 def list_scenes(folder: Path | None = None) -> list[Scene]:

@@ -7,7 +7,7 @@ is refused and not guessed at.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -74,6 +74,22 @@ class _StrictLoader(yaml.SafeLoader):
                 problem = f"{node.value} would be read as {value!r}; write a plain number, true or false, or quote it"
                 raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
         return super().construct_object(node, deep)
+
+
+def yaml_files(folders: Iterable[Path]) -> dict[str, Path]:
+    """Name → file of what ends in `.yaml` or `.yml`, by name; a later folder replaces what an earlier one has.
+
+    Reads file names only. Raises UsageError for two files of one name in a folder.
+    """
+    found: dict[str, Path] = {}
+    for folder in folders:
+        own: dict[str, Path] = {}
+        for path in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")]):
+            if path.stem in own:
+                raise UsageError(f"{folder}: {own[path.stem].name} and {path.name} have one name: remove one of them")
+            own[path.stem] = path
+        found |= own
+    return dict(sorted(found.items()))
 
 
 def read_yaml(text: str) -> Any:

@@ -20,7 +20,6 @@ from urllib.parse import quote
 
 import httpx
 from pydantic import TypeAdapter
-from tenacity import Retrying, retry_if_exception_type, retry_if_result, stop_after_delay, wait_fixed
 
 from pipelines.errors import Unavailable, UsageError
 from pipelines.settings import Settings
@@ -258,6 +257,8 @@ class Airflow:
         for STANDSTILL seconds, `warn` gets one line with the cause and the remedy, where one is known. Raises
         TimeoutError if the run is not over after `timeout_seconds`.
         """
+        from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+
         deadline = time.monotonic() + timeout_seconds
         patiently = Retrying(
             retry=retry_if_exception_type((Unavailable, httpx.HTTPError)),  # the run itself goes on
@@ -295,6 +296,8 @@ class Airflow:
         A day whose last run is still active gets none. Raises UsageError while another backfill of the DAG is active,
         for a range that ends in the future or has more than MOST_DAYS, and for bad Params.
         """
+        from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
+
         today = datetime.now(UTC).date()
         if last > today:
             # Airflow would accept it, delay the future days, and refuse every other backfill until then

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from pipelines.contracts import sha256_hex
 from pipelines.services.daemons import Daemon, ensure, wait
 from pipelines.services.installation import LOOPBACK, Installation
-from pipelines.services.s3_security import secure
 from pipelines.settings import Settings
 
 if TYPE_CHECKING:
@@ -22,6 +21,8 @@ PROBE = "probe"
 
 def start_store(settings: Settings, installation: Installation) -> bool:
     """Starts SeaweedFS in one process. Every port but S3's own wants a certificate that only its parts have."""
+    from pipelines.services.s3_security import secure  # with cryptography: `status` needs none of it
+
     data = settings.state_dir / "s3"
     data.mkdir(mode=0o700, exist_ok=True)
     s3, master, volume, filer, admin = installation.s3_ports

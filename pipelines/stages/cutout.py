@@ -2,8 +2,8 @@
 
 There are three paths, tried in this order. A photo with alpha is used unchanged, also where it is see-through. On plain
 studio paper the product is cut out by colour, and HQ-SAM is asked where colour can err. All other photos go to HQ-SAM,
-prompted by the salient-object net, with several prompts if the product is ambiguous. A part that the cutout seems to
-lack is segmented with one more prompt (`quality/completeness.py`). Paper inside the product is opened
+prompted by the profile's net for the foreground, with several prompts if the product is ambiguous. A part that the
+cutout seems to lack is segmented with one more prompt (`quality/completeness.py`). Paper inside the product is opened
 (`vision/openings.py`). The edge is refined to a soft matte at the photo's own resolution, and the old background's
 colour is removed from it. Checks of the photo and of the cutout hold what a person should see.
 """
@@ -19,7 +19,7 @@ from PIL import Image
 
 from pipelines.contracts import Made, Output, Verdict
 from pipelines.errors import Rejected, UsageError
-from pipelines.models.profile import Profile
+from pipelines.models.profile import FOREGROUND, Profile
 from pipelines.quality import certainty, checkerboard, cut_by_border, product_photo, single_product
 from pipelines.quality.completeness import check_completeness
 from pipelines.quality.evidence import Evidence
@@ -37,19 +37,18 @@ from pipelines.vision.segmenters import (
     HQSamSegmenter,
     Prompt,
     SalientSegmenter,
+    deepest_points,
     filled,
     main_pieces,
     prompt_from,
     stability,
+    working_picture,
 )
-from pipelines.vision.studio import Studio, clutter, cut_studio, find_studio, without_paper
+from pipelines.vision.studio import Studio, clutter, cut_studio, find_studio, unmistakable, without_paper
 from pipelines.vision.surfaces import is_sheet, lying_on, printed_on
 from pipelines.workflow import Recipe, Work
 
 PATHS = ("auto", "hqsam")
-WORKING_SIDE = 1024
-"""Longer side of the picture for segmentation, px; HQ-SAM uses no more. Only the edge is refined at full resolution."""
-
 MIN_AREA = 0.003
 MAX_AREA = 0.93
 """Shares of the picture below which there is no product, and above which there is no background."""
@@ -75,6 +74,10 @@ SETTLED = 0.88
 WITHIN, AGREED = 0.95, 0.97
 """A mask with this share inside another is a part of it. Two segmenters with this IoU agree. In five photos with a
 correct whole mask it is 0.971 to 0.987, in one composite with a wrong one 0.954."""
+
+LEAST_UNMISTAKABLE = 0.2
+"""Share of a cutout by colour that no paper can be, from which HQ-SAM is asked with points on it alone. With less it
+finds a part of the product, such as a clock's hands."""
 
 MAX_SKIN = 0.25
 """More skin colour than this is a wooden floor: 0.27 to 0.53 of the picture in four photos of clothes."""
@@ -110,18 +113,28 @@ MAX_SEE_THROUGH = 0.02
 
 @dataclass(frozen=True, slots=True)
 class CutoutModels:
-    """The two segmenters, and the detector that checks for completeness; None: no check."""
+    """What cuts a product out.
+
+    Attributes:
+        salient: The net in the bundled format. Cutouts by colour, openings and the detector are set with its maps.
+        hqsam: Segments what it is prompted for.
+        detector: Checks for completeness; None: no check.
+        foreground: A stronger net, which finds the product where there is no plain paper; None: `salient` does.
+    """
 
     salient: SalientSegmenter
     hqsam: HQSamSegmenter
     detector: OvercompletionDetector | None = None
+    foreground: SalientSegmenter | None = None
 
     @classmethod
     def from_profile(cls, profile: Profile, device: str = "cpu") -> CutoutModels:
         """Load all models."""
         salient = SalientSegmenter.from_profile(profile, device)
+        other = profile.has(FOREGROUND) and profile.part(FOREGROUND).path != profile.part("salient").path
+        foreground = SalientSegmenter.from_profile(profile, device, FOREGROUND) if other else None
         detector = OvercompletionDetector([SalientFinder(salient), ColourFinder()], Evidence.read())
-        return cls(salient, HQSamSegmenter.from_profile(profile, salient, device), detector)
+        return cls(salient, HQSamSegmenter.from_profile(profile, salient, device), detector, foreground)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,8 +175,9 @@ class CutoutResult:
 @dataclass(frozen=True, slots=True)
 class _Found:
     """A soft mask `(h, w)` of the working picture, its path, the segmenters' agreement, and the reason to hold it.
-    `saliency`: the picture's map. `worn`: a person wears it and continues beyond it. `studio`: the paper, if any.
-    `off_person`: it was cut off a whole person. `opinion`: what HQ-SAM says of a cutout by colour, if it was asked."""
+    `saliency`: the map of `CutoutModels.salient`. `worn`: a person wears it and continues beyond it. `studio`: the
+    paper, if any. `off_person`: it was cut off a whole person. `opinion`: what HQ-SAM says of a cutout by colour, if it
+    was asked."""
 
     mask: np.ndarray
     path: str
@@ -199,7 +213,7 @@ def cutout(
     if path == "auto" and photo.alpha is not None and _is_cut_out(photo.alpha):
         return _by_alpha(photo, photo.alpha)
 
-    image = _fit(photo.rgb, WORKING_SIDE)
+    image = working_picture(photo.rgb)
     found = _find(image, models, path, garment)
     if models.detector is None or not MIN_AREA <= (found.mask > 0.5).mean() <= MAX_AREA:  # `_finish` refuses it
         return _opened(photo, image, found, found.mask, title)
@@ -244,10 +258,8 @@ def _find(image: np.ndarray, models: CutoutModels, path: str, garment: str) -> _
     """Find the product in a photo without alpha; see `cutout`."""
     saliency = models.salient.segment(image)
     salient = main_pieces(saliency > 0.5)
-    if salient.mean() < MIN_AREA:
-        raise Rejected("no product found: nothing in the photo stands out from its background")
     studio = find_studio(image)
-    figure = cut_studio(image, studio, saliency) if studio is not None else None
+    figure = cut_studio(image, studio, saliency) if studio is not None and salient.mean() >= MIN_AREA else None
 
     skin = find_skin(image)
     if figure is not None and is_worn(figure, skin, garment):
@@ -258,9 +270,18 @@ def _find(image: np.ndarray, models: CutoutModels, path: str, garment: str) -> _
         agreement, opinion = _iou(figure, salient), None
         if certainty.colour_may_err(image, studio, figure, agreement):
             figure, opinion = _second_opinion(image, studio, figure, models.hqsam)
+        lines = certainty.measure_lines(image, studio, figure)
+        if lines.reason and (opinion is None or opinion.score < lines.score):
+            opinion = lines
         return _Found(figure.astype(np.float32), "studio", agreement, saliency, studio=studio, opinion=opinion)
 
-    mask, maps = _best_mask(image, saliency, models, on_paper)
+    foreground = saliency if models.foreground is None else models.foreground.segment(image)
+    salient = main_pieces(foreground > 0.5)
+    if salient.mean() < MIN_AREA:
+        raise Rejected("no product found: nothing in the photo stands out from its background")
+    mask, maps = _best_mask(image, foreground, models, on_paper)
+    if studio is not None and figure is None:  # only the stronger net sees the product
+        on_paper = clutter(image, studio, mask > 0.5) <= MAX_CLUTTER
     if is_sheet(mask > 0.5):
         mask = lying_on(image, mask, models.hqsam)
     agreement = max(_iou(mask > 0.5, salient), _iou(mask > 0.5, main_pieces(maps.mean > 0.5)))
@@ -287,15 +308,20 @@ def _second_opinion(
     if prompt is None:
         return figure, None
     opinion = hqsam.segment_prompted(image, prompt) > 0.5
+    certainly = unmistakable(image, studio, figure)
+    strict = None
+    if certainly.sum() >= LEAST_UNMISTAKABLE * figure.sum():
+        points = deepest_points(certainly, 4)
+        on_product = Prompt(prompt.box, points, np.ones(len(points), np.int64))
+        strict = hqsam.segment_prompted(image, on_product, passes=1) > 0.5
     cleared = without_paper(image, studio, figure, opinion)
-    agreed = certainty.measure_second_opinion(image, studio, cleared, opinion)
-    if cleared.any() and not agreed.reason:
-        return cleared, agreed
-    return figure, certainty.measure_second_opinion(image, studio, figure, opinion)
+    if not cleared.any() or certainty.measure_second_opinion(image, studio, cleared, opinion).reason:
+        cleared = figure
+    return cleared, certainty.measure_second_opinion(image, studio, cleared, opinion, strict)
 
 
 def _best_mask(
-    image: np.ndarray, saliency: np.ndarray, models: CutoutModels, on_paper: bool
+    image: np.ndarray, foreground: np.ndarray, models: CutoutModels, on_paper: bool
 ) -> tuple[np.ndarray, SaliencyMaps]:
     """Return HQ-SAM's mask and the saliency maps that decided. The first certain mask for the maps' prompts wins, else
     the best of all. Parts of an earlier mask are skipped.
@@ -306,11 +332,11 @@ def _best_mask(
     Measured on composites of held-out products over held-out scenes (n = 61): the mean IoU is 0.909 with the whole
     picture's prompt alone, and 0.941 with the best mask. Three photos need two more masks.
     """
-    maps = SaliencyMaps(saliency, (), saliency)
+    maps = SaliencyMaps(foreground, (), foreground)
     masks = [_stable_mask(image, prompt, models.hqsam) for prompt in maps.prompts()]  # one: there are no crops
-    if on_paper or all(_is_undisputed(mask, saliency) for mask in masks):
+    if on_paper or all(_is_undisputed(mask, foreground) for mask in masks):
         return filled(masks[0]), maps
-    maps = saliency_maps(image, models.salient, saliency)
+    maps = saliency_maps(image, models.foreground or models.salient, foreground)
     best, likeliest = -1.0, np.zeros(image.shape[:2], np.float32)
     for number, prompt in enumerate(maps.prompts()):
         mask = masks[0] if number == 0 else _stable_mask(image, prompt, models.hqsam)
@@ -465,15 +491,6 @@ def _finish(
     return CutoutResult(matte, photo.rgb if by_shop else decontaminate(photo.rgb, matte), path, box, score, held)
 
 
-def _fit(image: np.ndarray, side: int) -> np.ndarray:
-    """Return the image with its longer side at most `side`."""
-    scale = side / max(image.shape[:2])
-    if scale >= 1:
-        return image
-    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-
-
 def _iou(a: np.ndarray, b: np.ndarray) -> float:
     return float((a & b).sum() / max(1, (a | b).sum()))
 
@@ -512,7 +529,7 @@ def _compute_one(work: Work, models: CutoutModels, recipe: Recipe) -> Made | Rej
         outputs.append(heat_picture(verdict.check, photo.rgb, where))
     if recipe.keep_encoding is not None and not all(verdict.passed for verdict in verdicts):
         # a person may correct it: their first click is answered sooner
-        encoding = models.hqsam.encode(_fit(photo.rgb, WORKING_SIDE))
+        encoding = models.hqsam.encode(working_picture(photo.rgb))
         recipe.keep_encoding(work.job.inputs["photo"], recipe.profile.ref("hqsam").sha256, encoding.to_bytes())
     return Made(
         outputs=tuple(outputs),
@@ -539,7 +556,7 @@ def photo_checks(photo: Photo, result: CutoutResult, title: str) -> list[tuple[V
 
     A shop crops its own cutouts to the product, so contact with the border means nothing there.
     """
-    image = _fit(photo.rgb, WORKING_SIDE)
+    image = working_picture(photo.rgb)
     matte = cv2.resize(result.matte, (image.shape[1], image.shape[0]), interpolation=cv2.INTER_AREA)
     by_shop = result.path == "alpha"
     measures = [

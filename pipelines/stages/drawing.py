@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import signal
 import socket
+import threading
 import traceback
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -19,11 +20,10 @@ from PIL import Image
 
 from pipelines.errors import Rejected
 from pipelines.models.profile import active_profile
-from pipelines.stages.cutout import WORKING_SIDE, _fit, by_hand, redraw
 from pipelines.vision.child import receive, send
 from pipelines.vision.clicks import Click, answer_box, answer_clicks
 from pipelines.vision.photos import png_bytes, read_photo
-from pipelines.vision.segmenters import Encoding, HQSamSegmenter, SalientSegmenter
+from pipelines.vision.segmenters import Encoding, HQSamSegmenter, working_picture
 
 IDLE_SECONDS = 300.0
 """After so long without a request the process ends, and its memory is free."""
@@ -69,7 +69,7 @@ class Drawing:
         """Have a photo's encoding: the one that was kept, else a new one, which is the answer's body."""
         if head["photo"] in self.opened:
             return {}, [b""]
-        image = _fit(read_photo(data, head["max_megapixels"]).rgb, WORKING_SIDE)
+        image = working_picture(read_photo(data, head["max_megapixels"]).rgb)
         encoding = None
         if kept:
             encoding = Encoding.from_bytes(kept)
@@ -86,6 +86,8 @@ class Drawing:
         self, head: dict[str, Any], mask: np.ndarray, data: bytes, cutout: bytes
     ) -> tuple[dict[str, Any], list[bytes]]:
         """Make the cutout of a person's mask."""
+        from pipelines.stages.cutout import by_hand, redraw  # not before the first click: 0.2 s
+
         photo = read_photo(data, head["max_megapixels"])
         before = np.asarray(Image.open(io.BytesIO(cutout)).convert("RGBA").resize(photo.size))
         made = by_hand(redraw(photo, before, mask))
@@ -104,9 +106,9 @@ def serve(descriptor: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle; then it closes the socket
     connection = socket.socket(fileno=descriptor)
     connection.settimeout(IDLE_SECONDS)
-    profile = active_profile()
-    drawing = Drawing(HQSamSegmenter.from_profile(profile, SalientSegmenter.from_profile(profile)))
-    read_photo(png_bytes(Image.new("RGB", (64, 64))))  # the decoder's process starts now, not with the first photo
+    # the decoder's process starts now, while HQ-SAM is loaded, and not with the first photo
+    threading.Thread(target=read_photo, args=(png_bytes(Image.new("RGB", (64, 64))),), daemon=True).start()
+    drawing = Drawing(HQSamSegmenter.from_profile(active_profile(), salient=None))
     while True:
         try:
             head, bodies = receive(connection)

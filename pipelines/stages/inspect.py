@@ -17,12 +17,14 @@ from pipelines.contracts import Made, Verdict
 from pipelines.quality.contact import measure_contact
 from pipelines.quality.fidelity import Measure, background_quality, halo, product_fidelity
 from pipelines.quality.heat import heat_picture
+from pipelines.quality.lettering import comparable, measure_lettering, measure_text, on_canvas
 from pipelines.quality.likeness import likeness_code
 from pipelines.quality.overcompletion import OvercompletionDetector, reduced
 from pipelines.stages.keys import SEEN
 from pipelines.vision.backdrops import BackdropSettings, lay_backdrop
 from pipelines.vision.photos import read_photo
 from pipelines.vision.placement import Placement, lay_product
+from pipelines.vision.reader import TextLine, load_reader
 from pipelines.workflow import Recipe, Work
 
 SAME_PICTURE = 10.0
@@ -31,7 +33,9 @@ pictures, to have the same saliency map. Another size alone makes 3.2 to 7.6, me
 
 
 def load(recipe: Recipe) -> OvercompletionDetector:
-    """Load the detector with HQ-SAM."""
+    """Load the detector with HQ-SAM, and the reader of text where there is one."""
+    if recipe.reader:
+        load_reader()
     return OvercompletionDetector.from_profile(recipe.profile, thorough=True, device=recipe.device)
 
 
@@ -60,6 +64,7 @@ def _inspect(work: Work, detector: OvercompletionDetector, recipe: Recipe) -> Ma
     overcompletion = Measure(grown.e_plus, grown.heat, f"the scene grew the product by {share}")
     rim, scene = halo(image, matte), background_quality(image, matte)
     contact = _contact(work, image, matte)
+    texts = _texts(work, image, matte, placement)
     return Made(
         outputs=(
             heat_picture("overcompletion", image, overcompletion.where),
@@ -67,6 +72,7 @@ def _inspect(work: Work, detector: OvercompletionDetector, recipe: Recipe) -> Ma
             heat_picture("halo", image, rim.where),
             heat_picture("background", image, scene.where),
             *((heat_picture("contact", image, contact.where),) if contact else ()),
+            *(heat_picture(name, image, found.where) for name, found, _ in texts),
         ),
         facts={
             "d_plus": grown.d_plus,
@@ -80,6 +86,7 @@ def _inspect(work: Work, detector: OvercompletionDetector, recipe: Recipe) -> Ma
             _verdict("halo", rim, limits["halo"], at_most=True),
             _verdict("background", scene, limits["background"], at_most=False),
             *((_verdict("contact", contact, limits["contact"], at_most=False),) if contact else ()),
+            *(_verdict(name, found, limit, at_most=True) for name, found, limit in texts),
         ),
     )
 
@@ -105,6 +112,24 @@ def _contact(work: Work, image: np.ndarray, matte: np.ndarray) -> Measure | None
     settings = BackdropSettings.from_parameters(work.job.parameters["backdrop"])
     bare = lay_backdrop(work.inputs["backdrop"], (image.shape[1], image.shape[0]), settings).pixels
     return measure_contact(image, bare, matte)
+
+
+def _texts(work: Work, image: np.ndarray, matte: np.ndarray, placement: Placement) -> list[tuple[str, Measure, float]]:
+    """The checks of text with their limits: of the product's text if the photo has any that can be compared, and of the
+    scene's if a scene was painted."""
+    if "text" not in work.job.parameters:
+        return []
+    asked, reader = work.job.parameters["text"], load_reader()
+    lines = [
+        TextLine(line["text"], line["confidence"], tuple((x, y) for x, y in line["quad"])) for line in asked["lines"]
+    ]
+    found = []
+    if compared := comparable(on_canvas(lines, placement), matte):
+        found.append(("text", measure_text(image, compared, reader), asked["limit"]))
+    if asked["painted"]:
+        known = [line.text for line in lines]
+        found.append(("lettering", measure_lettering(image, matte, known, reader), 0.0))
+    return found
 
 
 def _verdict(check: str, measure: Measure, threshold: float, at_most: bool) -> Verdict:

@@ -16,6 +16,7 @@ from pipelines import scenes
 from pipelines.contracts import Artifact, Job, Made, Product, Shot, State, Step, canonical_json, sha256_hex
 from pipelines.diffusion.methods import parts_of
 from pipelines.errors import Rejected
+from pipelines.processors import importing, keep_pages
 from pipelines.quality.detector import SURE, weights_ref
 from pipelines.scenes import BackdropPicture, Checks
 from pipelines.stages.painter import painter_of
@@ -25,7 +26,7 @@ from pipelines.vision.vocabulary import load_vocabulary
 from pipelines.workflow import Recipe, Stage, Work
 
 VERSIONS = {
-    "cutout": 14,
+    "cutout": 15,
     "describe": 2,
     "generate": 7,
     "upscale": 3,
@@ -39,6 +40,10 @@ WHOLE = Checks().overcompletion
 
 DRAWN = 1
 """Version of what `pipelines.vision.backdrops` draws: it is in the keys of the steps that draw."""
+
+READ = 1
+"""Version of how text is read and compared (`pipelines.vision.reader`, `pipelines.quality.lettering`): it is in the
+keys of the steps that read."""
 
 STATED = 1
 """Version of what a signed file states (`pipelines.vision.credentials`): it is in the keys of signed files."""
@@ -73,7 +78,7 @@ def cutout_job(shot: Shot, upstream: Mapping[str, Step], recipe: Recipe, candida
         version=VERSIONS["cutout"],
         inputs={"photo": product.photo} if product.photo is not None else {},
         parameters=parameters,
-        models=(recipe.profile.ref("hqsam"), recipe.profile.ref("salient"), weights_ref()),
+        models=(*(recipe.profile.ref(name) for name in recipe.profile.cutout_parts), weights_ref()),
         attempt=recipe.attempt,
     )
 
@@ -87,8 +92,10 @@ def within_limit(step: Step, recipe: Recipe) -> bool:
 
 
 def describe_job(shot: Shot, upstream: Mapping[str, Step], recipe: Recipe, candidate: int) -> Job:
-    """Return the description's job: photo, cutout, title and category, vocabulary, models and their thresholds."""
+    """Return the description's job: photo, cutout, title and category, vocabulary, models and their thresholds, and
+    the reader of the product's text, where it is read."""
     profile = recipe.profile
+    reads = (recipe.reader,) if recipe.reader else ()
     return Job(
         stage="describe",
         version=VERSIONS["describe"],
@@ -99,8 +106,9 @@ def describe_job(shot: Shot, upstream: Mapping[str, Step], recipe: Recipe, candi
             "vocabulary": load_vocabulary(profile.vocabulary).digest,
             "caption_confidence": profile.caption_confidence,
             "tag_confidence": dict(profile.tag_confidence),
+            **({"read": READ} if reads else {}),
         },
-        models=(profile.ref("blip"), profile.ref("clip")),
+        models=(profile.ref("blip"), profile.ref("clip"), *reads),
         attempt=recipe.attempt,
     )
 
@@ -237,7 +245,8 @@ def is_enlarged(recipe: Recipe) -> bool:
 
 
 def inspect_job(shot: Shot, upstream: Mapping[str, Step], recipe: Recipe, candidate: int) -> Job:
-    """Return the inspection's job: final image, placed product, ground, known saliency map, thresholds, segmenters."""
+    """Return the inspection's job: final image, placed product, ground, known saliency map, thresholds, segmenters, and
+    the product's text with its reader, where it is read."""
     generated = upstream["generate"]
     stands = _stands_on_backdrop(generated.job)
     known = {output.role: output.sha256 for output in generated.outputs}
@@ -253,13 +262,31 @@ def inspect_job(shot: Shot, upstream: Mapping[str, Step], recipe: Recipe, candid
         },
         parameters={
             "placement": dict(generated.facts["placement"]),
-            "thresholds": recipe.scene.checks.model_dump(mode="json"),
+            "thresholds": recipe.scene.checks.thresholds,
             "sure": SURE,
             **({"backdrop": dict(generated.job.parameters["backdrop"])} if stands else {}),
+            **(_text_to_keep(upstream["describe"], recipe) if recipe.reader else {}),
         },
-        models=(*(recipe.profile.ref(name) for name in ("salient", "hqsam")), weights_ref()),
+        models=(
+            *(recipe.profile.ref(name) for name in ("salient", "hqsam")),
+            weights_ref(),
+            *((recipe.reader,) if recipe.reader else ()),
+        ),
         attempt=recipe.attempt,
     )
+
+
+def _text_to_keep(described: Step, recipe: Recipe) -> dict[str, Any]:
+    """The photo's text, the limit of its errors, and whether the scene could have text of its own: what is painted as a
+    whole. Light and shadow on a backdrop are no letters, and a backdrop's own words were reviewed with the scene."""
+    return {
+        "text": {
+            "version": READ,
+            "lines": [dict(line) for line in described.facts["text"]],
+            "limit": recipe.scene.checks.text,
+            "painted": is_enlarged(recipe),
+        }
+    }
 
 
 def _stands_on_backdrop(generated: Job) -> bool:
@@ -312,7 +339,10 @@ def _stage(name: str, needs: tuple[str, ...], job: Any, **how: Any) -> Stage:
     """A stage by its key. The module that computes, and with it torch, is imported when it first loads its models."""
 
     def load(recipe: Recipe) -> Any:
-        return import_module(f"pipelines.stages.{name}").load(recipe)
+        keep_pages()
+        with importing():
+            module = import_module(f"pipelines.stages.{name}")
+        return module.load(recipe)
 
     def compute(works: Sequence[Work], models: Any, recipe: Recipe) -> Sequence[Made | Rejected]:
         return import_module(f"pipelines.stages.{name}").compute(works, models, recipe)
@@ -337,7 +367,7 @@ STAGES = {
             fits=lambda recipe: import_module("pipelines.stages.generate").fits(recipe),
         ),
         _stage("upscale", ("cutout", "generate"), upscale_job),
-        _stage("inspect", ("cutout", "generate", "upscale"), inspect_job),
+        _stage("inspect", ("cutout", "describe", "generate", "upscale"), inspect_job),
         _stage("publish", ("upscale", "inspect"), publish_job),
     )
 }
@@ -381,7 +411,7 @@ def made_up_results(recipe: Recipe) -> dict[str, str]:
 def _made_up_jobs(recipe: Recipe) -> list[Job]:
     """The job of every stage for one made-up product."""
     shot = Shot(Product("made-up", 2, "Mug", "Home", "0" * 64), recipe.scene.name, recipe.scene.channel.name)
-    facts = {"subject": "mug", "placement": {}, "e_plus": 0.0, "halo": 0.0}
+    facts = {"subject": "mug", "placement": {}, "e_plus": 0.0, "halo": 0.0, "text": []}
     outputs = tuple(Artifact("0" * 64, role, "image/png", 1) for role in ("cutout", "plate", "light", "final"))
     steps: dict[str, Step] = {}
     for name, stage in STAGES.items():

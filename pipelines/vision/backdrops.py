@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import cv2
@@ -82,11 +83,13 @@ class LaidBackdrop:
         return cv2.resize(self.pixels, (width, height), interpolation=cv2.INTER_AREA)
 
 
+@lru_cache(maxsize=2)
 def lay_backdrop(data: bytes, canvas: tuple[int, int], settings: BackdropSettings) -> LaidBackdrop:
     """Fill a canvas of (width, height) px with a backdrop's file: as much of it as the canvas's shape allows.
 
     The middle of the ground is in the middle where the picture is wide enough; the ground line where the scene wants it
-    where the picture is high enough. Raises Rejected where the file is no picture.
+    where the picture is high enough. The last two results are kept, because every shot of a scene needs the same one;
+    so their arrays are read-only. Raises Rejected where the file is no picture.
     """
     try:
         image = read_photo(data).image()
@@ -105,7 +108,10 @@ def lay_backdrop(data: bytes, canvas: tuple[int, int], settings: BackdropSetting
     line = (line - top) * scale
     corners = corners or _unknown_ground(canvas, line)
     wall = max(min(y for _, y in corners), WALL * canvas[1])
-    return LaidBackdrop(settings, pixels, _ground(canvas, corners), line, (ends[0], ends[1]), wall)
+    ground = _ground(canvas, corners)
+    for kept in (pixels, ground):
+        kept.flags.writeable = False
+    return LaidBackdrop(settings, pixels, ground, line, (ends[0], ends[1]), wall)
 
 
 UNKNOWN_DEPTH = 0.2

@@ -3,6 +3,8 @@
 The salient-object net fills them. Their content is the paper's, and a sharp edge surrounds them. A white print has the
 same edge; its level or its grain differs from the paper's. On overexposed paper both are pure white. It is paper there
 if the cutout has opened a part of it already, or if the net doubts a part of it; else only a person can decide.
+
+Between leaves, cords or meshes the paper is in a light shade, and its pieces are small. A person decides on these too.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from pipelines.vision.studio import Studio
+from pipelines.vision.studio import Studio, beside_paper
 
 OPEN_THINGS = frozenset(
     ["bangle", "bangles", "bracelet", "chain", "hoop", "hoops", "necklace", "ring", "rings", "wreath", "wreaths"]
@@ -43,6 +45,9 @@ OPENED = 0.01
 """Share of a region of plain white that is not product, from which all of it is paper. Of 64 regions inside 19 products
 of the training folder on pure white, prints have 0, and six openings 0.013 to 0.55."""
 
+MOSTLY_OPENED = 0.15
+"""The same share for a region below `LARGE`. A small print beside the outline loses less of itself to a soft edge."""
+
 DOUBTED = 0.8
 """Saliency of a region's least salient twentieth below which it is paper: prints have 0.97 and more, nine openings
 less than 0.8."""
@@ -50,6 +55,20 @@ less than 0.8."""
 LARGE = 0.01
 """Share of the product from which these two decide. A small print beside the outline is doubted too: two of a bottle's
 have 0.57."""
+
+
+SMALLEST_SHADED, LARGEST_SHADED = 0.006, 0.08
+"""Side of a piece of shaded paper, as a share of the longer side. A larger one is a part of a white product."""
+
+SHADE, TINT, UNEVEN = (0.93, 1.005), 3.7, 0.017
+"""A piece of shaded paper: its mean share of the paper's light, its largest mean tint in levels, and the largest
+standard deviation of its share. White parts of a product have a tint, or are rounded."""
+
+SHADED_EDGE = 0.5
+"""Share of its rim inside the product that is at least `EDGE` from the paper."""
+
+STEP = 18.0
+"""Levels within 3 px from which an edge divides two pieces."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +135,43 @@ def find_openings(
         target |= near > 0 if target is certain else inside
     # the product's own pixels at the rim stay: only what is not distinct from paper is removed
     certain &= away < EDGE
+    doubtful |= shaded_pieces(image, studio, product & ~certain) & ~certain
     return Openings(certain, doubtful)
+
+
+def shaded_pieces(image: np.ndarray, studio: Studio, product: np.ndarray) -> np.ndarray:
+    """Return small pieces of a product, divided by edges, that have the colour of lightly shaded paper, `(H, W)` bool.
+
+    Args:
+        image: `(H, W, 3)` uint8 RGB.
+        studio: Its background.
+        product: `(H, W)` bool.
+    """
+    side = max(image.shape[:2])
+    pixels, tint, shade = beside_paper(image, studio)
+    near = np.ones((3, 3), np.uint8)
+    steps = (cv2.dilate(pixels, near) - cv2.erode(pixels, near)).max(axis=2)
+    away = np.abs(pixels - studio.colour).max(axis=2)
+    light = product & (shade > 0.85) & (shade < 1.02) & (tint < max(6.0, 4 * studio.spread)) & (steps < STEP)
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(light.astype(np.uint8), connectivity=4)
+    found, reach = np.zeros_like(product), max(2, round(0.004 * side))
+    for piece in range(1, count):
+        left, top, width, height, area = stats[piece]
+        if not (SMALLEST_SHADED * side) ** 2 <= area <= (LARGEST_SHADED * side) ** 2:
+            continue
+        margin = 3 * reach
+        box = np.s_[max(0, top - margin) : top + height + margin, max(0, left - margin) : left + width + margin]
+        inside = labels[box] == piece
+        shades = shade[box][inside]
+        if not SHADE[0] < shades.mean() < SHADE[1] or shades.std() > UNEVEN:
+            continue
+        if tint[box][inside].mean() > max(TINT, 2 * studio.spread):
+            continue
+        grown = cv2.dilate(inside.astype(np.uint8), _disc(reach))
+        rim = (cv2.dilate(grown, _disc(reach)) > 0) & (grown == 0) & product[box]
+        if rim.any() and float((away[box][rim] > EDGE).mean()) >= SHADED_EDGE:
+            found[box] |= inside
+    return found
 
 
 def _opened_regions(like_paper: np.ndarray, product: np.ndarray, reach: int) -> np.ndarray:
@@ -130,9 +185,10 @@ def _opened_regions(like_paper: np.ndarray, product: np.ndarray, reach: int) -> 
     count, regions = cv2.connectedComponents(like_paper.astype(np.uint8), connectivity=4)
     sizes = np.maximum(1, np.bincount(regions.ravel(), minlength=count))
     shares = np.bincount(regions[~product], minlength=count) / sizes
-    found = np.zeros_like(product)
+    found, smallest = np.zeros_like(product), (SMALLEST * max(product.shape)) ** 2
     for region in range(1, count):
-        if not OPENED <= shares[region] < 1 or sizes[region] < LARGE * product.sum():
+        large = sizes[region] >= LARGE * product.sum()
+        if not (OPENED if large else MOSTLY_OPENED) <= shares[region] < 1 or sizes[region] < smallest:
             continue
         inside = (regions == region).astype(np.uint8)
         near = cv2.dilate(inside, _disc(reach))

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import cv2
 import numpy as np
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from pipelines.models.profile import BUNDLED_NET
 from pipelines.models.weights import read_weights, reading
 from pipelines.vision.salient_checkpoints import SalientModel, load_salient
 
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
     from segment_anything_hq.modeling import Sam
 
     from pipelines.models.profile import Profile
+
+WORKING_SIDE = 1024
+"""Longer side of the picture for segmentation, px; HQ-SAM uses no more. Only the edge is refined at full resolution."""
 
 MASK_SIDE = 256
 """Side of SAM's input and output masks: a quarter of the 1,024 px of its encoder."""
@@ -47,6 +52,15 @@ SPECK = 0.002
 """Holes below this share of a mask are uncertainty about print and seams, not gaps."""
 
 
+def working_picture(image: np.ndarray) -> np.ndarray:
+    """Return a picture `(H, W, 3)` uint8 with its longer side at most WORKING_SIDE."""
+    scale = WORKING_SIDE / max(image.shape[:2])
+    if scale >= 1:
+        return image
+    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+
+
 class Segmenter(Protocol):
     """Segments the product in a picture."""
 
@@ -55,7 +69,7 @@ class Segmenter(Protocol):
 
 
 class SalientSegmenter:
-    """A salient net, as a rule U²-Net-P at 320 px, which needs a tenth of HQ-SAM's time."""
+    """A net for salient objects: the bundled U²-Net-P at 320 px, a tenth of HQ-SAM's time, or a published one."""
 
     def __init__(self, model: SalientModel, device: str = "cpu") -> None:
         # channels last is 25 % faster on a CPU
@@ -64,26 +78,23 @@ class SalientSegmenter:
         self._device = device
 
     @classmethod
-    def from_file(cls, path: Path, device: str = "cpu") -> SalientSegmenter:
-        """Load the bundled weights or a published checkpoint; half precision is converted to float32.
-
-        Raises IntegrityError, which names the file.
-        """
-        return cls(load_salient(path), device)
+    def from_file(cls, path: Path, kind: str = BUNDLED_NET, device: str = "cpu") -> SalientSegmenter:
+        """Load weights in the bundled format, or a published checkpoint of a `kind`; see `load_salient`."""
+        return cls(load_salient(path, kind), device)
 
     @classmethod
-    def from_profile(cls, profile: Profile, device: str = "cpu") -> SalientSegmenter:
-        """Load the profile's part `salient` and check its digest."""
-        return cls.from_file(profile.part("salient").check().weights[0], device)
+    def from_profile(cls, profile: Profile, device: str = "cpu", part: str = "salient") -> SalientSegmenter:
+        """Load a part of the profile and check its digest."""
+        found = profile.part(part).check()
+        return cls.from_file(found.weights[0], found.kind, device)
 
     def segment(self, image: np.ndarray) -> np.ndarray:
-        """See `Segmenter.segment`."""
+        """See `Segmenter.segment`.
+
+        Publishers stretch each map to 0..1. It is left as it is here, so that a picture of nothing stays empty.
+        """
         height, width = image.shape[:2]
-        side = self._model.side
-        small = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
-        small = (small - np.array(self._model.mean, np.float32)) / np.array(self._model.std, np.float32)
-        batch = torch.from_numpy(small).permute(2, 0, 1)[None].to(self._device)
-        batch = batch.contiguous(memory_format=torch.channels_last)
+        batch = self._model.prepare(image).to(self._device).contiguous(memory_format=torch.channels_last)
         with torch.inference_mode():
             saliency = self._net(batch)[0].sigmoid()[0, 0].cpu().numpy()
         return cv2.resize(saliency, (width, height), interpolation=cv2.INTER_LINEAR)
@@ -200,10 +211,11 @@ class Encoding:
 class HQSamSegmenter:
     """HQ-SAM (Ke et al. 2023, "Segment Anything in High Quality"), prompted by a salient-object segmenter or a caller.
 
-    The slow image encoding is cached, so further prompts for the same picture are fast.
+    The slow image encoding is cached, so further prompts for the same picture are fast. Without `salient`, only a
+    caller prompts it.
     """
 
-    def __init__(self, sam: Sam, salient: Segmenter, device: str = "cpu") -> None:
+    def __init__(self, sam: Sam, salient: Segmenter | None, device: str = "cpu") -> None:
         predictor_class = _segment_anything().SamPredictor
         _speed_up(sam.eval().requires_grad_(False))
         self._predictor: SamPredictor = predictor_class(sam.to(device))
@@ -216,13 +228,15 @@ class HQSamSegmenter:
         return cls(build_sam(path), salient, device)
 
     @classmethod
-    def from_profile(cls, profile: Profile, salient: Segmenter, device: str = "cpu") -> HQSamSegmenter:
+    def from_profile(cls, profile: Profile, salient: Segmenter | None, device: str = "cpu") -> HQSamSegmenter:
         """Load the profile's part `hqsam` and check its digest."""
         part = profile.part("hqsam").check()
         return cls(build_sam(part.weights[0], part.kind.removeprefix("sam_hq_")), salient, device)
 
     def segment(self, image: np.ndarray) -> np.ndarray:
         """See `Segmenter.segment`. Returns zeros if nothing in the picture is salient."""
+        if self._salient is None:
+            raise TypeError("this HQ-SAM has no salient-object segmenter: prompt it")
         prompt = prompt_from(self._salient.segment(image))
         if prompt is None:
             return np.zeros(image.shape[:2], np.float32)
@@ -388,27 +402,45 @@ def _build_vit(weights: Mapping[str, Tensor], width: int) -> Sam:
 
 
 def _segment_anything():  # type: ignore[no-untyped-def]
-    """Import the library without timm's models, 0.5 s of modules that it does not use.
+    """Import the library without timm and torchvision, a second of modules of which it uses five functions.
 
     Its TinyViT takes three functions from `timm.models.layers`, which are those of `timm.layers`, and adds itself to a
-    registry. During the import these names stand for `timm.models`; afterwards timm can be imported as usual.
+    registry. Its predictor resizes by Pillow through torchvision; the rest of torchvision is for its mask generator.
+    During the import stand-ins have these names; afterwards both libraries can be imported as usual.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        if "timm" in sys.modules or "segment_anything_hq" in sys.modules:
-            import segment_anything_hq
-
-            return segment_anything_hq
-        timm, registry = ModuleType("timm"), ModuleType("timm.models.registry")
-        timm.__path__ = list(find_spec("timm").submodule_search_locations or ())  # type: ignore[union-attr]
-        registry.register_model = lambda build: build  # type: ignore[attr-defined]
-        sys.modules["timm"] = timm
+    if "segment_anything_hq" not in sys.modules:
+        stand_ins = {} if "timm" in sys.modules else _timm_functions()
+        stand_ins |= {} if "torchvision" in sys.modules else _torchvision_functions()
+        sys.modules |= stand_ins
         try:
-            layers = import_module("timm.layers")
-            sys.modules |= {"timm.models": ModuleType("timm.models"), "timm.models.layers": layers}
-            sys.modules["timm.models.registry"] = registry
-            import segment_anything_hq
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                import_module("segment_anything_hq")
         finally:
-            for name in [name for name in sys.modules if name.partition(".")[0] == "timm"]:
+            for name in stand_ins:
                 del sys.modules[name]
-    return segment_anything_hq
+    return sys.modules["segment_anything_hq"]
+
+
+def _timm_functions() -> dict[str, ModuleType]:
+    """Return stand-ins of timm's modules by name, without the models that `import timm` loads."""
+    (folder,) = find_spec("timm").submodule_search_locations or ()  # type: ignore[union-attr]
+    layers, registry = ModuleType("timm.models.layers"), ModuleType("timm.models.registry")
+    for name in ("drop", "helpers", "weight_init"):  # these import torch alone
+        spec = spec_from_file_location(f"timm.layers.{name}", Path(folder, "layers", f"{name}.py"))
+        module = module_from_spec(spec)  # type: ignore[arg-type]
+        spec.loader.exec_module(module)  # type: ignore[union-attr]
+        vars(layers).update({name: value for name, value in vars(module).items() if not name.startswith("__")})
+    registry.register_model = lambda build: build  # type: ignore[attr-defined]
+    names = ("timm", "timm.models")
+    return {name: ModuleType(name) for name in names} | {layers.__name__: layers, registry.__name__: registry}
+
+
+def _torchvision_functions() -> dict[str, ModuleType]:
+    """Return stand-ins of torchvision's modules by name. To a picture of Pillow they do what torchvision does."""
+    functional, boxes = ModuleType("torchvision.transforms.functional"), ModuleType("torchvision.ops.boxes")
+    functional.to_pil_image = Image.fromarray  # type: ignore[attr-defined]
+    functional.resize = lambda image, size: image.resize(size[::-1], Image.Resampling.BILINEAR)  # type: ignore[attr-defined]
+    boxes.batched_nms = boxes.box_area = None  # type: ignore[attr-defined]
+    names = ("torchvision", "torchvision.transforms", "torchvision.ops")
+    return {name: ModuleType(name) for name in names} | {functional.__name__: functional, boxes.__name__: boxes}

@@ -30,6 +30,12 @@ UNMISTAKABLE_SHADE = 0.25
 THIN = 0.003
 """Half the largest width of the difference of two outlines of one thing, as a share of the picture's longer side."""
 
+LINE, LINE_WIDTH = 12.0, 0.006
+"""Levels from the paper that a line has at least, and half its largest width as a share of the longer side."""
+
+LINE_INSIDE, LINE_OUTSIDE = 0.01, 0.03
+"""Shares of the longer side by which a line leaves the product's body inside the cutout, and the cutout beside it."""
+
 HOLE_PAPER = 0.1
 """Share of plain paper below which a hole in a cutout shows the product itself. Of 42 photos on paper, three had such
 holes, all of them the product's own; every other hole had 0.38 and more."""
@@ -95,7 +101,7 @@ def cut_studio(image: np.ndarray, studio: Studio, saliency: np.ndarray) -> np.nd
         `(H, W)` bool, true = product.
     """
     side = max(image.shape[:2])
-    pixels, tint, shade = _beside_paper(image, studio)
+    pixels, tint, shade = beside_paper(image, studio)
     plain = _is_plain(pixels, studio)
     distinct = _is_distinct(tint, shade, studio)
 
@@ -123,7 +129,7 @@ def paper_share(image: np.ndarray, studio: Studio, product: np.ndarray) -> float
         studio: Its background.
         product: `(H, W)` bool.
     """
-    return float(_like_paper(image, studio)[product].mean()) if product.any() else 0.0
+    return float(like_paper(image, studio)[product].mean()) if product.any() else 0.0
 
 
 def without_paper(image: np.ndarray, studio: Studio, product: np.ndarray, opinion: np.ndarray) -> np.ndarray:
@@ -142,10 +148,46 @@ def without_paper(image: np.ndarray, studio: Studio, product: np.ndarray, opinio
     """
     disc = _thin_disc(product)
     doubted = product & ~opinion
-    paper = doubted & _like_paper(image, studio)
+    paper = doubted & like_paper(image, studio)
     beside = cv2.dilate(_outside(product).astype(np.uint8), disc) > 0
     removed = _touching(paper, wide_parts(paper)) & (_touching(paper, beside) | plain_paper(image, studio))
-    return main_pieces(product & ~(doubted & (cv2.dilate(removed.astype(np.uint8), disc) > 0)), share=0.02)
+    kept = product & ~(doubted & (cv2.dilate(removed.astype(np.uint8), disc) > 0))
+    # a label stays whose thread has the paper's colour
+    return main_pieces(kept, share=0.02) | _touching(kept, wide_parts(kept & ~like_paper(image, studio)))
+
+
+def unmistakable(image: np.ndarray, studio: Studio, product: np.ndarray) -> np.ndarray:
+    """Return the wide parts of a product `(H, W)` bool that no paper can be, in light or in any shadow."""
+    return wide_parts(product & ~like_paper(image, studio))
+
+
+def lines_beyond(image: np.ndarray, studio: Studio, product: np.ndarray) -> np.ndarray:
+    """Return thin lines that a cutout contains in part, and that continue beside it, `(H, W)` bool.
+
+    They are joints of a floor, or cords of which the cutout lacks the end.
+
+    Args:
+        image: `(H, W, 3)` uint8 RGB.
+        studio: Its background.
+        product: `(H, W)` bool, the cutout.
+    """
+    side = max(image.shape[:2])
+    pixels, _, _ = beside_paper(image, studio)
+    marked = np.abs(pixels - studio.colour).max(axis=2) > max(LINE, 5 * studio.spread)
+    disc = _disc(max(3, round(LINE_WIDTH * side)))
+    inner, outer = (
+        part & (cv2.morphologyEx(whole.astype(np.uint8), cv2.MORPH_OPEN, disc) == 0)
+        for part, whole in ((product, product), (marked & ~product, marked))
+    )
+    count, labels = cv2.connectedComponents((inner | outer).astype(np.uint8), connectivity=8)
+    body = cv2.distanceTransform((~product | inner).astype(np.uint8), cv2.DIST_L2, 5)
+    beside = cv2.distanceTransform((~product).astype(np.uint8), cv2.DIST_L2, 5)
+    inside, outside = np.zeros(count), np.zeros(count)
+    np.maximum.at(inside, labels[inner], body[inner])
+    np.maximum.at(outside, labels[outer], beside[outer])
+    found = (inside > LINE_INSIDE * side) & (outside > LINE_OUTSIDE * side)
+    found[0] = False
+    return found[labels]
 
 
 def _outside(product: np.ndarray) -> np.ndarray:
@@ -162,7 +204,7 @@ def wide_parts(mask: np.ndarray) -> np.ndarray:
 
 def plain_paper(image: np.ndarray, studio: Studio) -> np.ndarray:
     """Return where a picture `(H, W, 3)` uint8 RGB has the paper's colour without any shadow, `(H, W)` bool."""
-    return _is_plain(_beside_paper(image, studio)[0], studio)
+    return _is_plain(beside_paper(image, studio)[0], studio)
 
 
 def clutter(image: np.ndarray, studio: Studio, product: np.ndarray) -> float:
@@ -170,13 +212,13 @@ def clutter(image: np.ndarray, studio: Studio, product: np.ndarray) -> float:
 
     Photos on paper have almost none. A scene with a plain border has other objects.
     """
-    _, tint, shade = _beside_paper(image, studio)
+    _, tint, shade = beside_paper(image, studio)
     reach = round(MARGIN * max(image.shape[:2])) | 1
     around = cv2.dilate(product.astype(np.uint8), np.ones((reach, reach), np.uint8)) == 0
     return float(_is_distinct(tint, shade, studio)[around].mean()) if around.any() else 0.0
 
 
-def _beside_paper(image: np.ndarray, studio: Studio) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def beside_paper(image: np.ndarray, studio: Studio) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return slightly smoothed pixels as float32, and each one's tint, in levels, and shade relative to the paper.
 
     A shadow is the paper times a shade below 1; the rest of the difference is tint.
@@ -188,13 +230,16 @@ def _beside_paper(image: np.ndarray, studio: Studio) -> tuple[np.ndarray, np.nda
 
 
 def _thin_disc(mask: np.ndarray) -> np.ndarray:
-    radius = max(1, round(THIN * max(mask.shape)))
+    return _disc(max(1, round(THIN * max(mask.shape))))
+
+
+def _disc(radius: int) -> np.ndarray:
     return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
 
 
-def _like_paper(image: np.ndarray, studio: Studio) -> np.ndarray:
+def like_paper(image: np.ndarray, studio: Studio) -> np.ndarray:
     """Return where a picture has the paper's colour, in light or in any shadow, `(H, W)` bool."""
-    _, tint, shade = _beside_paper(image, studio)
+    _, tint, shade = beside_paper(image, studio)
     tinted = max(6.0, 4 * studio.spread) + 10 * np.clip(1 - shade, 0, 1)
     like: np.ndarray = (tint < tinted) & (shade > DARKEST) & (shade < LIGHTEST)
     return like

@@ -206,10 +206,18 @@ def outlook(scope: Scope) -> Outlook:
     settings = get_settings()
     install(ledger().engine, store(), settings.profile, settings.state_dir)
     profile = load_profile(settings.profile, settings.models_dir)
+    from pipelines.vision.reader import find_reader  # imports OpenCV
+
     credentials = find_credentials(settings)
     parts = [
         Part(
-            Recipe(profile, scene, max_megapixels=settings.photo_max_megapixels, credentials=credentials),
+            Recipe(
+                profile,
+                scene,
+                max_megapixels=settings.photo_max_megapixels,
+                credentials=credentials,
+                reader=find_reader(scene.checks.read_text, settings),
+            ),
             [Shot(product, scene.name, scene.channel.name) for product in chosen],
         )
         for scene in scope.scenes

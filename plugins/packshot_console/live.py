@@ -129,16 +129,20 @@ FROM publications p JOIN shots s ON s.id = p.shot
 WHERE p.superseded_at IS NULL GROUP BY s.channel, s.scene ORDER BY s.channel, s.scene
 """
 
+# The page is chosen before anything is looked up for its images.
 _IMAGES = """
-SELECT p.id, s.sku, v.title, s.scene, s.channel, p.run, p.digest, p.published_at,
-       (SELECT b.digest FROM publications b WHERE b.shot = p.shot AND b.id < p.id AND b.digest <> p.digest
-          AND b.withdrawn_by IS NULL ORDER BY b.id DESC LIMIT 1) AS before
-FROM publications p
-JOIN shots s ON s.id = p.shot
-JOIN products pr ON pr.sku = s.sku
+SELECT chosen.id, chosen.sku, v.title, chosen.scene, chosen.channel, chosen.run, chosen.digest, chosen.published_at,
+       (SELECT b.digest FROM publications b
+        WHERE b.shot = chosen.shot AND b.id < chosen.id AND b.digest <> chosen.digest AND b.withdrawn_by IS NULL
+        ORDER BY b.id DESC LIMIT 1) AS before
+FROM (
+    SELECT p.*, s.sku, s.scene, s.channel FROM publications p JOIN shots s ON s.id = p.shot
+    WHERE p.superseded_at IS NULL
+      AND (CAST(:scene AS text) = '' OR s.scene = :scene) AND (CAST(:channel AS text) = '' OR s.channel = :channel)
+      AND (CAST(:run AS text) = '' OR p.run = :run) AND (CAST(:sku AS text) = '' OR s.sku = :sku)
+    ORDER BY p.published_at DESC, p.id DESC LIMIT :limit OFFSET :offset
+) chosen
+JOIN products pr ON pr.sku = chosen.sku
 JOIN product_versions v ON v.id = pr.version
-WHERE p.superseded_at IS NULL
-  AND (CAST(:scene AS text) = '' OR s.scene = :scene) AND (CAST(:channel AS text) = '' OR s.channel = :channel)
-  AND (CAST(:run AS text) = '' OR p.run = :run) AND (CAST(:sku AS text) = '' OR s.sku = :sku)
-ORDER BY p.published_at DESC, p.id DESC LIMIT :limit OFFSET :offset
+ORDER BY chosen.published_at DESC, chosen.id DESC
 """

@@ -25,6 +25,7 @@ from starlette.responses import PlainTextResponse, Response
 
 from packshot_console.services import ledger
 from pipelines.ledger.metrics import LedgerMetrics, read_metrics
+from pipelines.runs.cost import price_of
 from pipelines.services.s3 import store_answers, store_client
 from pipelines.settings import get_settings
 
@@ -48,6 +49,14 @@ METRICS = {
     ),
     "packshot_day_steps": ("Steps that were computed in the last 24 hours.", ("stage", "state")),
     "packshot_day_step_seconds": ("Seconds of computing in these steps.", ("stage",)),
+    "packshot_image_seconds": (
+        "Seconds of computing for an image that was published first, over the runs of the last 14 days that ended.",
+        ("scene",),
+    ),
+    "packshot_image_cost": (
+        "What these seconds cost, at PACKSHOT_GPU_HOUR_PRICE; absent without it.",
+        ("scene", "currency"),
+    ),
     "packshot_last_step_timestamp_seconds": ("When the last of these steps ended.", ()),
     "packshot_runs": ("Runs by state.", ("dag_id", "state")),
     "packshot_run_age_seconds": ("How long the oldest unfinished run has been running.", ()),
@@ -135,6 +144,11 @@ class LedgerCollector(Collector):
         if found is not None:
             for name, value, labels in _samples(found, time.time()):
                 add(name, value, *labels)
+            for made in found.image_seconds:
+                add("packshot_image_seconds", made.seconds / made.images, made.scene)
+                price = price_of(made.seconds / made.images, settings)
+                if price is not None:
+                    add("packshot_image_cost", price, made.scene, settings.currency)
         return iter(families.values())
 
 

@@ -175,9 +175,10 @@ FROM runs WHERE totals IS NOT NULL AND started_at > :since
 """
 
 _STATES_NOW = """
-SELECT (r.started_at AT TIME ZONE 'UTC')::date AS day, rs.state, count(*) AS shots
-FROM runs r JOIN run_shots rs ON rs.run = r.id
-WHERE r.totals IS NULL AND r.started_at > now() - interval '14 days' GROUP BY 1, 2
+SELECT (r.started_at AT TIME ZONE 'UTC')::date AS day, counted.state, counted.shots
+FROM runs r
+CROSS JOIN LATERAL (SELECT state, count(*) AS shots FROM run_shots WHERE run = r.id GROUP BY state) counted
+WHERE r.totals IS NULL AND r.started_at > now() - interval '14 days'
 """
 
 _RUNNING = """

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Row, text
 
 from packshot_console.services import ledger
 from packshot_console.walks import Walk, read_walks
-from pipelines.ledger.decisions import IN_BATCH, IN_SELECTION, Selection
+from pipelines.ledger.decisions import IN_SELECTION, Selection
 
 SEAT_SECONDS = 120.0
 """For so long, images that were handed to one open page are not handed to another."""
@@ -46,23 +46,19 @@ class Choices:
     checks: tuple[tuple[str, int], ...]
 
 
-def items(selection: Selection, after: str, limit: int, seat: str = "") -> list[QueueItem]:
-    """The next held images after the image `after`, or from the queue's start where that is "".
+def items(selection: Selection, after: str, limit: int, seat: str = "") -> tuple[list[QueueItem], int]:
+    """The next held images after the image `after`, or from the queue's start where that is ""; and how many images the
+    selection has. The queue is read once for both.
 
-    Images that another seat was handed lately are left out. That is a convenience, held in this process alone: what
-    keeps two people from deciding one image is the ledger.
+    Images that another seat was handed lately are left out of the first. That is a convenience, held in this process
+    alone: what keeps two people from deciding one image is the ledger.
     """
     values = {**selection.values(), "after": after, "limit": limit, "taken": _taken_by_others(seat)}
     with ledger().engine.connect() as connection:
-        found = _read(connection, connection.execute(text(_NEXT), values).all())
+        rows = connection.execute(text(_NEXT), values).all()
+        found = _read(connection, [row for row in rows if row.final is not None])
     _take([item.final for item in found], seat)
-    return found
-
-
-def count(selection: Selection) -> int:
-    """How many images a part of the queue has."""
-    with ledger().engine.connect() as connection:
-        return connection.execute(text(_COUNT), selection.values()).scalar_one()
+    return found, rows[0].images
 
 
 def item(final: str) -> QueueItem | None:
@@ -71,10 +67,10 @@ def item(final: str) -> QueueItem | None:
         return next(iter(_read(connection, connection.execute(text(_ONE), {"final": final}).all())), None)
 
 
-def sample(selection: Selection, limit: int) -> list[tuple[str, str, str]]:
-    """(final, title, reason) of images spread over the whole selection, the same ones for the same selection."""
+def described(finals: Sequence[str]) -> list[tuple[str, str, str]]:
+    """(final, title, reason) of held images, in the given order. One that left the queue meanwhile is left out."""
     with ledger().engine.connect() as connection:
-        rows = connection.execute(text(_SAMPLE), {**selection.values(), "limit": limit})
+        rows = connection.execute(text(_DESCRIBED), {"finals": list(finals)})
         return [(row.final, row.title, row.reason) for row in rows]
 
 
@@ -138,20 +134,30 @@ def leave(seat: str) -> None:
             del _seats[final]
 
 
+# The queue is counted and cut by what an index has of it; only then the images of this answer are looked up.
 _NEXT = f"""
-SELECT q.*, v.sku, v.title, v.category, v.photo
-FROM review_queue q JOIN product_versions v ON v.id = q.version
-WHERE {IN_SELECTION}
-  AND q.final <> ALL(CAST(:taken AS text[]))
-  AND (CAST(:after AS text) = '' OR (q.started_at, q.run, q.position) > (
-      SELECT r.started_at, rs.run, rs.position FROM run_shots rs JOIN runs r ON r.id = rs.run
-      WHERE rs.final = :after ORDER BY rs.state = 'held' DESC, r.started_at DESC, r.id DESC LIMIT 1))
-ORDER BY q.started_at, q.run, q.position LIMIT :limit
-"""  # noqa: S608  # no value from outside
-
-_COUNT = f"""
-SELECT count(*) FROM review_queue q
-WHERE {IN_SELECTION}
+WITH q AS MATERIALIZED (
+    SELECT q.started_at, q.run, q.position, q.final, q.spot FROM review_queue q
+    WHERE {IN_SELECTION}
+), next AS (
+    SELECT * FROM q
+    WHERE q.final <> ALL(CAST(:taken AS text[]))
+      AND (CAST(:after AS text) = '' OR (q.started_at, q.run, q.position) > (
+          SELECT r.started_at, rs.run, rs.position FROM run_shots rs JOIN runs r ON r.id = rs.run
+          WHERE rs.final = :after ORDER BY rs.state = 'held' DESC, r.started_at DESC, r.id DESC LIMIT 1))
+    ORDER BY q.started_at, q.run, q.position LIMIT :limit
+)
+SELECT counted.images, item.*
+FROM (SELECT count(*) AS images FROM q) counted
+LEFT JOIN (
+    SELECT next.started_at, next.run, next.position, next.final, next.spot, shown.shot, shown.row, shown.reason,
+           shown.checks, shown.scene, shown.channel, v.sku, v.title, v.category, v.photo
+    FROM next
+    CROSS JOIN LATERAL (
+        SELECT * FROM review_queue q WHERE q.run = next.run AND q.position = next.position OFFSET 0) shown
+    JOIN product_versions v ON v.id = shown.version
+) item ON true
+ORDER BY item.started_at, item.run, item.position
 """  # noqa: S608  # no value from outside
 
 _ONE = """
@@ -165,11 +171,15 @@ WHERE rs.final = :final
 ORDER BY rs.state = 'held' DESC, r.started_at DESC, r.id DESC LIMIT 1
 """
 
-_SAMPLE = f"""
-SELECT q.final, v.title, q.reason FROM review_queue q JOIN product_versions v ON v.id = q.version
-WHERE {IN_BATCH}
-ORDER BY md5(q.final) LIMIT :limit
-"""  # noqa: S608  # no value from outside
+_DESCRIBED = """
+SELECT wanted.final, v.title, rs.reason
+FROM unnest(CAST(:finals AS text[])) WITH ORDINALITY AS wanted (final, nth)
+CROSS JOIN LATERAL (
+    SELECT rs.reason, rs.version FROM run_shots rs JOIN runs r ON r.id = rs.run
+    WHERE rs.final = wanted.final AND rs.state = 'held' ORDER BY r.started_at DESC, r.id DESC LIMIT 1) rs
+JOIN product_versions v ON v.id = rs.version
+ORDER BY wanted.nth
+"""
 
 _CHOICES = """
 WITH q AS MATERIALIZED (SELECT run, scene, checks FROM review_queue)

@@ -91,7 +91,8 @@ def next_images(
         not_foreign(request)
     if fresh and seat:
         queue.leave(seat)
-    return as_json({"items": queue.items(selected, after, AT_ONCE, seat), "count": queue.count(selected)})
+    items, count = queue.items(selected, after, AT_ONCE, seat)
+    return as_json({"items": items, "count": count})
 
 
 @router.post("/seats/{seat}/leave", dependencies=[Depends(same_origin)], status_code=HTTPStatus.NO_CONTENT)
@@ -112,9 +113,9 @@ def one_image(final: Digest) -> Response:
 @router.get("/selection")
 def selection_page(selected: Selected) -> Response:
     """What a batch decision would decide."""
-    count, fingerprint = decisions.counted(ledger().engine, selected)
-    shown = [{"final": f, "title": t, "reason": r} for f, t, r in queue.sample(selected, SAMPLE)]
-    return as_json({"count": count, "fingerprint": fingerprint, "sample": shown})
+    batch = decisions.counted(ledger().engine, selected, SAMPLE)
+    shown = [{"final": f, "title": t, "reason": r} for f, t, r in queue.described(batch.sample)]
+    return as_json({"count": batch.count, "fingerprint": batch.fingerprint, "sample": shown})
 
 
 @router.get("/decisions.csv")

@@ -12,7 +12,7 @@ from sqlalchemy import exists, or_, select, text
 from packshot_console.services import ledger
 from packshot_console.walks import Walk, read_walks
 from pipelines.ledger.outcomes import stage_progress
-from pipelines.ledger.reports import ChannelRun, RunRow, StageCount, list_runs, runs_of_group, stage_totals
+from pipelines.ledger.reports import ChannelRun, RunRow, StageCount, list_runs, stage_totals
 from pipelines.ledger.retries import Cause, count_states
 from pipelines.ledger.schema import artifacts, product_versions
 from pipelines.ledger.waves import next_wave
@@ -40,7 +40,8 @@ class RunView:
 
     `channels` are the runs that one start made for several channels, or (). `documents` maps the role of a document of
     the run to its digest. `seconds` are of computed steps. `causes` say what kept shots from being published.
-    `put_off` shots wait for the run `next_wave`, "" until that is planned.
+    `waiting` images of the run wait for a person. `put_off` shots wait for the run `next_wave`, "" until that is
+    planned.
     """
 
     run: str
@@ -62,6 +63,7 @@ class RunView:
     page: int
     pages: int
     matching: int
+    waiting: int
     put_off: int
     next_wave: str
 
@@ -83,14 +85,13 @@ def run_page(run: str, state: str, page: int, size: int) -> RunView | None:
         walks = read_walks(connection, {(row.made_by, row.shot): row.photo for row in rows})
         totals = about.totals or {"stages": stage_progress(connection, run)}
         steps, seconds = stage_totals(connection, run, totals)
-        channels = tuple(runs_of_group(connection, about.params.get("group") or run))
     matching = counted.get(state, 0) if state else sum(counted.values())
     return RunView(
         run=run,
         dag_id=about.dag_id,
         scene=about.scene,
         channel=about.channel,
-        channels=channels,
+        channels=tuple(ChannelRun(*one) for one in about.channels) if len(about.channels) > 1 else (),
         run_state=about.state,
         started_at=about.started_at,
         finished_at=about.finished_at,
@@ -117,6 +118,7 @@ def run_page(run: str, state: str, page: int, size: int) -> RunView | None:
         page=page,
         pages=max(1, -(-matching // size)),
         matching=matching,
+        waiting=about.waiting,
         put_off=about.put_off,
         next_wave=next_wave(run) if about.goes_on else "",
     )
@@ -143,7 +145,10 @@ def media_type(digest: str) -> str | None:
 _ABOUT = """
 SELECT r.*, (SELECT json_object_agg(a.role, a.digest ORDER BY a.role)
              FROM run_artifacts a WHERE a.run = r.id) AS documents,
-       EXISTS (SELECT FROM runs WHERE id = :next_wave) AS goes_on
+       (SELECT json_agg(json_build_array(o.channel, o.id, o.state) ORDER BY o.started_at, o.id) FROM runs o
+        WHERE coalesce(nullif(r.params ->> 'group', ''), r.id) IN (o.id, o.params ->> 'group')) AS channels,
+       EXISTS (SELECT FROM runs WHERE id = :next_wave) AS goes_on,
+       (SELECT count(*) FROM review_queue q WHERE q.run = r.id) AS waiting
 FROM runs r WHERE r.id = :run
 """
 

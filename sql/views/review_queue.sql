@@ -1,5 +1,5 @@
 -- Images that wait for a person's decision: held ones, and passed ones that were drawn for a spot check. Each is its
--- shot's newest image, and nobody decided it.
+-- shot's newest image, and nobody decided it. `superseded` spares a look for a later image, and does not replace it.
 CREATE VIEW review_queue AS
 SELECT r.started_at,
        rs.run,
@@ -16,7 +16,7 @@ SELECT r.started_at,
 FROM (
     SELECT run, position, shot, version, row, final, reason, checks, false AS spot
     FROM run_shots
-    WHERE state = 'held' AND final IS NOT NULL AND checks <> '{}'
+    WHERE state = 'held' AND final IS NOT NULL AND checks <> '{}' AND NOT superseded
     UNION ALL
     SELECT rs.run, rs.position, rs.shot, rs.version, rs.row, rs.final, 'It passed every check. Is it right?',
            ARRAY['spot_check'], true

@@ -52,6 +52,11 @@ def test_channels_of_the_shops_folder_join_the_bundled_ones_and_replace_them_by_
     assert load_scene("painted-sage", channel="ours").channel.width == 640
 
 
+def test_a_channels_file_may_end_in_yml(own: Path) -> None:
+    written(own, "width: 640\nheight: 640").rename(own / "ours.yml")
+    assert load_channel("ours").width == 640
+
+
 def test_a_form_offers_the_shops_channels(own: Path) -> None:
     from operators.policy import channels_param
 

@@ -1,7 +1,9 @@
-"""Every process of packshot waits asleep, and takes its share of the cores, from before torch is loaded."""
+"""Every process of packshot waits asleep, and takes its share of the cores, from before torch is loaded. One that
+computes keeps its pages, and the garbage collector leaves modules alone."""
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -9,7 +11,7 @@ import sys
 
 import pytest
 
-from pipelines.processors import COUNTS, PATIENT, cores, share_the_machine
+from pipelines.processors import COUNTS, PATIENT, cores, importing, keep_pages, share_the_machine
 from pipelines.settings import ROOT
 
 AS_TORCH_IS_LOADED = """
@@ -76,3 +78,51 @@ def test_what_is_set_stays() -> None:
     assert added.keys() & own.keys() == set()
     assert added["OPENCV_FOR_THREADS_NUM"] == "7"
     assert share_the_machine(own | {"PACKSHOT_THREADS": "2"})["OMP_NUM_THREADS"] == "2", "the setting has precedence"
+
+
+PAGE_FAULTS = """
+import resource, sys
+import numpy as np
+from pipelines.processors import keep_pages
+if sys.argv[1] == "kept" and not keep_pages():
+    sys.exit("not glibc")
+np.ones(8_000_000)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    np.ones(8_000_000)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def page_faults(how: str) -> int:
+    """Page faults of ten arrays of 64 MB, one after the other."""
+    argv = [sys.executable, "-c", PAGE_FAULTS, how]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
+    if "not glibc" in done.stderr:
+        pytest.skip("another allocator than glibc's")
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+
+def test_freed_arrays_leave_their_pages_to_the_next() -> None:
+    assert page_faults("kept") < page_faults("as usual") / 2
+
+
+def test_an_allocator_without_mallopt_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ctypes.CDLL", lambda name: object())
+    keep_pages.cache_clear()
+    assert keep_pages() is False
+    keep_pages.cache_clear()
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_collector_is_off_during_imports_and_then_as_before(enabled: bool) -> None:
+    was = gc.isenabled()
+    try:
+        gc.enable() if enabled else gc.disable()
+        with importing():
+            assert not gc.isenabled()
+        assert gc.isenabled() is enabled
+    finally:
+        gc.enable() if was else gc.disable()
+        gc.unfreeze()

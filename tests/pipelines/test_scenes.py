@@ -46,6 +46,15 @@ def test_a_scene_that_is_being_edited_is_shown_by_its_name(tmp_path: Path) -> No
     assert scene_titles(tmp_path) == {"broken": "broken", "empty": "empty", "mine": "Mine"}
 
 
+def test_a_file_that_ends_in_yml_is_a_scene_too(tmp_path: Path) -> None:
+    written(tmp_path).rename(tmp_path / "mine.yml")
+    assert [scene.title for scene in list_scenes(tmp_path)] == ["Mine"]
+    assert load_scene("mine", tmp_path).name == "mine"
+    written(tmp_path, title="Another")
+    with pytest.raises(UsageError, match=r"mine\.yaml and mine\.yml have one name: remove one of them"):
+        load_scene("mine", tmp_path)
+
+
 def test_one_scene_has_all_that_the_paper_combines() -> None:
     """BrushNet, a ControlNet under mask guidance, and the scene's own LoRA."""
     full = [s for s in SCENES if s.method == "brushnet" and s.lora and any(c.mask_guidance for c in s.controls)]

@@ -8,6 +8,7 @@ import io
 import json
 import re
 import resource
+import time
 from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from urllib.parse import quote
@@ -18,9 +19,10 @@ from fastapi.routing import APIRoute
 from PIL import Image
 from sqlalchemy import text
 
-from pipelines.contracts import Product, Verdict, run_of_channel
+from pipelines.contracts import Product, Publication, Verdict, run_of_channel
 from pipelines.ledger.decisions import Choice, decide, undo
 from pipelines.ledger.postgres import PostgresLedger
+from pipelines.runs.sheet_links import Sheet, sign
 from pipelines.settings import ROOT
 from pipelines.store import S3Store
 from tests.plugins.conftest import hold, picture, token
@@ -193,6 +195,21 @@ def test_a_state_can_be_picked(viewer, run) -> None:
     assert viewer.get(f"/runs/{RUN}?state=<b>").status_code == 422
 
 
+def test_a_runs_page_leads_to_its_images_that_wait_for_review(viewer, ledger: PostgresLedger, store: S3Store) -> None:
+    finals = hold(ledger, store, "r waits", {"WAIT-1": "Cup", "WAIT-2": "Mug"})
+
+    def link() -> tuple[str, str] | None:
+        found = re.search(r'href="(/packshot/review[^"]*)">review ([^<]*)<', viewer.get("/runs/r%20waits").text)
+        return found and found.groups()
+
+    assert link() == ("/packshot/review?run=r+waits", "2 images")
+    assert {one["final"] for one in viewer.get("/review/queue?run=r+waits").json()["items"]} == set(finals.values())
+    decide(ledger.engine, finals["WAIT-1"], Choice.REJECT, "ada")
+    assert link() == ("/packshot/review?run=r+waits", "1 image")
+    decide(ledger.engine, finals["WAIT-2"], Choice.REJECT, "ada")
+    assert link() is None
+
+
 def test_what_a_catalogue_says_is_text_and_scripts_are_forbidden(viewer, run) -> None:
     answer = viewer.get(f"/runs/{RUN}")
     own = [f'<script type="module" src="/packshot/static/{name}.js">' for name in ("console", "run")]
@@ -237,6 +254,9 @@ def test_a_script_in_any_name_or_reason_is_text_on_every_page(viewer, ledger: Po
     grown = Verdict("overcompletion", 0.31, 0.05, False, EVIL, "where")
     final = hold(ledger, store, EVIL_RUN, {EVIL: EVIL, "LAMP-9": EVIL}, grown, scene=EVIL)["LAMP-9"]
     editable = hold(ledger, store, "r evil", {"CUP-9": EVIL}, grown, scene="oak-window")["CUP-9"]
+    shown = hold(ledger, store, EVIL_RUN + "4", {EVIL: EVIL}, grown, scene=EVIL_RUN)[EVIL]
+    ledger.publish(EVIL_RUN + "4", [Publication(EVIL, EVIL_RUN, "web", shown)])
+    sheet = sign(Sheet(time.time(), int(time.time()) + 60, 1, run=EVIL_RUN + "4"), "a key for tests")
     undo(ledger.engine, decide(ledger.engine, final, Choice.REJECT, EVIL, EVIL).id, EVIL)
     ledger.upsert_products([Product("BIN-9", 5, EVIL, EVIL, "a" * 64)])
     ledger.start_run(EVIL_RUN + "2", EVIL, EVIL, EVIL)
@@ -253,16 +273,22 @@ def test_a_script_in_any_name_or_reason_is_text_on_every_page(viewer, ledger: Po
         f"/products/{quote(EVIL)}",
         f"/review?run={quote(EVIL)}&check={quote(EVIL)}&scene={quote(EVIL)}",
         f"/editor/{editable}",
+        f"/compare?a={quote(EVIL_RUN)}&b={quote(EVIL_RUN)}4",
+        f"/compare?a={quote(EVIL)}&b={quote(EVIL)}",
+        "/live",
+        f"/live?run={quote(EVIL)}&sku={quote(EVIL)}&scene={quote(EVIL)}&channel={quote(EVIL)}",
+        f"/public/sheets/{sheet}",
     ]
     for path in pages:
         answer = viewer.get(path)
-        assert answer.status_code == 200, path
+        assert answer.status_code == (404 if path.startswith(f"/compare?a={quote(EVIL)}") else 200), path
         page = Elements(answer.text)
         assert any(words in page.text + page.values for words in (EVIL, EVIL_RUN)), f"{path} does not show it"
         assert page.code == "", path
         for tag, attributes in page.elements:
             assert not [name for name in attributes if name.startswith("on")], (path, tag, attributes)
-            assert attributes.get("src", "/packshot/").startswith("/packshot/"), (path, tag, attributes)
+            inside = f"{sheet}/" if sheet in path else "/packshot/"
+            assert attributes.get("src", inside).startswith(inside), (path, tag, attributes)
     for path in ("/review/queue", "/review/selection", f"/review/images/{final}"):
         answer = viewer.get(path)
         assert json.dumps(EVIL, ensure_ascii=False) in json.dumps(answer.json(), ensure_ascii=False)

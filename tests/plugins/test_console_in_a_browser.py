@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipelines.settings import ROOT
+from tests.plugins.conftest import token
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -60,3 +61,18 @@ def test_a_browser_without_a_session_gets_no_picture(browser, served, run) -> No
     assert "/auth/login" in page.url
     assert answer.headers["content-type"].startswith("text/html")
     page.close()
+
+
+@pytest.mark.parametrize("width", [1440, 390])
+def test_a_run_leads_to_the_review_of_its_own_images(browser, served, run, width) -> None:
+    context = browser.new_context(viewport={"width": width, "height": 900})
+    context.add_cookies([{"name": "_token", "value": token(served, "viewer"), "url": served.url}])
+    page = context.new_page()
+    page.goto(f"{served.url}/packshot/runs/{RUN}", wait_until="networkidle")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "it is wider than the screen"
+    page.screenshot(path=ROOT / "build" / "pictures" / f"console-run-{width}.png")
+    page.get_by_role("link", name="review 1 image").click()
+    page.locator(f"#review[data-shown='{run['final']}']").wait_for()
+    assert page.locator("select[name='run']").input_value() == RUN
+    page.screenshot(path=ROOT / "build" / "pictures" / f"console-run-review-{width}.png")
+    context.close()

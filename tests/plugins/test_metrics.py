@@ -109,6 +109,7 @@ def open_route(app: str, old_run: None) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PACKSHOT_METRICS_TOKEN", TOKEN)
         patch.setenv("PACKSHOT_NIGHTLY_SCHEDULE", "@daily")
+        patch.setenv("PACKSHOT_GPU_HOUR_PRICE", "2.5")
         get_settings.cache_clear()
         yield app
     get_settings.cache_clear()
@@ -143,7 +144,7 @@ def test_the_metrics_are_those_of_the_ledger_and_are_kept_for_a_while(
     queries = []
     event.listen(ledger.engine, "before_cursor_execute", lambda *call: queries.append(call[2]))
     read_metrics(ledger.engine)
-    assert len(queries) <= 8
+    assert len(queries) <= 9
 
     found = scraped(client)
     states = {state: count for (_, _, state), count in found["packshot_images"].items()}
@@ -155,6 +156,8 @@ def test_the_metrics_are_those_of_the_ledger_and_are_kept_for_a_while(
     assert found["packshot_day_overcompletion_ratio"] == {(): 0.5}
     assert found["packshot_day_step_seconds"][("generate",)] == 3
     assert found["packshot_day_steps"][("cutout", "rejected")] == 1
+    assert found["packshot_image_seconds"] == {("oak",): 18}, "all twelve steps, for the one image"
+    assert found["packshot_image_cost"] == {("oak", "EUR"): pytest.approx(18 / 3600 * 2.5)}
     assert found["packshot_runs"][("campaign_backfill", "running")] == 1
     assert found["packshot_queue_images"] == {(): 1}
     assert 47 < found["packshot_queue_age_seconds"][()] / 3600 < 49

@@ -15,7 +15,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from pipelines.errors import UsageError
-from pipelines.scenes.strict_yaml import Name, Named, Part, read_model
+from pipelines.scenes.strict_yaml import Name, Named, Part, read_model, yaml_files
 from pipelines.settings import get_settings
 
 FOLDER = Path(__file__).resolve().parent
@@ -117,13 +117,13 @@ class Channel(Named):
 def channel_files() -> dict[str, Path]:
     """Name → file of every channel, by name: the bundled ones and those of PACKSHOT_CHANNELS_DIR.
 
-    Reads file names only. Raises UsageError where PACKSHOT_CHANNELS_DIR is no folder.
+    Reads file names only. Raises UsageError where PACKSHOT_CHANNELS_DIR is no folder, or has two files of one name.
     """
     own = get_settings().channels_dir
     if own is not None and not own.is_dir():
         raise UsageError(f"PACKSHOT_CHANNELS_DIR: {own} is not a folder")
     folders = [FOLDER, *([own] if own is not None else [])]
-    return dict(sorted({path.stem: path for one in folders for path in one.glob("*.yaml")}.items()))
+    return yaml_files(folders)
 
 
 def list_channels() -> list[Channel]:

@@ -9,6 +9,7 @@ import pytest
 from pipelines.errors import UsageError
 from pipelines.evaluation.checks import in_measured_half, measure_checks
 from pipelines.models.profile import PROFILES, load_profile
+from pipelines.vision.reader import installed_reader
 
 TRAINING = Path(__file__).parents[3] / ".." / "shared" / "training"
 
@@ -38,20 +39,23 @@ def test_planted_faults_are_held_and_clean_photos_are_not() -> None:
         "see_through",
         "certain",
         "certain, by colour",
+        "cutout",
         "all, before scenes",
         "all, by colour",
+        "all, small gaps",
         "whole",
         "likeness",
         "contact",
         "fidelity",
         "halo",
         "background",
+        *(("text", "lettering") if installed_reader() else ()),
     ]
     assert [one.check for one in found.checks] == names
     for one in found.checks:
         assert one.clean_photos == 6
         # wrong cutouts are found, not made
-        assert one.faults == 6 or (one.check.startswith(("certain", "all")) and one.faults > 0)
-        assert one.recall >= (0.2 if one.check.startswith(("certain", "all")) else 0.5)
+        assert one.faults == 6 or (one.check.startswith(("certain", "cutout", "all")) and one.faults > 0)
+        assert one.recall >= (0.2 if one.check.startswith(("certain", "cutout", "all")) else 0.5)
         assert one.false_holds <= 0.5
         assert one.recall_interval[0] <= one.recall <= one.recall_interval[1]

@@ -129,6 +129,36 @@ def test_of_many_at_once_exactly_one_decides(ledger):
     assert sorted(outcomes) == sorted([winner] + [f"not {winner}"] * 5)
 
 
+def marked(ledger: PostgresLedger) -> list[str]:
+    with ledger.engine.connect() as connection:
+        return list(connection.scalars(text("SELECT final FROM run_shots WHERE superseded ORDER BY run, position")))
+
+
+def test_an_image_waits_again_when_the_run_that_superseded_it_is_planned_anew(ledger):
+    old, new = Held(ledger, "cup", "pot"), Held(ledger, "cup")
+    assert marked(ledger) == [old.finals["cup"]]
+    assert queue(ledger) == [old.finals["pot"], new.finals["cup"]]
+    ledger.select(new.run, new.shots, 100)
+    assert marked(ledger) == []
+    assert queue(ledger) == list(old.finals.values())
+
+
+def test_a_run_that_settles_after_a_later_one_marks_its_own_images(ledger, damage):
+    old, new = Held(ledger, "cup"), Held(ledger, "cup")
+    damage("UPDATE run_shots SET superseded = false")
+    assert queue(ledger) == [new.finals["cup"]], "the mark spares a look, and decides nothing"
+    ledger.settle(old.run)
+    assert marked(ledger) == [old.finals["cup"]]
+
+
+def test_a_mark_is_taken_back_where_no_later_image_is_left(ledger, damage):
+    old, new = Held(ledger, "cup"), Held(ledger, "cup")
+    damage("UPDATE run_shots SET final = NULL WHERE final = '" + new.finals["cup"] + "'")
+    damage("UPDATE run_steps SET chosen = false WHERE run = '" + new.run + "'")
+    ledger.settle(new.run)
+    assert (marked(ledger), queue(ledger)) == ([], [old.finals["cup"]])
+
+
 def test_an_image_that_was_superseded_is_not_decided(ledger):
     old = Held(ledger, "cup")
     new = Held(ledger, "cup")
@@ -144,15 +174,15 @@ def test_a_selection_is_decided_as_one_and_undone_as_one(ledger):
     oak = Held(ledger, "cup", "pot")
     sage = Held(ledger, "cup", "pot", scene="sage", verdict=Verdict("halo", 9.0, 3.0, False, "a rim"))
     engine = ledger.engine
-    assert decisions.counted(engine, Selection())[0] == 4
-    assert decisions.counted(engine, Selection(run=oak.run, check="halo"))[0] == 0
+    assert decisions.counted(engine, Selection()).count == 4
+    assert decisions.counted(engine, Selection(run=oak.run, check="halo")).count == 0
     some = Selection(scene="sage", check="halo")
-    seen, fingerprint = decisions.counted(engine, some)
+    seen = decisions.counted(engine, some)
     decide(engine, sage.finals["cup"], Choice.REJECT, "grace")
     with pytest.raises(SelectionChanged, match="has 1 images now"):
-        decisions.decide_selection(engine, some, fingerprint, Choice.APPROVE, "ada", "b1")
-    assert seen == 2
-    _, fingerprint = decisions.counted(engine, Selection())
+        decisions.decide_selection(engine, some, seen.fingerprint, Choice.APPROVE, "ada", "b1")
+    assert seen.count == 2
+    fingerprint = decisions.counted(engine, Selection()).fingerprint
     assert decisions.decide_selection(engine, Selection(), fingerprint, Choice.APPROVE, "ada", "b1", "fine") == 3
     assert queue(ledger) == []
     assert decisions.undo_batch(engine, "b1", "ada") == 3

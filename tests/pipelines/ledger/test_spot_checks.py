@@ -105,7 +105,7 @@ def test_a_batch_leaves_spot_checks_alone_and_an_image_that_was_not_drawn_has_no
     with pytest.raises(UsageError, match="not drawn"):
         decide(ledger.engine, held.finals["pot"], Choice.CONFIRM, "ada")
     draw(ledger.engine, passed.run, 1)
-    count, fingerprint = decisions.counted(ledger.engine, Selection())
-    assert count == 1
-    assert decisions.decide_selection(ledger.engine, Selection(), fingerprint, Choice.REJECT, "ada", "b1") == 1
+    batch = decisions.counted(ledger.engine, Selection())
+    assert batch.count == 1
+    assert decisions.decide_selection(ledger.engine, Selection(), batch.fingerprint, Choice.REJECT, "ada", "b1") == 1
     assert queue(ledger) == [passed.finals["cup"]]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -24,7 +25,7 @@ from pipelines.models.checkpoints import check_fits, check_lora, load_base, load
 from pipelines.models.profile import PROFILES, ModelPart, load_profile
 from pipelines.settings import get_settings
 from pipelines.vision.captioner import Captioner
-from pipelines.vision.segmenters import build_sam
+from pipelines.vision.segmenters import Encoding, HQSamSegmenter, Prompt, SalientSegmenter, build_sam
 from pipelines.vision.upscalers import RRDBNet, Upscaler
 from pipelines.vision.vocabulary import load_vocabulary
 from tests.published import (
@@ -523,6 +524,22 @@ def test_hq_sams_tiny_encoder_is_read_from_a_torch_file(tmp_path: Path):
     loaded, reference = build_sam(tmp_path / "sam_hq_vit_tiny.pth", "vit_tiny"), build_sam(bundled)
     for name, value in reference.state_dict().items():
         torch.testing.assert_close(loaded.state_dict()[name], value)
+
+
+def test_a_profile_names_a_larger_hq_sam_and_its_encoding_is_kept(tmp_path: Path):
+    torch.save(shallow_sam().state_dict(), tmp_path / "sam_hq_vit_b.pth")
+    part = {"kind": "sam_hq_vit_b", "path": "sam_hq_vit_b.pth", "revision": "1", "source": "here", "licence": "CC0"}
+    part["sha256"] = hashlib.sha256((tmp_path / "sam_hq_vit_b.pth").read_bytes()).hexdigest()
+    (tmp_path / "sd15.yaml").write_text(yaml.safe_dump({"parts": {"hqsam": part}}))
+    profile = load_profile("sd15", tmp_path)
+    hqsam = HQSamSegmenter.from_profile(profile, SalientSegmenter.from_profile(profile))
+    image = np.random.default_rng(0).integers(0, 255, (48, 64, 3)).astype(np.uint8)
+    prompt = Prompt(np.array([10, 10, 40, 30], np.float32), np.array([[20, 20]], np.float32), np.array([1]))
+    first, kept = hqsam.segment_prompted(image, prompt), hqsam.encode(image).to_bytes()
+    assert first.shape == (48, 64)
+    again = image.copy()
+    hqsam.restore(again, Encoding.from_bytes(kept))
+    assert np.abs(hqsam.segment_prompted(again, prompt) - first).max() < 0.05
 
 
 def test_hq_sam_of_another_size_is_named(tmp_path: Path):

@@ -64,6 +64,43 @@ def test_every_part_names_source_revision_licence_and_a_digest_or_that_none_is_p
         assert part.config is None or (part.config / "config.json").exists() or (part.config / "unet").exists()
 
 
+@pytest.mark.parametrize("name", ["sd15", "sdxl"])
+def test_a_stronger_net_finds_products_and_the_check_of_overcompletion_keeps_the_bundled_one(name: str, tmp_path: Path):
+    profile = load_profile(name, tmp_path)
+    foreground = profile.part("foreground")
+    assert (foreground.kind, foreground.licence, foreground.pinned) == ("birefnet", "MIT", True)
+    assert not foreground.optional
+    assert profile.part("salient").ref == load_profile("mini").ref("salient")
+    assert not load_profile("mini").has("foreground")
+
+
+@pytest.mark.parametrize("name", ["foreground_lite", "foreground_isnet", "foreground_u2net"])
+def test_another_published_net_takes_the_place_of_the_stronger_one(name: str, tmp_path: Path):
+    put(tmp_path, foreground={"like": f"sd15/{name}"}, profile="sdxl")
+    part, named = load_profile("sdxl", tmp_path).part("foreground"), load_profile("sd15", tmp_path).part(name)
+    assert (part.name, part.kind, part.ref.sha256) == ("foreground", named.kind, named.ref.sha256)
+
+
+@pytest.mark.parametrize(
+    ("parts", "why"),
+    [
+        ({"salient": {"like": "foreground_isnet"}}, "salient: its kind must be salient, not 'isnet', .* foreground"),
+        ({"foreground": {"like": "hqsam"}}, "foreground: its kind must be one of salient, .*, not 'sam_hq_vit_h'"),
+    ],
+)
+def test_a_net_that_cannot_take_a_place_is_refused(parts: dict, why: str, tmp_path: Path):
+    put(tmp_path, **parts)
+    with pytest.raises(UsageError, match=rf"sd15\.yaml: .*{why}"):
+        load_profile("sd15", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["hqsam", "hqsam_vit_l", "hqsam_vit_b", "hqsam_vit_tiny"])
+def test_every_published_hq_sam_has_a_digest(name: str, tmp_path: Path):
+    part = load_profile("sd15", tmp_path).part(name)
+    assert part.pinned
+    assert part.path.stem == part.kind
+
+
 def test_the_profiles_of_published_checkpoints_need_no_file_to_be_read(tmp_path: Path):
     assert load_profile("sd15", tmp_path / "nowhere").native_size == 512
     assert load_profile("sdxl", tmp_path / "nowhere").native_size == 1024

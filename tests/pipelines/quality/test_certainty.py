@@ -10,6 +10,7 @@ from pipelines.quality.certainty import (
     LIMIT,
     colour_may_err,
     measure_certainty,
+    measure_lines,
     measure_second_opinion,
     surrounding_spread,
 )
@@ -85,3 +86,32 @@ def test_an_opening_that_hq_sam_fills_is_no_contradiction_and_a_lost_part_is() -
     assert "25% may be lost" in lost.reason
     image[hole] = 240
     assert not measure_second_opinion(image, studio, disc & ~hole, disc).reason
+
+
+def test_a_small_piece_of_shadow_is_held_if_it_is_wide_enough_to_be_seen() -> None:
+    image, studio, disc, _ = red_on_paper(0.5)
+    toe, rim = (cv2.rectangle(np.zeros((320, 320), np.uint8), (238, 150), (end, 158), 1, -1) > 0 for end in (255, 241))
+    assert (toe & ~disc).sum() < 0.01 * disc.sum()
+    found = measure_second_opinion(image, studio, disc | toe, disc)
+    assert found.score > LIMIT
+    assert found.where[154, 250] == 1
+    assert not measure_second_opinion(image, studio, disc | rim, disc).reason
+
+
+def test_a_shadow_that_only_points_on_the_product_leave_out_is_held() -> None:
+    image, studio, disc, both = red_on_paper(0.5)
+    assert not measure_second_opinion(image, studio, both, both).reason
+    found = measure_second_opinion(image, studio, both, both, disc)
+    assert found.reason
+    assert found.where[160, 260] == 1
+
+
+def test_a_joint_of_the_floor_that_reaches_into_the_cutout_is_held() -> None:
+    image, studio, disc, _ = red_on_paper(0.0)
+    joint = cv2.line(np.zeros((320, 320), np.uint8), (200, 160), (319, 150), 1, 2) > 0
+    image[joint & ~disc] = 150
+    stub = joint & (np.mgrid[:320, :320][1] < 256)
+    assert "a joint of the floor" in measure_lines(image, studio, disc | stub).reason
+    assert measure_lines(image, studio, disc | stub).where[joint & ~disc].mean() > 0.8
+    assert not measure_lines(image, studio, disc).reason  # the joint ends at the outline
+    assert not measure_lines(image, studio, disc | joint).reason  # a cord, whole

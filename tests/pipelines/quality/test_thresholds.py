@@ -14,3 +14,4 @@ def test_the_thresholds_in_use_are_the_reviewed_ones():
     assert checks.overcompletion == reviewed["overcompletion"]["tau"]
     assert checks.halo == reviewed["halo"]["threshold"]
     assert checks.background == reviewed["background"]["threshold"]
+    assert checks.text == reviewed["text"]["threshold"]

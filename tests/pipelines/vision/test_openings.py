@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipelines.vision.openings import Openings, find_openings, names_opening
+from pipelines.vision.openings import Openings, find_openings, names_opening, shaded_pieces
 from pipelines.vision.studio import find_studio
 
 
@@ -96,3 +96,35 @@ def test_an_opening_with_a_gap_to_the_outside_is_decided_by_a_person() -> None:
 def test_a_title_names_an_opening_by_whole_words() -> None:
     assert names_opening("Gold Ring, 18 ct")
     assert not names_opening("String bag")
+
+
+def leaves(level: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A green lattice with gaps of 10 px that have a level, on paper of level 246: image, its hull and its gaps."""
+    noise = np.random.default_rng(0).normal(0, 0.6, (400, 400, 3))
+    rows, columns = np.mgrid[:400, :400]
+    hull = (np.abs(rows - 200) < 120) & (np.abs(columns - 200) < 120)
+    gaps = hull & (rows % 24 < 10) & (columns % 24 < 10) & (np.abs(rows - 200) < 108) & (np.abs(columns - 200) < 108)
+    image = np.full((400, 400, 3), 246, np.float32)
+    image[hull] = (50, 120, 40)
+    image[gaps] = level
+    return np.clip(image + noise + 0.5, 0, 255).astype(np.uint8), hull, gaps
+
+
+@pytest.mark.parametrize(("level", "is_paper"), [(238, True), (150, False)])
+def test_lightly_shaded_paper_between_leaves_is_decided_by_a_person(level: int, is_paper: bool) -> None:
+    image, hull, gaps = leaves(level)
+    studio = find_studio(image)
+    assert studio is not None
+    doubtful = find_openings(image, studio, hull, hull.astype(np.float32)).doubtful
+    assert (doubtful[gaps].mean() > 0.3) == is_paper
+    assert not doubtful[~gaps].any()
+
+
+def test_a_white_product_is_no_shaded_paper() -> None:
+    image, _, _ = leaves(246)
+    rows, columns = np.mgrid[:400, :400]
+    mug = np.hypot(rows - 200, columns - 200) < 90
+    image[mug] = np.clip(244 - 0.12 * np.abs(columns - 170), 0, 255)[mug][:, None].astype(np.uint8)
+    studio = find_studio(image)
+    assert studio is not None
+    assert not shaded_pieces(image, studio, mug).any()

@@ -1,8 +1,15 @@
-"""A published checkpoint gives what its own network gives: here written down anew, tiny, with its normalisation."""
+"""A published checkpoint gives what its own network gives: here written down anew, tiny, with its normalisation.
+
+BiRefNet's own network was run once on random weights. `birefnet_tiny.json` has its tensors' names and shapes, and every
+eighth value of the map that it gave.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import zlib
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipelines.errors import IntegrityError
-from pipelines.models.profile import PROFILES, load_profile
+from pipelines.models.files import check_file_complete
+from pipelines.models.profile import FOREGROUND_NETS, PROFILES, load_profile
 from pipelines.vision.salient_checkpoints import load_salient
 from pipelines.vision.salient_net import U2NetP
 from pipelines.vision.segmenters import SalientSegmenter
@@ -108,17 +116,84 @@ def published(isnet: bool) -> Published:
     return net
 
 
-@pytest.mark.parametrize(("isnet", "side"), [(False, 320), (True, 1024)], ids=["u2net", "isnet"])
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_a_published_checkpoint_gives_what_its_network_gives(
-    isnet: bool, side: int, suffix: str, tmp_path: Path
-) -> None:
-    net, path = published(isnet), tmp_path / f"net{suffix}"
-    if suffix == ".pth":
-        torch.save(net.state_dict(), path)
-    else:
+RECORDED = json.loads(Path(__file__).with_name("birefnet_tiny.json").read_text())
+
+
+def birefnet_weights() -> dict[str, Tensor]:
+    return dict(random_birefnet())
+
+
+@cache
+def random_birefnet() -> dict[str, Tensor]:
+    """The weights that BiRefNet's own network had: random, seeded by their names, in the published format."""
+    state: dict[str, Tensor] = {}
+    for name, shape in RECORDED["tensors"].items():
+        last = name.rsplit(".", 1)[-1]
+        if last in ("relative_position_index", "num_batches_tracked"):
+            state[name] = torch.zeros(shape, dtype=torch.int64)
+            continue
+        values = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape, np.float32)
+        if last == "running_var":
+            values = 0.5 + np.abs(values)
+        elif last in ("bias", "running_mean"):
+            values *= 0.1
+        elif len(shape) == 1:
+            values = 1 + 0.1 * values
+        else:
+            values /= np.sqrt(max(1, np.prod(shape[1:])), dtype=np.float32)
+        state[name] = torch.from_numpy(values)
+    return state
+
+
+def test_birefnet_gives_what_its_own_network_gave(tmp_path: Path) -> None:
+    save_file(birefnet_weights(), tmp_path / "model.safetensors")
+    model = load_salient(tmp_path / "model.safetensors", "birefnet")
+    image = torch.from_numpy(np.random.default_rng(5).standard_normal((1, 3, 96, 96), np.float32))
+    with torch.inference_mode():
+        logits = model.net.eval()(image)[0][0, 0]
+        twice = model.net(torch.cat([image.flip(3), image]))[0][1, 0]
+    assert torch.allclose(logits[4::8, 4::8], torch.tensor(RECORDED["map"]), atol=2e-5)
+    assert torch.allclose(twice, logits, atol=1e-5)
+    assert (model.side, model.mean[0], model.std[0]) == (1024, 0.485, 0.229)
+
+
+def test_birefnets_half_precision_and_names_of_a_compiled_net_are_read(tmp_path: Path) -> None:
+    weights = {name: t.half() if t.is_floating_point() else t for name, t in birefnet_weights().items()}
+    save_file({f"module._orig_mod.{name}": t for name, t in weights.items()}, tmp_path / "model.safetensors")
+    net = load_salient(tmp_path / "model.safetensors", "birefnet").net
+    assert all(value.dtype == torch.float32 for value in net.parameters())
+    assert torch.equal(net.state_dict()["bb.norm3.weight"], weights["bb.norm3.weight"].float())
+
+
+@pytest.mark.parametrize(
+    ("kind", "levels"),
+    [
+        ("u2net", [(200 / 200 - 0.485) / 0.229, (100 / 200 - 0.456) / 0.224, (0 - 0.406) / 0.225]),
+        ("isnet", [200 / 255 - 0.5, 100 / 255 - 0.5, -0.5]),
+        ("birefnet", [(200 / 255 - 0.485) / 0.229, (100 / 255 - 0.456) / 0.224, (0 - 0.406) / 0.225]),
+    ],
+)
+def test_a_picture_is_prepared_as_the_publisher_does(kind: str, levels: list[float], tmp_path: Path) -> None:
+    state = birefnet_weights() if kind == "birefnet" else published(kind == "isnet").state_dict()
+    save_file(state, tmp_path / "net.safetensors")
+    model = load_salient(tmp_path / "net.safetensors", kind)
+    given = model.prepare(np.full((40, 60, 3), (200, 100, 0), np.uint8))
+    assert given.shape == (1, 3, model.side, model.side)
+    assert torch.allclose(given[0, :, 7, 9], torch.tensor(levels), atol=1e-6)
+    black = model.prepare(np.zeros((8, 8, 3), np.uint8))
+    assert torch.isfinite(black).all()
+
+
+@pytest.mark.parametrize(("kind", "side"), [("u2net", 320), ("isnet", 1024)])
+@pytest.mark.parametrize("form", [".pth", ".safetensors", "old .pth"])
+def test_a_published_checkpoint_gives_what_its_network_gives(kind: str, side: int, form: str, tmp_path: Path) -> None:
+    net, path = published(kind == "isnet"), tmp_path / f"net{form.removeprefix('old ')}"
+    if form == ".safetensors":
         save_file(net.state_dict(), path)
-    model = load_salient(path)
+    else:  # u2net.pth is no zip archive
+        torch.save(net.state_dict(), path, _use_new_zipfile_serialization=form == ".pth")
+    check_file_complete(path)
+    model = load_salient(path, kind)
     image = torch.rand(1, 3, 128, 128)
     with torch.inference_mode():
         assert torch.allclose(model.net.eval()(image)[0], net(image), atol=1e-5)
@@ -129,15 +204,37 @@ def test_a_published_checkpoint_gives_what_its_network_gives(
     assert 0 <= mask.min() <= mask.max() <= 1
 
 
-@pytest.mark.parametrize("broken", ["a tensor is missing", "another network"])
-def test_another_file_is_refused_by_name(broken: str, tmp_path: Path) -> None:
-    state = {"bb.patch_embed.proj.weight": torch.zeros(2)}
-    if broken == "a tensor is missing":
-        state = published(False).state_dict()
-        del state["stage3.rebnconv4.bn_s1.running_var"]
+@pytest.mark.parametrize(
+    ("kind", "held", "expected"),
+    [
+        ("u2net", "a tensor is missing", "a published U²-Net or U²-Net-P"),
+        ("u2net", "isnet", "a published U²-Net or U²-Net-P"),
+        ("isnet", "u2net", "a published IS-Net"),
+        ("salient", "u2net", "a salient net in the bundled format"),
+        ("birefnet", "isnet", "a published BiRefNet"),
+        ("birefnet", "another encoder", "a published BiRefNet"),
+        ("birefnet", "a tensor is missing", "a published BiRefNet"),
+    ],
+)
+def test_another_file_is_refused_by_name(kind: str, held: str, expected: str, tmp_path: Path) -> None:
+    if held == "another encoder":
+        state = {name: t for name, t in birefnet_weights().items() if not name.startswith("bb.")}
+        state |= {"bb.patch_embed1.proj.weight": torch.zeros(64, 3, 7, 7)}
+    elif held == "a tensor is missing":
+        lost = "decoder.ipt_blk1.conv1.bias" if kind == "birefnet" else "stage3.rebnconv4.bn_s1.running_var"
+        state = birefnet_weights() if kind == "birefnet" else published(False).state_dict()
+        del state[lost]
+    else:
+        state = published(held == "isnet").state_dict()
     save_file(state, tmp_path / "net.safetensors")
-    with pytest.raises(IntegrityError, match=r"net\.safetensors: expected the bundled salient net, or a published"):
-        load_salient(tmp_path / "net.safetensors")
+    with pytest.raises(IntegrityError, match=rf"net\.safetensors: expected {expected}"):
+        load_salient(tmp_path / "net.safetensors", kind)
+
+
+def test_a_kind_that_is_none_is_named() -> None:
+    with pytest.raises(ValueError, match="'rmbg'; there are salient, u2net, isnet, birefnet"):
+        load_salient(BUNDLED, "rmbg")
+    assert FOREGROUND_NETS == ("salient", "u2net", "isnet", "birefnet")
 
 
 @pytest.mark.skipif(not BUNDLED.exists(), reason="no bundled weights")
@@ -147,12 +244,15 @@ def test_the_bundled_net_is_still_read() -> None:
     assert model.side == 320
 
 
-def test_a_profile_names_a_published_net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "isnet-general-use.pth"
-    torch.save(published(True).state_dict(), path)
-    part = f"salient: {{kind: salient, path: {path.name}, revision: main, source: DIS, licence: Apache-2.0, "
+@pytest.mark.parametrize("kind", ["u2net", "isnet"])
+def test_a_profile_names_a_published_net_for_the_foreground(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / f"{kind}.pth"
+    torch.save(published(kind == "isnet").state_dict(), path)
+    part = f"foreground: {{kind: {kind}, path: {path.name}, revision: main, source: a shop, licence: Apache-2.0, "
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     (tmp_path / "sd15.yaml").write_text(f"parts:\n  {part}sha256: {digest}}}\n")
     image = np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8)
-    named = SalientSegmenter.from_profile(load_profile("sd15", tmp_path)).segment(image)
-    assert np.array_equal(named, SalientSegmenter(load_salient(path)).segment(image))
+    profile = load_profile("sd15", tmp_path)
+    named = SalientSegmenter.from_profile(profile, part="foreground").segment(image)
+    assert np.array_equal(named, SalientSegmenter(load_salient(path, kind)).segment(image))
+    assert profile.ref("foreground").sha256 == digest

@@ -130,3 +130,17 @@ def test_a_shadow_is_removed_only_where_another_segmenter_leaves_it_out() -> Non
     image[disc] = (200, 40, 30)
     image[cast & ~disc] = (60, 140, 60)  # no paper has this colour, in any shadow
     assert np.array_equal(without_paper(image, studio, disc | cast, disc), disc | cast)
+
+
+def test_a_label_stays_whose_thread_has_the_papers_colour() -> None:
+    image = paper().astype(np.uint8)
+    body, label = (np.zeros(image.shape[:2], bool) for _ in range(2))
+    body[100:340, 100:300], label[150:170, 330:345] = True, True
+    thread = np.zeros_like(body)
+    thread[156:164, 300:330] = True
+    image[body | label], image[thread] = (40, 60, 170), (170, 170, 170)
+    studio = find_studio(image)
+    assert studio is not None
+    cleared = without_paper(image, studio, body | thread | label, body)
+    assert cleared[label].mean() > 0.9
+    assert cleared[body].all()
