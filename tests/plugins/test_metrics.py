@@ -157,7 +157,7 @@ def test_the_metrics_are_those_of_the_ledger_and_are_kept_for_a_while(
     assert found["packshot_day_step_seconds"][("generate",)] == 3
     assert found["packshot_day_steps"][("cutout", "rejected")] == 1
     assert found["packshot_image_seconds"] == {("oak",): 18}, "all twelve steps, for the one image"
-    assert found["packshot_image_cost"] == {("oak", "EUR"): pytest.approx(18 / 3600 * 2.5)}
+    assert found["packshot_image_cost"] == {("EUR", "oak"): pytest.approx(18 / 3600 * 2.5)}
     assert found["packshot_runs"][("campaign_backfill", "running")] == 1
     assert found["packshot_queue_images"] == {(): 1}
     assert 47 < found["packshot_queue_age_seconds"][()] / 3600 < 49
