@@ -43,6 +43,7 @@ def install(seconds: float) -> None:
 
     for name in keys.STAGES:
         keys.STAGES[name] = simulated(name, seconds if name == "generate" else 0)
+    keys.fingerprint = lambda recipe: "0" * 64  # it makes up what the real stages would write
 
 
 def simulated(name: str, seconds: float) -> Any:

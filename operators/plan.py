@@ -7,7 +7,6 @@ from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -186,11 +185,13 @@ class PlanOperator(PackshotOperator):
         return list(range(self._cut(services, lines, scene, line, recipe)))
 
     def _selected(self, services: Services, scene: Scene, lines: Iterable[Line]) -> Iterator[Line]:
-        """What the run works on of the products to choose from."""
-        lines = choose(lines, listed(self.categories), listed(self.skus))
+        """What the run works on of the products to choose from, with the photos that the scene asks for."""
+        from pipelines.catalogue.additional import first_products, with_photos
+
+        lines = with_photos(choose(lines, listed(self.categories), listed(self.skus)), scene.additional_photos)
         if self.reprocess == Reprocess.FAILED:
             lines = self._unfinished(services, scene, lines)
-        return islice(lines, _number(self.limit))
+        return first_products(lines, _number(self.limit))
 
     def _check_signing(self, services: Services) -> None:
         """Raise UsageError now where published files are to be signed and cannot be."""
@@ -288,6 +289,7 @@ class PlanRefreshOperator(PlanOperator):
         from pipelines.catalogue.manifest import read_manifest
         from pipelines.ledger.photo_links import PhotoLinks
         from pipelines.ledger.waves import feeds_since, wave_before
+        from pipelines.scenes import load_scene
 
         if before := wave_before(self.run):
             digest, _ = feeds_since(services.ledger.engine, before)
@@ -300,14 +302,25 @@ class PlanRefreshOperator(PlanOperator):
         if not MANIFEST.fullmatch(digest):
             source = digest if "://" in digest else _feed_file(digest)
             memory = PhotoLinks(services.ledger.engine, since)
-            digest = ingest(source, services.store, services.settings, memory=memory)
+            photos = load_scene(self.scene).additional_photos
+            digest = ingest(source, services.store, services.settings, memory=memory, additional_photos=photos)
         elif self.run.startswith(FURTHER):  # the first channel's run has read it: a newer reading stays in force
             return digest, read_manifest(services.store, digest)
         manifest = read_manifest(services.store, digest)
         whole = "" if _number(self.limit) else manifest.source
         accepts = str(self.accept_loss) == "True"
-        changes = services.ledger.upsert_products(manifest, feed=whole, accept_loss=accepts)
+        changes = services.ledger.upsert_products(
+            manifest, feed=whole, accept_loss=accepts, additional_photos=manifest.additional_photos
+        )
         self.log.info("feed", manifest=digest, encoding=manifest.encoding, **asdict(changes))
+        asked = load_scene(self.scene).additional_photos
+        if asked > manifest.additional_photos:
+            self.log.warning(
+                "the feed was read for a scene that asks for fewer additional photos: name the feed's file or address, "
+                "or put it into the store again with `packshot run`",
+                asked=asked,
+                read=manifest.additional_photos,
+            )
         return digest, manifest
 
     def _feed_named_last(self, services: Services) -> str:
@@ -363,12 +376,13 @@ def window(day: str) -> tuple[datetime, datetime]:
 
 
 def choose(lines: Iterable[Line], categories: Sequence[str], skus: Sequence[str]) -> Iterator[Line]:
-    """The products of these categories (a category holds those below it: `Home` holds `Home > Kitchen`) and SKUs."""
+    """The products of these categories (a category holds those below it: `Home` holds `Home > Kitchen`) and SKUs. A SKU
+    holds its additional photos; the name of one means that photo alone."""
     from pipelines.catalogue.feed import within
 
     wanted = set(skus)
     for line in lines:
-        if wanted and line.sku not in wanted:
+        if wanted and wanted.isdisjoint((line.sku, line.photo_of)):
             continue
         if not categories or any(within(line.product.category, category) for category in categories):
             yield line

@@ -47,15 +47,19 @@ def images_of(rows: Columns) -> list[Publication]:
 
 def attach_feed(services: Services, run: str) -> None:
     """Attaches the feed of the run's published images, unchanged ones too: never of what is not shown."""
-    from pipelines.catalogue.feed import published_feed
+    from pipelines.catalogue.feed import PublishedImage, published_feed
     from pipelines.contracts import Artifact
     from pipelines.ledger import checked
     from pipelines.store import object_name
 
     bucket = services.settings.s3_bucket
+    engine = services.ledger.engine
     feed = published_feed(
-        (sku, title, f"s3://{bucket}/{object_name(digest)}", digest)
-        for sku, title, digest in checked.shown(services.ledger.engine, run)
+        (
+            PublishedImage(sku, title, f"s3://{bucket}/{object_name(digest)}", digest, photo_of)
+            for sku, title, digest, photo_of in checked.shown(engine, run)
+        ),
+        with_additional=checked.shows_additional(engine, run),
     )
     digest = services.store.put(feed, "text/csv")
     services.ledger.attach(run, Artifact(digest, "feed", "text/csv", len(feed)))

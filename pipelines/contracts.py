@@ -97,7 +97,13 @@ class Artifact:
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """One catalogue row. `photo` is the photo's digest in the store, or None with the reason why there is none."""
+    """One catalogue row and one of its photos. `photo` is the photo's digest in the store, or None with the reason why
+    there is none.
+
+    An additional photo is a product of its own: `photo_of` is the SKU of its row, `photo_number` its place among the
+    row's photos from 2 on, and `sku` names the two together (`pipelines.catalogue.additional`). The row's main photo
+    has number 1, and `photo_of` is "".
+    """
 
     sku: str
     row: int
@@ -108,11 +114,18 @@ class Product:
     image_link: str = ""
     item_group_id: str = ""
     extra: Mapping[str, str] = field(default_factory=dict)
+    photo_of: str = ""
+    photo_number: int = 1
+
+    @property
+    def row_sku(self) -> str:
+        """The SKU in the feed, which all photos of a row share."""
+        return self.photo_of or self.sku
 
 
 @dataclass(frozen=True, slots=True)
 class Shot:
-    """One product in one scene for one channel: the unit of work."""
+    """One photo of a product in one scene for one channel: the unit of work."""
 
     product: Product
     scene: str
@@ -120,7 +133,7 @@ class Shot:
 
     @property
     def sku(self) -> str:
-        """The product's SKU."""
+        """The product's SKU; of an additional photo, the name of product and photo."""
         return self.product.sku
 
 
@@ -256,11 +269,20 @@ class Publication:
 
 @dataclass(frozen=True, slots=True)
 class ShownImage:
-    """The image that a channel shows of a product in a scene. `digest` is of the published file."""
+    """The image that a channel shows of a product in a scene. `digest` is of the published file.
+
+    `photo_of` is the product's SKU where the image is of an additional photo, which `sku` names.
+    """
 
     sku: str
     scene: str
     digest: str
+    photo_of: str = ""
+
+    @property
+    def row_sku(self) -> str:
+        """The product's SKU in the shop's feed."""
+        return self.photo_of or self.sku
 
 
 class Store(Protocol):

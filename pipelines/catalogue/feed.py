@@ -11,9 +11,11 @@ import asyncio
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from pipelines.catalogue.additional import COLUMN, additional_photos_of
 from pipelines.catalogue.downloads import fetch
 from pipelines.catalogue.encodings import UTF_8
 from pipelines.catalogue.links import Unreachable, is_web
@@ -87,23 +89,46 @@ def ingest(
     settings: Settings,
     limit: int | None = None,
     memory: Memory | None = None,
+    additional_photos: int = 0,
 ) -> str:
     """Puts a catalogue (a file, or an http(s) address) and its photos into the store; returns its manifest's digest.
 
     The manifest (`pipelines.catalogue.manifest`) has each product with its photo's digest, or the reason why it has
     none. Equal files give an equal digest. `limit` keeps the first rows. With a `memory` of what links gave before,
-    photos that did not change are not fetched again. Raises UsageError if the source is no catalogue, Unavailable in
-    an outage.
+    photos that did not change are not fetched again. Of each product at most so many `additional_photos` are read, and
+    each follows its product in the manifest. Raises UsageError if the source is no catalogue, Unavailable in an outage.
     """
-    return asyncio.run(_ingest(source, store, settings, limit, memory))
+    return asyncio.run(_ingest(source, store, settings, limit, memory, additional_photos))
 
 
-def published_feed(images: Iterable[tuple[str, str, str, str]]) -> bytes:
+class PublishedImage(NamedTuple):
+    """A published image as a feed names it. `photo_of` is the product's SKU where it is of an additional photo."""
+
+    sku: str
+    title: str
+    link: str
+    sha256: str
+    photo_of: str = ""
+
+
+def published_feed(images: Iterable[PublishedImage], with_additional: bool = False) -> bytes:
     """Published images as a feed: a CSV with Google Merchant's `id`, `title`, `image_link`, and with `sha256`.
 
-    `images` are rows of these four.
+    `with_additional` adds the column `additional_image_link`: then the images of one product follow one another, and
+    are one row. It has no `image_link` where its main image is not published.
     """
-    return b"".join(csv_parts(["id", "title", "image_link", "sha256"], images))
+    if not with_additional:
+        return b"".join(csv_parts(["id", "title", "image_link", "sha256"], (image[:4] for image in images)))
+    products = (list(group) for _, group in groupby(images, key=lambda image: image.photo_of or image.sku))
+    return b"".join(csv_parts(["id", "title", "image_link", COLUMN, "sha256"], map(_row_of, products)))
+
+
+def _row_of(images: Sequence[PublishedImage]) -> tuple[str, ...]:
+    """The row of a product's images."""
+    first, main = images[0], [image for image in images if not image.photo_of]
+    link, sha256 = (main[0].link, main[0].sha256) if main else ("", "")
+    additional = ",".join(image.link for image in images if image.photo_of)
+    return first.photo_of or first.sku, first.title, link, additional, sha256
 
 
 # ------------------------------------------------------------------- reading a file
@@ -188,17 +213,26 @@ def _unique(products: Sequence[Product]) -> Iterator[Product]:
 
 
 async def _ingest(
-    source: Path | str, store: Store, settings: Settings, limit: int | None, memory: Memory | None
+    source: Path | str,
+    store: Store,
+    settings: Settings,
+    limit: int | None,
+    memory: Memory | None,
+    additional_photos: int,
 ) -> str:
     folder = None if isinstance(source, str) and is_web(source) else Path(source).parent
     data = await _feed(source, settings)
     catalogue = parse_catalogue(str(source), data)
-    products = catalogue.rows[:limit]
+    products: Sequence[Product] = catalogue.rows[:limit]
+    if additional_photos:
+        taken = {product.sku for product in catalogue.rows}
+        products = [one for row in products for one in (row, *additional_photos_of(row, additional_photos, taken))]
     links = dict.fromkeys(product.image_link for product in products if not product.photo_problem)
     photos = await fetch_photos(links, Source(folder, settings), store, memory)
     feed = store.put(data, "text/csv")
-    with_photos = (_with_photo(product, photos) for product in products)
-    return write_manifest(store, Path(str(source)).name, feed, with_photos, catalogue.encoding)
+    pictured = (_with_photo(product, photos) for product in products)
+    name = Path(str(source)).name
+    return write_manifest(store, name, feed, pictured, catalogue.encoding, additional_photos)
 
 
 async def _feed(source: Path | str, settings: Settings) -> bytes:

@@ -25,17 +25,26 @@ MANIFEST = "packshot-manifest-2"
 WHOLE = "packshot-manifest-1"
 """A manifest as it was before: all its products in one document."""
 
+ADDITIONAL = b'"photo_of":'
+"""What the text of every additional photo contains, and hardly another's."""
+
 PART = 5000
 """Products of one part."""
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One product of a feed. `text` is canonical JSON of all its fields but the row."""
+    """One product of a feed. `text` is canonical JSON of all its fields but the row, and those of an additional photo
+    where it is none."""
 
     sku: str
     row: int
     text: bytes
+
+    @property
+    def photo_of(self) -> str:
+        """SKU of the product that this is an additional photo of; "" for a product."""
+        return self.product.photo_of if ADDITIONAL in self.text else ""
 
     @property
     def content(self) -> str:
@@ -53,19 +62,23 @@ class Line:
         fields = asdict(product)
         del fields["row"]
         fields["extra"] = dict(product.extra)
+        if not product.photo_of:  # a product has the content that it had before there were additional photos
+            del fields["photo_of"], fields["photo_number"]
         return cls(product.sku, product.row, canonical_json(fields).encode())
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """The products of a feed, in its order; each pass reads the parts anew. `digest` is the index's, `source` the file
-    name of the feed, `encoding` what its bytes were read in."""
+    name of the feed, `encoding` what its bytes were read in. An additional photo follows its product;
+    `additional_photos` is how many of a product were read at most."""
 
     digest: str
     store: Store
     parts: tuple[str, ...]
     source: str = ""
     whole: tuple[Product, ...] = ()
+    additional_photos: int = 0
     encoding: str = UTF_8
 
     @property
@@ -81,16 +94,26 @@ class Manifest:
                 yield Line(json.loads(sku) if b"\\" in sku else sku[1:-1].decode(), int(row), text)
 
 
-def write_manifest(store: Store, source: str, feed: str, products: Iterable[Product], encoding: str = UTF_8) -> str:
-    """Puts these products into the store; returns the manifest's digest. `feed` is the digest of the feed itself."""
+def write_manifest(
+    store: Store,
+    source: str,
+    feed: str,
+    products: Iterable[Product],
+    encoding: str = UTF_8,
+    additional_photos: int = 0,
+) -> str:
+    """Puts these products into the store; returns the manifest's digest. `feed` is the digest of the feed itself, and
+    `additional_photos` how many of a product were read at most."""
     parts = []
     for products_of_part in chunked(products, PART):
         lines = map(Line.of, products_of_part)
         data = b"".join(b"%d\t%s\t%s\n" % (line.row, json.dumps(line.sku).encode(), line.text) for line in lines)
         parts.append(store.put(data, "text/plain"))
-    document = {"kind": MANIFEST, "source": source, "feed": feed, "parts": parts}
+    document: dict[str, object] = {"kind": MANIFEST, "source": source, "feed": feed, "parts": parts}
     if encoding != UTF_8:  # a feed in UTF-8 keeps the digest that it had
         document["encoding"] = encoding
+    if additional_photos:
+        document["additional_photos"] = additional_photos
     return store.put(canonical_json(document).encode(), "application/json")
 
 
@@ -111,8 +134,14 @@ def read_manifest(store: Store, digest: str) -> Manifest:
         )
     if kind != MANIFEST:
         raise UsageError(f"the object {digest} is no feed that `packshot run` put there")
-    encoding = str(document.get("encoding", UTF_8))
-    return Manifest(digest, store, tuple(document["parts"]), str(document["source"]), encoding=encoding)
+    return Manifest(
+        digest,
+        store,
+        tuple(document["parts"]),
+        str(document["source"]),
+        encoding=str(document.get("encoding", UTF_8)),
+        additional_photos=int(document.get("additional_photos", 0)),
+    )
 
 
 def load_manifest(store: Store, digest: str) -> list[Product]:

@@ -70,10 +70,11 @@ def run(
 
     settings = get_settings()
     for name in channel or [""]:
-        load_scene(scene, channel=name)
+        look = load_scene(scene, channel=name)
     store = S3Store(settings)
     with err.status("Putting feed and photos into the store"):
-        feed = ingest(catalogue, store, settings, limit, PhotoLinks(connect(settings.database_url)))
+        memory = PhotoLinks(connect(settings.database_url))
+        feed = ingest(catalogue, store, settings, limit, memory, look.additional_photos)
     if note := read_manifest(store, feed).encoding_note:
         err.print(note, soft_wrap=True)
     conf = {

@@ -123,15 +123,15 @@ def _with_words(image: np.ndarray, matte: np.ndarray, rng: Draw) -> np.ndarray:
         layer = Image.new("L", (SIDE, SIDE))
         draw = ImageDraw.Draw(layer)
         box = draw.textbbox((0, 0), word, font=font)
-        x, y = rng.integers(4, max(5, SIDE - box[2] - 4)), rng.integers(4, max(5, SIDE - box[3] - 4))
-        draw.text((int(x), int(y)), word, fill=255, font=font)
+        x, y = (int(rng.integers(4, max(5, SIDE - int(extent) - 4))) for extent in box[2:])
+        draw.text((x, y), word, fill=255, font=font)
         ink = np.asarray(layer.rotate(float(rng.uniform(-8, 8)), Image.Resampling.BICUBIC), np.float32) / 255
         if not (ink[matte > 2] > 0).any():
             break
     ground = float(image[ink > 0.5].mean())
     level = ground - 90 if ground > 128 else ground + 90
-    ink = cv2.GaussianBlur(ink, (0, 0), 0.8)[..., None]
-    painted = image * (1 - ink) + np.clip(level + rng.uniform(-20, 20, 3), 0, 255) * ink
+    share = np.asarray(cv2.GaussianBlur(ink, (0, 0), 0.8))[..., None]
+    painted = image * (1 - share) + np.clip(level + rng.uniform(-20, 20, 3), 0, 255) * share
     return np.where((matte > 2)[..., None], image, np.clip(np.rint(painted), 0, 255)).astype(np.uint8)
 
 

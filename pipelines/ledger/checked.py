@@ -50,13 +50,19 @@ def to_ask_for(connection: Connection, run: str, sample: int) -> list[str]:
     return list(connection.scalars(text(_TO_ASK_FOR), {"run": run, "sample": sample}))
 
 
-def shown(engine: Engine, run: str) -> Iterator[tuple[str, str, str]]:
-    """SKU, title and digest of every published image of a run, unchanged ones too, in the feed's order. What was taken
-    back is not among them."""
+def shows_additional(engine: Engine, run: str) -> bool:
+    """Whether the run has shots of additional photos."""
+    with engine.connect() as connection:
+        return bool(connection.scalar(text(_SHOWS_ADDITIONAL), {"run": run}))
+
+
+def shown(engine: Engine, run: str) -> Iterator[tuple[str, str, str, str]]:
+    """SKU, title, digest and `photo_of` of every published image of a run, unchanged ones too, in the feed's order:
+    those of one product follow one another. What was taken back is not among them."""
     with engine.connect() as connection:
         found = connection.execution_options(yield_per=5000).execute(text(_SHOWN), {"run": run})
         for row in found:
-            yield row.sku, row.title, row.digest
+            yield row.sku, row.title, row.digest, row.photo_of
 
 
 def _columns(connection: Connection, statement: str, run: str, **values: Any) -> Columns:
@@ -142,8 +148,13 @@ WHERE (judged.approved OR judged.passed IS NOT FALSE)
 ORDER BY judged.position
 """
 
+_SHOWS_ADDITIONAL = """
+SELECT EXISTS (SELECT FROM product_versions WHERE photo_of <> '') AND EXISTS (
+    SELECT FROM shots_of_runs a JOIN product_versions v ON v.id = a.version WHERE a.run = :run AND v.photo_of <> '')
+"""
+
 _SHOWN = """
-SELECT s.sku, v.title, o.digest
+SELECT s.sku, v.title, o.digest, v.photo_of
 FROM shots_of_runs all_of
 JOIN shots s ON s.id = all_of.shot
 JOIN product_versions v ON v.id = all_of.version
@@ -155,5 +166,5 @@ WHERE all_of.run = :run AND all_of.state = 'published'
     WHERE gone.shot = all_of.shot AND gone.digest = o.digest AND gone.withdrawn_by IS NOT NULL
       AND NOT EXISTS (SELECT FROM publications again WHERE again.shot = gone.shot AND again.digest = gone.digest
                       AND again.id > gone.id))
-ORDER BY all_of.row, all_of.position
+ORDER BY all_of.row, CASE WHEN v.photo_of <> '' THEN v.photo_of ELSE v.sku END, v.photo_number, all_of.position
 """

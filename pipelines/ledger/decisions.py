@@ -266,10 +266,10 @@ def roll_back(engine: Engine, by: str, reason: str, batch: str, publications: Se
     return count
 
 
-def decisions_about(engine: Engine, sku: str) -> list[Decision]:
-    """Every decision about images of a product, those that were undone too, newest first."""
+def decisions_about(engine: Engine, skus: Sequence[str]) -> list[Decision]:
+    """Every decision about images of these SKUs, those that were undone too, newest first."""
     with engine.connect() as connection:
-        return _read(connection, "s.sku = :sku", {"sku": sku})
+        return _read(connection, "s.sku = ANY(CAST(:skus AS text[]))", {"skus": list(skus)})
 
 
 @dataclass(frozen=True, slots=True)

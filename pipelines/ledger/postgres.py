@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import psycopg2.errors
 from more_itertools import chunked
-from sqlalchemy import Connection, Engine, bindparam, create_engine, exists, func, or_, select, text, update
+from sqlalchemy import Connection, Engine, and_, bindparam, create_engine, exists, func, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, OperationalError
@@ -258,15 +258,16 @@ class PostgresLedger:
         now: datetime | None = None,
         feed: str = "",
         accept_loss: bool = False,
+        additional_photos: int = 0,
     ) -> Changes:
         """Updates the products to a feed. A product that differs gets a new version, dated `now`.
 
         `feed` names a whole feed: what it had at its last reading and has no more has left it. Raises UsageError if
-        that is more than a fifth of it, unless `accept_loss`.
+        that is more than a fifth of it, unless `accept_loss`. So many `additional_photos` of a product were looked for.
         """
         lines = [Line.of(item) for item in items if isinstance(item, Product)] or cast("Iterable[Line]", items)
         with self.engine.begin() as connection:
-            return selection.upsert(connection, lines, now or datetime.now(UTC), feed, accept_loss)
+            return selection.upsert(connection, lines, now or datetime.now(UTC), feed, accept_loss, additional_photos)
 
     def refresh(
         self, run: str, lines: Iterable[Line], scene: str, channel: str, line: str, recipe: str, forced: bool = False
@@ -361,16 +362,18 @@ class PostgresLedger:
         end: datetime,
         skus: Sequence[str] = (),
     ) -> list[Product]:
-        """Products that were new or changed in [start, end), in their current version and in feed order. With `skus`,
-        the products of these SKUs, whenever they changed. Products that left their feed are never among them."""
+        """Products that were new or changed in [start, end), in their current version and in feed order, and their
+        additional photos of which that is true. With `skus`, the products of these SKUs with all photos, whenever they
+        changed. What left its feed is never among them."""
         statement = (
             select(product_versions, products.c.row)
             .join_from(products, product_versions, products.c.version == product_versions.c.id)
             .where(products.c.left_at.is_(None))
-            .order_by(products.c.row, products.c.sku)
+            .order_by(products.c.row, product_versions.c.photo_number, products.c.sku)
         )
         if skus:
-            statement = statement.where(products.c.sku.in_(skus))
+            photo_of = product_versions.c.photo_of
+            statement = statement.where(or_(products.c.sku.in_(skus), and_(photo_of != "", photo_of.in_(skus))))
         else:
             then = product_versions.alias("then")
             statement = statement.where(

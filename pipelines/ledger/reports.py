@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, case, func, or_, select
+from sqlalchemy import Connection, Engine, case, func, or_, select, text
 
 from pipelines.contracts import STAGES, ModelRef, Product, ShotState, State, Step
 from pipelines.errors import UsageError
@@ -55,12 +55,15 @@ class RunRow:
 
 @dataclass(frozen=True, slots=True)
 class ReportedShot:
-    """The outcome of one catalogue row."""
+    """The outcome of one photo of a catalogue row. `product` is the row's SKU and `photo_number` the photo's place: the
+    main one is 1, and `sku` is then the row's."""
 
     sku: str
     row: int
     state: ShotState
     reason: str
+    product: str
+    photo_number: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,10 +323,18 @@ def reported_shots(
 ) -> tuple[ReportedShot, ...]:
     """The outcome of a run's products in feed order: of those in these states, of `limit` of them, or of one."""
     statement = (
-        select(shots.c.sku, shots_of_runs.c.row, shots_of_runs.c.state, shots_of_runs.c.reason)
+        select(
+            shots.c.sku,
+            shots_of_runs.c.row,
+            shots_of_runs.c.state,
+            shots_of_runs.c.reason,
+            func.coalesce(func.nullif(product_versions.c.photo_of, ""), shots.c.sku).label("product"),
+            product_versions.c.photo_number,
+        )
         .join_from(shots_of_runs, shots, shots_of_runs.c.shot == shots.c.id)
+        .join(product_versions, product_versions.c.id == shots_of_runs.c.version)
         .where(shots_of_runs.c.run == run, shots_of_runs.c.state.in_(states))
-        .order_by(shots_of_runs.c.row, shots_of_runs.c.position)
+        .order_by(shots_of_runs.c.row, text("product"), product_versions.c.photo_number, shots_of_runs.c.position)
         .limit(limit)
         .offset(offset)
     )
@@ -331,7 +342,10 @@ def reported_shots(
         statement = statement.where(shots.c.sku == sku)
     with engine.connect() as connection:
         found = connection.execute(statement)
-        return tuple(ReportedShot(row.sku, row.row, ShotState(row.state), row.reason) for row in found)
+        return tuple(
+            ReportedShot(row.sku, row.row, ShotState(row.state), row.reason, row.product, row.photo_number)
+            for row in found
+        )
 
 
 def likenesses(engine: Engine, run: str) -> list[tuple[Product, str]]:

@@ -323,6 +323,8 @@ def add_versions(connection: Connection, items: Sequence[Product], now: datetime
             "photo_problem": product.photo_problem,
             "item_group_id": product.item_group_id,
             "extra": dict(product.extra),
+            "photo_of": product.photo_of,
+            "photo_number": product.photo_number,
             "changed_at": now,
         }
         for product in items
@@ -371,6 +373,8 @@ def product_of(row: Row) -> Product:
         image_link=row.image_link,
         item_group_id=row.item_group_id,
         extra=row.extra,
+        photo_of=row.photo_of,
+        photo_number=row.photo_number,
     )
 
 

@@ -78,10 +78,21 @@ product_versions = Table(
     Column("photo_problem", Text, nullable=False, server_default=""),
     Column("item_group_id", Text, nullable=False, server_default=""),
     Column("extra", JSONB, nullable=False),
+    Column("photo_of", Text, nullable=False, server_default="", comment="SKU that it is an additional photo of."),
+    Column("photo_number", Integer, nullable=False, server_default="1", comment="1: the main photo of its row."),
     Column("changed_at", DateTime(timezone=True), nullable=False),
     Index(None, "sku", "content"),
     Index(None, "changed_at"),
     Index(None, "photo"),
+)
+
+Index(
+    "product_versions_additional_idx", product_versions.c.photo_of, postgresql_where=product_versions.c.photo_of != ""
+)
+Index(
+    "product_versions_group_idx",
+    product_versions.c.item_group_id,
+    postgresql_where=product_versions.c.item_group_id != "",
 )
 
 photo_links = Table(

@@ -39,7 +39,12 @@ MOST_LOST = 0.2
 
 
 def upsert(
-    connection: Connection, lines: Iterable[Line], now: datetime, feed: str = "", accept_loss: bool = False
+    connection: Connection,
+    lines: Iterable[Line],
+    now: datetime,
+    feed: str = "",
+    accept_loss: bool = False,
+    additional_photos: int = 0,
 ) -> Changes:
     """Updates the products to a feed. A product that differs gets a new version, dated `now`. `lines` is read twice
     where something differs.
@@ -47,10 +52,13 @@ def upsert(
     `feed` names a whole feed: products that its last reading had and this one has not have left it. A feed that has no
     product of its last reading is another catalogue of that name, and nothing leaves. Raises UsageError if more than
     MOST_LOST left, unless `accept_loss`.
+
+    An additional photo leaves with its product, or alone where the reading looked for it: it looked for so many
+    `additional_photos` of a product. Products alone are counted.
     """
     connection.execute(text(_LOCK), {"name": "packshot feed"})
     count = _list(connection, lines)
-    gone = _leave(connection, feed, now, accept_loss) if feed else 0
+    gone = _leave(connection, feed, now, accept_loss, additional_photos) if feed else 0
     new = {row.sku: row.new for row in connection.execute(text(_DIFFERING))}
     if new:
         for chunk in chunked((line for line in lines if line.sku in new), rows.CHUNK):
@@ -58,11 +66,14 @@ def upsert(
     connection.execute(text(_MOVE))
     connection.execute(text(_UNSETTLE_RETURNED))
     connection.execute(text(_JOIN), {"feed": feed})
-    fresh = sum(new.values())
-    return Changes(fresh, len(new) - fresh, count - len(new), gone)
+    listed = connection.execute(text("SELECT sku FROM listed WHERE photo_of <> ''")).scalars()
+    photos = set(listed)
+    products = {sku: is_new for sku, is_new in new.items() if sku not in photos}
+    fresh = sum(products.values())
+    return Changes(fresh, len(products) - fresh, count - len(photos) - len(products), gone)
 
 
-def _leave(connection: Connection, feed: str, now: datetime, accept_loss: bool) -> int:
+def _leave(connection: Connection, feed: str, now: datetime, accept_loss: bool, additional_photos: int) -> int:
     """Notes which products left the feed of this name; returns how many."""
     known = connection.execute(text(_KNOWN), {"feed": feed}).one()
     if known.lost == known.all and not accept_loss:  # none in common
@@ -74,7 +85,8 @@ def _leave(connection: Connection, feed: str, now: datetime, accept_loss: bool) 
             f"more than {MOST_LOST:.0%} is not taken unseen: mend the feed, or start the run with --accept-loss (on "
             "the form: 'Accept loss'), which withdraws their images"
         )
-    return connection.execute(text(_LEAVE), {"feed": feed, "now": now}).rowcount
+    connection.execute(text(_LEAVE), {"feed": feed, "now": now, "looked_at": 1 + additional_photos})
+    return int(known.lost)
 
 
 def refresh(
@@ -150,9 +162,9 @@ def _selected(connection: Connection, run: str) -> Selected:
 
 
 def _list(connection: Connection, lines: Iterable[Line]) -> int:
-    """Copies SKU, row and content digest of these lines into a temporary table; returns how many."""
+    """Copies SKU, row, content digest and `photo_of` of these lines into a temporary table; returns how many."""
     connection.execute(text("DROP TABLE IF EXISTS listed"))
-    connection.execute(text("CREATE TEMPORARY TABLE listed (nth int, sku text, row int, content text) ON COMMIT DROP"))
+    connection.execute(text(_LISTED))
     copied, cursor = _Text(lines), cast("Any", connection.connection.cursor())  # psycopg2's
     cursor.copy_expert("COPY listed FROM STDIN WITH (FORMAT csv)", copied)
     connection.execute(text("ANALYZE listed"))
@@ -176,11 +188,19 @@ class _Text(io.TextIOBase):
     def _encoded(self, lines: Iterable[Line]) -> Iterator[str]:
         for chunk in chunked(lines, 50):  # psycopg2 takes no more than it asked for: 8 KiB
             yield "".join(
-                f'{self.count + nth},"{line.sku.replace(chr(34), chr(34) * 2)}",{line.row},{line.content}\n'
+                f"{self.count + nth},{_quoted(line.sku)},{line.row},{line.content},{_quoted(line.photo_of)}\n"
                 for nth, line in enumerate(chunk)
             )
             self.count += len(chunk)
 
+
+def _quoted(value: str) -> str:
+    return f'"{value.replace(chr(34), chr(34) * 2)}"'
+
+
+_LISTED = """
+CREATE TEMPORARY TABLE listed (nth int, sku text, row int, content text, photo_of text) ON COMMIT DROP
+"""
 
 _LOCK = "SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))"
 
@@ -196,12 +216,17 @@ UPDATE products SET row = l.row FROM listed l WHERE products.sku = l.sku AND pro
 
 _KNOWN = """
 SELECT count(*) AS "all", count(*) FILTER (WHERE l.sku IS NULL) AS lost
-FROM products p LEFT JOIN listed l ON l.sku = p.sku WHERE p.feed = :feed AND p.left_at IS NULL
+FROM products p LEFT JOIN listed l ON l.sku = p.sku
+WHERE p.feed = :feed AND p.left_at IS NULL
+  AND NOT EXISTS (SELECT FROM product_versions v WHERE v.id = p.version AND v.photo_of <> '')
 """
 
+# of the additional photos that nobody looked for, those leave whose product does
 _LEAVE = """
-UPDATE products p SET left_at = :now
-WHERE p.feed = :feed AND p.left_at IS NULL AND NOT EXISTS (SELECT FROM listed l WHERE l.sku = p.sku)
+UPDATE products p SET left_at = :now FROM product_versions v
+WHERE v.id = p.version AND p.feed = :feed AND p.left_at IS NULL
+  AND NOT EXISTS (SELECT FROM listed l WHERE l.sku = p.sku)
+  AND (v.photo_number <= :looked_at OR NOT EXISTS (SELECT FROM listed l WHERE l.sku = v.photo_of))
 """
 
 # what was shown of a product before it left is to be shown again, in all scenes and channels

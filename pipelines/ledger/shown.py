@@ -19,11 +19,11 @@ LEFT = "the product left its feed"
 
 
 def shown_images(engine: Engine, channel: str) -> Iterator[ShownImage]:
-    """Every image that a channel shows, by SKU and scene, in one snapshot."""
+    """Every image that a channel shows, by the product's SKU, photo and scene, in one snapshot."""
     with engine.connect() as connection:
         found = connection.execution_options(yield_per=5000).execute(text(_OF_CHANNEL), {"channel": channel})
         for row in found:
-            yield ShownImage(row.sku, row.scene, row.digest)
+            yield ShownImage(row.sku, row.scene, row.digest, row.photo_of or "")
 
 
 def current_image(engine: Engine, channel: str, scene: str, sku: str) -> tuple[str, str] | None:
@@ -84,10 +84,14 @@ def feeds_behind(engine: Engine) -> list[str]:
 
 
 _OF_CHANNEL = """
-SELECT s.sku, s.scene, p.digest
-FROM publications p JOIN shots s ON s.id = p.shot
+SELECT s.sku, s.scene, p.digest, photo.photo_of
+FROM publications p
+JOIN shots s ON s.id = p.shot
+LEFT JOIN (SELECT pr.sku, v.photo_of, v.photo_number FROM products pr
+           JOIN product_versions v ON v.sku = pr.sku AND v.id = pr.version WHERE v.photo_of <> '') photo
+       ON photo.sku = s.sku
 WHERE p.superseded_at IS NULL AND s.channel = :channel
-ORDER BY s.sku COLLATE "C", s.scene COLLATE "C"
+ORDER BY coalesce(photo.photo_of, s.sku) COLLATE "C", coalesce(photo.photo_number, 1), s.scene COLLATE "C"
 """
 
 _CURRENT = """
@@ -96,11 +100,16 @@ FROM shots s JOIN publications p ON p.shot = s.id AND p.superseded_at IS NULL JO
 WHERE s.sku = :sku AND s.scene = :scene AND s.channel = :channel
 """
 
-_ON_SHEET = """
+OF_SKU = """
+(s.sku = :sku OR s.sku IN (SELECT f.sku FROM product_versions f WHERE f.photo_of = :sku AND f.photo_of <> ''))
+"""
+"""Whether a shot is of the product, or of one of its additional photos."""
+
+_ON_SHEET = f"""
 FROM publications p JOIN shots s ON s.id = p.shot
 WHERE p.published_at <= :made AND (p.superseded_at IS NULL OR p.superseded_at > :made) AND p.withdrawn_by IS NULL
   AND (CAST(:scene AS text) = '' OR s.scene = :scene) AND (CAST(:channel AS text) = '' OR s.channel = :channel)
-  AND (CAST(:run AS text) = '' OR p.run = :run) AND (CAST(:sku AS text) = '' OR s.sku = :sku)
+  AND (CAST(:run AS text) = '' OR p.run = :run) AND (CAST(:sku AS text) = '' OR {OF_SKU})
 """
 
 _SHEET = f"""

@@ -48,7 +48,8 @@ def likeness_code(cutout: np.ndarray) -> str:
 def find_twins(shown: Sequence[tuple[Product, str]]) -> list[tuple[str, str]]:
     """Return pairs of SKUs whose codes are alike, in the order of `shown`.
 
-    Products of one item group, or of one title, are variants and make no pair. A product without a code makes none. Of
+    Products of one item group, or of one title, are variants and make no pair, and neither do photos of one product. A
+    product without a code makes none. Of
     many that are alike, each is paired with the nearest, so that a placeholder under 10,000 products is no list of
     50 million pairs.
     """
@@ -70,4 +71,6 @@ def find_twins(shown: Sequence[tuple[Product, str]]) -> list[tuple[str, str]]:
 
 def _variants(one: Product, other: Product) -> bool:
     same_group = bool(one.item_group_id) and one.item_group_id == other.item_group_id
+    if one.row_sku == other.row_sku:
+        return True
     return same_group or one.title.casefold().split() == other.title.casefold().split()

@@ -7,7 +7,7 @@ so a roll-back restores the feed that was there before.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import groupby
+from itertools import groupby, islice
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 from xml.sax.saxutils import escape
@@ -20,6 +20,9 @@ MEDIA_TYPES = {"tsv": "text/tab-separated-values; charset=utf-8", "xml": "applic
 
 VERSION_DIGITS = 16
 """Hex digits of the file's sha256 in a link: a platform that knows the address learns that its image is a new one."""
+
+MOST_LINKS = 10
+"""Additional images of a product, as Google Merchant takes them."""
 
 XML_HEAD = """<?xml version="1.0" encoding="UTF-8"?>
 <rss version="2.0" xmlns:g="http://base.google.com/ns/1.0"><channel>
@@ -38,11 +41,14 @@ def versioned(image: ShownImage, channel: str, base: str) -> str:
 
 
 def channel_feed(images: Iterable[ShownImage], channel: str, feed: ChannelFeed, base: str) -> Iterator[bytes]:
-    """The feed in parts, one a product. `images` come by SKU; a product in several scenes has several links."""
+    """The feed in parts, one a product. `images` come by the product's SKU: those of its main photo in every scene,
+    then those of its additional photos. Of an attribute that Google Merchant takes MOST_LINKS times, a product has the
+    first ones."""
     xml = feed.format == "xml"
     yield (XML_HEAD if xml else f"id\t{feed.attribute}\n").encode()
-    for sku, shown in groupby(images, key=lambda image: image.sku):
-        links = [versioned(one, channel, base) for one in shown]
+    most = MOST_LINKS if feed.attribute == "additional_image_link" else None
+    for sku, shown in groupby(images, key=lambda image: image.row_sku):
+        links = [versioned(one, channel, base) for one in islice(shown, most)]
         yield (_item(sku, links, feed.attribute) if xml else f"{_cell(sku)}\t{','.join(links)}\n").encode()
     if xml:
         yield XML_TAIL.encode()

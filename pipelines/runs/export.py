@@ -8,7 +8,7 @@ from pathlib import Path
 
 from more_itertools import chunked
 
-from pipelines.catalogue.feed import published_feed
+from pipelines.catalogue.feed import PublishedImage, published_feed
 from pipelines.contracts import ShotState
 from pipelines.errors import UsageError
 from pipelines.ledger.postgres import PostgresLedger, connect
@@ -53,7 +53,7 @@ def export_run(run: str, out: Path, settings: Settings) -> Export:
     outcomes = reported_shots(engine, report(engine, run, with_shots=False).run)
     out.mkdir(parents=True, exist_ok=True)
 
-    images, titles = [], []
+    images, shown_images = [], []
     for shown in chunked((outcome for outcome in outcomes if outcome.state is ShotState.PUBLISHED), SHOTS_AT_ONCE):
         shots = ledger.shots(run, skus=[outcome.sku for outcome in shown])
         steps = ledger.chosen(run, shots)
@@ -62,9 +62,10 @@ def export_run(run: str, out: Path, settings: Settings) -> Export:
             name = f"{file_name(shot.sku)}-{artifact.sha256[:12]}.{SUFFIXES[artifact.media_type]}"
             (out / name).write_bytes(_published(store, run, shot.sku, artifact.sha256))
             images.append(ExportedImage(shot.sku, name, artifact.sha256))
-            titles.append(shot.product.title)
-    rows = ((i.sku, title, i.file, i.sha256) for i, title in zip(images, titles, strict=True))
-    (out / "feed.csv").write_bytes(published_feed(rows))
+            about = shot.product
+            shown_images.append(PublishedImage(about.sku, about.title, name, artifact.sha256, about.photo_of))
+    with_additional = any(image.photo_of for image in shown_images)
+    (out / "feed.csv").write_bytes(published_feed(shown_images, with_additional))
     sheet = out / "contact_sheet.png"
     contact_sheet(_sheet_rows(run, outcomes, ledger, store), [outcome.state for outcome in outcomes], sheet)
     return Export(run, tuple(images), out / "feed.csv", sheet)

@@ -58,13 +58,16 @@ NAME_BYTES = 120
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The outcome of one shot. `picture` is the file that was written, or None."""
+    """The outcome of one shot. `picture` is the file that was written, or None. `product` is the SKU of its row, and
+    `photo_number` the photo's place there."""
 
     sku: str
     row: int
     state: ShotState
     reason: str
     picture: Path | None
+    product: str
+    photo_number: int
 
 
 def shoot(
@@ -94,7 +97,7 @@ def shoot(
     _have_folder(source, out)
     fingerprint(recipe)  # what is missing is said before hundreds of photos are cut out
     store = FolderStore(out / ".packshot")
-    products, note = _products(source, store, settings, limit)
+    products, note = _products(source, store, settings, limit, recipe.scene.additional_photos)
     if note and noted is not None:
         noted(note)
     shots = [Shot(product, recipe.scene.name, recipe.scene.channel.name) for product in products]
@@ -246,10 +249,12 @@ def _photo(product: Product, steps: dict[str, Step], store: Store) -> Image.Imag
     return read_photo(store.get(product.photo), math.inf).image()  # the cutout held it to the limit
 
 
-def _products(source: Path, store: Store, settings: Settings, limit: int | None) -> tuple[Sequence[Product], str]:
+def _products(
+    source: Path, store: Store, settings: Settings, limit: int | None, additional_photos: int
+) -> tuple[Sequence[Product], str]:
     """The products of a catalogue or of one photo, and a note on the catalogue's encoding or ""."""
     if source.suffix.lower() in reading.SUFFIXES or reading.seems_a_table(source):
-        manifest = read_manifest(store, ingest(source, store, settings, limit))
+        manifest = read_manifest(store, ingest(source, store, settings, limit, additional_photos=additional_photos))
         return [line.product for line in manifest], manifest.encoding_note
     photo = store.put(source.read_bytes(), "application/octet-stream")
     title = source.stem.replace("_", " ").replace("-", " ")
@@ -262,12 +267,13 @@ def _passed(steps: dict[str, Step]) -> bool:
 
 def _write(shot: Shot, steps: dict[str, Step], store: Store, out: Path) -> Outcome:
     state, reason = outcome_of(steps)
-    if state is not ShotState.PUBLISHED:
-        return Outcome(shot.sku, shot.product.row, state, reason, None)
-    published = steps["publish"].outputs[0]
-    path = _image_path(shot, published, out)
-    path.write_bytes(store.get(published.sha256))
-    return Outcome(shot.sku, shot.product.row, state, reason, path)
+    path = None
+    if state is ShotState.PUBLISHED:
+        published = steps["publish"].outputs[0]
+        path = _image_path(shot, published, out)
+        path.write_bytes(store.get(published.sha256))
+    about = shot.product
+    return Outcome(about.sku, about.row, state, reason, path, about.row_sku, about.photo_number)
 
 
 def _image_path(shot: Shot, published: Artifact, out: Path) -> Path:

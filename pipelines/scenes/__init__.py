@@ -31,6 +31,9 @@ PLACEHOLDERS = ("product", "tags", "colour", "category")
 LIGHT = "light"
 """What it may ask of the backdrop: the side from which its light comes."""
 
+MOST_ADDITIONAL = 10
+"""Additional photos of a product, as many as Google Merchant takes."""
+
 PICTURES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
 """Media type of a backdrop by the end of its file's name."""
 
@@ -172,7 +175,8 @@ class BackdropPicture(Part):
 class Backdrop(Part):
     """Pictures that stand behind the products, and what is painted of the result.
 
-    pictures: a product's id chooses among them, always the same one. mode: `lock` draws a contact shadow and paints
+    pictures: a product's id chooses among them, always the same one, for all of its photos. chosen_by: with
+    `group`, the `item_group_id` chooses, so that variants look alike. mode: `lock` draws a contact shadow and paints
     nothing; `adjust` paints light and shadow and keeps the picture's detail; `transform` begins from the picture and
     paints everything. strength: share of the noise to begin from. garments: whether clothes hang before the wall or
     stand on the ground like everything else.
@@ -182,15 +186,17 @@ class Backdrop(Part):
     mode: Literal["lock", "adjust", "transform"] = "adjust"
     strength: float | None = Field(None, gt=0, le=1)
     garments: Literal["hang", "stand"] = "hang"
+    chosen_by: Literal["product", "group"] = "product"
 
     @property
     def noise(self) -> float:
         """`strength`, or what suits the mode."""
         return self.strength or {"lock": 1.0, "adjust": 0.45, "transform": 0.9}[self.mode]
 
-    def picture_for(self, sku: str) -> BackdropPicture:
-        """The picture for a product, always the same one."""
-        return self.pictures[int(sha256_hex(sku.encode())[:8], 16) % len(self.pictures)]
+    def picture_for(self, sku: str, group: str = "") -> BackdropPicture:
+        """The picture for a product, always the same one. `group` is its `item_group_id`, "" where it has none."""
+        chooses = group if self.chosen_by == "group" and group else sku
+        return self.pictures[int(sha256_hex(chooses.encode())[:8], 16) % len(self.pictures)]
 
 
 class Checks(Part):
@@ -220,7 +226,8 @@ class Scene(Named):
     `guidance_start` and `guidance_end` (shares of the steps) and `cache_interval` trade pixels for time; see
     `pipelines.diffusion.inpainting`. `outline_margin`: px of the painted picture around the product that are filled
     from the scene beyond, because the autoencoder smears the product there (`pipelines.vision.plate`); 0 fills none.
-    With a `backdrop`, `strength` and `placement.ground_line` are the backdrop's.
+    With a `backdrop`, `strength` and `placement.ground_line` are the backdrop's. `additional_photos`: how many of a
+    product's additional photos are shown in the scene, as the feed names them; `all` of them are 10 at most.
     """
 
     name: Name
@@ -244,9 +251,15 @@ class Scene(Named):
     lora: SceneLora | None = None
     placement: ScenePlacement = ScenePlacement()
     channel: Channel = Channel()
+    additional_photos: int = Field(0, ge=0, le=MOST_ADDITIONAL)
     checks: Checks = Checks()
     picture: str = Field("", pattern=r"^([a-z0-9][a-z0-9_-]*\.(png|jpg|webp))?$")
     _folder: Path = PrivateAttr(default=FOLDER)
+
+    @field_validator("additional_photos", mode="before")
+    @classmethod
+    def _all_of_them(cls, most: Any) -> Any:
+        return MOST_ADDITIONAL if most == "all" else most
 
     @field_validator("channel", mode="before")
     @classmethod

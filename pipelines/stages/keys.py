@@ -18,7 +18,7 @@ from pipelines.diffusion.methods import parts_of
 from pipelines.errors import Rejected
 from pipelines.processors import importing, keep_pages
 from pipelines.quality.detector import SURE, weights_ref
-from pipelines.scenes import BackdropPicture, Checks
+from pipelines.scenes import Backdrop, BackdropPicture, Checks
 from pipelines.stages.painter import painter_of
 from pipelines.vision import garments
 from pipelines.vision.garments import garment_part
@@ -121,7 +121,7 @@ def generate_job(shot: Shot, upstream: Mapping[str, Step], recipe: Recipe, candi
     scene, profile = recipe.scene, recipe.profile
     painter = painter_of(recipe)
     method = painter.pipeline if painter else recipe.method or scene.method
-    picture = scene.backdrop.picture_for(shot.sku) if scene.backdrop else None
+    picture = _picture(shot, scene.backdrop) if scene.backdrop else None
     parts = ["salient"]
     if painter:
         parts += [painter.name]
@@ -157,6 +157,11 @@ def generate_job(shot: Shot, upstream: Mapping[str, Step], recipe: Recipe, candi
     )
 
 
+def _picture(shot: Shot, backdrop: Backdrop) -> BackdropPicture:
+    """The shot's backdrop: one for all photos of a product."""
+    return backdrop.picture_for(shot.product.row_sku, shot.product.item_group_id)
+
+
 def paints(recipe: Recipe) -> bool:
     """Whether anything around the product is generated."""
     return recipe.scene.backdrop is None or recipe.scene.backdrop.mode != "lock"
@@ -186,7 +191,7 @@ def supplies(shot: Shot, recipe: Recipe) -> list[tuple[bytes, str]]:
     """The shot's backdrop, which is to be in the store before a step names it."""
     if recipe.scene.backdrop is None:
         return []
-    picture = recipe.scene.backdrop.picture_for(shot.sku)
+    picture = _picture(shot, recipe.scene.backdrop)
     return [(recipe.scene.backdrop_bytes(picture), picture.media_type)]
 
 
@@ -310,9 +315,10 @@ def publish_job(shot: Shot, upstream: Mapping[str, Step], recipe: Recipe, candid
     }
     inputs = {"final": upscaled.output("final")}
     if channel.provenance is not None:
-        words = {"title": shot.product.title or shot.sku, "category": shot.product.category, "sku": shot.sku}
+        sku = shot.product.row_sku
+        words = {"title": shot.product.title or sku, "category": shot.product.category, "sku": sku}
         parameters["provenance"] = {
-            "sku": shot.sku,
+            "sku": sku,
             "credit": channel.provenance.credit,
             "alt_text": channel.provenance.alt_text.format(**words, scene=recipe.scene.title),
         }

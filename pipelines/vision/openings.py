@@ -77,11 +77,13 @@ class Openings:
 
     Attributes:
         certain: `(H, W)` bool: paper, to be removed from the mask.
-        doubtful: `(H, W)` bool: paper or a white print.
+        doubtful: `(H, W)` bool: paper or a white print, or shaded paper.
+        shaded: `(H, W)` bool: the small pieces of shaded paper among it.
     """
 
     certain: np.ndarray
     doubtful: np.ndarray
+    shaded: np.ndarray
 
 
 def names_opening(title: str) -> bool:
@@ -135,8 +137,8 @@ def find_openings(
         target |= near > 0 if target is certain else inside
     # the product's own pixels at the rim stay: only what is not distinct from paper is removed
     certain &= away < EDGE
-    doubtful |= shaded_pieces(image, studio, product & ~certain) & ~certain
-    return Openings(certain, doubtful)
+    shaded = shaded_pieces(image, studio, product & ~certain)
+    return Openings(certain, doubtful | shaded, shaded)
 
 
 def shaded_pieces(image: np.ndarray, studio: Studio, product: np.ndarray) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 `TextReader` is the port. Its one implementation is PP-OCRv6 (PaddleOCR, Apache-2.0) by way of rapidocr, whose wheel
 holds the models. It is an optional extra. Each line is read by itself, in one thread, so a reading depends neither on
-the other lines nor on the number of cores.
+the other lines nor on the number of cores. cv2 and NumPy are imported when a picture is read: `packshot status` asks
+only which reader is installed.
 """
 
 from __future__ import annotations
@@ -13,15 +14,14 @@ from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import cv2
-import numpy as np
-
 from pipelines.contracts import ModelRef
 from pipelines.errors import UsageError
 from pipelines.models.files import sha256_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import numpy as np
 
     from pipelines.settings import Settings
 
@@ -125,6 +125,9 @@ class RapidReader:
         longer = max(image.shape[:2])
         scale = min(max(longer, SIDES[0]), SIDES[1]) / longer
         size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+        import cv2
+        import numpy as np
+
         seen = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
         found = self._engine(_bgr(seen), use_det=True, use_cls=False, use_rec=False)
         back = np.array([image.shape[1] / size[0], image.shape[0] / size[1]])
@@ -142,6 +145,8 @@ class RapidReader:
 
 def height_of(quad: Quad) -> float:
     """The height of a line's letters with their margin, px: the shorter side of its quad."""
+    import numpy as np
+
     corners = np.asarray(quad)
     across = np.linalg.norm(corners[1] - corners[0]) + np.linalg.norm(corners[2] - corners[3])
     down = np.linalg.norm(corners[3] - corners[0]) + np.linalg.norm(corners[2] - corners[1])
@@ -150,6 +155,9 @@ def height_of(quad: Quad) -> float:
 
 def _straightened(image: np.ndarray, quad: Quad) -> np.ndarray:
     """A line of text as a picture of its own, from left to right."""
+    import cv2
+    import numpy as np
+
     corners = np.asarray(quad, np.float32)
     width = max(1, round(max(np.linalg.norm(corners[0] - corners[1]), np.linalg.norm(corners[2] - corners[3]))))
     height = max(1, round(max(np.linalg.norm(corners[0] - corners[3]), np.linalg.norm(corners[1] - corners[2]))))
@@ -160,6 +168,8 @@ def _straightened(image: np.ndarray, quad: Quad) -> np.ndarray:
 
 
 def _bgr(image: np.ndarray) -> np.ndarray:
+    import numpy as np
+
     return np.ascontiguousarray(image[..., ::-1])
 
 

@@ -424,10 +424,12 @@ def _segment_anything():  # type: ignore[no-untyped-def]
 
 def _timm_functions() -> dict[str, ModuleType]:
     """Return stand-ins of timm's modules by name, without the models that `import timm` loads."""
-    (folder,) = find_spec("timm").submodule_search_locations or ()  # type: ignore[union-attr]
+    timm = find_spec("timm")
+    assert timm is not None
+    assert timm.origin is not None
     layers, registry = ModuleType("timm.models.layers"), ModuleType("timm.models.registry")
     for name in ("drop", "helpers", "weight_init"):  # these import torch alone
-        spec = spec_from_file_location(f"timm.layers.{name}", Path(folder, "layers", f"{name}.py"))
+        spec = spec_from_file_location(f"timm.layers.{name}", Path(timm.origin).parent / "layers" / f"{name}.py")
         module = module_from_spec(spec)  # type: ignore[arg-type]
         spec.loader.exec_module(module)  # type: ignore[union-attr]
         vars(layers).update({name: value for name, value in vars(module).items() if not name.startswith("__")})

@@ -203,6 +203,7 @@ def outlook(scope: Scope) -> Outlook:
         raise UsageError(NOTHING)
     now = datetime.now(UTC)
     chosen = ledger().products_changed_between(now, now, skus=skus)  # named products, whenever they changed
+    chosen = [one for one in chosen if one.photo_number <= 1 + scope.scenes[0].additional_photos]
     settings = get_settings()
     install(ledger().engine, store(), settings.profile, settings.state_dir)
     profile = load_profile(settings.profile, settings.models_dir)
@@ -223,13 +224,12 @@ def outlook(scope: Scope) -> Outlook:
         for scene in scope.scenes
     ]
     found = forecast(list(STAGES.values()), parts, ledger(), ledger().rates())
-    followed = found.shots // len(parts)
-    scale = products / followed
+    scale = products / len(skus)
     seconds = found.seconds_expected * scale
     return Outlook(
         products=products,
         runs=len(parts) * ((scope.days[1] - scope.days[0]).days + 1 if scope.days else 1),
-        followed=followed,
+        followed=len(skus),
         reused=round(found.reused * scale),
         computed=round(sum(found.computed_by_stage.values()) * scale),
         seconds=round(seconds, 1),
@@ -291,7 +291,7 @@ def _picture_of(file: Path, mtime_ns: int) -> Path | None:
 
 _CATEGORIES = """
 SELECT v.category, count(*) FROM products p JOIN product_versions v ON v.id = p.version
-WHERE p.left_at IS NULL GROUP BY v.category ORDER BY v.category
+WHERE p.left_at IS NULL AND v.photo_of = '' GROUP BY v.category ORDER BY v.category
 """
 
 _UNKNOWN = """
@@ -301,7 +301,7 @@ WHERE NOT EXISTS (SELECT FROM products p WHERE p.sku = asked.sku AND p.left_at I
 
 _CHOSEN = """
 FROM products p JOIN product_versions v ON v.id = p.version
-WHERE p.left_at IS NULL AND (:every OR v.category = ANY(CAST(:categories AS text[])))
+WHERE p.left_at IS NULL AND v.photo_of = '' AND (:every OR v.category = ANY(CAST(:categories AS text[])))
   AND (cardinality(CAST(:skus AS text[])) = 0 OR p.sku = ANY(CAST(:skus AS text[])))
   AND (CAST(:start AS timestamptz) IS NULL OR EXISTS (
     SELECT FROM product_versions t WHERE t.sku = p.sku AND t.changed_at >= :start AND t.changed_at < :end))

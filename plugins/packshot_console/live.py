@@ -19,9 +19,11 @@ from sqlalchemy import text
 
 from packshot_console.guards import DECIDE
 from packshot_console.pages import page as render
+from packshot_console.photos import PHOTOS, photo_words
 from packshot_console.requests import Body, Words, answer, may_decide, read_body
 from packshot_console.services import ledger
 from pipelines.ledger import decisions
+from pipelines.ledger.shown import OF_SKU
 
 PAGE_SIZE = 24
 
@@ -41,7 +43,8 @@ class Rollback(Body):
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """An image that is shown, and the file that its shot showed before, if there was one."""
+    """An image that is shown, and the file that its shot showed before, if there was one. It is of photo `photo_number`
+    of its product's `photos`, None where there is one."""
 
     id: int
     sku: str
@@ -52,6 +55,13 @@ class Shown:
     digest: str
     published_at: datetime
     before: str | None
+    photo_number: int
+    photos: int | None
+
+    @property
+    def photo(self) -> str:
+        """Which of its product's photos it is of, "" where there is one."""
+        return photo_words(self.photo_number, self.photos)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,30 +129,30 @@ async def roll_back(request: Request, user: GetUserDep) -> Response:
     return await run_in_threadpool(answer, act)
 
 
-_COUNTED = """
+_COUNTED = f"""
 SELECT s.channel, s.scene, count(*) AS images,
        count(*) FILTER (WHERE (CAST(:scene AS text) = '' OR s.scene = :scene)
                           AND (CAST(:channel AS text) = '' OR s.channel = :channel)
                           AND (CAST(:run AS text) = '' OR p.run = :run)
-                          AND (CAST(:sku AS text) = '' OR s.sku = :sku)) AS chosen
+                          AND (CAST(:sku AS text) = '' OR {OF_SKU})) AS chosen
 FROM publications p JOIN shots s ON s.id = p.shot
 WHERE p.superseded_at IS NULL GROUP BY s.channel, s.scene ORDER BY s.channel, s.scene
-"""
+"""  # noqa: S608  # no value from outside
 
 # The page is chosen before anything is looked up for its images.
-_IMAGES = """
+_IMAGES = f"""
 SELECT chosen.id, chosen.sku, v.title, chosen.scene, chosen.channel, chosen.run, chosen.digest, chosen.published_at,
        (SELECT b.digest FROM publications b
         WHERE b.shot = chosen.shot AND b.id < chosen.id AND b.digest <> chosen.digest AND b.withdrawn_by IS NULL
-        ORDER BY b.id DESC LIMIT 1) AS before
+        ORDER BY b.id DESC LIMIT 1) AS before, v.photo_number, {PHOTOS} AS photos
 FROM (
     SELECT p.*, s.sku, s.scene, s.channel FROM publications p JOIN shots s ON s.id = p.shot
     WHERE p.superseded_at IS NULL
       AND (CAST(:scene AS text) = '' OR s.scene = :scene) AND (CAST(:channel AS text) = '' OR s.channel = :channel)
-      AND (CAST(:run AS text) = '' OR p.run = :run) AND (CAST(:sku AS text) = '' OR s.sku = :sku)
+      AND (CAST(:run AS text) = '' OR p.run = :run) AND (CAST(:sku AS text) = '' OR {OF_SKU})
     ORDER BY p.published_at DESC, p.id DESC LIMIT :limit OFFSET :offset
 ) chosen
 JOIN products pr ON pr.sku = chosen.sku
 JOIN product_versions v ON v.id = pr.version
 ORDER BY chosen.published_at DESC, chosen.id DESC
-"""
+"""  # noqa: S608  # no value from outside

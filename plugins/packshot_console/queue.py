@@ -10,6 +10,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection, Row, text
 
+from packshot_console.photos import PHOTOS, photo_words
 from packshot_console.services import ledger
 from packshot_console.walks import Walk, read_walks
 from pipelines.ledger.decisions import IN_SELECTION, Selection
@@ -20,7 +21,8 @@ SEAT_SECONDS = 120.0
 
 @dataclass(frozen=True, slots=True)
 class QueueItem:
-    """An image with all that a person needs to decide it. `spot`: it passed, and was drawn for a spot check."""
+    """An image with all that a person needs to decide it. `spot`: it passed, and was drawn for a spot check. `photo`
+    says which of its product's photos it is of, "" where there is one."""
 
     final: str
     run: str
@@ -30,6 +32,7 @@ class QueueItem:
     scene: str
     channel: str
     row: int
+    photo: str
     reason: str
     checks: tuple[str, ...]
     spot: bool
@@ -95,6 +98,7 @@ def _read(connection: Connection, rows: Sequence[Row]) -> list[QueueItem]:
             scene=row.scene,
             channel=row.channel,
             row=row.row,
+            photo=photo_words(row.photo_number, row.photos),
             reason=row.reason,
             checks=tuple(row.checks),
             spot=row.spot,
@@ -151,7 +155,8 @@ SELECT counted.images, item.*
 FROM (SELECT count(*) AS images FROM q) counted
 LEFT JOIN (
     SELECT next.started_at, next.run, next.position, next.final, next.spot, shown.shot, shown.row, shown.reason,
-           shown.checks, shown.scene, shown.channel, v.sku, v.title, v.category, v.photo
+           shown.checks, shown.scene, shown.channel, v.sku, v.title, v.category, v.photo,
+           v.photo_number, {PHOTOS} AS photos
     FROM next
     CROSS JOIN LATERAL (
         SELECT * FROM review_queue q WHERE q.run = next.run AND q.position = next.position OFFSET 0) shown
@@ -160,16 +165,16 @@ LEFT JOIN (
 ORDER BY item.started_at, item.run, item.position
 """  # noqa: S608  # no value from outside
 
-_ONE = """
+_ONE = f"""
 SELECT r.started_at, rs.run, rs.shot, rs.row, rs.final, rs.reason, rs.checks, r.scene, r.channel, v.sku, v.title,
-       v.category, v.photo,
+       v.category, v.photo, v.photo_number, {PHOTOS} AS photos,
        rs.state = 'published' AND EXISTS (SELECT FROM spot_checks c WHERE c.final = rs.final) AS spot
 FROM run_shots rs
 JOIN runs r ON r.id = rs.run
 JOIN product_versions v ON v.id = rs.version
 WHERE rs.final = :final
 ORDER BY rs.state = 'held' DESC, r.started_at DESC, r.id DESC LIMIT 1
-"""
+"""  # noqa: S608  # no value from outside
 
 _DESCRIBED = """
 SELECT wanted.final, v.title, rs.reason

@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import exists, or_, select, text
 
+from packshot_console.photos import PHOTOS, photo_words
 from packshot_console.services import ledger
 from packshot_console.walks import Walk, read_walks
 from pipelines.ledger.outcomes import stage_progress
@@ -22,7 +23,8 @@ STATES = ("published", "held", "rejected", "failed", "pending")
 
 @dataclass(frozen=True, slots=True)
 class ShotView:
-    """One shot's card. `made_by` is the run that last worked on it: an earlier one if it did not change."""
+    """One shot's card. `made_by` is the run that last worked on it: an earlier one if it did not change. `photo` says
+    which of its product's photos it is of, "" where there is one."""
 
     sku: str
     row: int
@@ -31,6 +33,7 @@ class ShotView:
     state: str
     reason: str
     made_by: str
+    photo: str
     walk: Walk
 
 
@@ -110,6 +113,7 @@ def run_page(run: str, state: str, page: int, size: int) -> RunView | None:
                 row.state,
                 row.reason,
                 row.made_by,
+                photo_words(row.photo_number, row.photos),
                 walks[row.made_by, row.shot],
             )
             for row in rows
@@ -154,9 +158,9 @@ FROM runs r WHERE r.id = :run
 
 # The page is chosen before anything is joined to it: first what the run worked on, in its feed's order, then what it
 # left as it was.
-_PAGE = """
+_PAGE = f"""
 SELECT chosen.made_by, chosen.shot, CASE WHEN chosen.made_by = :run THEN rs.row ELSE p.row END AS row, chosen.state,
-       chosen.reason, v.sku, v.title, v.category, v.photo
+       chosen.reason, v.sku, v.title, v.category, v.photo, v.photo_number, {PHOTOS} AS photos
 FROM (
     SELECT made_by, shot, version, position, state, reason FROM shots_of_runs
     WHERE run = :run AND (CAST(:state AS text) = '' OR state = :state)
@@ -166,4 +170,4 @@ JOIN run_shots rs ON rs.run = chosen.made_by AND rs.shot = chosen.shot
 JOIN product_versions v ON v.id = chosen.version
 LEFT JOIN products p ON p.sku = v.sku
 ORDER BY chosen.made_by <> :run, chosen.made_by, chosen.position
-"""
+"""  # noqa: S608  # no value from outside

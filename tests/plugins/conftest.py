@@ -99,7 +99,8 @@ def hold(
     scene: str = "oak",
     pictures: Callable[[str], dict[str, bytes]] | None = None,
 ) -> dict[str, str]:
-    """A finished run that held an image of each product (SKU → title); returns their finals' digests by SKU.
+    """A finished run that held an image of each product (SKU → title); returns their finals' digests by SKU. `CUP~2` is
+    the second photo of product `CUP`.
 
     `pictures` has the bytes of a product's photo, cutout, raw, final and where; a disc's by default.
     """
@@ -114,7 +115,11 @@ def hold(
         made = {role: kept(role, data) for role, data in shown.items() if role != "final"}
         final = kept("final", shown["final"] + f"{run} {sku}".encode())
         finals[sku] = final.sha256
-        shot = Shot(Product(sku, row, title, "Kitchen", made["photo"].sha256), scene, "web")
+        of_product, _, number = sku.partition("~")
+        product = Product(sku, row, title, "Kitchen", made["photo"].sha256)
+        if number:
+            product = replace(product, photo_of=of_product, photo_number=int(number))
+        shot = Shot(product, scene, "web")
         steps = []
         for stage, outputs, inputs, seed, facts, verdicts in (
             ("cutout", (made["cutout"],), {}, None, {}, ()),

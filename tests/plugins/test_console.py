@@ -322,6 +322,36 @@ def test_a_picture_that_the_store_has_later_is_shown(viewer, ledger: PostgresLed
     assert viewer.get(f"/pictures/{digest}").status_code == 200
 
 
+def test_pages_say_which_photo_of_its_product_an_image_is_of(viewer, ledger: PostgresLedger, store) -> None:
+    finals = hold(ledger, store, "r photos", {"PHO-1": "Cup", "PHO-1~2": "Cup", "PHO-1~3": "Cup", "PHO-2": "Pot"})
+    assert re.findall(r"photo \d of \d", viewer.get("/runs/r photos").text) == [f"photo {n} of 3" for n in (1, 2, 3)]
+    product = viewer.get("/products/PHO-1").text
+    assert re.findall(r"photo \d of \d", product) == [f"photo {n} of 3" for n in (1, 2, 3)]
+    assert "made 3 times" in product
+    second = viewer.get("/products/PHO-1~2").text
+    assert "additional photo of" in second
+    assert re.findall(r'href="[^"]*/products/(PHO-1)"', second) == ["PHO-1"]
+    assert "made once" in second
+    items = viewer.get("/review/queue", params={"run": "r photos"}).json()["items"]
+    assert {item["sku"]: item["photo"] for item in items} == {
+        "PHO-1": "photo 1 of 3", "PHO-1~2": "photo 2 of 3", "PHO-1~3": "photo 3 of 3", "PHO-2": "",
+    }  # fmt: skip
+    for final in finals.values():
+        decide(ledger.engine, final, Choice.REJECT, "ada")
+
+
+def test_a_products_page_links_the_variants_of_its_group(viewer, ledger: PostgresLedger) -> None:
+    kinds = {"VAR-1": "G", "VAR-2": "G", "VAR-3": "H", "VAR-4": ""}
+    ledger.upsert_products(
+        [
+            Product(sku, row, sku, "Kitchen", "a" * 64, item_group_id=of)
+            for row, (sku, of) in enumerate(kinds.items(), 2)
+        ]
+    )
+    linked = {sku: re.findall(r'href="[^"]*/products/(VAR-\d)"', viewer.get(f"/products/{sku}").text) for sku in kinds}
+    assert linked == {"VAR-1": ["VAR-2"], "VAR-2": ["VAR-1"], "VAR-3": [], "VAR-4": []}
+
+
 def test_an_approval_of_a_product_that_left_its_feed_is_not_under_way(viewer, ledger: PostgresLedger, store) -> None:
     def under_way() -> list[str]:
         return re.findall(r"(\d+) to publish, (\d+) to try again", viewer.get("/overview").text)

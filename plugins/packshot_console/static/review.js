@@ -113,7 +113,7 @@ function show() {
   root.dataset.shown = item.final;
   $("title").textContent = item.title;
   $("where").replaceChildren(
-    Object.assign(element("a", "mono", item.sku), {href: `${base}products/${encodeURIComponent(item.sku)}`}), ` · ${item.scene} for ${item.channel} · `,
+    Object.assign(element("a", "mono", item.sku), {href: `${base}products/${encodeURIComponent(item.sku)}`}), `${item.photo && ` · ${item.photo}`} · ${item.scene} for ${item.channel} · `,
     Object.assign(element("a", "", item.run), {href: `${base}runs/${encodeURIComponent(item.run)}`}),
   );
   $("reason").textContent = item.reason;

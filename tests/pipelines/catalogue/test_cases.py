@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.catalogue.feed import ingest, parse_catalogue, published_feed
+from pipelines.catalogue.feed import PublishedImage, ingest, parse_catalogue, published_feed
 from pipelines.catalogue.manifest import load_manifest
 from pipelines.contracts import Product
 from pipelines.settings import Settings
@@ -117,10 +117,10 @@ def test_of_several_addresses_in_one_field_the_first_is_the_photo(between):
 
 def test_no_spreadsheet_computes_an_exported_feed():
     hostile = ['=HYPERLINK("http://evil")', "@SUM(A1)", "+cmd|' /C calc'!A0", "-2+3", "\t=1+1", "\uff1d1+1"]
-    written = published_feed([(text, text, "a.jpg", "0") for text in hostile])
+    written = published_feed([PublishedImage(text, text, "a.jpg", "0") for text in hostile])
     read = list(csv.reader(io.StringIO(written.decode())))
     assert [row[:2] for row in read[1:]] == [["'" + text] * 2 for text in hostile]
-    assert b"\n-5,Mug" in published_feed([("-5", "Mug", "a.jpg", "0")])
+    assert b"\n-5,Mug" in published_feed([PublishedImage("-5", "Mug", "a.jpg", "0")])
 
 
 @st.composite

@@ -51,7 +51,7 @@ def test_a_corrected_cutout_sends_back_all_that_stands_on_the_old_one(ledger):
     assert set(sent) == {final, sage.finals["cup"]}
     assert queue(ledger) == [other.finals["cup"]]
     assert ledger.find([CUTOUT.key])[CUTOUT.key].facts == {"by": "ada"}
-    made = decisions.decisions_about(ledger.engine, "cup")
+    made = decisions.decisions_about(ledger.engine, ["cup"])
     assert {(one.choice, one.by, one.batch) for one in made} == {(Choice.EDIT, "ada", "b1")}
     with pytest.raises(UsageError, match="correct it anew"):
         undo(ledger.engine, made[0].id, "ada")

@@ -207,7 +207,7 @@ def test_an_approval_that_is_undone_takes_its_image_back_and_shows_the_one_befor
     again = decide(ledger.engine, after.finals["cup"], Choice.APPROVE, "ada")
     assert after.publish("cup") == second
     assert shown(ledger) == [second]
-    assert [d.id for d in decisions.decisions_about(ledger.engine, "cup")][:2] == [again.id, made.id]
+    assert [d.id for d in decisions.decisions_about(ledger.engine, ["cup"])][:2] == [again.id, made.id]
 
 
 def test_an_approval_that_was_undone_while_its_image_was_encoded_is_not_published(ledger):
@@ -231,7 +231,7 @@ def test_what_is_rolled_back_shows_the_image_before_and_is_not_published_again(l
     assert decisions.roll_back(ledger.engine, "ada", "too dark", "b2", run=after.run) == 2
     assert shown(ledger) == [old], "the pot showed nothing before"
     assert after.states() == ["held", "held"]
-    assert [decisions.decisions_about(ledger.engine, sku)[0].choice for sku in ("cup", "pot")] == [Choice.REJECT] * 2
+    assert [decisions.decisions_about(ledger.engine, [sku])[0].choice for sku in ("cup", "pot")] == [Choice.REJECT] * 2
     assert queue(ledger) == []
     with pytest.raises(UsageError, match="no image of run"):
         decisions.roll_back(ledger.engine, "ada", "", "b3", run=after.run)

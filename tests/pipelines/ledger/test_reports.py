@@ -135,6 +135,7 @@ def test_a_report_accounts_for_every_row(ledger, folder, shots, request):
     document = json.loads(json.dumps(found.to_json()))
     assert document["shots"][1] == {
         "sku": shots[1].sku, "row": 2, "state": "rejected", "reason": "no product in the photo",
+        "product": shots[1].sku, "photo_number": 1,
     }  # fmt: skip
     assert document["steps"]["generate"] == {"computed": 4, "reused": 0}
     assert set(document["seconds"]) == set(STAGES)

@@ -260,6 +260,10 @@ def test_a_products_id_chooses_among_the_pictures_and_always_the_same(tmp_path) 
     chosen = [several.picture_for(f"SKU-{n}") for n in range(60)]
     assert len(set(chosen)) == 3
     assert chosen == [several.picture_for(f"SKU-{n}") for n in range(60)]
+    assert chosen == [several.picture_for(f"SKU-{n}", "T-SHIRT") for n in range(60)], "a group changes no key by itself"
+    variants = several.model_copy(update={"chosen_by": "group"})
+    assert len({variants.picture_for(f"SKU-{n}", "T-SHIRT").ground_line for n in range(60)}) == 1
+    assert chosen == [variants.picture_for(f"SKU-{n}") for n in range(60)], "a product without a group stands alone"
 
 
 def test_a_channel_that_prescribes_the_products_share_is_obeyed(tmp_path, detector) -> None:
