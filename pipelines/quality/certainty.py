@@ -21,7 +21,7 @@ import numpy as np
 
 from pipelines.quality.fidelity import Measure
 from pipelines.vision.segmenters import stability
-from pipelines.vision.studio import Studio, like_paper, lines_beyond, paper_share, plain_paper, wide_parts
+from pipelines.vision.studio import Studio, like_paper, lines_beyond, paper_share, plain_paper, shaded_paper, wide_parts
 
 LIMIT = 0.15
 """Probability of a wrong cutout above which it is held."""
@@ -57,8 +57,8 @@ ones 0.033 to 0.127. Two with an IoU of 0.941 have 0. The limit is at 0.012."""
 
 SEEN = 0.016
 """Width of a difference between both outlines, as a share of the longer side, from which it is seen in the image. Of a
-piece that one of its answers leaves out it counts where it has the paper's colour, and of one that both add where it
-has not."""
+piece that one of HQ-SAM's answers leaves out it counts where it is paper in a shadow, since openings have checks of
+their own; of one that both answers add, where it has another colour than paper."""
 
 CONTINUED = 0.5
 """Probability for a cutout that a line of the floor touches."""
@@ -124,10 +124,11 @@ def measure_second_opinion(
     both = opinion if strict is None else opinion & strict
     union, like = max(1, (product | opinion).sum()), like_paper(image, studio)
     taken, lost = wide_parts(product & ~opinion), wide_parts(both & ~product)
-    seen = max(_width(product & ~both & like), _width(both & ~product & ~like)) / max(image.shape[:2])
+    left = product & ~both & shaded_paper(image, studio)
+    seen = max(_width(left), _width(both & ~product & ~like)) / max(image.shape[:2])
     score = float(1 / (1 + np.exp(np.clip((MIDDLE - (taken | lost).sum() / union) / STEEP, -30, 30))))
     if seen > SEEN:
-        score, taken = max(score, 0.5), taken | wide_parts(product & ~both & like)
+        score, taken = max(score, 0.5), taken | wide_parts(left)
     where = taken | lost
     reason = (
         f"HQ-SAM draws another outline than the cutout by colour: {taken.sum() / union:.0%} may be a shadow or the "

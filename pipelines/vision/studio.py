@@ -40,6 +40,9 @@ HOLE_PAPER = 0.1
 """Share of plain paper below which a hole in a cutout shows the product itself. Of 42 photos on paper, three had such
 holes, all of them the product's own; every other hole had 0.38 and more."""
 
+DARKEST_SHADOW = 0.5
+"""Shade below which a part is rather product than paper in a shadow."""
+
 DARKEST, LIGHTEST = 0.15, 1.02
 """Shares of the paper's light between which a colour may be the paper's, in a shadow."""
 
@@ -245,13 +248,23 @@ def like_paper(image: np.ndarray, studio: Studio) -> np.ndarray:
     return like
 
 
+def shaded_paper(image: np.ndarray, studio: Studio) -> np.ndarray:
+    """Return where a picture has the paper's colour in a shadow that leaves more than half of the light, `(H, W)` bool.
+
+    Darker parts are mostly product: a black base, a grey cup.
+    """
+    _, _, shade = beside_paper(image, studio)
+    shaded: np.ndarray = like_paper(image, studio) & (shade > DARKEST_SHADOW) & ~plain_paper(image, studio)
+    return shaded
+
+
 def _is_plain(pixels: np.ndarray, studio: Studio) -> np.ndarray:
     near: np.ndarray = np.abs(pixels - studio.colour).max(axis=2) < max(3.0, 2.5 * studio.spread)
     return near
 
 
 def _is_distinct(tint: np.ndarray, shade: np.ndarray, studio: Studio) -> np.ndarray:
-    return (tint > max(12.0, 5 * studio.spread)) | (shade < 0.5)
+    return (tint > max(12.0, 5 * studio.spread)) | (shade < DARKEST_SHADOW)
 
 
 def _holes_without_paper(product: np.ndarray, plain: np.ndarray) -> np.ndarray:
