@@ -89,7 +89,7 @@ def test_an_opening_that_hq_sam_fills_is_no_contradiction_and_a_lost_part_is() -
 
 
 def test_a_small_piece_of_shadow_is_held_if_it_is_wide_enough_to_be_seen() -> None:
-    image, studio, disc, _ = red_on_paper(0.5)
+    image, studio, disc, _ = red_on_paper(0.4)
     toe, rim = (cv2.rectangle(np.zeros((320, 320), np.uint8), (238, 150), (end, 158), 1, -1) > 0 for end in (255, 241))
     assert (toe & ~disc).sum() < 0.01 * disc.sum()
     found = measure_second_opinion(image, studio, disc | toe, disc)
@@ -99,11 +99,16 @@ def test_a_small_piece_of_shadow_is_held_if_it_is_wide_enough_to_be_seen() -> No
 
 
 def test_a_shadow_that_only_points_on_the_product_leave_out_is_held() -> None:
-    image, studio, disc, both = red_on_paper(0.5)
+    image, studio, disc, both = red_on_paper(0.4)
     assert not measure_second_opinion(image, studio, both, both).reason
     found = measure_second_opinion(image, studio, both, both, disc)
     assert found.reason
     assert found.where[160, 260] == 1
+
+
+def test_a_black_base_that_points_on_colour_leave_out_is_no_shadow() -> None:
+    image, studio, disc, both = red_on_paper(0.8)
+    assert not measure_second_opinion(image, studio, both, both, disc).reason
 
 
 def test_a_joint_of_the_floor_that_reaches_into_the_cutout_is_held() -> None:
