@@ -74,7 +74,7 @@ def shoot(
                 progress.console.print(visible(str(outcome.picture)), markup=False, highlight=False, soft_wrap=True)
 
         def took_up(steps: int, shots: int) -> None:
-            note(f"reused {steps} finished steps of {shots} products, which an interrupted run left")
+            note(f"reused {steps} finished steps of {shots} product{'s' * (shots != 1)}, which an interrupted run left")
 
         try:
             outcomes = run_shoot(

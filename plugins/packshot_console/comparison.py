@@ -67,7 +67,7 @@ def compare_page(
 
 
 def comparison(a: str, b: str, chosen: PairChoice, page: int) -> ComparisonView:
-    """What the page shows, in five queries. Raises UsageError as `runs.comparison.compared_runs` does."""
+    """What the page shows, in seven queries. Raises UsageError as `runs.comparison.compared_runs` does."""
     with ledger().engine.connect() as connection:
         runs = compared_runs(connection, a, b)
         groups = pair_groups(connection, a, b)

@@ -300,7 +300,7 @@ def test_two_runs_are_compared_product_by_product(log_in, ledger, store) -> None
     queries: list[str] = []
     event.listen(services.ledger().engine, "before_cursor_execute", lambda *about: queries.append(about[2]))
     comparison.comparison("r1", "r2", comparison.PairChoice(), 1)
-    assert len(queries) == 5, "and one for the runs to choose from"
+    assert len(queries) == 7, "and one for the runs to choose from"
 
 
 def test_decisions_are_downloaded_for_the_filters_that_are_chosen(log_in, ledger, store, served) -> None:

@@ -51,8 +51,8 @@ def shop() -> Iterator[Shop]:
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             sent = body if served.cut is None else body[: served.cut]
+            served.sent.append(len(sent))  # before the client can have read it
             self.wfile.write(sent)
-            served.sent.append(len(sent))
 
         def log_message(self, *_: object) -> None:
             pass

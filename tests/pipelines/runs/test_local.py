@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -186,7 +187,7 @@ def test_the_command_says_how_it_goes_on_and_goes_on(tmp_path: Path) -> None:
 
     second = subprocess.run(**about)
     assert second.returncode == 0, second.stdout
-    assert f"reused {len(finished)} finished steps of 2 products" in second.stdout
+    assert re.search(rf"reused {len(finished)} finished steps of (1 product|2 products),", second.stdout)
     assert finished < {step.key for _, steps in read_record(out) for step in steps.values()}
     assert len(list(out.glob("*.jpg"))) == 2
     assert not list(out.glob(".packshot/unfinished-*"))

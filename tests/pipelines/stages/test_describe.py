@@ -51,7 +51,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     profile = load_profile("mini")
     parts = tuple(pinned(profile.part(name), folder / name) for name in ("blip", "clip"))
     return SimpleNamespace(
-        profile=dataclasses.replace(profile, parts=parts), device="cpu", attempt="", max_megapixels=50
+        profile=dataclasses.replace(profile, parts=parts), device="cpu", attempt="", max_megapixels=50, reader=None
     )
 
 

@@ -222,7 +222,7 @@ def test_the_command_paints_on_a_device_that_there_is(tmp_path, monkeypatch):
         raise UsageError("far enough")
 
     monkeypatch.setattr(overcompletion, "run", stop)
-    CliRunner().invoke(experiment_app, ["--out", str(tmp_path)])
+    CliRunner().invoke(experiment_app, ["overcompletion", "--out", str(tmp_path)])
     assert torch.device(asked[5]).type in ("cpu", "cuda")
 
 
