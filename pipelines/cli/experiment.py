@@ -45,12 +45,12 @@ def overcompletion(
     from pipelines.evaluation.experiment.overcompletion import run
     from pipelines.evaluation.experiment.report import as_json as to_json
     from pipelines.evaluation.experiment.report import write_report
-    from pipelines.evaluation.processes import keep_freed_memory
     from pipelines.models.profile import active_profile
+    from pipelines.processors import keep_pages
     from pipelines.settings import get_settings
 
     folder.mkdir(parents=True, exist_ok=True)  # before an hour's work, not after
-    keep_freed_memory()
+    keep_pages()
     device = get_settings().compute().device
     with progress_bar() as progress:
         bar = progress.add_task("loading", total=None, note="")
@@ -86,13 +86,13 @@ def backdrops(
     method. A measure is stored at once: you may stop at any time, and the same command continues.
     """
     from pipelines.evaluation.experiment.backdrops import rows_of, run
-    from pipelines.evaluation.processes import keep_freed_memory
     from pipelines.models.profile import active_profile
+    from pipelines.processors import keep_pages
     from pipelines.scenes import Checks
     from pipelines.settings import get_settings
 
     folder.mkdir(parents=True, exist_ok=True)
-    keep_freed_memory()
+    keep_pages()
     with progress_bar() as progress:
         bar = progress.add_task("loading", total=None, note="")
         measured = run(

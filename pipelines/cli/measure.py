@@ -19,9 +19,9 @@ app = typer.Typer(no_args_is_help=True)
 @app.callback()
 def _measure() -> None:
     """Measure a stage against exact truth."""
-    from pipelines.evaluation.processes import keep_freed_memory
+    from pipelines.processors import keep_pages
 
-    keep_freed_memory()
+    keep_pages()
 
 
 @app.command()

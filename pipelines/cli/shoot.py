@@ -66,8 +66,8 @@ def shoot(
             progress.update(bars[stage], total=(progress.tasks[bars[stage]].total or 0) + shots)
 
         def done(stage: str, shot: Shot, step: Step) -> None:
-            note = f"{shot.sku}: {step.reason}" if step.reason else shot.sku
-            progress.update(bars[stage], advance=1, note=" ".join(visible(note).split()))
+            words = f"{shot.sku}: {step.reason}" if step.reason else shot.sku
+            progress.update(bars[stage], advance=1, note=" ".join(visible(words).split()))
 
         def written(outcome: Outcome) -> None:
             if outcome.picture and not as_json:

@@ -37,7 +37,7 @@ from pipelines.settings import CPU, Compute
 from pipelines.stages import generate, upscale
 from pipelines.stages.keys import generate_job, supplies, upscale_job
 from pipelines.vision.photos import png_bytes
-from pipelines.workflow import Recipe, Work
+from pipelines.workflow import BATCH, Recipe, Work
 
 ARMS = tuple(next(cell for cell in CLAIM if cell.name == name) for name in (TREATED, BASELINE))
 """The claim's cells that are made over backdrops; the method is first, since it is what shops get."""
@@ -45,7 +45,6 @@ ARMS = tuple(next(cell for cell in CLAIM if cell.name == name) for name in (TREA
 Matted = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 """An image (H, W, 3) and its product's matte (H, W)."""
 
-BATCH = 4
 STORED = "backdrops.jsonl"
 
 

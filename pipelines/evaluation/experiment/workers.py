@@ -15,7 +15,8 @@ from pipelines.evaluation.experiment.making import results_of
 from pipelines.evaluation.experiment.painting import Painter
 from pipelines.evaluation.experiment.pairs import Pair
 from pipelines.evaluation.experiment.scoring import SceneClassifier, Scorer
-from pipelines.evaluation.processes import end_with_parent, keep_freed_memory
+from pipelines.evaluation.processes import end_with_parent
+from pipelines.processors import keep_pages
 
 _tools: tuple[Painter, Scorer] | None = None
 """The models of this worker process."""
@@ -45,7 +46,7 @@ def make_in_processes(
 def _equip(painter: Painter, tau: float, classifier: SceneClassifier | None) -> None:
     global _tools
     end_with_parent()
-    keep_freed_memory()
+    keep_pages()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     _tools = painter, Scorer(painter.profile, tau, classifier, painter.device)
